@@ -1,0 +1,107 @@
+//! The one error type of this crate.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+/// Why a lock could not be taken, kept or configured.
+///
+/// [`kind`](Error::kind) tells the cases apart, the message says what to do, and
+/// [`source`](StdError::source) has the cause where Redis gave one. No message holds a lock's key or a password.
+#[derive(Clone)]
+pub struct Error {
+    kind: ErrorKind,
+    message: Arc<str>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+/// The cases of [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Somebody else holds the lock, and the caller did not want to wait.
+    Held,
+    /// The lock did not become free within the time that the caller was ready to wait.
+    TimedOut,
+    /// Too many callers wait for this lock already.
+    QueueFull,
+    /// The key cannot name a lock: it is empty, or not text.
+    InvalidKey,
+    /// Redis did not answer, or answered with an error. Whether the lock is free is unknown.
+    Unavailable,
+    /// The manager was closed.
+    Closed,
+    /// The lock is no longer ours.
+    Lost,
+    /// A setting makes no sense.
+    Config,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<Arc<str>>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    pub(crate) fn with_source(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.source = Some(Arc::new(source));
+        self
+    }
+
+    pub(crate) fn of(kind: ErrorKind) -> Self {
+        Self::new(
+            kind,
+            match kind {
+                ErrorKind::Held => "the lock is held by another request",
+                ErrorKind::TimedOut => "the lock did not become free in the time given to wait",
+                ErrorKind::QueueFull => "too many requests wait for this lock already",
+                ErrorKind::InvalidKey => "the lock key is not valid",
+                ErrorKind::Unavailable => "the lock store did not answer in time",
+                ErrorKind::Closed => "the lock manager was closed",
+                ErrorKind::Lost => "the lock was lost before it was released",
+                ErrorKind::Config => "the configuration is not valid",
+            },
+        )
+    }
+
+    /// Which case this is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Error");
+        debug
+            .field("kind", &self.kind)
+            .field("message", &self.message);
+        if let Some(source) = &self.source {
+            debug.field("source", source);
+        }
+        debug.finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+impl From<std::convert::Infallible> for Error {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}

@@ -1,0 +1,258 @@
+//! [`ResponseFuture`]: one request on its way through the middleware.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tower::{BoxError, Service};
+
+use crate::body::ResponseBody;
+use crate::error::{Error, ErrorKind};
+use crate::guard::{Lease, LockGuard};
+use crate::key::LockKey;
+use crate::layer::{Config, Hold, OnLost, OnUnavailable, Unlocked};
+use crate::manager::slot::LostReason;
+use crate::rejection::{Rejection, RejectionKind};
+use crate::service::Holding;
+
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+pin_project! {
+    /// The response of a [`DistributedLock`](crate::DistributedLock).
+    ///
+    /// Dropped before it is ready, it takes the service's future with it, and the lock is released or not waited for any
+    /// more. [`DetachLayer`](crate::DetachLayer) lets a request run to its end all the same.
+    pub struct ResponseFuture<S, B>
+    where
+        S: Service<Request<B>>,
+    {
+        config: Arc<Config>,
+        is_grpc: bool,
+        #[pin]
+        state: State<S, B, S::Future, S::Response>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, B, F, R> {
+        Locking { taking: BoxFuture<Result<LockGuard, Error>>, call: Option<(S, Request<B>)> },
+        // Fields are dropped in order: the work ends before its lock does.
+        Running { #[pin] inner: F, held: Option<Held> },
+        Releasing { releasing: BoxFuture<()>, response: Option<R> },
+        Rejected { rejection: Rejection },
+        Done,
+    }
+}
+
+/// A lock held by a request, and the signal of its loss.
+pub(crate) struct Held {
+    guard: LockGuard,
+    /// Made when it is first waited for: most requests are over before.
+    lost: Option<BoxFuture<LostReason>>,
+    on_lost: OnLost,
+    #[cfg(feature = "tracing")]
+    span: tracing::Span,
+}
+
+impl Held {
+    fn new(guard: LockGuard, on_lost: OnLost) -> Self {
+        Self {
+            #[cfg(feature = "tracing")]
+            span: crate::trace::span(guard.lease()),
+            guard,
+            lost: None,
+            on_lost,
+        }
+    }
+
+    /// Whether the request must end because the lock is lost. If not, the task is woken when it must.
+    pub(crate) fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.on_lost == OnLost::Continue {
+            return Poll::Pending;
+        }
+        let lost = self.lost.get_or_insert_with(|| {
+            let lease: Lease = self.guard.lease().clone();
+            Box::pin(async move { lease.lost().await })
+        });
+        lost.as_mut().poll(cx).map(drop)
+    }
+
+    /// Whether that is so by now, without waiting for it.
+    fn is_lost(&self) -> bool {
+        self.on_lost == OnLost::Cancel && !self.guard.lease().is_held()
+    }
+
+    pub(crate) fn release(self) -> BoxFuture<()> {
+        Box::pin(async move {
+            // That it was lost before is in the log. The response is there, and true.
+            let _ = self.guard.release().await;
+        })
+    }
+
+    pub(crate) fn enter<T>(&self, poll: impl FnOnce() -> T) -> T {
+        #[cfg(feature = "tracing")]
+        let _entered = self.span.enter();
+        poll()
+    }
+}
+
+impl<S, B> ResponseFuture<S, B>
+where
+    S: Service<Request<B>>,
+{
+    fn new(config: Arc<Config>, is_grpc: bool, state: State<S, B, S::Future, S::Response>) -> Self {
+        Self {
+            config,
+            is_grpc,
+            state,
+        }
+    }
+
+    pub(crate) fn rejected(config: Arc<Config>, rejection: Rejection) -> Self {
+        Self::new(config, rejection.is_grpc(), State::Rejected { rejection })
+    }
+
+    pub(crate) fn unlocked(config: Arc<Config>, inner: S::Future, is_grpc: bool) -> Self {
+        Self::new(config, is_grpc, State::Running { inner, held: None })
+    }
+
+    pub(crate) fn locking(
+        config: Arc<Config>,
+        key: LockKey,
+        service: S,
+        request: Request<B>,
+        is_grpc: bool,
+    ) -> Self {
+        let (locks, wait) = (config.locks.clone(), config.wait);
+        let state = State::Locking {
+            taking: Box::pin(async move { locks.take(key, wait).await }),
+            call: Some((service, request)),
+        };
+        Self::new(config, is_grpc, state)
+    }
+}
+
+impl<S, B, ResB> Future for ResponseFuture<S, B>
+where
+    S: Service<Request<B>, Response = Response<ResB>>,
+    ResB: Body<Data = Bytes>,
+    ResB::Error: Into<BoxError>,
+{
+    type Output = Result<Response<ResponseBody<ResB>>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let (config, is_grpc) = (this.config, *this.is_grpc);
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProj::Locking { taking, call } => {
+                    let taken = ready!(taking.as_mut().poll(cx));
+                    let (mut service, mut request) = call.take().expect("taken once");
+                    let held = match taken {
+                        Ok(guard) => {
+                            Holding::add(request.extensions_mut(), guard.lease().clone());
+                            Ok(Some(Held::new(guard, config.on_lost)))
+                        }
+                        Err(error)
+                            if error.kind() == ErrorKind::Unavailable
+                                && config.on_unavailable == OnUnavailable::Proceed =>
+                        {
+                            request.extensions_mut().insert(Unlocked);
+                            Ok(None)
+                        }
+                        Err(error) => Err(Rejection::new(error.kind().into(), is_grpc)),
+                    };
+                    match held {
+                        Err(rejection) => State::Rejected { rejection },
+                        Ok(Some(held)) => State::Running {
+                            inner: held.enter(|| service.call(request)),
+                            held: Some(held),
+                        },
+                        Ok(None) => State::Running {
+                            inner: service.call(request),
+                            held: None,
+                        },
+                    }
+                }
+                StateProj::Running { inner, held: None } => {
+                    let response = ready!(inner.poll(cx));
+                    this.state.set(State::Done);
+                    return Poll::Ready(
+                        response.map(|response| response.map(ResponseBody::passed)),
+                    );
+                }
+                StateProj::Running {
+                    inner,
+                    held: Some(lock),
+                } if !lock.is_lost() => match lock.enter(|| inner.poll(cx)) {
+                    Poll::Pending => {
+                        ready!(lock.poll_lost(cx));
+                        State::Rejected {
+                            rejection: Rejection::new(RejectionKind::Lost, is_grpc),
+                        }
+                    }
+                    Poll::Ready(response) => {
+                        let StateProj::Running { held, .. } = this.state.as_mut().project() else {
+                            unreachable!("matched above");
+                        };
+                        let held = held.take().expect("matched above");
+                        this.state.set(State::Done);
+                        let response = match response {
+                            Ok(response) => response,
+                            Err(error) => return Poll::Ready(Err(error)),
+                        };
+                        let is_over = config.hold == Hold::Head || response.body().is_end_stream();
+                        match (is_over, config.release_before_response) {
+                            (true, true) => State::Releasing {
+                                releasing: held.release(),
+                                response: Some(response),
+                            },
+                            (true, false) => {
+                                drop(held);
+                                return Poll::Ready(Ok(response.map(ResponseBody::passed)));
+                            }
+                            (false, release_first) => {
+                                return Poll::Ready(Ok(response
+                                    .map(|body| ResponseBody::locked(body, held, release_first))));
+                            }
+                        }
+                    }
+                },
+                StateProj::Running { .. } => State::Rejected {
+                    rejection: Rejection::new(RejectionKind::Lost, is_grpc),
+                },
+                StateProj::Releasing {
+                    releasing,
+                    response,
+                } => {
+                    ready!(releasing.as_mut().poll(cx));
+                    let response = response.take().expect("released once");
+                    this.state.set(State::Done);
+                    return Poll::Ready(Ok(response.map(ResponseBody::passed)));
+                }
+                StateProj::Rejected { rejection } => {
+                    let response = config.respond(*rejection);
+                    this.state.set(State::Done);
+                    return Poll::Ready(Ok(response.map(ResponseBody::fixed)));
+                }
+                StateProj::Done => panic!("a ResponseFuture was polled after it was ready"),
+            };
+            this.state.set(next);
+        }
+    }
+}
+
+impl<S, B> fmt::Debug for ResponseFuture<S, B>
+where
+    S: Service<Request<B>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,275 @@
+//! A lock that is held: [`LockGuard`] for whoever holds it, [`Lease`] for whoever wants to look.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
+
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
+use crate::key::LockKey;
+use crate::manager::Core;
+use crate::manager::slot::{Grant, LostReason};
+use crate::store::Receipt;
+
+/// A held lock. It is held, and its lease renewed, for as long as this value lives.
+///
+/// `Drop` releases it in the background: it does not block, does not panic, and works outside of a runtime.
+/// [`release`](Self::release) does the same, and tells how that went.
+///
+/// ```
+/// # use tower_distributed_lock::LockManager;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_distributed_lock::Error> {
+/// let locks = LockManager::in_memory();
+/// let guard = locks.try_acquire("account:7").await?;
+/// // … one at a time, on all nodes …
+/// guard.release().await?;
+/// # Ok(()) }
+/// ```
+#[must_use = "the lock is released as soon as its guard is dropped"]
+pub struct LockGuard {
+    core: Arc<Core>,
+    lease: Lease,
+    is_finished: bool,
+}
+
+/// A view of a held lock: cheap to clone, and in the extensions of every request that runs under a lock.
+///
+/// It does not keep the lock held.
+///
+/// ```
+/// use axum::Extension;
+/// use tower_distributed_lock::Lease;
+///
+/// async fn transfer(Extension(lease): Extension<Lease>) -> String {
+///     // Send it along with every write: storage that remembers the highest token it has
+///     // seen can refuse a write from a holder that lost the lock without knowing.
+///     format!("writing with fencing token {}", lease.fencing_token())
+/// }
+/// # let _ = transfer;
+/// ```
+#[derive(Clone)]
+pub struct Lease(Arc<State>);
+
+struct State {
+    manager: u64,
+    key: LockKey,
+    grant: Grant,
+    #[cfg(feature = "tracing")]
+    acquired: Time,
+    /// Nanoseconds of the [`Time`] until which the lease is trusted.
+    until: AtomicU64,
+    ended: AtomicU8,
+    changed: Notify,
+}
+
+const HELD: u8 = 0;
+
+fn code(reason: LostReason) -> u8 {
+    match reason {
+        LostReason::Expired => 1,
+        LostReason::Taken => 2,
+        LostReason::MaxHold => 3,
+        LostReason::Released => 4,
+    }
+}
+
+fn reason(code: u8) -> Option<LostReason> {
+    match code {
+        HELD => None,
+        1 => Some(LostReason::Expired),
+        2 => Some(LostReason::Taken),
+        3 => Some(LostReason::MaxHold),
+        _ => Some(LostReason::Released),
+    }
+}
+
+impl Lease {
+    pub(crate) fn new(manager: u64, key: LockKey, grant: Grant) -> Self {
+        Self(Arc::new(State {
+            manager,
+            key,
+            grant,
+            #[cfg(feature = "tracing")]
+            acquired: Time::now(),
+            until: AtomicU64::new(grant.until.as_nanos()),
+            ended: AtomicU8::new(HELD),
+            changed: Notify::new(),
+        }))
+    }
+
+    /// What is locked.
+    pub fn key(&self) -> &LockKey {
+        &self.0.key
+    }
+
+    /// A number that is larger for every later holder of this key, in this process or another.
+    ///
+    /// It stays so when the lease expires, when Redis restarts without its data and when a replica is promoted, as long
+    /// as the server's clock has not been set back *and* the data been lost at once. It always fits an `i64`.
+    pub fn fencing_token(&self) -> u64 {
+        self.0.grant.fencing_token
+    }
+
+    /// Whether the lock is certainly held at this moment. It reads the clock and is never late.
+    pub fn is_held(&self) -> bool {
+        self.lost_reason().is_none()
+    }
+
+    /// Why the lock is no longer held, `None` while it is.
+    pub fn lost_reason(&self) -> Option<LostReason> {
+        reason(self.0.ended.load(Ordering::Acquire)).or_else(|| {
+            let now = Time::now();
+            (now >= self.until()).then(|| match now >= self.0.grant.limit {
+                true => LostReason::MaxHold,
+                false => LostReason::Expired,
+            })
+        })
+    }
+
+    /// How much longer the lock is certainly held, unless it is renewed before then or taken away.
+    pub fn remaining(&self) -> Duration {
+        match self.is_held() {
+            true => self.until().since(Time::now()),
+            false => Duration::ZERO,
+        }
+    }
+
+    /// Waits until the lock is no longer held.
+    ///
+    /// That is told before Redis could have given the lock to somebody else: the lease is counted from before
+    /// its command was sent, and 1 % of it, and a margin, are kept back. If somebody deletes or overwrites the lock
+    /// in Redis, it is told at the next renewal at the latest.
+    pub async fn lost(&self) -> LostReason {
+        loop {
+            let changed = self.0.changed.notified();
+            if let Some(reason) = self.lost_reason() {
+                return reason;
+            }
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(self.until().instant()) => {}
+            }
+        }
+    }
+
+    fn until(&self) -> Time {
+        Time::from_nanos(self.0.until.load(Ordering::Acquire))
+    }
+
+    /// How long it has been held.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn age(&self) -> Duration {
+        Time::now().since(self.0.acquired)
+    }
+
+    pub(crate) fn extend(&self, until: Time) {
+        // A lease that ran out was told of. It does not come back.
+        if self.is_held() {
+            self.0.until.store(until.as_nanos(), Ordering::Release);
+        }
+    }
+
+    pub(crate) fn end(&self, why: LostReason) {
+        let (before, after) = (Ordering::AcqRel, Ordering::Acquire);
+        let first = self
+            .0
+            .ended
+            .compare_exchange(HELD, code(why), before, after);
+        if first.is_ok() {
+            self.0.changed.notify_waiters();
+        }
+    }
+
+    /// Whether this is a lease on that key, by that manager.
+    pub(crate) fn is_on(&self, manager: u64, key: &LockKey) -> bool {
+        self.0.manager == manager && self.0.key == *key
+    }
+
+    pub(crate) fn grant(&self) -> Grant {
+        self.0.grant
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("key", self.key())
+            .field("fencing_token", &self.fencing_token())
+            .field("lost_reason", &self.lost_reason())
+            .finish()
+    }
+}
+
+impl LockGuard {
+    pub(crate) fn new(core: Arc<Core>, lease: Lease) -> Self {
+        Self {
+            core,
+            lease,
+            is_finished: false,
+        }
+    }
+
+    /// A view of this lock, to hand to others.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// What is locked.
+    pub fn key(&self) -> &LockKey {
+        self.lease.key()
+    }
+
+    /// See [`Lease::fencing_token`].
+    pub fn fencing_token(&self) -> u64 {
+        self.lease.fencing_token()
+    }
+
+    /// Waits until the lock is no longer held: see [`Lease::lost`].
+    pub async fn lost(&self) -> LostReason {
+        self.lease.lost().await
+    }
+
+    /// Releases the lock, and tells whether it was still ours.
+    ///
+    /// If another request of this process waits for it, it gets the lock without Redis being asked, and "still
+    /// ours" means that no loss was noticed.
+    ///
+    /// The lock is released all the same if this future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Lost`] if the lock was not ours any more, [`ErrorKind::Unavailable`] if Redis did not say. In both
+    /// cases, what was done under the lock may have overlapped with another holder.
+    pub async fn release(mut self) -> Result<(), Error> {
+        let (receipt, released) = oneshot::channel();
+        let held = self.lease.is_held();
+        self.finish(Some(receipt));
+        match timeout(self.core.command_timeout, released).await {
+            Ok(Ok(Ok(()))) if !held => Err(Error::of(ErrorKind::Lost)),
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(Error::of(ErrorKind::Unavailable)),
+        }
+    }
+
+    fn finish(&mut self, receipt: Option<Receipt>) {
+        if !std::mem::replace(&mut self.is_finished, true) {
+            self.core.finish(&self.lease, receipt);
+        }
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        self.finish(None);
+    }
+}
+
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LockGuard").field(&self.lease).finish()
+    }
+}

@@ -1,0 +1,144 @@
+//! The one task of a manager: renews leases, tells of losses, and drives the store.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use super::core::{Core, StoreEvents};
+use super::slot::Slot;
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
+use crate::store::Store;
+use crate::store::redis::Link;
+
+/// Slots are not looked at more often than this, whatever their number.
+const MIN_PAUSE: Duration = Duration::from_millis(1);
+
+impl Core {
+    pub(super) fn ensure_running(self: &Arc<Self>) {
+        if !self.is_running.load(Ordering::Acquire) {
+            self.start(None);
+        }
+    }
+
+    /// Starts the background task, unless it runs.
+    pub(super) fn start(self: &Arc<Self>, link: Option<Link>) {
+        if self.is_running.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let run = self.run(link);
+        match Handle::try_current() {
+            Ok(runtime) => {
+                runtime.spawn(run);
+            }
+            Err(_) => on_own_thread(run),
+        }
+    }
+
+    fn run(self: &Arc<Self>, link: Option<Link>) -> impl Future<Output = ()> + Send + use<> {
+        // Made here, not inside: a runtime that is shut down drops a task without ever running it.
+        let relay = Relay(Arc::clone(self));
+        async move {
+            let core = &relay.0;
+            tokio::join!(look_after_slots(core), drive_store(core, link));
+            core.is_running.store(false, Ordering::SeqCst);
+            core.stopped.notify_waiters();
+        }
+    }
+
+    pub(super) async fn close(self: &Arc<Self>) {
+        self.is_closed.store(true, Ordering::SeqCst);
+        let closed = Error::of(ErrorKind::Closed);
+        self.with_every_slot(
+            |_| true,
+            |slot, _, effects| slot.reject_all(&closed, effects),
+        );
+        loop {
+            let stopped = self.stopped.notified();
+            tokio::pin!(stopped);
+            stopped.as_mut().enable();
+            self.wake();
+            if !self.is_running.load(Ordering::SeqCst) {
+                if self.is_at_rest() {
+                    return;
+                }
+                self.ensure_running();
+            }
+            stopped.await;
+        }
+    }
+}
+
+/// Carries on when the runtime that the task ran on is shut down: guards may outlive it, and what they hold is to be
+/// renewed and released.
+struct Relay(Arc<Core>);
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let core = &self.0;
+        if !core.is_running.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        // A request that comes from another runtime starts the task there; what is left over has to be seen to here.
+        if !core.is_at_rest() && !core.is_running.swap(true, Ordering::SeqCst) {
+            on_own_thread(core.run(None));
+        }
+    }
+}
+
+fn on_own_thread(run: impl Future<Output = ()> + Send + 'static) {
+    let started = std::thread::Builder::new()
+        .name("distributed-lock".to_owned())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            // Without either, the locks that are held expire.
+            if let Ok(runtime) = runtime {
+                runtime.block_on(run);
+            }
+        });
+    if let Err(error) = started {
+        crate::trace::disconnected(&error);
+    }
+}
+
+async fn look_after_slots(core: &Arc<Core>) {
+    loop {
+        let now = Time::now();
+        core.next_look.store(u64::MAX, Ordering::Release);
+        core.with_every_slot(
+            |slot| slot.next_tick().is_some_and(|at| at <= now),
+            Slot::tick,
+        );
+        if core.is_ending() && core.is_at_rest() {
+            return;
+        }
+        let next = core.next_tick();
+        if let Some(at) = next {
+            core.next_look.fetch_min(at.as_nanos(), Ordering::AcqRel);
+        }
+        let earliest = (now + MIN_PAUSE).instant();
+        tokio::select! {
+            () = sleep_until(next) => {}
+            () = core.look.notified() => {}
+        }
+        tokio::time::sleep_until(earliest).await;
+    }
+}
+
+async fn sleep_until(at: Option<Time>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.instant()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn drive_store(core: &Arc<Core>, link: Option<Link>) {
+    if let Store::Redis(redis) = &core.store {
+        let is_finished = || core.is_ending() && core.is_at_rest();
+        redis.run(link, &StoreEvents(core), is_finished).await;
+    }
+}

@@ -1,0 +1,236 @@
+//! [`LockManagerBuilder`]: the settings of a manager.
+
+use std::fmt;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::slot::Rules;
+use super::{Core, LockManager};
+use crate::error::{Error, ErrorKind};
+use crate::store::Store;
+use crate::store::memory::MemoryStore;
+use crate::store::redis::{Address, RedisStore, Settings};
+
+/// The settings of a [`LockManager`]. All processes that share locks should use the same ones.
+///
+/// | Setting | Default | |
+/// |---|---|---|
+/// | [`ttl`](Self::ttl) | 10 s | how long a lock outlives a process that died |
+/// | [`renewal`](Self::renewal) | a third of the time to live | how often a held lock is renewed |
+/// | [`max_hold`](Self::max_hold) | 5 min | how long one holder may hold a lock |
+/// | [`prefix`](Self::prefix) | `lock:` | what the names of the locks in Redis begin with |
+/// | [`command_timeout`](Self::command_timeout) | 1 s | how long Redis may take to answer, or to connect |
+/// | [`max_waiters`](Self::max_waiters) | 10 000 | how many requests of this process wait for one lock |
+///
+/// Nothing is checked until the last step, which refuses settings that make no sense.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_distributed_lock::LockManager;
+///
+/// let locks = LockManager::builder()
+///     .ttl(Duration::from_secs(30))
+///     .prefix("payments:lock:")
+///     .in_memory()?; // or .connect("redis://127.0.0.1:6379").await?
+/// # let _ = locks;
+/// # Ok::<(), tower_distributed_lock::Error>(())
+/// ```
+#[derive(Clone)]
+#[must_use = "settings do nothing until `connect`, `connect_lazy` or `in_memory` is called"]
+pub struct LockManagerBuilder {
+    ttl: Duration,
+    renewal: Option<Duration>,
+    max_hold: Duration,
+    prefix: String,
+    command_timeout: Duration,
+    max_waiters: usize,
+    root_certificate: Option<Vec<u8>>,
+}
+
+impl Default for LockManagerBuilder {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(10),
+            renewal: None,
+            max_hold: Duration::from_secs(5 * 60),
+            prefix: "lock:".to_owned(),
+            command_timeout: Duration::from_secs(1),
+            max_waiters: 10_000,
+            root_certificate: None,
+        }
+    }
+}
+
+impl LockManagerBuilder {
+    /// Time to live of a lease in Redis: how long a lock stays taken when its holder's process dies, and how long a
+    /// holder that Redis cannot be reached from goes on before it is told that the lock is lost. 100 ms to 24 h.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Time between renewals. At the most half the time to live, so that one may fail.
+    pub fn renewal(mut self, renewal: Duration) -> Self {
+        self.renewal = Some(renewal);
+        self
+    }
+
+    /// How long one holder may hold a lock. After that it [loses](crate::LostReason::MaxHold) it. At the most a year.
+    pub fn max_hold(mut self, max_hold: Duration) -> Self {
+        self.max_hold = max_hold;
+        self
+    }
+
+    /// What the name of every lock in Redis begins with: the lock of the key `account:7` is the string `lock:account:7`.
+    ///
+    /// Managers with different prefixes have nothing to do with each other if neither prefix begins with the
+    /// other. 1 to 128 bytes, without braces.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// How long Redis may take to answer a command, or to accept a connection, before a request is told that it is
+    /// [unavailable](ErrorKind::Unavailable). 1 ms up to the time to live: a lease that takes longer to get is of no use.
+    pub fn command_timeout(mut self, command_timeout: Duration) -> Self {
+        self.command_timeout = command_timeout;
+        self
+    }
+
+    /// How many requests of this process may wait for one lock. More are [refused](ErrorKind::QueueFull).
+    pub fn max_waiters(mut self, max_waiters: usize) -> Self {
+        self.max_waiters = max_waiters;
+        self
+    }
+
+    /// The certificate, in PEM form, of the authority to trust when connecting with `rediss://`, in place of the
+    /// operating system's.
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn tls_root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.root_certificate = Some(pem.into());
+        self
+    }
+
+    /// Connects to Redis, `redis://user:password@host:port/database`. With the feature `tls` also `rediss://`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if the URL or a setting is not valid, [`ErrorKind::Unavailable`], with the address and
+    /// the cause, if the server cannot be used.
+    pub async fn connect(self, url: &str) -> Result<LockManager, Error> {
+        let core = self.core(Some(url))?;
+        if let Store::Redis(redis) = &core.store {
+            let link = redis.connect().await?;
+            core.start(Some(link));
+        }
+        Ok(LockManager::from_core(core))
+    }
+
+    /// Like [`connect`](Self::connect), but connects in the background, so that a service starts without Redis.
+    /// Until it is there, locks are [unavailable](ErrorKind::Unavailable).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if the URL or a setting is not valid.
+    pub fn connect_lazy(self, url: &str) -> Result<LockManager, Error> {
+        Ok(LockManager::from_core(self.core(Some(url))?))
+    }
+
+    /// Keeps the locks in this process, with the same rules.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if a setting is not valid.
+    pub fn in_memory(self) -> Result<LockManager, Error> {
+        Ok(LockManager::from_core(self.core(None)?))
+    }
+
+    fn core(self, url: Option<&str>) -> Result<std::sync::Arc<Core>, Error> {
+        let rules = self.rules()?;
+        let store = match url {
+            None => Store::Memory(MemoryStore::new(self.ttl)),
+            Some(url) => {
+                let address = Address::parse(url, self.root_certificate.as_deref())?;
+                let settings = Settings {
+                    manager: Uuid::new_v4(),
+                    prefix: self.prefix,
+                    ttl: self.ttl,
+                    command_timeout: self.command_timeout,
+                };
+                Store::Redis(RedisStore::new(settings, address))
+            }
+        };
+        Ok(Core::new(store, rules, self.command_timeout))
+    }
+
+    fn rules(&self) -> Result<Rules, Error> {
+        let renewal = self.renewal.unwrap_or(self.ttl / 3);
+        let millisecond = Duration::from_millis(1);
+        between(
+            "ttl",
+            self.ttl,
+            100 * millisecond,
+            Duration::from_secs(24 * 3600),
+        )?;
+        between("renewal", renewal, millisecond, self.ttl / 2)?;
+        between(
+            "max_hold",
+            self.max_hold,
+            millisecond,
+            Duration::from_secs(366 * 24 * 3600),
+        )?;
+        between(
+            "command_timeout",
+            self.command_timeout,
+            millisecond,
+            self.ttl,
+        )?;
+        let length = self.prefix.len();
+        if length == 0 || length > 128 || self.prefix.contains(['{', '}']) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "prefix must have 1 to 128 bytes and no braces",
+            ));
+        }
+        if self.max_waiters == 0 {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "max_waiters must be at least 1; not to wait, use try_acquire, or a layer without wait",
+            ));
+        }
+        Ok(Rules {
+            ttl: self.ttl,
+            renewal,
+            max_hold: self.max_hold,
+            max_waiters: self.max_waiters,
+            burst: 16,
+            burst_time: Duration::from_millis(20),
+        })
+    }
+}
+
+fn between(name: &str, value: Duration, min: Duration, max: Duration) -> Result<(), Error> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Config,
+        format!("{name} must be between {min:?} and {max:?}, not {value:?}"),
+    ))
+}
+
+/// Leaves out the certificate, which only says that there is one.
+impl fmt::Debug for LockManagerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockManagerBuilder")
+            .field("ttl", &self.ttl)
+            .field("renewal", &self.renewal)
+            .field("max_hold", &self.max_hold)
+            .field("prefix", &self.prefix)
+            .field("command_timeout", &self.command_timeout)
+            .field("max_waiters", &self.max_waiters)
+            .finish_non_exhaustive()
+    }
+}

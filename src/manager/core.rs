@@ -1,0 +1,321 @@
+//! What all clones of a manager share: the slots, and the store.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+
+use super::slot::{Effect, Env, LostReason, Rules, Slot};
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
+use crate::guard::{Lease, LockGuard};
+use crate::key::LockKey;
+use crate::store::{Command, Events, Notice, Outcome, Receipt, Store};
+
+/// Keys that share a mutex. Many, so that requests for different keys do not wait for each other.
+const SHARDS: usize = 64;
+
+pub(crate) struct Core {
+    /// Tells this manager from the others in the process.
+    pub(crate) id: u64,
+    pub(super) store: Store,
+    pub(super) rules: Rules,
+    pub(crate) command_timeout: Duration,
+    shards: Box<[Shard]>,
+    hasher: RandomState,
+    /// Numbers for tokens, leases and waiters, each used once.
+    ids: AtomicU64,
+    /// Clones of the manager.
+    pub(super) handles: AtomicUsize,
+    pub(super) is_closed: AtomicBool,
+    pub(super) is_running: AtomicBool,
+    /// The background task has done everything that there was to do after the manager was closed.
+    pub(super) stopped: Notify,
+    /// When the background task looks at the slots next, as [`Time`] in nanoseconds.
+    pub(super) next_look: AtomicU64,
+    pub(super) look: Notify,
+}
+
+type Shard = Mutex<HashMap<LockKey, Entry>>;
+type Answer = Result<LockGuard, Error>;
+
+#[derive(Default)]
+struct Entry {
+    slot: Slot<oneshot::Sender<Answer>>,
+    /// The current holder's.
+    lease: Option<Lease>,
+}
+
+/// A request for a lock, as long as it has no answer. Cancelled if it is dropped.
+pub(super) struct Request<'a> {
+    core: &'a Arc<Core>,
+    key: &'a LockKey,
+    number: u64,
+    pub(super) answer: oneshot::Receiver<Answer>,
+    pub(super) is_answered: bool,
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            let number = self.number;
+            self.core.with_slot(self.key, None, |slot, _, effects| {
+                slot.cancel(number, effects);
+            });
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn new(store: Store, rules: Rules, command_timeout: Duration) -> Arc<Self> {
+        static MANAGERS: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Self {
+            id: MANAGERS.fetch_add(1, Ordering::Relaxed),
+            store,
+            rules,
+            command_timeout,
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            ids: AtomicU64::new(1),
+            handles: AtomicUsize::new(0),
+            is_closed: AtomicBool::new(false),
+            is_running: AtomicBool::new(false),
+            stopped: Notify::new(),
+            next_look: AtomicU64::new(u64::MAX),
+            look: Notify::new(),
+        })
+    }
+
+    pub(super) fn request<'a>(
+        self: &'a Arc<Self>,
+        key: &'a LockKey,
+        patient: bool,
+    ) -> Result<Request<'a>, Error> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(Error::of(ErrorKind::Closed));
+        }
+        let (reply, answer) = oneshot::channel();
+        let number = self.with_slot(key, None, |slot, env, effects| {
+            let number = env.ids.fetch_add(1, Ordering::Relaxed);
+            slot.request(env, number, reply, patient, effects);
+            number
+        });
+        self.ensure_running();
+        Ok(Request {
+            core: self,
+            key,
+            number,
+            answer,
+            is_answered: false,
+        })
+    }
+
+    /// Ends a holder's lease: it released the lock, or dropped its guard.
+    pub(crate) fn finish(self: &Arc<Self>, lease: &Lease, receipt: Option<Receipt>) {
+        lease.end(LostReason::Released);
+        crate::trace::released(lease);
+        let grant = lease.grant();
+        self.with_slot(lease.key(), receipt, |slot, env, effects| {
+            if !slot.finished(env, grant.lease, effects) {
+                // The slot gave it up as lost. If it has not expired yet, others need not wait until then.
+                effects.push(Effect::Send(Command::Release { token: grant.token }));
+            }
+        });
+    }
+
+    /// Lets an event happen to a key's slot, and carries out what follows from it. The receipt goes with the release
+    /// that follows; if none does, the lock was handed on here.
+    fn with_slot<R>(
+        self: &Arc<Self>,
+        key: &LockKey,
+        mut receipt: Option<Receipt>,
+        event: impl FnOnce(
+            &mut Slot<oneshot::Sender<Answer>>,
+            &Env<'_>,
+            &mut Vec<Effect<oneshot::Sender<Answer>>>,
+        ) -> R,
+    ) -> R {
+        let env = Env {
+            now: Time::now(),
+            rules: &self.rules,
+            ids: &self.ids,
+        };
+        let mut answers = Vec::new();
+        let mut effects = Vec::new();
+        let mut shard = self.shard(key);
+        let result = match shard.get_mut(key) {
+            Some(entry) => event(&mut entry.slot, &env, &mut effects),
+            None => {
+                let mut entry = Entry::default();
+                let result = event(&mut entry.slot, &env, &mut effects);
+                if !entry.slot.is_idle() || !effects.is_empty() {
+                    shard.insert(key.clone(), entry);
+                }
+                result
+            }
+        };
+        // Commands are handed over while the slot is locked: their order must be that of the events.
+        if let Some(entry) = shard.get_mut(key) {
+            while !effects.is_empty() {
+                for effect in std::mem::take(&mut effects) {
+                    match effect {
+                        Effect::Send(command) => {
+                            let receipt = match command {
+                                Command::Release { .. } => receipt.take(),
+                                _ => None,
+                            };
+                            if let Some((outcome, notice)) =
+                                self.store.submit(key, command, receipt)
+                            {
+                                entry.slot.answered(&env, command, outcome, &mut effects);
+                                if let Some(notice) = notice {
+                                    entry.slot.notice(&env, notice, &mut effects);
+                                }
+                            }
+                        }
+                        Effect::Grant { waiter, grant } => {
+                            let lease = Lease::new(self.id, key.clone(), grant);
+                            entry.lease = Some(lease.clone());
+                            answers.push((waiter, Ok(lease)));
+                        }
+                        Effect::Reject { waiter, error } => answers.push((waiter, Err(error))),
+                        Effect::Extend { until } => {
+                            if let Some(lease) = &entry.lease {
+                                lease.extend(until);
+                            }
+                        }
+                        Effect::Lose { reason } => {
+                            if let Some(lease) = entry.lease.take() {
+                                lease.end(reason);
+                                crate::trace::lost(&lease, reason);
+                            }
+                        }
+                    }
+                }
+            }
+            if let Some(at) = entry.slot.next_tick() {
+                self.look_by(at);
+            }
+            if entry.slot.is_idle() {
+                shard.remove(key);
+                if self.is_ending() {
+                    self.wake();
+                }
+            }
+        }
+        drop(shard);
+        if let Some(receipt) = receipt {
+            let _ = receipt.send(Ok(()));
+        }
+        // A waiter that is gone drops its guard, which passes the lock on.
+        for (waiter, answer) in answers {
+            let _ = waiter.send(answer.map(|lease| LockGuard::new(Arc::clone(self), lease)));
+        }
+        result
+    }
+
+    /// Lets an event happen to every slot.
+    pub(super) fn with_every_slot(
+        self: &Arc<Self>,
+        concerns: impl Fn(&Slot<oneshot::Sender<Answer>>) -> bool,
+        event: impl Fn(
+            &mut Slot<oneshot::Sender<Answer>>,
+            &Env<'_>,
+            &mut Vec<Effect<oneshot::Sender<Answer>>>,
+        ),
+    ) {
+        for shard in &self.shards {
+            let keys: Vec<LockKey> = lock(shard)
+                .iter()
+                .filter(|(_, entry)| concerns(&entry.slot))
+                .map(|(key, _)| key.clone())
+                .collect();
+            for key in keys {
+                self.with_slot(&key, None, &event);
+            }
+        }
+    }
+
+    /// When the first slot has something to do.
+    pub(super) fn next_tick(&self) -> Option<Time> {
+        self.shards
+            .iter()
+            .filter_map(|shard| {
+                lock(shard)
+                    .values()
+                    .filter_map(|entry| entry.slot.next_tick())
+                    .min()
+            })
+            .min()
+    }
+
+    fn look_by(&self, at: Time) {
+        if at.as_nanos() < self.next_look.load(Ordering::Relaxed)
+            && at.as_nanos() < self.next_look.fetch_min(at.as_nanos(), Ordering::AcqRel)
+        {
+            self.look.notify_one();
+        }
+    }
+
+    /// No more locks will be asked for.
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire) || self.handles.load(Ordering::Acquire) == 0
+    }
+
+    /// Nothing is held, waited for, or on its way.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.shards.iter().all(|shard| lock(shard).is_empty()) && self.store.is_drained()
+    }
+
+    /// Makes the background task look whether its time has come.
+    pub(super) fn wake(&self) {
+        self.look.notify_one();
+        if let Store::Redis(redis) = &self.store {
+            redis.wake();
+        }
+    }
+
+    fn shard(&self, key: &LockKey) -> MutexGuard<'_, HashMap<LockKey, Entry>> {
+        let index = self.hasher.hash_one(key) as usize % SHARDS;
+        lock(&self.shards[index])
+    }
+}
+
+fn lock(shard: &Shard) -> MutexGuard<'_, HashMap<LockKey, Entry>> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the store calls.
+pub(super) struct StoreEvents<'a>(pub(super) &'a Arc<Core>);
+
+impl Events for StoreEvents<'_> {
+    fn answered(&self, key: &LockKey, command: Command, outcome: Outcome) {
+        if !matches!(command, Command::Release { .. }) {
+            self.0.with_slot(key, None, |slot, env, effects| {
+                slot.answered(env, command, outcome, effects);
+            });
+        }
+    }
+
+    fn notice(&self, key: &LockKey, notice: Notice) {
+        self.0.with_slot(key, None, |slot, env, effects| {
+            slot.notice(env, notice, effects);
+        });
+    }
+
+    fn reconnected(&self) {
+        self.0
+            .with_every_slot(|_| true, |slot, _, effects| slot.reconnected(effects));
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").finish_non_exhaustive()
+    }
+}

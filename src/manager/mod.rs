@@ -1,0 +1,186 @@
+//! [`LockManager`]: who may hold what, and when, in this process.
+
+mod background;
+mod builder;
+mod core;
+pub(crate) mod slot;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+pub use self::builder::LockManagerBuilder;
+pub(crate) use self::core::Core;
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
+use crate::guard::LockGuard;
+use crate::key::LockKey;
+
+/// Takes locks. One for each process: it owns the connection to Redis, the queues of waiting requests,
+/// and the renewals. A clone is cheap and shares everything.
+///
+/// It needs no HTTP: a background job takes the same lock as a request.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_distributed_lock::LockManager;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_distributed_lock::Error> {
+/// let locks = LockManager::in_memory(); // or LockManager::connect("redis://127.0.0.1:6379").await?
+///
+/// let guard = locks.acquire("account:7", Duration::from_secs(5)).await?;
+/// println!("holding {:?} with fencing token {}", guard.key(), guard.fencing_token());
+/// drop(guard); // released in the background
+///
+/// locks.close().await; // releases what is held, then disconnects
+/// # Ok(()) }
+/// ```
+///
+/// When the last clone and the last guard are gone, what is still to be released is released, and the connection
+/// is closed. Before the process exits, [`close`](Self::close) waits for that.
+pub struct LockManager {
+    core: Arc<Core>,
+}
+
+impl LockManager {
+    /// Connects to Redis with the default settings: see [`LockManagerBuilder`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if the URL is not one of a Redis server, [`ErrorKind::Unavailable`], with the
+    /// address and the cause, if the server cannot be used. [`LockManagerBuilder::connect_lazy`] starts without it.
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        Self::builder().connect(url).await
+    }
+
+    /// To choose other settings.
+    pub fn builder() -> LockManagerBuilder {
+        LockManagerBuilder::default()
+    }
+
+    /// Keeps the locks in this process: for tests, examples, and services of one node.
+    pub fn in_memory() -> Self {
+        Self::builder()
+            .in_memory()
+            .expect("the default settings are valid")
+    }
+
+    pub(crate) fn from_core(core: Arc<Core>) -> Self {
+        core.handles.fetch_add(1, Ordering::Relaxed);
+        Self { core }
+    }
+
+    /// Takes the lock if it is free.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::Held`] if somebody else holds it.
+    /// - [`ErrorKind::Unavailable`] if Redis cannot be reached, refuses, or does not answer within the
+    ///   [command timeout](LockManagerBuilder::command_timeout).
+    /// - [`ErrorKind::InvalidKey`], [`ErrorKind::Closed`].
+    pub async fn try_acquire<K>(&self, key: K) -> Result<LockGuard, Error>
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        self.take(key.try_into()?, None).await
+    }
+
+    /// Takes the lock as soon as it is free, within `wait`. Requests of one process get it in order of arrival.
+    ///
+    /// A caller that gives up, by dropping the future, leaves the queue.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::TimedOut`] if it did not become free within `wait`.
+    /// - [`ErrorKind::QueueFull`] if [too many](LockManagerBuilder::max_waiters) wait already.
+    /// - [`ErrorKind::Unavailable`] if Redis cannot be reached, refuses, or does not answer within the
+    ///   [command timeout](LockManagerBuilder::command_timeout).
+    /// - [`ErrorKind::InvalidKey`], [`ErrorKind::Closed`].
+    pub async fn acquire<K>(&self, key: K, wait: Duration) -> Result<LockGuard, Error>
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        self.take(key.try_into()?, Some(wait)).await
+    }
+
+    pub(crate) async fn take(
+        &self,
+        key: LockKey,
+        wait: Option<Duration>,
+    ) -> Result<LockGuard, Error> {
+        let started = Time::now();
+        let result = self.take_untraced(&key, wait).await;
+        match &result {
+            Ok(guard) => crate::trace::acquired(guard.lease(), Time::now().since(started)),
+            Err(error) => crate::trace::refused(&key, error, Time::now().since(started)),
+        }
+        result
+    }
+
+    async fn take_untraced(
+        &self,
+        key: &LockKey,
+        wait: Option<Duration>,
+    ) -> Result<LockGuard, Error> {
+        let mut request = self.core.request(key, wait.is_some())?;
+        let limit = wait.unwrap_or(self.core.command_timeout);
+        let late = match wait {
+            Some(_) => ErrorKind::TimedOut,
+            None => ErrorKind::Unavailable,
+        };
+        let answer = match timeout(limit, &mut request.answer).await {
+            Ok(answer) => answer.ok(),
+            // It may have come at the last moment, and would be lost with the request.
+            Err(_) => {
+                request.answer.close();
+                request.answer.try_recv().ok()
+            }
+        };
+        match answer {
+            Some(answer) => {
+                request.is_answered = true;
+                answer
+            }
+            None => Err(Error::of(late)),
+        }
+    }
+
+    /// Ends the manager gracefully: no lock is given out any more ([`ErrorKind::Closed`]), waiting requests are told
+    /// so, and locks that are held stay held, and are renewed, until their guards are dropped. Returns when all are
+    /// released.
+    ///
+    /// To wait no longer than some time, put it into a [`tokio::time::timeout`]: closing goes on all the same.
+    pub async fn close(&self) {
+        self.core.close().await;
+    }
+
+    /// Tells this manager, and its clones, from others in the process.
+    pub(crate) fn id(&self) -> u64 {
+        self.core.id
+    }
+}
+
+impl Clone for LockManager {
+    fn clone(&self) -> Self {
+        Self::from_core(Arc::clone(&self.core))
+    }
+}
+
+impl Drop for LockManager {
+    fn drop(&mut self) {
+        if self.core.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.core.wake();
+        }
+    }
+}
+
+impl fmt::Debug for LockManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockManager").finish_non_exhaustive()
+    }
+}

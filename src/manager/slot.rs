@@ -1,0 +1,582 @@
+//! The state machine of one key in one process: who holds, who waits, what is asked of the store.
+//!
+//! Pure: it gets events and the time, and returns [`Effect`]s. It has no I/O, no clock and no lock of its own, so
+//! that it can be tested, and later model-checked, under any order of events.
+//!
+//! At any moment one token of this process at the most holds the lock in the store, waits there, or is
+//! being asked for. Requests queue up here, in order of arrival, and the lease passes from one to the next.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
+use crate::store::{Answer, Command, Failure, Notice, Outcome};
+
+/// How many fencing tokens one fence of the store stands for: one for each hand-off in this process.
+pub(crate) const HANDOFFS_PER_FENCE: u64 = 1 << 10;
+
+/// The settings that decide what a slot does.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    /// Time to live of a lease in the store.
+    pub(crate) ttl: Duration,
+    /// Time between renewals.
+    pub(crate) renewal: Duration,
+    /// How long one holder may hold.
+    pub(crate) max_hold: Duration,
+    /// Waiters of this process for one key.
+    pub(crate) max_waiters: usize,
+    /// While another process waits: how many hand-offs in this process may go before it…
+    pub(crate) burst: u32,
+    /// …and for how long.
+    pub(crate) burst_time: Duration,
+}
+
+impl Rules {
+    /// How long a lease is trusted, counted from before its command was sent.
+    ///
+    /// Less than the time to live by the rate at which two clocks may drift apart (1 % and 2 ms, the figures of
+    /// the Redlock description) and by the time that the signal of a loss may take to be acted upon.
+    pub(crate) fn trust(&self) -> Duration {
+        let drift = self.ttl / 100 + Duration::from_millis(2);
+        let margin = (self.ttl / 20).min(Duration::from_millis(100));
+        self.ttl - drift - margin
+    }
+
+    /// When a fresh lease is looked at for the first time: soon, because from then on the
+    /// store tells at once when somebody else changes the lock.
+    fn first_check(&self) -> Duration {
+        self.renewal.min(Duration::from_millis(100))
+    }
+
+    /// Less trust left than this is not handed on.
+    fn worth_handing_on(&self) -> Duration {
+        self.ttl / 4
+    }
+}
+
+/// What the machine needs from around it.
+pub(crate) struct Env<'a> {
+    pub(crate) now: Time,
+    pub(crate) rules: &'a Rules,
+    /// Source of tokens and lease numbers; never gives the same number twice.
+    pub(crate) ids: &'a AtomicU64,
+}
+
+impl Env<'_> {
+    fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What the machine wants done. `W` is whatever stands for a waiting request.
+#[derive(Debug)]
+pub(crate) enum Effect<W> {
+    Send(Command),
+    Grant {
+        waiter: W,
+        grant: Grant,
+    },
+    Reject {
+        waiter: W,
+        error: Error,
+    },
+    /// The current holder's lease is good until then.
+    Extend {
+        until: Time,
+    },
+    /// The current holder has lost the lock.
+    Lose {
+        reason: LostReason,
+    },
+}
+
+/// A lock given to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grant {
+    pub(crate) lease: u64,
+    /// The store's name for the holder: what to release if the slot has given the lease up as lost.
+    pub(crate) token: u64,
+    pub(crate) fencing_token: u64,
+    /// The lease is trusted until then, unless it is extended.
+    pub(crate) until: Time,
+    /// It is not extended beyond this.
+    pub(crate) limit: Time,
+}
+
+/// Why a lock is no longer held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LostReason {
+    /// The lease could not be renewed in time.
+    Expired,
+    /// The lock was deleted, or overwritten, by someone else.
+    Taken,
+    /// It was held for as long as [`max_hold`](crate::LockManagerBuilder::max_hold) allows.
+    MaxHold,
+    /// It was not lost: its holder released it.
+    Released,
+}
+
+#[derive(Debug)]
+pub(crate) struct Slot<W> {
+    state: State,
+    /// By number, and so in order of arrival.
+    waiters: BTreeMap<u64, Waiter<W>>,
+}
+
+#[derive(Debug)]
+struct Waiter<W> {
+    handle: W,
+    patient: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    /// An acquire is on its way.
+    Asking {
+        token: u64,
+        queue: bool,
+        watch: bool,
+        /// Ask once more if the answer is "held": the lock was granted or freed in the meantime.
+        hinted: bool,
+        /// Another process began to wait in the meantime.
+        wanted: bool,
+    },
+    /// The store has this token in its queue. Ask again at `poll_at`, should no grant come.
+    Queued {
+        token: u64,
+        poll_at: Time,
+    },
+    Held(Held),
+}
+
+#[derive(Debug)]
+struct Held {
+    token: u64,
+    lease: u64,
+    fencing_token: u64,
+    /// The last fencing token before the store has to give a new fence.
+    last_fencing_token: u64,
+    /// How long this process trusts that the store will not give the lock away.
+    trusted_until: Time,
+    limit: Time,
+    renew_at: Time,
+    renewing: bool,
+    wanted: Option<Burst>,
+}
+
+/// The hand-offs that still go before another process.
+#[derive(Clone, Copy, Debug)]
+struct Burst {
+    left: u32,
+    ends: Time,
+}
+
+impl Burst {
+    fn begin(env: &Env<'_>) -> Self {
+        Self {
+            left: env.rules.burst,
+            ends: env.now + env.rules.burst_time,
+        }
+    }
+}
+
+impl<W> Default for Slot<W> {
+    fn default() -> Self {
+        Self {
+            state: State::Idle,
+            waiters: BTreeMap::new(),
+        }
+    }
+}
+
+impl<W> Slot<W> {
+    /// Whether nothing would be forgotten if this slot were.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
+    /// A request wants the lock: now (not `patient`), or as soon as it is its turn.
+    pub(crate) fn request(
+        &mut self,
+        env: &Env<'_>,
+        number: u64,
+        handle: W,
+        patient: bool,
+        effects: &mut Vec<Effect<W>>,
+    ) {
+        let reject = match self.state {
+            State::Held(_) | State::Queued { .. } if !patient => Some(ErrorKind::Held),
+            _ if patient && self.waiters.len() >= env.rules.max_waiters => {
+                Some(ErrorKind::QueueFull)
+            }
+            _ => None,
+        };
+        if let Some(kind) = reject {
+            effects.push(Effect::Reject {
+                waiter: handle,
+                error: Error::of(kind),
+            });
+            return;
+        }
+        self.waiters.insert(number, Waiter { handle, patient });
+        if matches!(self.state, State::Idle) {
+            self.ask(env.next_id(), patient, false, effects);
+        }
+    }
+
+    /// A request no longer wants the lock, and did not get it.
+    pub(crate) fn cancel(&mut self, number: u64, effects: &mut Vec<Effect<W>>) {
+        if self.waiters.remove(&number).is_none() || !self.waiters.is_empty() {
+            return;
+        }
+        if let State::Asking { token, .. } | State::Queued { token, .. } = self.state {
+            // Whatever comes of the question, this follows it on the same connection.
+            self.state = State::Idle;
+            effects.push(Effect::Send(Command::Release { token }));
+        }
+    }
+
+    /// A holder is done. Returns whether that concerned a lock that was still held.
+    pub(crate) fn finished(
+        &mut self,
+        env: &Env<'_>,
+        lease: u64,
+        effects: &mut Vec<Effect<W>>,
+    ) -> bool {
+        let State::Held(held) = &mut self.state else {
+            return false;
+        };
+        if held.lease != lease {
+            return false;
+        }
+        if self.waiters.is_empty() {
+            let token = held.token;
+            self.state = State::Idle;
+            effects.push(Effect::Send(Command::Release { token }));
+        } else if held.may_hand_on(env) {
+            held.lease = env.next_id();
+            held.fencing_token += 1;
+            held.limit = env.now + env.rules.max_hold;
+            if let Some(burst) = &mut held.wanted {
+                burst.left -= 1;
+            }
+            let grant = held.grant();
+            self.grant_first(grant, effects);
+        } else {
+            // Behind the processes that wait, at once if there are none.
+            let token = held.token;
+            effects.push(Effect::Send(Command::Release { token }));
+            self.ask(env.next_id(), true, false, effects);
+        }
+        true
+    }
+
+    /// The store answered, or did not.
+    pub(crate) fn answered(
+        &mut self,
+        env: &Env<'_>,
+        command: Command,
+        outcome: Outcome,
+        effects: &mut Vec<Effect<W>>,
+    ) {
+        match command {
+            Command::Acquire { token, .. } => self.acquire_answered(env, token, outcome, effects),
+            Command::Renew { token } => self.renew_answered(env, token, &outcome, effects),
+            Command::Release { .. } => {}
+        }
+    }
+
+    fn acquire_answered(
+        &mut self,
+        env: &Env<'_>,
+        token: u64,
+        outcome: Outcome,
+        effects: &mut Vec<Effect<W>>,
+    ) {
+        let (queue, watch, hinted, wanted) = match self.state {
+            State::Asking {
+                token: asked,
+                queue,
+                watch,
+                hinted,
+                wanted,
+            } if asked == token => (queue, watch, hinted, wanted),
+            // It was given up, and its release sent: behind it, but nobody can be sure which came first if
+            // the connection broke or the script had to be loaded again.
+            _ => {
+                if let Ok(Answer::Acquired { .. }) = outcome.result {
+                    effects.push(Effect::Send(Command::Release { token }));
+                }
+                return;
+            }
+        };
+        match outcome.result {
+            Ok(Answer::Acquired {
+                fence,
+                wanted: more,
+            }) => {
+                let trusted_until = outcome.sent_at + env.rules.trust();
+                if trusted_until <= env.now {
+                    // The answer came too late to be of use.
+                    effects.push(Effect::Send(Command::Release { token }));
+                    self.fail(&Error::of(ErrorKind::Unavailable), effects);
+                    return;
+                }
+                let fencing_token = fence * HANDOFFS_PER_FENCE;
+                let held = Held {
+                    token,
+                    lease: env.next_id(),
+                    fencing_token,
+                    last_fencing_token: fencing_token + HANDOFFS_PER_FENCE - 1,
+                    trusted_until,
+                    limit: env.now + env.rules.max_hold,
+                    renew_at: outcome.sent_at + env.rules.first_check(),
+                    renewing: false,
+                    wanted: (wanted || more).then(|| Burst::begin(env)),
+                };
+                let grant = held.grant();
+                self.state = State::Held(held);
+                self.grant_first(grant, effects);
+                self.reject_impatient(effects);
+            }
+            Ok(Answer::Held { remaining, foreign }) => {
+                self.reject_impatient(effects);
+                if self.waiters.is_empty() {
+                    self.state = State::Idle;
+                    if queue {
+                        effects.push(Effect::Send(Command::Release { token }));
+                    }
+                } else if hinted || !queue || foreign && !watch {
+                    self.ask(token, true, foreign, effects);
+                } else {
+                    let poll_in =
+                        remaining.map_or(env.rules.ttl, |left| left + Duration::from_millis(1));
+                    self.state = State::Queued {
+                        token,
+                        poll_at: env.now + poll_in,
+                    };
+                }
+            }
+            Ok(_) => debug_assert!(false, "not an answer to an acquire"),
+            Err(Failure { error, unknown }) => {
+                if unknown {
+                    effects.push(Effect::Send(Command::Release { token }));
+                }
+                self.fail(&error, effects);
+            }
+        }
+    }
+
+    fn renew_answered(
+        &mut self,
+        env: &Env<'_>,
+        token: u64,
+        outcome: &Outcome,
+        effects: &mut Vec<Effect<W>>,
+    ) {
+        let State::Held(held) = &mut self.state else {
+            return;
+        };
+        if held.token != token {
+            return;
+        }
+        held.renewing = false;
+        match outcome.result {
+            // Its holder was told already.
+            Ok(Answer::Renewed { .. }) if env.now >= held.trusted_until => {
+                self.lose(env, LostReason::Expired, effects);
+            }
+            Ok(Answer::Renewed { wanted }) => {
+                held.trusted_until = held.trusted_until.max(outcome.sent_at + env.rules.trust());
+                held.renew_at = outcome.sent_at + env.rules.renewal;
+                if wanted && held.wanted.is_none() {
+                    held.wanted = Some(Burst::begin(env));
+                }
+                let until = held.grant().until;
+                effects.push(Effect::Extend { until });
+            }
+            Ok(_) => self.lose(env, LostReason::Taken, effects),
+            // Not known to be lost: the lease is good until it runs out. Try again soon.
+            Err(_) => held.renew_at = env.now + env.rules.renewal / 8,
+        }
+    }
+
+    /// The store told something unasked.
+    pub(crate) fn notice(&mut self, env: &Env<'_>, notice: Notice, effects: &mut Vec<Effect<W>>) {
+        match (&mut self.state, notice) {
+            (State::Queued { token, .. }, Notice::Granted { token: granted })
+                if *token == granted =>
+            {
+                self.ask(granted, true, false, effects);
+            }
+            (State::Queued { token, .. }, Notice::Changed) => {
+                let token = *token;
+                self.ask(token, true, false, effects);
+            }
+            (State::Asking { token, hinted, .. }, Notice::Granted { token: granted })
+                if *token == granted =>
+            {
+                *hinted = true;
+            }
+            (State::Asking { hinted, .. }, Notice::Changed) => *hinted = true,
+            (State::Asking { wanted, .. }, Notice::Wanted) => *wanted = true,
+            // Asked again at once, or the answer says it already.
+            (State::Held(held), Notice::Granted { token }) if held.token == token => {}
+            (State::Held(held), Notice::Wanted) => {
+                held.wanted.get_or_insert_with(|| Burst::begin(env));
+            }
+            (State::Held(held), Notice::Changed) if !held.renewing => held.renew(effects),
+            // A grant that nobody here waits for any more goes to the next.
+            (_, Notice::Granted { token }) => {
+                effects.push(Effect::Send(Command::Release { token }));
+            }
+            (_, Notice::Wanted | Notice::Changed) => {}
+        }
+    }
+
+    /// Time has passed.
+    pub(crate) fn tick(&mut self, env: &Env<'_>, effects: &mut Vec<Effect<W>>) {
+        match &mut self.state {
+            State::Held(held) => {
+                if env.now >= held.limit {
+                    self.lose(env, LostReason::MaxHold, effects);
+                } else if env.now >= held.trusted_until {
+                    self.lose(env, LostReason::Expired, effects);
+                } else if env.now >= held.renew_at && !held.renewing {
+                    held.renew(effects);
+                }
+            }
+            State::Queued { token, poll_at } if env.now >= *poll_at => {
+                let token = *token;
+                self.ask(token, true, false, effects);
+            }
+            _ => {}
+        }
+    }
+
+    /// Notices may have been missed: look at what the store has.
+    pub(crate) fn reconnected(&mut self, effects: &mut Vec<Effect<W>>) {
+        match &mut self.state {
+            State::Held(held) if !held.renewing => held.renew(effects),
+            State::Queued { token, .. } => {
+                let token = *token;
+                self.ask(token, true, false, effects);
+            }
+            _ => {}
+        }
+    }
+
+    /// When [`tick`](Self::tick) next has something to do here.
+    pub(crate) fn next_tick(&self) -> Option<Time> {
+        match &self.state {
+            State::Held(held) => {
+                let end = held.limit.min(held.trusted_until);
+                Some(if held.renewing {
+                    end
+                } else {
+                    end.min(held.renew_at)
+                })
+            }
+            State::Queued { poll_at, .. } => Some(*poll_at),
+            State::Idle | State::Asking { .. } => None,
+        }
+    }
+
+    /// Answers every waiter with the same error; a holder stays.
+    pub(crate) fn reject_all(&mut self, error: &Error, effects: &mut Vec<Effect<W>>) {
+        let waiters = std::mem::take(&mut self.waiters);
+        effects.extend(waiters.into_values().map(|waiter| Effect::Reject {
+            waiter: waiter.handle,
+            error: error.clone(),
+        }));
+        if let State::Asking { token, .. } | State::Queued { token, .. } = self.state {
+            self.state = State::Idle;
+            effects.push(Effect::Send(Command::Release { token }));
+        }
+    }
+
+    fn ask(&mut self, token: u64, queue: bool, watch: bool, effects: &mut Vec<Effect<W>>) {
+        self.state = State::Asking {
+            token,
+            queue,
+            watch,
+            hinted: false,
+            wanted: false,
+        };
+        effects.push(Effect::Send(Command::Acquire {
+            token,
+            queue,
+            watch,
+        }));
+    }
+
+    fn fail(&mut self, error: &Error, effects: &mut Vec<Effect<W>>) {
+        self.state = State::Idle;
+        self.reject_all(error, effects);
+    }
+
+    fn lose(&mut self, env: &Env<'_>, reason: LostReason, effects: &mut Vec<Effect<W>>) {
+        effects.push(Effect::Lose { reason });
+        self.state = State::Idle;
+        if !self.waiters.is_empty() {
+            self.ask(env.next_id(), true, false, effects);
+        }
+    }
+
+    fn grant_first(&mut self, grant: Grant, effects: &mut Vec<Effect<W>>) {
+        let (_, first) = self
+            .waiters
+            .pop_first()
+            .expect("the last waiter's cancellation ends every question");
+        effects.push(Effect::Grant {
+            waiter: first.handle,
+            grant,
+        });
+    }
+
+    fn reject_impatient(&mut self, effects: &mut Vec<Effect<W>>) {
+        let impatient: Vec<u64> = self
+            .waiters
+            .iter()
+            .filter_map(|(number, waiter)| (!waiter.patient).then_some(*number))
+            .collect();
+        for number in impatient {
+            if let Some(waiter) = self.waiters.remove(&number) {
+                effects.push(Effect::Reject {
+                    waiter: waiter.handle,
+                    error: Error::of(ErrorKind::Held),
+                });
+            }
+        }
+    }
+}
+
+impl Held {
+    fn may_hand_on(&self, env: &Env<'_>) -> bool {
+        self.fencing_token < self.last_fencing_token
+            && self.trusted_until > env.now + env.rules.worth_handing_on()
+            && self
+                .wanted
+                .is_none_or(|burst| burst.left > 0 && env.now < burst.ends)
+    }
+
+    fn grant(&self) -> Grant {
+        Grant {
+            lease: self.lease,
+            token: self.token,
+            fencing_token: self.fencing_token,
+            until: self.trusted_until.min(self.limit),
+            limit: self.limit,
+        }
+    }
+
+    fn renew<W>(&mut self, effects: &mut Vec<Effect<W>>) {
+        self.renewing = true;
+        effects.push(Effect::Send(Command::Renew { token: self.token }));
+    }
+}

@@ -1,0 +1,246 @@
+//! Several commands as one script call, and back.
+
+use std::fmt::Write as _;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use redis::{Cmd, RedisError, Value};
+
+use super::Settings;
+use crate::error::{Error, ErrorKind};
+use crate::key::LockKey;
+use crate::store::{Answer, Command, Notice};
+
+/// The crate's script, with the SHA-1 that Redis knows it by.
+pub(super) struct Script {
+    source: &'static str,
+    script: redis::Script,
+}
+
+impl Script {
+    pub(super) fn source(&self) -> &'static str {
+        self.source
+    }
+}
+
+pub(super) fn script() -> &'static Script {
+    static SCRIPT: OnceLock<Script> = OnceLock::new();
+    SCRIPT.get_or_init(|| {
+        let source = include_str!("scripts/lock.lua");
+        Script {
+            source,
+            script: redis::Script::new(source),
+        }
+    })
+}
+
+/// Whether Redis is to find the script by its hash, or gets it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    ByHash,
+    Whole,
+}
+
+/// How long a granted process may take to say that it is alive.
+pub(super) fn grant_ttl(settings: &Settings) -> Duration {
+    settings.ttl.min(Duration::from_secs(2))
+}
+
+/// One call for all commands, which are carried out in order.
+pub(super) fn call<'a>(
+    settings: &Settings,
+    commands: impl ExactSizeIterator<Item = (&'a LockKey, Command)> + Clone,
+    how: Call,
+) -> Cmd {
+    let mut call = match how {
+        Call::ByHash => redis::cmd("EVALSHA"),
+        Call::Whole => redis::cmd("EVAL"),
+    };
+    match how {
+        Call::ByHash => call.arg(script().script.get_hash()),
+        Call::Whole => call.arg(script().source),
+    };
+    call.arg(1 + 2 * commands.len());
+    let mut name = String::with_capacity(128);
+    let _ = write!(name, "{{{}}}:fence", settings.prefix);
+    call.arg(&name);
+    for (key, _) in commands.clone() {
+        name.clear();
+        let _ = write!(name, "{}{}", settings.prefix, key.as_str());
+        call.arg(&name);
+        write_queue_name(&mut name);
+        call.arg(&name);
+    }
+    call.arg(settings.inbox_prefix());
+    call.arg(settings.ttl.as_millis() as u64);
+    call.arg(grant_ttl(settings).as_millis() as u64);
+    for (_, command) in commands {
+        let (operation, token) = match command {
+            Command::Acquire { token, queue, .. } => {
+                (if queue { "queue" } else { "acquire" }, token)
+            }
+            Command::Release { token } => ("release", token),
+            Command::Renew { token } => ("renew", token),
+        };
+        call.arg(operation);
+        name.clear();
+        let _ = write!(name, "{}:{token}", settings.manager.simple());
+        call.arg(&name);
+    }
+    call
+}
+
+/// Turns an owner's name into that of its queue: outside of the names that owners have (a prefix holds no brace), and
+/// in the owner's slot of a Redis Cluster.
+fn write_queue_name(owner: &mut String) {
+    let tag = owner.find('{').and_then(|open| {
+        let length = owner[open + 1..].find('}')?;
+        (length > 0).then(|| owner[open..=open + 1 + length].to_owned())
+    });
+    match tag {
+        Some(tag) => owner.insert_str(0, &format!("{tag}:queue:")),
+        None if owner.contains(['{', '}']) => owner.insert_str(0, "}:queue:"),
+        None => {
+            owner.insert(0, '{');
+            owner.push_str("}:queue");
+        }
+    }
+}
+
+/// Reads the script's reply: a result for each of the commands, in order.
+pub(super) fn answers(
+    commands: impl ExactSizeIterator<Item = Command>,
+    reply: Value,
+) -> Result<Vec<Result<Answer, Error>>, RedisError> {
+    let Value::Array(values) = reply.extract_error()? else {
+        return Err(unexpected());
+    };
+    let failure = values.get(3 * commands.len()).map(text);
+    commands
+        .zip(values.chunks(3))
+        .map(|(command, triple)| {
+            let [Value::Int(status), Value::Int(first), Value::Int(second)] = *triple else {
+                return Err(unexpected());
+            };
+            Ok(match (status, command) {
+                (-1, _) => Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!(
+                        "Redis refused: {}",
+                        failure.as_deref().unwrap_or("no reason given")
+                    ),
+                )),
+                (0, Command::Acquire { .. }) => Ok(Answer::Held {
+                    remaining: u64::try_from(first).ok().map(Duration::from_millis),
+                    foreign: second != 0,
+                }),
+                (_, Command::Acquire { .. }) => Ok(Answer::Acquired {
+                    fence: first.unsigned_abs(),
+                    wanted: second != 0,
+                }),
+                (0, _) => Ok(Answer::Gone),
+                (_, Command::Renew { .. }) => Ok(Answer::Renewed { wanted: first != 0 }),
+                (_, Command::Release { .. }) => Ok(Answer::Released),
+            })
+        })
+        .collect()
+}
+
+fn unexpected() -> RedisError {
+    RedisError::from((
+        redis::ErrorKind::UnexpectedReturnType,
+        "the lock script's reply has an unexpected form",
+    ))
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Value::SimpleString(text) => text.clone(),
+        _ => String::new(),
+    }
+}
+
+/// Reads what came into the inbox: the key it is about, and what happened.
+pub(super) fn message(prefix: &str, payload: &[u8]) -> Option<(LockKey, Notice)> {
+    let payload = std::str::from_utf8(payload).ok()?;
+    let (head, owner) = payload.split_once(':')?;
+    let notice = match head.strip_prefix('g') {
+        Some(number) => Notice::Granted {
+            token: number.parse().ok()?,
+        },
+        None if head == "w" => Notice::Wanted,
+        None => return None,
+    };
+    Some((key_of(prefix, owner)?, notice))
+}
+
+/// The key whose owner has this name.
+pub(super) fn key_of(prefix: &str, owner: &str) -> Option<LockKey> {
+    LockKey::from_store(owner.strip_prefix(prefix)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue(owner: &str) -> String {
+        let mut name = owner.to_owned();
+        write_queue_name(&mut name);
+        name
+    }
+
+    #[test]
+    fn a_queue_lies_in_the_slot_of_its_owner_and_outside_of_the_owners_names() {
+        assert_eq!(queue("lock:a"), "{lock:a}:queue");
+        assert_eq!(queue("lock:{u}1"), "{u}:queue:lock:{u}1");
+        assert_eq!(queue("lock:{}1"), "}:queue:lock:{}1");
+    }
+
+    #[test]
+    fn keys_with_braces_cannot_reach_the_queue_of_another() {
+        let owners = [
+            "lock:{lock:x}:queue",
+            "lock:x}:queue:lock:{lock:x",
+            "lock:x",
+            "lock:{lock:x}",
+        ];
+        let mut names: Vec<String> = owners.iter().map(|owner| queue(owner)).collect();
+        names.extend(owners.map(str::to_owned));
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn messages_are_read_and_nonsense_is_passed_over() {
+        let key = LockKey::new("a:b").unwrap();
+        assert_eq!(
+            message("lock:", b"g12:lock:a:b"),
+            Some((key.clone(), Notice::Granted { token: 12 }))
+        );
+        assert_eq!(message("lock:", b"w:lock:a:b"), Some((key, Notice::Wanted)));
+        for nonsense in [
+            &b"g:lock:a"[..],
+            b"w:other:a",
+            b"x1:lock:a",
+            b"\xff",
+            b"",
+            b"w:lock:",
+        ] {
+            assert_eq!(message("lock:", nonsense), None);
+        }
+    }
+
+    #[test]
+    fn a_reply_of_another_form_is_an_error() {
+        let command = Command::Renew { token: 1 };
+        for reply in [
+            Value::Nil,
+            Value::Array(vec![Value::Int(1), Value::Nil, Value::Nil]),
+        ] {
+            assert!(answers([command].into_iter(), reply).is_err());
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! One connection to Redis, made ready for the driver.
+
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::TcpSettings;
+use redis::{AsyncConnectionConfig, Client, ErrorKind as RedisKind, ProtocolVersion, PushInfo};
+use redis::{ConnectionAddr, IntoConnectionInfo, RedisError, ServerErrorKind};
+use tokio::sync::mpsc;
+
+use super::Settings;
+use super::batch::script;
+use crate::error::{Error, ErrorKind};
+
+/// Where Redis is, and how to log in there.
+#[derive(Debug)]
+pub(crate) struct Address {
+    client: Client,
+}
+
+/// A connection that is ready to use.
+pub(crate) struct Link {
+    pub(super) commands: MultiplexedConnection,
+    pub(super) pushes: mpsc::UnboundedReceiver<PushInfo>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").finish_non_exhaustive()
+    }
+}
+
+impl Address {
+    /// Reads a URL.
+    ///
+    /// No error of it repeats the URL, which may hold a password.
+    pub(crate) fn parse(url: &str, root_certificate: Option<&[u8]>) -> Result<Self, Error> {
+        let config = |message: &str| Error::new(ErrorKind::Config, message);
+        let Some(parsed) = redis::parse_redis_url(url) else {
+            return Err(config(
+                "this is not the URL of a Redis server: it has the form redis://user:password@host:port/database, or \
+                 rediss:// for TLS",
+            ));
+        };
+        if matches!(parsed.scheme(), "rediss" | "valkeys") && !cfg!(feature = "tls") {
+            return Err(config(
+                "TLS (rediss://) needs the cargo feature `tls` of tower-distributed-lock",
+            ));
+        }
+        let info = parsed.into_connection_info().map_err(|error| {
+            config("the URL of the Redis server is not valid").with_source(error)
+        })?;
+        let tcp = TcpSettings::default().set_nodelay(true);
+        let login = info.redis_settings().clone();
+        let login = login
+            .set_protocol(ProtocolVersion::RESP3)
+            .set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        let info = info.set_tcp_settings(tcp).set_redis_settings(login);
+        let client = open(info, root_certificate).map_err(|error| {
+            config("the settings of the Redis connection are not valid").with_source(error)
+        })?;
+        Ok(Self { client })
+    }
+
+    /// Host and port, without user and password.
+    fn display(&self) -> String {
+        match self.client.get_connection_info().addr() {
+            ConnectionAddr::Tcp(host, port) => format!("{host}:{port}"),
+            ConnectionAddr::TcpTls { host, port, .. } => format!("{host}:{port} (TLS)"),
+            ConnectionAddr::Unix(path) => path.display().to_string(),
+            _ => "its address".to_owned(),
+        }
+    }
+
+    pub(super) async fn connect(&self, settings: &Settings) -> Result<Link, Error> {
+        let limit = settings.command_timeout;
+        match tokio::time::timeout(limit, self.try_connect(settings)).await {
+            Ok(Ok(link)) => Ok(link),
+            Ok(Err(error)) => Err(self.unavailable(&explain(&error), Some(error))),
+            Err(_) => Err(self.unavailable(&format!("no answer within {limit:?}"), None)),
+        }
+    }
+
+    fn unavailable(&self, why: &str, source: Option<RedisError>) -> Error {
+        let message = format!("cannot use Redis at {}: {why}", self.display());
+        let error = Error::new(ErrorKind::Unavailable, message);
+        match source {
+            Some(source) => error.with_source(source),
+            None => error,
+        }
+    }
+
+    async fn try_connect(&self, settings: &Settings) -> Result<Link, RedisError> {
+        let (sender, pushes) = mpsc::unbounded_channel();
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(None)
+            .set_push_sender(sender);
+        let mut commands = self
+            .client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
+        commands.subscribe(settings.inbox()).await?;
+        let mut pipeline = redis::pipe();
+        pipeline
+            .cmd("SCRIPT")
+            .arg("LOAD")
+            .arg(script().source())
+            .ignore();
+        pipeline.exec_async(&mut commands).await?;
+        // Without it, a lock that somebody else deletes is noticed later: by a renewal or when it would have expired.
+        let tracking: Result<(), RedisError> = redis::cmd("CLIENT")
+            .arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"])
+            .query_async(&mut commands)
+            .await;
+        if let Err(error) = tracking {
+            crate::trace::no_tracking(&error);
+        }
+        Ok(Link { commands, pushes })
+    }
+}
+
+impl Settings {
+    /// What the name of every inbox of this prefix begins with.
+    pub(super) fn inbox_prefix(&self) -> String {
+        format!("{}inbox:", self.prefix)
+    }
+
+    /// The channel on which this process is told of grants.
+    fn inbox(&self) -> String {
+        format!("{}{}", self.inbox_prefix(), self.manager.simple())
+    }
+}
+
+/// The cause in words that say what to do, where the server's own do not.
+fn explain(error: &RedisError) -> String {
+    match error.kind() {
+        RedisKind::AuthenticationFailed => {
+            format!("{error}. Check the user and the password in the URL")
+        }
+        RedisKind::RESP3NotSupported => {
+            format!("{error}. Redis 6.2 or newer is needed, with RESP3")
+        }
+        RedisKind::Server(ServerErrorKind::NoPerm) => format!(
+            "{error}. The user needs the commands of the crate's script, its keys and its inbox channels: see the \
+             README"
+        ),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+fn open(
+    info: redis::ConnectionInfo,
+    _root_certificate: Option<&[u8]>,
+) -> Result<Client, RedisError> {
+    Client::open(info)
+}
+
+#[cfg(feature = "tls")]
+fn open(
+    info: redis::ConnectionInfo,
+    root_certificate: Option<&[u8]>,
+) -> Result<Client, RedisError> {
+    if !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+        return Client::open(info);
+    }
+    // rustls cannot choose by itself when a program is built with several providers. Ours is used if none was chosen;
+    // an error means that one was, just now.
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+    let certificates = redis::TlsCertificates {
+        client_tls: None,
+        root_cert: root_certificate.map(<[u8]>::to_vec),
+    };
+    Client::build_with_tls(info, certificates)
+}

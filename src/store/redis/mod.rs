@@ -1,0 +1,123 @@
+//! Locks kept in Redis.
+//!
+//! [`RedisStore`] is a queue of commands and, run by the manager's background task, the [driver](driver) that sends
+//! them in batches over one connection, re-connects, and takes what the server tells unasked.
+
+mod batch;
+mod connection;
+mod driver;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+pub(crate) use connection::{Address, Link};
+
+use super::{Command, Receipt};
+use crate::clock::Time;
+use crate::error::Error;
+use crate::key::LockKey;
+
+/// What the store needs to know.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) manager: Uuid,
+    pub(crate) prefix: String,
+    pub(crate) ttl: Duration,
+    pub(crate) command_timeout: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) struct RedisStore {
+    settings: Settings,
+    address: Address,
+    queue: Mutex<Queue>,
+    /// Commands taken from the queue and not answered yet.
+    on_the_way: AtomicUsize,
+    /// Set with every submission, so that the driver looks at the queue again.
+    submitted: Notify,
+    /// Whether the driver is about to look at the queue anyway.
+    awake: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    commands: VecDeque<Pending>,
+    next_number: u64,
+}
+
+/// A command that has no answer yet.
+#[derive(Debug)]
+struct Pending {
+    /// In order of submission.
+    number: u64,
+    key: LockKey,
+    command: Command,
+    receipt: Option<Receipt>,
+    submitted: Time,
+    /// It has been sent, and may have been carried out.
+    sent: bool,
+}
+
+impl RedisStore {
+    pub(crate) fn new(settings: Settings, address: Address) -> Self {
+        Self {
+            settings,
+            address,
+            queue: Mutex::default(),
+            on_the_way: AtomicUsize::new(0),
+            submitted: Notify::new(),
+            awake: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn submit(&self, key: &LockKey, command: Command, receipt: Option<Receipt>) {
+        let mut queue = self.queue();
+        let number = queue.next_number;
+        queue.next_number += 1;
+        queue.commands.push_back(Pending {
+            number,
+            key: key.clone(),
+            command,
+            receipt,
+            submitted: Time::now(),
+            sent: false,
+        });
+        drop(queue);
+        if !self.awake.swap(true, Ordering::AcqRel) {
+            self.submitted.notify_one();
+        }
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.queue().commands.is_empty() && self.on_the_way.load(Ordering::Acquire) == 0
+    }
+
+    /// Makes the driver look around, as if something had been submitted.
+    pub(crate) fn wake(&self) {
+        self.submitted.notify_one();
+    }
+
+    /// Connects, and readies the connection: the inbox is subscribed to before any command is sent.
+    pub(crate) async fn connect(&self) -> Result<Link, Error> {
+        self.address.connect(&self.settings).await
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts back what was sent on a connection that is gone, in order.
+    fn put_back(&self, mut commands: Vec<Pending>) {
+        let mut queue = self.queue();
+        for pending in queue.commands.drain(..) {
+            commands.push(pending);
+        }
+        commands.sort_unstable_by_key(|pending| pending.number);
+        queue.commands = commands.into();
+    }
+}

@@ -1,0 +1,119 @@
+-- Carries out a batch of lock operations, in order.
+--
+-- KEYS  1: the highest fence given out so far. Then for each operation: owner, queue.
+--       The owner is a plain string, the token of whoever holds the lock, with an expiry: what SET NX PX makes.
+--       The queue is a list of the tokens that wait, one for each process.
+-- ARGV  1: what the name of a process's inbox channel begins with. 2: time to live of a lease, in ms.
+--       3: time to live of a grant that its process has not taken up yet, in ms.
+--       Then for each operation: what to do, token.
+-- Returns three integers for each operation: status, and two more by operation. Status -1 is an error, whose text
+-- comes behind them all (the last one's, if there were several).
+--
+-- A token is the process's id, a colon, and a number. Any other value of an owner is a client of another kind.
+
+local clock, inbox, ttl, grant_ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+
+-- Fences follow the server's clock, in µs, so that they go on rising when all keys are lost; the highest one is
+-- remembered, so that they go on rising when the clock is set back.
+local last_fence
+local function next_fence()
+  if not last_fence then
+    local now = redis.call('TIME')
+    local by_clock = now[1] * 1000000 + now[2] - 1
+    last_fence = math.max(tonumber(redis.call('GET', clock) or 0), by_clock)
+  end
+  last_fence = last_fence + 1
+  return last_fence
+end
+
+local function process_of(token)
+  return string.match(token, '^(%x+):%d+$')
+end
+
+-- Sends to a process's inbox. Returns whether anybody listens there.
+local function tell(process, message)
+  return redis.call('PUBLISH', inbox .. process, message) > 0
+end
+
+-- 1, fence, number of waiting processes | 0, remaining ms (-1: no limit), whether the holder is foreign
+local function acquire(owner, queue, token, may_queue)
+  if redis.call('SET', owner, token, 'NX', 'PX', ttl) then
+    if may_queue then
+      redis.call('LREM', queue, 0, token)
+    end
+    return 1, next_fence(), 0
+  end
+  local current = redis.call('GET', owner)
+  if current == token then
+    redis.call('PEXPIRE', owner, ttl)
+    return 1, next_fence(), redis.call('LLEN', queue)
+  end
+  local remaining = redis.call('PTTL', owner)
+  local process = process_of(current)
+  if may_queue then
+    if not redis.call('LPOS', queue, token) and redis.call('RPUSH', queue, token) == 1 and process then
+      tell(process, 'w:' .. owner)
+    end
+    -- Every waiter asks again within the holder's time to live, so a queue that expires is one of the dead.
+    redis.call('PEXPIRE', queue, math.max(remaining, 0) + 3 * ttl)
+  end
+  return 0, remaining, process and 0 or 1
+end
+
+-- 1: it had the lock, which is free or granted to the next now | 0: it had not
+local function release(owner, queue, token)
+  if redis.call('GET', owner) ~= token then
+    redis.call('LREM', queue, 0, token)
+    return 0, 0, 0
+  end
+  local waiting = redis.call('LPOP', queue)
+  while waiting do
+    local granted = redis.pcall('SET', owner, waiting, 'PX', grant_ttl)
+    if granted.err then
+      break -- Out of memory: free it, and let the next one ask.
+    end
+    local process, number = string.match(waiting, '^(%x+):(%d+)$')
+    if process and tell(process, 'g' .. number .. ':' .. owner) then
+      return 1, 0, 0
+    end
+    waiting = redis.call('LPOP', queue)
+  end
+  redis.call('DEL', owner)
+  return 1, 0, 0
+end
+
+-- 1, number of waiting processes | 0: it is not this token's
+local function renew(owner, queue, token)
+  if redis.call('GET', owner) ~= token then
+    return 0, 0, 0
+  end
+  redis.call('PEXPIRE', owner, ttl)
+  redis.call('GET', owner) -- Read last, so that the server tells when somebody else changes it.
+  return 1, redis.call('LLEN', queue), 0
+end
+
+local operations = {
+  acquire = function(owner, queue, token) return acquire(owner, queue, token, false) end,
+  queue = function(owner, queue, token) return acquire(owner, queue, token, true) end,
+  release = release,
+  renew = renew,
+}
+
+local replies, failure = {}, nil
+for i = 1, (#ARGV - 3) / 2 do
+  local operation, token = operations[ARGV[2 * i + 2]], ARGV[2 * i + 3]
+  local ok, status, first, second = pcall(operation, KEYS[2 * i], KEYS[2 * i + 1], token)
+  if not ok then
+    failure = type(status) == 'table' and status.err or tostring(status)
+    status, first, second = -1, 0, 0
+  end
+  local at = #replies
+  replies[at + 1], replies[at + 2], replies[at + 3] = status, first, second
+end
+if last_fence then
+  redis.call('SET', clock, string.format('%.0f', last_fence))
+end
+if failure then
+  replies[#replies + 1] = failure
+end
+return replies

@@ -1,0 +1,94 @@
+//! What the `tracing` feature tells. Without it, nothing is left of these functions.
+//!
+//! A key is never shown, only its [fingerprint](crate::LockKey::fingerprint).
+
+#![cfg_attr(
+    not(feature = "tracing"),
+    allow(unused_variables, clippy::missing_const_for_fn)
+)]
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::guard::Lease;
+use crate::key::LockKey;
+use crate::manager::slot::LostReason;
+
+pub(crate) fn acquired(lease: &Lease, waited: Duration) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(
+        key = %Fingerprint(lease.key()),
+        fencing_token = lease.fencing_token(),
+        waited_ms = millis(waited),
+        "lock acquired"
+    );
+}
+
+pub(crate) fn refused(key: &LockKey, error: &Error, waited: Duration) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(
+        key = %Fingerprint(key),
+        waited_ms = millis(waited),
+        reason = ?error.kind(),
+        %error,
+        "lock not acquired"
+    );
+}
+
+pub(crate) fn released(lease: &Lease) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(
+        key = %Fingerprint(lease.key()),
+        fencing_token = lease.fencing_token(),
+        held_ms = millis(lease.age()),
+        "lock released"
+    );
+}
+
+pub(crate) fn lost(lease: &Lease, reason: LostReason) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        key = %Fingerprint(lease.key()),
+        fencing_token = lease.fencing_token(),
+        held_ms = millis(lease.age()),
+        ?reason,
+        "lock lost"
+    );
+}
+
+pub(crate) fn disconnected(why: &dyn Display) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(%why, "no connection to Redis");
+}
+
+pub(crate) fn no_tracking(why: &dyn Display) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(%why, "Redis does not tell when a lock is deleted by someone else");
+}
+
+/// The span in which a request runs while it holds a lock.
+#[cfg(feature = "tracing")]
+pub(crate) fn span(lease: &Lease) -> tracing::Span {
+    tracing::info_span!(
+        "lock",
+        key = %Fingerprint(lease.key()),
+        fencing_token = lease.fencing_token(),
+    )
+}
+
+/// Hashes only if somebody looks.
+#[cfg(feature = "tracing")]
+struct Fingerprint<'a>(&'a LockKey);
+
+#[cfg(feature = "tracing")]
+impl Display for Fingerprint<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.fingerprint())
+    }
+}
+
+#[cfg(feature = "tracing")]
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}

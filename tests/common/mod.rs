@@ -1,0 +1,354 @@
+//! Real parts to test against: Redis servers, and a proxy that can misbehave.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_debug_implementations,
+    missing_docs
+)]
+
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, tcp};
+use tokio::sync::watch;
+use tower_distributed_lock::{LockManager, LockManagerBuilder};
+
+/// Long enough for a slow machine, and never waited for if all is well.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A redis-server of its own, on a free port, that ends with this value, or with the test's process.
+pub struct RedisServer {
+    child: Child,
+    pid: u32,
+    pub port: u16,
+    dir: PathBuf,
+    args: Vec<String>,
+}
+
+impl RedisServer {
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    pub async fn start_with(args: &[&str]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tower-distributed-lock-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let args: Vec<String> = args.iter().map(ToString::to_string).collect();
+        // Another process may take a port between our look and the server's start: then it ends, and we try again.
+        for _ in 0..10 {
+            let port = free_port();
+            if let Some((child, pid)) = launch(port, &dir, &args).await {
+                return Self {
+                    child,
+                    pid,
+                    port,
+                    dir,
+                    args,
+                };
+            }
+        }
+        panic!(
+            "redis-server did not start: run `redis-server --version`, or see {}",
+            dir.display()
+        );
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// A connection beside the crate's own.
+    pub async fn client(&self) -> MultiplexedConnection {
+        let client = redis::Client::open(self.url()).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let pid = self.pid.to_string();
+        let status = Command::new("kill").args([signal, &pid]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Ends the server without warning. What it had not saved is gone.
+    pub fn kill(&mut self) {
+        self.signal("-KILL");
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again on the same port, after [`kill`](Self::kill).
+    pub async fn restart(&mut self) {
+        self.restart_with(&[]).await;
+    }
+
+    pub async fn restart_with(&mut self, more: &[&str]) {
+        let mut args = self.args.clone();
+        args.extend(more.iter().map(ToString::to_string));
+        let started = Instant::now();
+        loop {
+            if let Some((child, pid)) = launch(self.port, &self.dir, &args).await {
+                (self.child, self.pid) = (child, pid);
+                return;
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "redis-server did not start again"
+            );
+        }
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        let _ = Command::new("kill")
+            .args(["-KILL", &self.pid.to_string()])
+            .stderr(Stdio::null())
+            .status();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+pub fn free_port() -> u16 {
+    StdListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+async fn launch(port: u16, dir: &PathBuf, args: &[String]) -> Option<(Child, u32)> {
+    // The shell ends the server when this process ends, however it ends: then its standard input is closed.
+    let script = "exec 3<&0; redis-server \"$@\" >redis.log 2>&1 3<&- & redis=$!; echo $redis >pid; \
+                  (read -r _ <&3; kill -9 $redis) 2>/dev/null & watch=$!; exec 3<&-; wait $redis; kill $watch; wait $watch";
+    let _ = std::fs::remove_file(dir.join("pid"));
+    let found = Command::new("redis-server").arg("--version").output();
+    assert!(
+        found.is_ok(),
+        "these tests need redis-server, which is not installed: run tests/run, which installs it, or install it \
+         (Debian: apt-get install redis-server)"
+    );
+    let mut child = Command::new("sh")
+        .args(["-c", script, "redis-server"])
+        .args([
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ])
+        .args(["--enable-debug-command", "yes"])
+        .args(args)
+        .current_dir(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while started.elapsed() < PATIENCE {
+        let pid = std::fs::read_to_string(dir.join("pid"))
+            .ok()
+            .and_then(|pid| pid.trim().parse().ok());
+        let is_up = TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+            || args.iter().any(|arg| arg == "--tls-port");
+        match pid {
+            Some(pid) if is_up && is_redis(dir) => return Some((child, pid)),
+            _ if child.try_wait().unwrap().is_some() => return None,
+            _ => tokio::time::sleep(Duration::from_millis(2)).await,
+        }
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    None
+}
+
+/// Whether the server that answers is ours: its log says that it has the port.
+fn is_redis(dir: &std::path::Path) -> bool {
+    std::fs::read_to_string(dir.join("redis.log"))
+        .is_ok_and(|log| log.contains("Ready to accept connections") || log.contains("Loading"))
+}
+
+/// Waits until a condition holds. Fails the test if it never does.
+pub async fn eventually<F, R>(what: &str, mut condition: F)
+where
+    F: FnMut() -> R,
+    R: Future<Output = bool>,
+{
+    let started = Instant::now();
+    while !condition().await {
+        assert!(started.elapsed() < PATIENCE, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Waits for something that must come.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("waited in vain: {what}"))
+}
+
+/// Waits until nothing of ours is left in Redis but the fence: no owner, no queue.
+pub async fn eventually_no_trace(redis: &MultiplexedConnection) {
+    eventually("no lock and no queue is left in Redis", || async {
+        let keys: Vec<String> = redis::cmd("KEYS")
+            .arg("*")
+            .query_async(&mut redis.clone())
+            .await
+            .unwrap();
+        keys.iter().all(|key| key == "{lock:}:fence")
+    })
+    .await;
+}
+
+pub async fn value(redis: &MultiplexedConnection, key: &str) -> Option<String> {
+    redis::cmd("GET")
+        .arg(key)
+        .query_async(&mut redis.clone())
+        .await
+        .unwrap()
+}
+
+pub async fn run(redis: &MultiplexedConnection, command: &str) -> redis::Value {
+    let mut words = command.split(' ');
+    let mut cmd = redis::cmd(words.next().unwrap());
+    for word in words {
+        cmd.arg(word);
+    }
+    cmd.query_async(&mut redis.clone()).await.unwrap()
+}
+
+/// How many script calls the server has carried out.
+pub async fn script_calls(redis: &MultiplexedConnection) -> u64 {
+    let info: String = redis::cmd("INFO")
+        .arg("commandstats")
+        .query_async(&mut redis.clone())
+        .await
+        .unwrap();
+    let calls = |command: &str| {
+        info.lines()
+            .find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")))
+            .and_then(|line| line.split(',').next()?.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    calls("eval") + calls("evalsha")
+}
+
+/// How many processes wait in Redis for a key.
+pub async fn queue_length(redis: &MultiplexedConnection, key: &str) -> usize {
+    redis::cmd("LLEN")
+        .arg(format!("{{lock:{key}}}:queue"))
+        .query_async(&mut redis.clone())
+        .await
+        .unwrap()
+}
+
+pub fn short_lived(ttl_ms: u64) -> LockManagerBuilder {
+    LockManager::builder()
+        .ttl(Duration::from_millis(ttl_ms))
+        .command_timeout(Duration::from_millis(ttl_ms.min(1000)))
+}
+
+/// A TCP proxy in front of a server, that can stop to forward, or close everything.
+pub struct Proxy {
+    pub port: u16,
+    mode: watch::Sender<Mode>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    Forward,
+    /// Bytes are taken and kept back, in both directions, until the mode changes.
+    Hold,
+    /// Requests get through, answers are kept back.
+    HoldAnswers,
+    Close,
+}
+
+impl Proxy {
+    pub async fn start(target: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (mode, watch) = watch::channel(Mode::Forward);
+        let accepting = tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                if *watch.borrow() == Mode::Close {
+                    continue;
+                }
+                let target = SocketAddr::from(([127, 0, 0, 1], target));
+                let Ok(server) = TcpStream::connect(target).await else {
+                    continue;
+                };
+                let _ = (client.set_nodelay(true), server.set_nodelay(true));
+                let (client_read, client_write) = client.into_split();
+                let (server_read, server_write) = server.into_split();
+                tokio::spawn(forward(client_read, server_write, watch.clone(), false));
+                tokio::spawn(forward(server_read, client_write, watch.clone(), true));
+            }
+        });
+        Self {
+            port,
+            mode,
+            accepting,
+        }
+    }
+
+    pub fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn forward(
+    mut from: tcp::OwnedReadHalf,
+    mut to: tcp::OwnedWriteHalf,
+    mut mode: watch::Receiver<Mode>,
+    answers: bool,
+) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let read = tokio::select! {
+            read = from.read(&mut buffer) => read,
+            closed = mode.wait_for(|mode| *mode == Mode::Close) => {
+                drop(closed);
+                return;
+            }
+        };
+        let Ok(length @ 1..) = read else {
+            return;
+        };
+        let held = |mode: &Mode| *mode == Mode::Hold || answers && *mode == Mode::HoldAnswers;
+        match mode.wait_for(|mode| !held(mode)).await {
+            Ok(mode) if *mode == Mode::Close => return,
+            Ok(_) => {}
+            Err(_) => return,
+        }
+        if to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}
