@@ -1,18 +1,16 @@
 //! The one error type of this crate.
 
-use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
 /// Why a lock could not be taken, kept or configured.
 ///
-/// [`kind`](Error::kind) tells the cases apart, the message says what to do, and
-/// [`source`](StdError::source) has the cause where Redis gave one. No message holds a lock's key or a password.
-#[derive(Clone)]
+/// [`kind`](Error::kind) tells the cases apart. The message says what went wrong, in Redis' own words where they are
+/// known, and what to do. It never holds a lock's key or a password.
+#[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
     message: Arc<str>,
-    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 /// The cases of [`Error`].
@@ -42,13 +40,7 @@ impl Error {
         Self {
             kind,
             message: message.into(),
-            source: None,
         }
-    }
-
-    pub(crate) fn with_source(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
-        self.source = Some(Arc::new(source));
-        self
     }
 
     pub(crate) fn of(kind: ErrorKind) -> Self {
@@ -79,26 +71,7 @@ impl fmt::Display for Error {
     }
 }
 
-impl fmt::Debug for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut debug = f.debug_struct("Error");
-        debug
-            .field("kind", &self.kind)
-            .field("message", &self.message);
-        if let Some(source) = &self.source {
-            debug.field("source", source);
-        }
-        debug.finish()
-    }
-}
-
-impl StdError for Error {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source
-            .as_deref()
-            .map(|source| source as &(dyn StdError + 'static))
-    }
-}
+impl std::error::Error for Error {}
 
 impl From<std::convert::Infallible> for Error {
     fn from(never: std::convert::Infallible) -> Self {

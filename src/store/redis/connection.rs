@@ -46,7 +46,9 @@ impl Address {
             ));
         }
         let info = parsed.into_connection_info().map_err(|error| {
-            config("the URL of the Redis server is not valid").with_source(error)
+            config(&format!(
+                "the URL of the Redis server is not valid: {error}"
+            ))
         })?;
         let tcp = TcpSettings::default().set_nodelay(true);
         let login = info.redis_settings().clone();
@@ -55,7 +57,9 @@ impl Address {
             .set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
         let info = info.set_tcp_settings(tcp).set_redis_settings(login);
         let client = open(info, root_certificate).map_err(|error| {
-            config("the settings of the Redis connection are not valid").with_source(error)
+            config(&format!(
+                "the settings of the Redis connection are not valid: {error}"
+            ))
         })?;
         Ok(Self { client })
     }
@@ -74,18 +78,14 @@ impl Address {
         let limit = settings.command_timeout;
         match tokio::time::timeout(limit, self.try_connect(settings)).await {
             Ok(Ok(link)) => Ok(link),
-            Ok(Err(error)) => Err(self.unavailable(&explain(&error), Some(error))),
-            Err(_) => Err(self.unavailable(&format!("no answer within {limit:?}"), None)),
+            Ok(Err(error)) => Err(self.unavailable(&explain(&error))),
+            Err(_) => Err(self.unavailable(&format!("no answer within {limit:?}"))),
         }
     }
 
-    fn unavailable(&self, why: &str, source: Option<RedisError>) -> Error {
+    fn unavailable(&self, why: &str) -> Error {
         let message = format!("cannot use Redis at {}: {why}", self.display());
-        let error = Error::new(ErrorKind::Unavailable, message);
-        match source {
-            Some(source) => error.with_source(source),
-            None => error,
-        }
+        Error::new(ErrorKind::Unavailable, message)
     }
 
     async fn try_connect(&self, settings: &Settings) -> Result<Link, RedisError> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use redis::aio::MultiplexedConnection;
-use redis::{PushInfo, PushKind, RedisError, ServerErrorKind, Value};
+use redis::{ErrorKind as RedisKind, PushInfo, PushKind, RedisError, ServerErrorKind, Value};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
@@ -202,7 +202,13 @@ impl RedisStore {
                         replies.push_back(self.send(&link.commands, &commands, Call::Whole));
                         on_the_way.push(sent_at, commands);
                     }
-                    Ok(Err(error)) => return End::Closed(refused(error)),
+                    Ok(Err(error)) if is_refusal(&error) => {
+                        let error = refused(&error);
+                        let failure = Failure { error: error.clone(), unknown: false };
+                        self.fail(on_the_way.pop(), &failure, events);
+                        return End::Closed(error);
+                    }
+                    Ok(Err(error)) => return End::Closed(refused(&error)),
                     Ok(Ok(reply)) => {
                         *backoff = MIN_BACKOFF;
                         if let Err(error) = deliver(reply, &mut on_the_way, events) {
@@ -283,6 +289,22 @@ impl RedisStore {
         })
     }
 
+    /// The commands of a call fail, but for the releases: those are put back.
+    fn fail(
+        &self,
+        (sent_at, commands): (Time, Vec<Pending>),
+        failure: &Failure,
+        events: &impl Events,
+    ) {
+        let (releases, others) = commands
+            .into_iter()
+            .partition(|pending| matches!(pending.command, Command::Release { .. }));
+        self.put_back(releases);
+        for pending in others {
+            pending.finish(sent_at, Err(failure.clone()), events);
+        }
+    }
+
     /// No answer came in time. Nobody waits for one any longer, but what was sent may arrive yet: a release follows it
     /// on the same connection, and so cannot be carried out before it.
     fn give_up(
@@ -291,35 +313,27 @@ impl RedisStore {
         on_the_way: &mut OnTheWay<'_>,
         events: &impl Events,
     ) {
-        let error = no_answer(&self.settings.command_timeout);
-        let (mut releases, mut sent): (Vec<Pending>, Vec<(LockKey, Command)>) = Default::default();
-        while !on_the_way.calls.is_empty() {
-            let (sent_at, commands) = on_the_way.pop();
-            for pending in commands {
-                match pending.command {
-                    Command::Release { .. } => {
-                        releases.push(pending);
-                        continue;
-                    }
-                    Command::Acquire { token, .. } => {
-                        sent.push((pending.key.clone(), Command::Release { token }));
-                    }
-                    Command::Renew { .. } => {}
+        let releases: Vec<(LockKey, Command)> = on_the_way
+            .calls
+            .iter()
+            .flat_map(|(_, commands)| commands)
+            .filter_map(|pending| match pending.command {
+                Command::Acquire { token, .. } => {
+                    Some((pending.key.clone(), Command::Release { token }))
                 }
-                let failure = Failure {
-                    error: error.clone(),
-                    unknown: true,
-                };
-                pending.finish(sent_at, Err(failure), events);
-            }
+                _ => None,
+            })
+            .collect();
+        let failure = Failure {
+            error: no_answer(&self.settings.command_timeout),
+            unknown: true,
+        };
+        while !on_the_way.calls.is_empty() {
+            self.fail(on_the_way.pop(), &failure, events);
         }
-        self.put_back(releases);
-        if !sent.is_empty() {
-            let call = batch::call(
-                &self.settings,
-                sent.iter().map(|(key, command)| (key, *command)),
-                Call::Whole,
-            );
+        if !releases.is_empty() {
+            let commands = releases.iter().map(|(key, command)| (key, *command));
+            let call = batch::call(&self.settings, commands, Call::Whole);
             // By then, whatever it could still release has expired, or never will arrive.
             let patience = self.settings.ttl.max(Duration::from_secs(30));
             tokio::spawn(async move {
@@ -361,8 +375,8 @@ fn deliver(reply: Value, on_the_way: &mut OnTheWay<'_>, events: &impl Events) ->
         .calls
         .front()
         .map_or(&[][..], |(_, commands)| commands);
-    let answers =
-        batch::answers(commands.iter().map(|pending| pending.command), reply).map_err(refused)?;
+    let answers = batch::answers(commands.iter().map(|pending| pending.command), reply)
+        .map_err(|error| refused(&error))?;
     let (sent_at, commands) = on_the_way.pop();
     let mut of_no_use = Ok(());
     for (pending, answer) in commands.into_iter().zip(answers) {
@@ -381,8 +395,13 @@ fn deliver(reply: Value, on_the_way: &mut OnTheWay<'_>, events: &impl Events) ->
     of_no_use
 }
 
-fn refused(error: RedisError) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("Redis refused: {error}")).with_source(error)
+/// Whether the server answered, and carried out nothing.
+fn is_refusal(error: &RedisError) -> bool {
+    matches!(error.kind(), RedisKind::Server(_) | RedisKind::Extension)
+}
+
+fn refused(error: &RedisError) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("Redis refused: {error}"))
 }
 
 fn no_answer(limit: &Duration) -> Error {

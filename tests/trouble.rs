@@ -1,0 +1,490 @@
+//! Redis in trouble: a clear answer, never a hang, never two holders, and back to work without a restart.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{
+    Mode, PATIENCE, Proxy, RedisServer, eventually, eventually_no_trace, free_port, queue_length,
+    run, script_calls, short_lived, soon, value,
+};
+use tokio::net::TcpListener;
+use tower_distributed_lock::{Error, ErrorKind, LockManager, LostReason};
+
+const TIMEOUT: Duration = Duration::from_millis(300);
+
+/// A command timeout that a test can wait for.
+fn impatient() -> tower_distributed_lock::LockManagerBuilder {
+    LockManager::builder().command_timeout(TIMEOUT)
+}
+
+async fn unavailable(locks: &LockManager) -> Error {
+    let error = soon("an answer", locks.try_acquire("a")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    error
+}
+
+/// The first request that works, though every earlier one was answered as well.
+async fn recovers(locks: &LockManager) {
+    eventually("locks are to be had again", || async {
+        match locks.try_acquire("recovered").await {
+            Ok(guard) => guard.release().await.is_ok(),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+                false
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn not_running_at_start_connect_says_where_and_why() {
+    let port = free_port();
+    let url = format!("redis://user:secret@127.0.0.1:{port}");
+    let error = LockManager::connect(&url).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let text = error.to_string();
+    assert!(text.contains(&format!("127.0.0.1:{port}")), "{text}");
+    assert!(text.to_lowercase().contains("connection refused"), "{text}");
+    assert!(!error.to_string().contains("secret") && !format!("{error:?}").contains("secret"));
+}
+
+#[tokio::test]
+async fn started_lazily_it_works_as_soon_as_redis_does() {
+    let mut server = RedisServer::start().await;
+    let url = server.url();
+    server.kill();
+    let locks = impatient().connect_lazy(&url).unwrap();
+    let text = unavailable(&locks).await.to_string();
+    assert!(text.to_lowercase().contains("connection refused"), "{text}");
+    let error = locks.acquire("a", PATIENCE).await.unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ErrorKind::Unavailable,
+        "a refusal is told at once"
+    );
+    server.restart().await;
+    // The very next request: it does not wait for a pause between attempts to end.
+    soon("an answer", locks.try_acquire("a"))
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_is_told_within_the_command_timeout() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let started = Instant::now();
+    let error = impatient().connect(&url).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(
+        error.to_string().contains("no answer within 300ms"),
+        "{error}"
+    );
+    let locks = impatient().connect_lazy(&url).unwrap();
+    unavailable(&locks).await;
+    let error = locks.acquire("a", PATIENCE).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    // Three times the timeout would do. This says only that none of them waited for something else.
+    assert!(started.elapsed() < PATIENCE);
+    drop(listener);
+}
+
+#[tokio::test]
+async fn answers_that_stop_are_noticed_and_what_arrives_late_leaves_no_lock() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    for mode in [Mode::Hold, Mode::HoldAnswers] {
+        let proxy = Proxy::start(server.port).await;
+        let locks = impatient()
+            .ttl(Duration::from_secs(60))
+            .connect(&proxy.url())
+            .await
+            .unwrap();
+        proxy.set(mode);
+        unavailable(&locks).await;
+        let error = locks.acquire("a", PATIENCE).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        // What was kept back gets through now: commands that nobody waits for any more.
+        proxy.set(Mode::Forward);
+        recovers(&locks).await;
+        eventually_no_trace(&redis).await;
+    }
+}
+
+#[tokio::test]
+async fn a_wait_ends_on_time_though_redis_does_not_answer() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port).await;
+    let locks = LockManager::builder()
+        .command_timeout(Duration::from_secs(9))
+        .connect(&proxy.url())
+        .await
+        .unwrap();
+    proxy.set(Mode::Hold);
+    let started = Instant::now();
+    let error = locks
+        .acquire("a", Duration::from_millis(100))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert!(started.elapsed() < Duration::from_secs(8));
+}
+
+#[tokio::test]
+async fn a_server_that_is_stopped_for_a_while_is_used_again() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let locks = impatient()
+        .ttl(Duration::from_secs(60))
+        .connect(&server.url())
+        .await
+        .unwrap();
+    let guard = locks.try_acquire("held").await.unwrap();
+    server.signal("-STOP");
+    for _ in 0..3 {
+        unavailable(&locks).await;
+    }
+    server.signal("-CONT");
+    recovers(&locks).await;
+    // The lease did not run out, and is still ours.
+    guard.release().await.unwrap();
+    // None of the requests that were refused has left a lock, though the server has read them all by now.
+    eventually_no_trace(&redis).await;
+}
+
+#[tokio::test]
+async fn a_loss_is_told_before_the_server_can_have_expired_the_lease() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let proxy = Proxy::start(server.port).await;
+    for mode in [Mode::Hold, Mode::HoldAnswers, Mode::Close] {
+        let locks = short_lived(1500)
+            .command_timeout(TIMEOUT)
+            .connect(&proxy.url())
+            .await
+            .unwrap();
+        let guard = locks.try_acquire("a").await.unwrap();
+        let lease = guard.lease().clone();
+        let before = script_calls(&redis).await;
+        eventually("it has been renewed", || async {
+            script_calls(&redis).await > before
+        })
+        .await;
+        proxy.set(mode);
+        assert_eq!(
+            soon("the loss is told", guard.lost()).await,
+            LostReason::Expired
+        );
+        assert!(!lease.is_held());
+        assert!(
+            value(&redis, "lock:a").await.is_some(),
+            "{mode:?}: the server had expired it before"
+        );
+        drop(guard);
+        proxy.set(Mode::Forward);
+        recovers(&locks).await;
+        eventually_no_trace(&redis).await;
+    }
+}
+
+#[tokio::test]
+async fn one_failed_renewal_is_not_a_loss() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let proxy = Proxy::start(server.port).await;
+    let locks = short_lived(3000)
+        .command_timeout(TIMEOUT)
+        .connect(&proxy.url())
+        .await
+        .unwrap();
+    let guard = locks.try_acquire("a").await.unwrap();
+    let clients = async || {
+        let list: String = redis::cmd("CLIENT")
+            .arg("LIST")
+            .query_async(&mut redis.clone())
+            .await
+            .unwrap();
+        list.matches(" sub=1 ").count()
+    };
+    for _ in 0..4 {
+        eventually("it is connected", async || clients().await == 1).await;
+        proxy.set(Mode::Close);
+        eventually("it is cut off", async || clients().await == 0).await;
+        proxy.set(Mode::Forward);
+    }
+    let held_since = Instant::now();
+    while held_since.elapsed() < Duration::from_secs(4) {
+        assert!(guard.lease().is_held());
+        assert!(value(&redis, "lock:a").await.is_some());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    guard.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_is_killed_costs_no_request() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let one = LockManager::builder().ttl(Duration::from_secs(60));
+    let (one, two) = (
+        one.clone().connect(&server.url()).await.unwrap(),
+        one.connect(&server.url()).await.unwrap(),
+    );
+    let guard = one.try_acquire("held").await.unwrap();
+    let waiting = tokio::spawn(async move { two.acquire("held", PATIENCE).await });
+    eventually("the other waits", || async {
+        queue_length(&redis, "held").await == 1
+    })
+    .await;
+    for round in 0..20 {
+        run(&redis, "CLIENT KILL TYPE normal SKIPME yes").await;
+        run(&redis, "CLIENT KILL TYPE pubsub SKIPME yes").await;
+        one.try_acquire(format!("{round}"))
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+    }
+    guard.release().await.unwrap();
+    // Its inbox was gone for a moment: the grant may have been missed, but not for long.
+    soon("the waiter is served", waiting)
+        .await
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    eventually_no_trace(&redis).await;
+}
+
+#[tokio::test]
+async fn restarted_empty_the_lock_is_lost_and_the_next_request_works() {
+    let mut server = RedisServer::start().await;
+    let locks = LockManager::builder()
+        .ttl(Duration::from_secs(60))
+        .connect(&server.url())
+        .await
+        .unwrap();
+    let guard = locks.try_acquire("a").await.unwrap();
+    server.kill();
+    server.restart().await;
+    // The next renewal would be in twenty seconds: it is looked at as soon as the server is back.
+    assert_eq!(
+        soon("the loss is told", guard.lost()).await,
+        LostReason::Taken
+    );
+    let again = locks.try_acquire("a").await.unwrap();
+    assert!(again.fencing_token() > guard.fencing_token());
+    drop(guard);
+    again.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_as_such() {
+    let server = RedisServer::start_with(&["--requirepass", "right"]).await;
+    let url = |login: &str| format!("redis://{login}127.0.0.1:{}", server.port);
+    for login in [":wrong@", ""] {
+        let error = LockManager::connect(&url(login)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        let text = error.to_string().to_lowercase();
+        assert!(text.contains("auth") || text.contains("password"), "{text}");
+        assert!(!text.contains("wrong@"));
+    }
+    let locks = LockManager::connect(&url(":right@")).await.unwrap();
+    locks
+        .try_acquire("a")
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+}
+
+fn acl(user: &str) -> Vec<&str> {
+    std::iter::once("--user")
+        .chain(user.split_whitespace())
+        .collect()
+}
+
+#[tokio::test]
+async fn an_acl_user_with_just_these_rights_and_a_database_number_work() {
+    let user = "worker on >secret ~lock:* ~{* &lock:inbox:* +@connection +@scripting +@string +@list +@keyspace \
+                +subscribe +publish +time +client -@dangerous";
+    let server = RedisServer::start_with(&acl(user)).await;
+    let redis = server.client().await;
+    let url = format!("redis://worker:secret@127.0.0.1:{}/3", server.port);
+    let locks = LockManager::connect(&url).await.unwrap();
+    let guard = locks.try_acquire("a").await.unwrap();
+    assert_eq!(
+        value(&redis, "lock:a").await,
+        None,
+        "it is in another database"
+    );
+    run(&redis, "SELECT 3").await;
+    assert!(value(&redis, "lock:a").await.is_some());
+    guard.release().await.unwrap();
+    // A user who may not: told, not hung.
+    let user = "guest on >secret ~lock:* &lock:inbox:* +@connection +subscribe +script";
+    let server = RedisServer::start_with(&acl(user)).await;
+    let url = format!("redis://guest:secret@127.0.0.1:{}", server.port);
+    let locks = LockManager::builder().connect_lazy(&url).unwrap();
+    let error = unavailable(&locks).await;
+    assert!(
+        error.to_string().contains("NoPerm"),
+        "{}",
+        error.to_string()
+    );
+}
+
+#[tokio::test]
+async fn a_read_only_replica_gives_no_locks_until_it_is_promoted() {
+    let primary = RedisServer::start().await;
+    let port = primary.port.to_string();
+    let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]).await;
+    let redis = replica.client().await;
+    let locks = LockManager::connect(&replica.url()).await.unwrap();
+    let error = unavailable(&locks).await;
+    assert!(
+        error.to_string().contains("READONLY"),
+        "{}",
+        error.to_string()
+    );
+    run(&redis, "REPLICAOF NO ONE").await;
+    recovers(&locks).await;
+}
+
+#[tokio::test]
+async fn out_of_memory_refuses_new_locks_and_releases_old_ones() {
+    let server = RedisServer::start_with(&["--maxmemory-policy", "noeviction"]).await;
+    let redis = server.client().await;
+    let locks = LockManager::connect(&server.url()).await.unwrap();
+    let other = LockManager::connect(&server.url()).await.unwrap();
+    let guard = locks.try_acquire("a").await.unwrap();
+    let waited_for = locks.try_acquire("b").await.unwrap();
+    let waiting = tokio::spawn(async move { other.acquire("b", PATIENCE).await });
+    eventually("the other waits", || async {
+        queue_length(&redis, "b").await == 1
+    })
+    .await;
+    run(&redis, "CONFIG SET maxmemory 1").await;
+    let error = soon("an answer", locks.try_acquire("c")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("OOM"), "{}", error.to_string());
+    guard.release().await.unwrap();
+    assert_eq!(value(&redis, "lock:a").await, None);
+    waited_for.release().await.unwrap();
+    run(&redis, "CONFIG SET maxmemory 0").await;
+    recovers(&locks).await;
+    let waited = soon("an answer", waiting).await.unwrap();
+    assert!(waited.is_ok() || waited.is_err_and(|error| error.kind() == ErrorKind::Unavailable));
+}
+
+#[tokio::test]
+async fn a_server_that_is_loading_its_data_is_waited_for() {
+    let mut server = RedisServer::start_with(&["--dbfilename", "dump.rdb"]).await;
+    let redis = server.client().await;
+    run(&redis, "DEBUG POPULATE 20000").await;
+    run(&redis, "SAVE").await;
+    let locks = LockManager::connect(&server.url()).await.unwrap();
+    locks
+        .try_acquire("a")
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    server.kill();
+    // A hundred µs a key: two seconds.
+    server
+        .restart_with(&[
+            "--key-load-delay",
+            "100",
+            "--loading-process-events-interval-bytes",
+            "1024",
+        ])
+        .await;
+    let error = unavailable(&locks).await;
+    assert!(
+        error.to_string().to_lowercase().contains("loading"),
+        "{}",
+        error.to_string()
+    );
+    recovers(&locks).await;
+}
+
+#[tokio::test]
+async fn a_key_that_holds_something_else_is_an_error_and_stays_as_it_is() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    run(&redis, "HSET lock:a field value").await;
+    let locks = LockManager::connect(&server.url()).await.unwrap();
+    // Beside it, in the same batch, a lock that is fine.
+    let (wrong, right) = tokio::join!(locks.try_acquire("a"), locks.try_acquire("b"));
+    let error = wrong.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(
+        error.to_string().contains("WRONGTYPE"),
+        "{}",
+        error.to_string()
+    );
+    right.unwrap().release().await.unwrap();
+    assert_eq!(run(&redis, "HLEN lock:a").await, redis::Value::Int(1));
+}
+
+#[tokio::test]
+async fn settings_that_make_no_sense_are_refused_when_they_are_set() {
+    let zero = Duration::ZERO;
+    let aeon = Duration::MAX;
+    let builder = LockManager::builder;
+    for (name, builder) in [
+        ("ttl", builder().ttl(zero)),
+        ("ttl", builder().ttl(Duration::from_millis(99))),
+        ("ttl", builder().ttl(aeon)),
+        ("renewal", builder().renewal(zero)),
+        ("renewal", builder().renewal(Duration::from_secs(6))),
+        ("max_hold", builder().max_hold(zero)),
+        ("max_hold", builder().max_hold(aeon)),
+        ("command_timeout", builder().command_timeout(zero)),
+        (
+            "command_timeout",
+            builder().command_timeout(Duration::from_secs(11)),
+        ),
+        ("prefix", builder().prefix("")),
+        ("prefix", builder().prefix("{lock}:")),
+        ("prefix", builder().prefix("p".repeat(129))),
+        ("max_waiters", builder().max_waiters(0)),
+    ] {
+        let error = builder.in_memory().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_url_that_is_not_of_redis_is_refused_without_being_repeated() {
+    for url in [
+        "",
+        "redis",
+        "http://user:secret@localhost",
+        "127.0.0.1:6379",
+        "redis://",
+        "redis://h/x",
+        "redis://0.0.0.0",
+    ] {
+        let error = LockManager::connect(url).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{url}: {error}");
+        assert!(!error.to_string().contains("secret"));
+    }
+    if cfg!(not(feature = "tls")) {
+        let error = LockManager::connect("rediss://localhost")
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("`tls`"), "{error}");
+    }
+}
