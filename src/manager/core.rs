@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 
-use super::slot::{Effect, Env, LostReason, Rules, Slot};
+use super::slot::{self, Effect, Env, LostReason, Rules, Slot};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Lease, LockGuard};
@@ -123,7 +123,7 @@ impl Core {
         self.with_slot(lease.key(), receipt, |slot, env, effects| {
             if !slot.finished(env, grant.lease, effects) {
                 // The slot gave it up as lost. If it has not expired yet, others need not wait until then.
-                effects.push(Effect::Send(Command::Release { token: grant.token }));
+                effects.push(slot::release(grant.token));
             }
         });
     }

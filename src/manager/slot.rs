@@ -237,7 +237,7 @@ impl<W> Slot<W> {
         if let State::Asking { token, .. } | State::Queued { token, .. } = self.state {
             // Whatever comes of the question, this follows it on the same connection.
             self.state = State::Idle;
-            effects.push(Effect::Send(Command::Release { token }));
+            effects.push(release(token));
         }
     }
 
@@ -255,9 +255,9 @@ impl<W> Slot<W> {
             return false;
         }
         if self.waiters.is_empty() {
-            let token = held.token;
+            let (token, wanted) = (held.token, held.wanted.is_some());
             self.state = State::Idle;
-            effects.push(Effect::Send(Command::Release { token }));
+            effects.push(Effect::Send(Command::Release { token, wanted }));
         } else if held.may_hand_on(env) {
             held.lease = env.next_id();
             held.fencing_token += 1;
@@ -269,8 +269,8 @@ impl<W> Slot<W> {
             self.grant_first(grant, effects);
         } else {
             // Behind the processes that wait, at once if there are none.
-            let token = held.token;
-            effects.push(Effect::Send(Command::Release { token }));
+            let (token, wanted) = (held.token, true);
+            effects.push(Effect::Send(Command::Release { token, wanted }));
             self.ask(env.next_id(), true, false, effects);
         }
         true
@@ -310,7 +310,7 @@ impl<W> Slot<W> {
             // the connection broke or the script had to be loaded again.
             _ => {
                 if let Ok(Answer::Acquired { .. }) = outcome.result {
-                    effects.push(Effect::Send(Command::Release { token }));
+                    effects.push(release(token));
                 }
                 return;
             }
@@ -323,7 +323,7 @@ impl<W> Slot<W> {
                 let trusted_until = outcome.sent_at + env.rules.trust();
                 if trusted_until <= env.now {
                     // The answer came too late to be of use.
-                    effects.push(Effect::Send(Command::Release { token }));
+                    effects.push(release(token));
                     self.fail(&Error::of(ErrorKind::Unavailable), effects);
                     return;
                 }
@@ -349,7 +349,7 @@ impl<W> Slot<W> {
                 if self.waiters.is_empty() {
                     self.state = State::Idle;
                     if queue {
-                        effects.push(Effect::Send(Command::Release { token }));
+                        effects.push(release(token));
                     }
                 } else if hinted || !queue || foreign && !watch {
                     self.ask(token, true, foreign, effects);
@@ -365,7 +365,7 @@ impl<W> Slot<W> {
             Ok(_) => debug_assert!(false, "not an answer to an acquire"),
             Err(Failure { error, unknown }) => {
                 if unknown {
-                    effects.push(Effect::Send(Command::Release { token }));
+                    effects.push(release(token));
                 }
                 self.fail(&error, effects);
             }
@@ -433,7 +433,7 @@ impl<W> Slot<W> {
             (State::Held(held), Notice::Changed) if !held.renewing => held.renew(effects),
             // A grant that nobody here waits for any more goes to the next.
             (_, Notice::Granted { token }) => {
-                effects.push(Effect::Send(Command::Release { token }));
+                effects.push(release(token));
             }
             (_, Notice::Wanted | Notice::Changed) => {}
         }
@@ -496,7 +496,7 @@ impl<W> Slot<W> {
         }));
         if let State::Asking { token, .. } | State::Queued { token, .. } = self.state {
             self.state = State::Idle;
-            effects.push(Effect::Send(Command::Release { token }));
+            effects.push(release(token));
         }
     }
 
@@ -554,6 +554,12 @@ impl<W> Slot<W> {
             }
         }
     }
+}
+
+/// Gives up a token that may have nothing, or that nobody is known to wait for.
+pub(super) fn release<W>(token: u64) -> Effect<W> {
+    let wanted = false;
+    Effect::Send(Command::Release { token, wanted })
 }
 
 impl Held {

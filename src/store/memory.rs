@@ -51,7 +51,7 @@ impl MemoryStore {
             Command::Acquire { token, queue, .. } => {
                 (state.acquire(key, token, queue, now, self.ttl), None)
             }
-            Command::Release { token } => state.release(key, token, now + self.ttl),
+            Command::Release { token, .. } => state.release(key, token, now + self.ttl),
             Command::Renew { token } => (state.renew(key, token, now + self.ttl), None),
         };
         let outcome = Outcome {

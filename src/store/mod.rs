@@ -28,7 +28,11 @@ pub(crate) enum Command {
     },
     /// Give up whatever this token has: the lock, which goes to the next in the queue, or its place there.
     /// Answer: [`Answer::Released`] if it had the lock, else [`Answer::Gone`].
-    Release { token: u64 },
+    Release {
+        token: u64,
+        /// Another process is known to wait for it: not to be kept back.
+        wanted: bool,
+    },
     /// Let the lease last for a whole time to live again, if it still is this token's; never create one.
     /// Answer: [`Answer::Renewed`] or [`Answer::Gone`].
     Renew { token: u64 },

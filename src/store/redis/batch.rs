@@ -79,7 +79,7 @@ pub(super) fn call<'a>(
             Command::Acquire { token, queue, .. } => {
                 (if queue { "queue" } else { "acquire" }, token)
             }
-            Command::Release { token } => ("release", token),
+            Command::Release { token, .. } => ("release", token),
             Command::Renew { token } => ("renew", token),
         };
         call.arg(operation);

@@ -1,9 +1,12 @@
 //! One connection to Redis, made ready for the driver.
 
+use std::pin::Pin;
+
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, ErrorKind as RedisKind, ProtocolVersion, PushInfo};
 use redis::{ConnectionAddr, IntoConnectionInfo, RedisError, ServerErrorKind};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::Settings;
@@ -20,7 +23,12 @@ pub(crate) struct Address {
 pub(crate) struct Link {
     pub(super) commands: MultiplexedConnection,
     pub(super) pushes: mpsc::UnboundedReceiver<PushInfo>,
+    pub(super) wire: Wire,
 }
+
+/// What moves the bytes of a connection. Run inside of the driver: a task of its own would cost every command two more
+/// changes of tasks. Ends when the connection does.
+pub(super) type Wire = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -94,28 +102,73 @@ impl Address {
             .set_connection_timeout(None)
             .set_response_timeout(None)
             .set_push_sender(sender);
-        let mut commands = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?;
-        commands.subscribe(settings.inbox()).await?;
-        let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("SCRIPT")
-            .arg("LOAD")
-            .arg(script().source())
-            .ignore();
-        pipeline.exec_async(&mut commands).await?;
-        // Without it, a lock that somebody else deletes is noticed later: by a renewal or when it would have expired.
-        let tracking: Result<(), RedisError> = redis::cmd("CLIENT")
-            .arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"])
-            .query_async(&mut commands)
-            .await;
-        if let Err(error) = tracking {
-            crate::trace::no_tracking(&error);
+        let (commands, mut wire) = self.open(config).await?;
+        tokio::select! {
+            ready = prepare(commands.clone(), settings) => ready?,
+            () = &mut wire => return Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()),
         }
-        Ok(Link { commands, pushes })
+        Ok(Link {
+            commands,
+            pushes,
+            wire,
+        })
     }
+
+    async fn open(
+        &self,
+        config: AsyncConnectionConfig,
+    ) -> Result<(MultiplexedConnection, Wire), RedisError> {
+        let info = self.client.get_connection_info();
+        let login = info.redis_settings();
+        match info.addr() {
+            ConnectionAddr::Tcp(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                let (commands, wire) =
+                    MultiplexedConnection::new_with_config(login, stream, config).await?;
+                Ok((commands, Box::pin(wire)))
+            }
+            #[cfg(unix)]
+            ConnectionAddr::Unix(path) => {
+                let stream = tokio::net::UnixStream::connect(path).await?;
+                let (commands, wire) =
+                    MultiplexedConnection::new_with_config(login, stream, config).await?;
+                Ok((commands, Box::pin(wire)))
+            }
+            // TLS is left to the client, which runs a task for it.
+            _ => {
+                let client = &self.client;
+                let commands = client
+                    .get_multiplexed_async_connection_with_config(&config)
+                    .await?;
+                Ok((commands, Box::pin(std::future::pending())))
+            }
+        }
+    }
+}
+
+/// Subscribes to the inbox, loads the script, and has the server watch keys for us.
+async fn prepare(
+    mut commands: MultiplexedConnection,
+    settings: &Settings,
+) -> Result<(), RedisError> {
+    commands.subscribe(settings.inbox()).await?;
+    let mut pipeline = redis::pipe();
+    pipeline
+        .cmd("SCRIPT")
+        .arg("LOAD")
+        .arg(script().source())
+        .ignore();
+    pipeline.exec_async(&mut commands).await?;
+    // Without it, a lock that somebody else deletes is noticed later: by a renewal or when it would have expired.
+    let tracking: Result<(), RedisError> = redis::cmd("CLIENT")
+        .arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"])
+        .query_async(&mut commands)
+        .await;
+    if let Err(error) = tracking {
+        crate::trace::no_tracking(&error);
+    }
+    Ok(())
 }
 
 impl Settings {

@@ -1,7 +1,9 @@
 //! Sends the queued commands, and takes what Redis says.
 
 use std::collections::{HashSet, VecDeque};
+use std::future::poll_fn;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -12,7 +14,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::batch::{self, Call};
-use super::connection::Link;
+use super::connection::{Link, Wire};
 use super::{Pending, RedisStore};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
@@ -23,6 +25,8 @@ use crate::store::{Answer, Command, Events, Failure, Notice, Outcome, settled};
 const MAX_CALLS: usize = 2;
 /// Commands in one call: bounds how long the script keeps Redis from its other clients.
 const MAX_COMMANDS: usize = 128;
+/// With more commands queued than this, all go out together.
+const FEW: usize = 8;
 /// How long Redis is left alone after a failure, unless a request wants it…
 const MIN_BACKOFF: Duration = Duration::from_millis(20);
 /// …and after several.
@@ -147,7 +151,7 @@ impl RedisStore {
         let (keep, fail) = queued
             .into_iter()
             .partition(|pending| match pending.command {
-                Command::Release { token } => {
+                Command::Release { token, .. } => {
                     !unsent.contains(&token) && now.since(pending.submitted) <= self.settings.ttl
                 }
                 _ => false,
@@ -178,78 +182,99 @@ impl RedisStore {
             calls: VecDeque::new(),
         };
         let mut replies = FuturesOrdered::new();
-        let idle = (self.settings.ttl / 3).max(Duration::from_secs(1));
+        let mut heartbeat =
+            tokio::time::interval((self.settings.ttl / 3).max(Duration::from_secs(1)));
+        let mut used = true;
         loop {
             while replies.len() < MAX_CALLS {
                 self.awake.store(false, Ordering::SeqCst);
-                let Some(commands) = self.take_commands() else {
+                let Some(commands) = self.take_commands(replies.is_empty()) else {
                     break;
                 };
                 let sent_at = Time::now();
                 replies.push_back(self.send(&link.commands, &commands, Call::ByHash));
                 on_the_way.push(sent_at, commands);
+                used = true;
             }
             if replies.is_empty() && is_finished() {
                 return End::Finished;
             }
             tokio::select! {
                 biased;
-                Some(reply) = replies.next(), if !replies.is_empty() => match reply {
-                    Ok(Err(error)) if error.kind() == ServerErrorKind::NoScript.into() => {
+                reply = next_reply(&mut replies, &mut link.wire) => match reply {
+                    None => return End::Closed(closed()),
+                    Some(Ok(Err(error))) if error.kind() == ServerErrorKind::NoScript.into() => {
                         // Nothing was carried out: somebody flushed the scripts.
                         let (_, commands) = on_the_way.pop();
                         let sent_at = Time::now();
                         replies.push_back(self.send(&link.commands, &commands, Call::Whole));
                         on_the_way.push(sent_at, commands);
                     }
-                    Ok(Err(error)) if is_refusal(&error) => {
+                    Some(Ok(Err(error))) if is_refusal(&error) => {
                         let error = refused(&error);
                         let failure = Failure { error: error.clone(), unknown: false };
                         self.fail(on_the_way.pop(), &failure, events);
                         return End::Closed(error);
                     }
-                    Ok(Err(error)) => return End::Closed(refused(&error)),
-                    Ok(Ok(reply)) => {
+                    Some(Ok(Err(error))) => return End::Closed(refused(&error)),
+                    Some(Ok(Ok(reply))) => {
                         *backoff = MIN_BACKOFF;
                         if let Err(error) = deliver(reply, &mut on_the_way, events) {
                             return End::Closed(error);
                         }
                     }
-                    Err(Elapsed { .. }) => {
-                        self.give_up(link.commands, &mut on_the_way, events);
+                    Some(Err(Elapsed { .. })) => {
+                        self.give_up(link, &mut on_the_way, events);
                         return End::Silent;
                     }
                 },
                 push = link.pushes.recv() => match push {
                     Some(push) if push.kind != PushKind::Disconnection => self.pushed(&push, events),
-                    _ => return End::Closed(Error::new(
-                        ErrorKind::Unavailable,
-                        "the connection to Redis was closed",
-                    )),
+                    _ => return End::Closed(closed()),
                 },
                 () = self.submitted.notified() => {}
-                () = tokio::time::sleep(idle), if replies.is_empty() => {
+                _ = heartbeat.tick() => {
                     // A dead connection is to be found before the next request needs it.
-                    replies.push_back(self.send(&link.commands, &[], Call::ByHash));
-                    on_the_way.push(Time::now(), Vec::new());
+                    if replies.is_empty() && !std::mem::take(&mut used) {
+                        replies.push_back(self.send(&link.commands, &[], Call::ByHash));
+                        on_the_way.push(Time::now(), Vec::new());
+                    }
                 }
             }
         }
     }
 
-    /// What goes out with the next call.
-    fn take_commands(&self) -> Option<Vec<Pending>> {
+    /// What goes out with the next call: all that is queued, in order. While that is little, releases that nobody is
+    /// known to wait for keep no request from its answer: they go when the connection `is_quiet`.
+    fn take_commands(&self, is_quiet: bool) -> Option<Vec<Pending>> {
         let mut queue = self.queue();
         let count = queue.commands.len().min(MAX_COMMANDS);
-        if count == 0 {
-            return None;
+        let mut taken: Vec<Pending> = queue.commands.drain(..count).collect();
+        if count <= FEW {
+            let urgent: Vec<LockKey> = taken
+                .iter()
+                .filter(|pending| !pending.can_wait())
+                .map(|pending| pending.key.clone())
+                .collect();
+            if !urgent.is_empty() || !is_quiet {
+                // By key: two commands for one stay in order.
+                taken = taken
+                    .into_iter()
+                    .filter_map(|pending| match urgent.contains(&pending.key) {
+                        true => Some(pending),
+                        false => {
+                            queue.commands.push_back(pending);
+                            None
+                        }
+                    })
+                    .collect();
+            }
         }
-        let mut commands: Vec<Pending> = queue.commands.drain(..count).collect();
         drop(queue);
-        for pending in &mut commands {
+        for pending in &mut taken {
             pending.sent = true;
         }
-        Some(commands)
+        (!taken.is_empty()).then_some(taken)
     }
 
     /// Sends one call, and resolves to its reply.
@@ -307,19 +332,15 @@ impl RedisStore {
 
     /// No answer came in time. Nobody waits for one any longer, but what was sent may arrive yet: a release follows it
     /// on the same connection, and so cannot be carried out before it.
-    fn give_up(
-        &self,
-        mut connection: MultiplexedConnection,
-        on_the_way: &mut OnTheWay<'_>,
-        events: &impl Events,
-    ) {
+    fn give_up(&self, mut link: Link, on_the_way: &mut OnTheWay<'_>, events: &impl Events) {
         let releases: Vec<(LockKey, Command)> = on_the_way
             .calls
             .iter()
             .flat_map(|(_, commands)| commands)
             .filter_map(|pending| match pending.command {
                 Command::Acquire { token, .. } => {
-                    Some((pending.key.clone(), Command::Release { token }))
+                    let wanted = false;
+                    Some((pending.key.clone(), Command::Release { token, wanted }))
                 }
                 _ => None,
             })
@@ -337,7 +358,11 @@ impl RedisStore {
             // By then, whatever it could still release has expired, or never will arrive.
             let patience = self.settings.ttl.max(Duration::from_secs(30));
             tokio::spawn(async move {
-                let _ = timeout(patience, connection.send_packed_command(&call)).await;
+                let releasing = link.commands.send_packed_command(&call);
+                tokio::select! {
+                    _ = timeout(patience, releasing) => {}
+                    () = &mut link.wire => {}
+                }
             });
         }
     }
@@ -367,6 +392,26 @@ impl RedisStore {
             _ => {}
         }
     }
+}
+
+/// Moves bytes until the oldest call has its reply. `None`: the connection was closed.
+async fn next_reply<R: Future>(
+    replies: &mut FuturesOrdered<R>,
+    wire: &mut Wire,
+) -> Option<R::Output> {
+    poll_fn(|cx| {
+        // What was sent goes out, and what comes in is there, in one go.
+        for _ in 0..2 {
+            if let Poll::Ready(Some(reply)) = replies.poll_next_unpin(cx) {
+                return Poll::Ready(Some(reply));
+            }
+            if wire.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Hands out the answers of the oldest call. An error says that the connection is of no use.
@@ -400,6 +445,10 @@ fn is_refusal(error: &RedisError) -> bool {
     matches!(error.kind(), RedisKind::Server(_) | RedisKind::Extension)
 }
 
+fn closed() -> Error {
+    Error::new(ErrorKind::Unavailable, "the connection to Redis was closed")
+}
+
 fn refused(error: &RedisError) -> Error {
     Error::new(ErrorKind::Unavailable, format!("Redis refused: {error}"))
 }
@@ -412,6 +461,11 @@ fn no_answer(limit: &Duration) -> Error {
 }
 
 impl Pending {
+    /// Whether nobody waits for what this does.
+    fn can_wait(&self) -> bool {
+        matches!(self.command, Command::Release { wanted: false, .. }) && self.receipt.is_none()
+    }
+
     fn finish(self, sent_at: Time, result: Result<Answer, Failure>, events: &impl Events) {
         if let Some(receipt) = self.receipt {
             let _ = receipt.send(settled(&result));

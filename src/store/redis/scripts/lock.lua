@@ -11,19 +11,22 @@
 --
 -- A token is the process's id, a colon, and a number. Any other value of an owner is a client of another kind.
 
+local call = redis.call
 local clock, inbox, ttl, grant_ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 
 -- Fences follow the server's clock, in µs, so that they go on rising when all keys are lost; the highest one is
 -- remembered, so that they go on rising when the clock is set back.
-local last_fence
+local fence, stored
 local function next_fence()
-  if not last_fence then
-    local now = redis.call('TIME')
-    local by_clock = now[1] * 1000000 + now[2] - 1
-    last_fence = math.max(tonumber(redis.call('GET', clock) or 0), by_clock)
+  if fence then
+    fence = fence + 1
+  else
+    local now = call('TIME')
+    stored = now[1] * 1000000 + now[2]
+    -- One call to store it and to see what was there; in the rare case that this was higher, it is put right below.
+    fence = math.max(stored, 1 + (call('SET', clock, stored, 'GET') or 0))
   end
-  last_fence = last_fence + 1
-  return last_fence
+  return fence
 end
 
 local function process_of(token)
@@ -32,41 +35,41 @@ end
 
 -- Sends to a process's inbox. Returns whether anybody listens there.
 local function tell(process, message)
-  return redis.call('PUBLISH', inbox .. process, message) > 0
+  return call('PUBLISH', inbox .. process, message) > 0
 end
 
 -- 1, fence, number of waiting processes | 0, remaining ms (-1: no limit), whether the holder is foreign
 local function acquire(owner, queue, token, may_queue)
-  if redis.call('SET', owner, token, 'NX', 'PX', ttl) then
+  if call('SET', owner, token, 'NX', 'PX', ttl) then
     if may_queue then
-      redis.call('LREM', queue, 0, token)
+      call('LREM', queue, 0, token)
     end
     return 1, next_fence(), 0
   end
-  local current = redis.call('GET', owner)
+  local current = call('GET', owner)
   if current == token then
-    redis.call('PEXPIRE', owner, ttl)
-    return 1, next_fence(), redis.call('LLEN', queue)
+    call('PEXPIRE', owner, ttl)
+    return 1, next_fence(), call('LLEN', queue)
   end
-  local remaining = redis.call('PTTL', owner)
+  local remaining = call('PTTL', owner)
   local process = process_of(current)
   if may_queue then
-    if not redis.call('LPOS', queue, token) and redis.call('RPUSH', queue, token) == 1 and process then
+    if not call('LPOS', queue, token) and call('RPUSH', queue, token) == 1 and process then
       tell(process, 'w:' .. owner)
     end
     -- Every waiter asks again within the holder's time to live, so a queue that expires is one of the dead.
-    redis.call('PEXPIRE', queue, math.max(remaining, 0) + 3 * ttl)
+    call('PEXPIRE', queue, math.max(remaining, 0) + 3 * ttl)
   end
   return 0, remaining, process and 0 or 1
 end
 
 -- 1: it had the lock, which is free or granted to the next now | 0: it had not
 local function release(owner, queue, token)
-  if redis.call('GET', owner) ~= token then
-    redis.call('LREM', queue, 0, token)
+  if call('GET', owner) ~= token then
+    call('LREM', queue, 0, token)
     return 0, 0, 0
   end
-  local waiting = redis.call('LPOP', queue)
+  local waiting = call('LPOP', queue)
   while waiting do
     local granted = redis.pcall('SET', owner, waiting, 'PX', grant_ttl)
     if granted.err then
@@ -76,44 +79,43 @@ local function release(owner, queue, token)
     if process and tell(process, 'g' .. number .. ':' .. owner) then
       return 1, 0, 0
     end
-    waiting = redis.call('LPOP', queue)
+    waiting = call('LPOP', queue)
   end
-  redis.call('DEL', owner)
+  call('DEL', owner)
   return 1, 0, 0
 end
 
 -- 1, number of waiting processes | 0: it is not this token's
 local function renew(owner, queue, token)
-  if redis.call('GET', owner) ~= token then
+  if call('GET', owner) ~= token then
     return 0, 0, 0
   end
-  redis.call('PEXPIRE', owner, ttl)
-  redis.call('GET', owner) -- Read last, so that the server tells when somebody else changes it.
-  return 1, redis.call('LLEN', queue), 0
+  call('PEXPIRE', owner, ttl)
+  call('GET', owner) -- Read last, so that the server tells when somebody else changes it.
+  return 1, call('LLEN', queue), 0
 end
 
-local operations = {
-  acquire = function(owner, queue, token) return acquire(owner, queue, token, false) end,
-  queue = function(owner, queue, token) return acquire(owner, queue, token, true) end,
-  release = release,
-  renew = renew,
-}
+local function carry_out(operation, owner, queue, token)
+  if operation == 'release' then
+    return release(owner, queue, token)
+  elseif operation == 'renew' then
+    return renew(owner, queue, token)
+  end
+  return acquire(owner, queue, token, operation == 'queue')
+end
 
-local replies, failure = {}, nil
-for i = 1, (#ARGV - 3) / 2 do
-  local operation, token = operations[ARGV[2 * i + 2]], ARGV[2 * i + 3]
-  local ok, status, first, second = pcall(operation, KEYS[2 * i], KEYS[2 * i + 1], token)
+local replies, length, failure = {}, 0, nil
+for i = 4, #ARGV, 2 do
+  local ok, status, first, second = pcall(carry_out, ARGV[i], KEYS[i - 2], KEYS[i - 1], ARGV[i + 1])
   if not ok then
     failure = type(status) == 'table' and status.err or tostring(status)
     status, first, second = -1, 0, 0
   end
-  local at = #replies
-  replies[at + 1], replies[at + 2], replies[at + 3] = status, first, second
+  replies[length + 1], replies[length + 2], replies[length + 3] = status, first, second
+  length = length + 3
 end
-if last_fence then
-  redis.call('SET', clock, string.format('%.0f', last_fence))
+if fence ~= stored then
+  call('SET', clock, fence)
 end
-if failure then
-  replies[#replies + 1] = failure
-end
+replies[length + 1] = failure
 return replies
