@@ -62,6 +62,7 @@ on_every_store! {
     release_says_that_the_lock_was_ours
     a_released_lease_says_so
     close_waits_for_guards_and_refuses_new_requests
+    close_returns_while_a_release_is_on_its_way
     a_guard_dropped_outside_of_a_runtime_releases
     simultaneous_requests_never_overlap
 }
@@ -290,6 +291,21 @@ async fn close_waits_for_guards_and_refuses_new_requests(store: Store) {
         assert_eq!(value(&server.client().await, "lock:a").await, None);
     }
     soon("it is closed already", locks.close()).await;
+}
+
+async fn close_returns_while_a_release_is_on_its_way(store: Store) {
+    for round in 0..30 {
+        let locks = store.locks().await;
+        let guard = locks.try_acquire("a").await.unwrap();
+        for _ in 0..round % 4 {
+            tokio::task::yield_now().await;
+        }
+        drop(guard);
+        soon("the manager is closed", locks.close()).await;
+        if let Some(server) = &store.server {
+            assert_eq!(value(&server.client().await, "lock:a").await, None);
+        }
+    }
 }
 
 async fn a_guard_dropped_outside_of_a_runtime_releases(store: Store) {

@@ -39,12 +39,19 @@ impl Core {
 
     fn run(self: &Arc<Self>, link: Option<Link>) -> impl Future<Output = ()> + Send + use<> {
         // Made here, not inside: a runtime that is shut down drops a task without ever running it.
-        let relay = Relay(Arc::clone(self));
+        let relay = Relay {
+            core: Arc::clone(self),
+            is_done: false,
+        };
         async move {
-            let core = &relay.0;
-            tokio::join!(look_after_slots(core), drive_store(core, link));
-            core.is_running.store(false, Ordering::SeqCst);
-            core.stopped.notify_waiters();
+            let mut relay = relay;
+            let core = &relay.core;
+            // Each knows when there is nothing left to do, for both.
+            tokio::select! {
+                () = look_after_slots(core) => {}
+                () = drive_store(core, link) => {}
+            }
+            relay.is_done = true;
         }
     }
 
@@ -71,18 +78,25 @@ impl Core {
     }
 }
 
-/// Carries on when the runtime that the task ran on is shut down: guards may outlive it, and what they hold is to be
-/// renewed and released.
-struct Relay(Arc<Core>);
+/// Sees to what is left when the task ends.
+struct Relay {
+    core: Arc<Core>,
+    is_done: bool,
+}
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        let core = &self.0;
-        if !core.is_running.swap(false, Ordering::SeqCst) {
+        let core = &self.core;
+        core.is_running.store(false, Ordering::SeqCst);
+        core.stopped.notify_waiters();
+        if core.is_at_rest() {
             return;
         }
-        // A request that comes from another runtime starts the task there; what is left over has to be seen to here.
-        if !core.is_at_rest() && !core.is_running.swap(true, Ordering::SeqCst) {
+        if self.is_done {
+            // Something came in at the last moment, and saw the task still running.
+            core.ensure_running();
+        } else if !core.is_running.swap(true, Ordering::SeqCst) {
+            // The runtime is being shut down. Guards may outlive it: what they hold is to be renewed and released.
             on_own_thread(core.run(None));
         }
     }
@@ -137,8 +151,11 @@ async fn sleep_until(at: Option<Time>) {
 }
 
 async fn drive_store(core: &Arc<Core>, link: Option<Link>) {
-    if let Store::Redis(redis) = &core.store {
-        let is_finished = || core.is_ending() && core.is_at_rest();
-        redis.run(link, &StoreEvents(core), is_finished).await;
+    match &core.store {
+        Store::Redis(redis) => {
+            let is_finished = || core.is_ending() && core.is_at_rest();
+            redis.run(link, &StoreEvents(core), is_finished).await;
+        }
+        Store::Memory(_) => std::future::pending().await,
     }
 }

@@ -120,12 +120,12 @@ impl LockManagerBuilder {
     /// [`ErrorKind::Config`] if the URL or a setting is not valid, [`ErrorKind::Unavailable`], with the address and
     /// the cause, if the server cannot be used.
     pub async fn connect(self, url: &str) -> Result<LockManager, Error> {
-        let core = self.core(Some(url))?;
-        if let Store::Redis(redis) = &core.store {
+        let locks = self.connect_lazy(url)?;
+        if let Store::Redis(redis) = &locks.core.store {
             let link = redis.connect().await?;
-            core.start(Some(link));
+            locks.core.start(Some(link));
         }
-        Ok(LockManager::from_core(core))
+        Ok(locks)
     }
 
     /// Like [`connect`](Self::connect), but connects in the background, so that a service starts without Redis.

@@ -126,6 +126,8 @@ impl Core {
                 effects.push(slot::release(grant.token));
             }
         });
+        // It had ended, if the manager was closed and this lease was all that was left, and lost.
+        self.ensure_running();
     }
 
     /// Lets an event happen to a key's slot, and carries out what follows from it. The receipt goes with the release

@@ -1,7 +1,5 @@
 //! One connection to Redis, made ready for the driver.
 
-use std::pin::Pin;
-
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, ErrorKind as RedisKind, ProtocolVersion, PushInfo};
@@ -11,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::Settings;
 use super::batch::script;
+use super::wire::Wire;
 use crate::error::{Error, ErrorKind};
 
 /// Where Redis is, and how to log in there.
@@ -25,10 +24,6 @@ pub(crate) struct Link {
     pub(super) pushes: mpsc::UnboundedReceiver<PushInfo>,
     pub(super) wire: Wire,
 }
-
-/// What moves the bytes of a connection. Run inside of the driver: a task of its own would cost every command two more
-/// changes of tasks. Ends when the connection does.
-pub(super) type Wire = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -103,10 +98,9 @@ impl Address {
             .set_response_timeout(None)
             .set_push_sender(sender);
         let (commands, mut wire) = self.open(config).await?;
-        tokio::select! {
-            ready = prepare(commands.clone(), settings) => ready?,
-            () = &mut wire => return Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()),
-        }
+        let closed = || std::io::Error::from(std::io::ErrorKind::ConnectionReset).into();
+        let ready = wire.run_until(prepare(commands.clone(), settings)).await;
+        ready.unwrap_or_else(|| Err(closed()))?;
         Ok(Link {
             commands,
             pushes,
@@ -126,14 +120,14 @@ impl Address {
                 stream.set_nodelay(true)?;
                 let (commands, wire) =
                     MultiplexedConnection::new_with_config(login, stream, config).await?;
-                Ok((commands, Box::pin(wire)))
+                Ok((commands, Wire::new(wire)))
             }
             #[cfg(unix)]
             ConnectionAddr::Unix(path) => {
                 let stream = tokio::net::UnixStream::connect(path).await?;
                 let (commands, wire) =
                     MultiplexedConnection::new_with_config(login, stream, config).await?;
-                Ok((commands, Box::pin(wire)))
+                Ok((commands, Wire::new(wire)))
             }
             // TLS is left to the client, which runs a task for it.
             _ => {
@@ -141,7 +135,7 @@ impl Address {
                 let commands = client
                     .get_multiplexed_async_connection_with_config(&config)
                     .await?;
-                Ok((commands, Box::pin(std::future::pending())))
+                Ok((commands, Wire::new(std::future::pending())))
             }
         }
     }

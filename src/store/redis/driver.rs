@@ -1,12 +1,9 @@
 //! Sends the queued commands, and takes what Redis says.
 
 use std::collections::{HashSet, VecDeque};
-use std::future::poll_fn;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind as RedisKind, PushInfo, PushKind, RedisError, ServerErrorKind, Value};
@@ -14,7 +11,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::batch::{self, Call};
-use super::connection::{Link, Wire};
+use super::connection::Link;
 use super::{Pending, RedisStore};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
@@ -201,7 +198,7 @@ impl RedisStore {
             }
             tokio::select! {
                 biased;
-                reply = next_reply(&mut replies, &mut link.wire) => match reply {
+                reply = link.wire.next_reply(&mut replies) => match reply {
                     None => return End::Closed(closed()),
                     Some(Ok(Err(error))) if error.kind() == ServerErrorKind::NoScript.into() => {
                         // Nothing was carried out: somebody flushed the scripts.
@@ -358,11 +355,8 @@ impl RedisStore {
             // By then, whatever it could still release has expired, or never will arrive.
             let patience = self.settings.ttl.max(Duration::from_secs(30));
             tokio::spawn(async move {
-                let releasing = link.commands.send_packed_command(&call);
-                tokio::select! {
-                    _ = timeout(patience, releasing) => {}
-                    () = &mut link.wire => {}
-                }
+                let releasing = timeout(patience, link.commands.send_packed_command(&call));
+                link.wire.run_until(releasing).await;
             });
         }
     }
@@ -392,26 +386,6 @@ impl RedisStore {
             _ => {}
         }
     }
-}
-
-/// Moves bytes until the oldest call has its reply. `None`: the connection was closed.
-async fn next_reply<R: Future>(
-    replies: &mut FuturesOrdered<R>,
-    wire: &mut Wire,
-) -> Option<R::Output> {
-    poll_fn(|cx| {
-        // What was sent goes out, and what comes in is there, in one go.
-        for _ in 0..2 {
-            if let Poll::Ready(Some(reply)) = replies.poll_next_unpin(cx) {
-                return Poll::Ready(Some(reply));
-            }
-            if wire.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(None);
-            }
-        }
-        Poll::Pending
-    })
-    .await
 }
 
 /// Hands out the answers of the oldest call. An error says that the connection is of no use.

@@ -6,6 +6,7 @@
 mod batch;
 mod connection;
 mod driver;
+mod wire;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
