@@ -39,10 +39,24 @@ fn main() {
 async fn run() {
     let server = RedisServer::start().await;
     let mut figures = Figures::default();
-    in_memory(&mut figures).await;
-    one_client(&server, &mut figures).await;
-    many_clients(&server, &mut figures).await;
-    over_http(&server, &mut figures).await;
+    // Words behind `--` choose parts: memory, one, many, http.
+    let chosen: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with('-'))
+        .collect();
+    let wants = |part: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == part);
+    if wants("memory") {
+        in_memory(&mut figures).await;
+    }
+    if wants("one") {
+        one_client(&server, &mut figures).await;
+    }
+    if wants("many") {
+        many_clients(&server, &mut figures).await;
+    }
+    if wants("http") {
+        over_http(&server, &mut figures).await;
+    }
     figures.print();
 }
 

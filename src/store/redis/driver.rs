@@ -19,7 +19,7 @@ use crate::key::LockKey;
 use crate::store::{Answer, Command, Events, Failure, Notice, Outcome, settled};
 
 /// Script calls on their way at once. What is submitted meanwhile goes out together, in the next.
-const MAX_CALLS: usize = 2;
+const MAX_CALLS: usize = 4;
 /// Commands in one call: bounds how long the script keeps Redis from its other clients.
 const MAX_COMMANDS: usize = 128;
 /// With more commands queued than this, all go out together.
@@ -185,7 +185,7 @@ impl RedisStore {
         loop {
             while replies.len() < MAX_CALLS {
                 self.awake.store(false, Ordering::SeqCst);
-                let Some(commands) = self.take_commands(replies.is_empty()) else {
+                let Some(commands) = self.take_commands(replies.len()) else {
                     break;
                 };
                 let sent_at = Time::now();
@@ -242,18 +242,24 @@ impl RedisStore {
     }
 
     /// What goes out with the next call: all that is queued, in order. While that is little, releases that nobody is
-    /// known to wait for keep no request from its answer: they go when the connection `is_quiet`.
-    fn take_commands(&self, is_quiet: bool) -> Option<Vec<Pending>> {
+    /// known to wait for keep no request from its answer: they go when no other of the `calls` is on its way.
+    fn take_commands(&self, calls: usize) -> Option<Vec<Pending>> {
         let mut queue = self.queue();
-        let count = queue.commands.len().min(MAX_COMMANDS);
+        // Shared out among the calls that may go now, so that Redis works on one while we do on another.
+        let length = queue.commands.len();
+        let count = length
+            .div_ceil(MAX_CALLS - calls)
+            .max(FEW)
+            .min(length)
+            .min(MAX_COMMANDS);
         let mut taken: Vec<Pending> = queue.commands.drain(..count).collect();
-        if count <= FEW {
+        if length <= FEW {
             let urgent: Vec<LockKey> = taken
                 .iter()
                 .filter(|pending| !pending.can_wait())
                 .map(|pending| pending.key.clone())
                 .collect();
-            if !urgent.is_empty() || !is_quiet {
+            if !urgent.is_empty() || calls > 0 {
                 // By key: two commands for one stay in order.
                 taken = taken
                     .into_iter()
