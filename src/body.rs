@@ -28,6 +28,8 @@ pin_project! {
         held: Option<Held>,
         release_first: bool,
         releasing: Option<Releasing>,
+        // Bytes left of the length that the headers announce: without them, the client has the whole body.
+        announced: Option<u64>,
     }
 }
 
@@ -47,29 +49,31 @@ struct Releasing {
 
 impl<B> ResponseBody<B> {
     pub(crate) fn fixed(bytes: Bytes) -> Self {
-        Self::new(
-            Content::Fixed {
-                bytes: Some(bytes).filter(|bytes| !bytes.is_empty()),
-            },
-            None,
-            false,
-        )
+        let content = Content::Fixed {
+            bytes: Some(bytes).filter(|bytes| !bytes.is_empty()),
+        };
+        Self::new(content, None)
     }
 
     pub(crate) fn passed(body: B) -> Self {
-        Self::new(Content::Inner { body }, None, false)
+        Self::new(Content::Inner { body }, None)
     }
 
-    pub(crate) fn locked(body: B, held: Held, release_first: bool) -> Self {
-        Self::new(Content::Inner { body }, Some(held), release_first)
+    pub(crate) fn locked(body: B, held: Held, release_first: bool, announced: Option<u64>) -> Self {
+        Self {
+            release_first,
+            announced,
+            ..Self::new(Content::Inner { body }, Some(held))
+        }
     }
 
-    fn new(content: Content<B>, held: Option<Held>, release_first: bool) -> Self {
+    fn new(content: Content<B>, held: Option<Held>) -> Self {
         Self {
             content,
             held,
-            release_first,
+            release_first: false,
             releasing: None,
+            announced: None,
         }
     }
 }
@@ -98,29 +102,36 @@ where
                 return body.poll_frame(cx).map_err(Into::into);
             };
             if held.poll_lost(cx).is_ready() {
-                *this.held = None;
                 this.content.set(Content::Fixed { bytes: None });
+                *this.held = None;
                 return Poll::Ready(Some(Err(Error::of(ErrorKind::Lost).into())));
             }
-            let frame = match ready!(held.enter(|| body.as_mut().poll_frame(cx))) {
-                Some(Err(error)) => {
-                    *this.held = None;
-                    return Poll::Ready(Some(Err(error.into())));
+            let frame = ready!(held.enter(|| body.as_mut().poll_frame(cx)));
+            let is_last = match &frame {
+                Some(Ok(frame)) => {
+                    if let (Some(left), Some(data)) = (this.announced.as_mut(), frame.data_ref()) {
+                        *left = left.saturating_sub(data.len() as u64);
+                    }
+                    frame.is_trailers() || *this.announced == Some(0) || body.is_end_stream()
                 }
-                Some(Ok(frame)) if !frame.is_trailers() && !body.is_end_stream() => {
-                    return Poll::Ready(Some(Ok(frame)));
-                }
+                Some(Err(_)) | None => true,
+            };
+            if !is_last {
+                return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+            }
+            // The body is at an end, and dropped: its work ends before its lock does.
+            this.content.set(Content::Fixed { bytes: None });
+            let held = this.held.take().filter(|_| *this.release_first);
+            let last = match frame {
                 Some(Ok(last)) => Some(last),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => None,
             };
-            let held = this.held.take();
-            if !*this.release_first {
-                return Poll::Ready(frame.map(Ok));
-            }
-            *this.releasing = held.map(|held| Releasing {
-                released: held.release(),
-                last: frame,
-            });
+            let Some(held) = held else {
+                return Poll::Ready(last.map(Ok));
+            };
+            let released = held.release();
+            *this.releasing = Some(Releasing { released, last });
         }
         let Some(releasing) = this.releasing else {
             return Poll::Ready(None);
@@ -128,14 +139,13 @@ where
         ready!(releasing.released.as_mut().poll(cx));
         let last = releasing.last.take();
         *this.releasing = None;
-        *this.release_first = false;
         Poll::Ready(last.map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
-            Content::Inner { body } => self.releasing.is_none() && body.is_end_stream(),
-            Content::Fixed { bytes } => bytes.is_none(),
+            Content::Inner { body } => body.is_end_stream(),
+            Content::Fixed { bytes } => self.releasing.is_none() && bytes.is_none(),
         }
     }
 

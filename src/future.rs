@@ -18,9 +18,10 @@ use crate::key::LockKey;
 use crate::layer::{Config, Hold, OnLost, OnUnavailable, Unlocked};
 use crate::manager::slot::LostReason;
 use crate::rejection::{Rejection, RejectionKind};
-use crate::service::Holding;
+use crate::service::{Holding, Protocol};
 
-pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+/// `Sync`, so that bodies are: boxed bodies often have to be.
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + Sync>>;
 
 pin_project! {
     /// The response of a [`DistributedLock`](crate::DistributedLock).
@@ -32,7 +33,7 @@ pin_project! {
         S: Service<Request<B>>,
     {
         config: Arc<Config>,
-        is_grpc: bool,
+        protocol: Protocol,
         #[pin]
         state: State<S, B, S::Future, S::Response>,
     }
@@ -106,35 +107,40 @@ impl<S, B> ResponseFuture<S, B>
 where
     S: Service<Request<B>>,
 {
-    fn new(config: Arc<Config>, is_grpc: bool, state: State<S, B, S::Future, S::Response>) -> Self {
+    fn new(
+        config: Arc<Config>,
+        protocol: Protocol,
+        state: State<S, B, S::Future, S::Response>,
+    ) -> Self {
         Self {
             config,
-            is_grpc,
+            protocol,
             state,
         }
     }
 
-    pub(crate) fn rejected(config: Arc<Config>, rejection: Rejection) -> Self {
-        Self::new(config, rejection.is_grpc(), State::Rejected { rejection })
+    pub(crate) fn rejected(config: Arc<Config>, protocol: Protocol, kind: RejectionKind) -> Self {
+        let rejection = protocol.reject(kind);
+        Self::new(config, protocol, State::Rejected { rejection })
     }
 
-    pub(crate) fn unlocked(config: Arc<Config>, inner: S::Future, is_grpc: bool) -> Self {
-        Self::new(config, is_grpc, State::Running { inner, held: None })
+    pub(crate) fn unlocked(config: Arc<Config>, protocol: Protocol, inner: S::Future) -> Self {
+        Self::new(config, protocol, State::Running { inner, held: None })
     }
 
     pub(crate) fn locking(
         config: Arc<Config>,
+        protocol: Protocol,
         key: LockKey,
         service: S,
         request: Request<B>,
-        is_grpc: bool,
     ) -> Self {
         let (locks, wait) = (config.locks.clone(), config.wait);
         let state = State::Locking {
             taking: Box::pin(async move { locks.take(key, wait).await }),
             call: Some((service, request)),
         };
-        Self::new(config, is_grpc, state)
+        Self::new(config, protocol, state)
     }
 }
 
@@ -148,7 +154,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let (config, is_grpc) = (this.config, *this.is_grpc);
+        let (config, protocol) = (this.config, *this.protocol);
         loop {
             let next = match this.state.as_mut().project() {
                 StateProj::Locking { taking, call } => {
@@ -166,7 +172,7 @@ where
                             request.extensions_mut().insert(Unlocked);
                             Ok(None)
                         }
-                        Err(error) => Err(Rejection::new(error.kind().into(), is_grpc)),
+                        Err(error) => Err(protocol.reject(error.kind().into())),
                     };
                     match held {
                         Err(rejection) => State::Rejected { rejection },
@@ -194,7 +200,7 @@ where
                     Poll::Pending => {
                         ready!(lock.poll_lost(cx));
                         State::Rejected {
-                            rejection: Rejection::new(RejectionKind::Lost, is_grpc),
+                            rejection: protocol.reject(RejectionKind::Lost),
                         }
                     }
                     Poll::Ready(response) => {
@@ -207,7 +213,10 @@ where
                             Ok(response) => response,
                             Err(error) => return Poll::Ready(Err(error)),
                         };
-                        let is_over = config.hold == Hold::Head || response.body().is_end_stream();
+                        let announced = protocol.announced_length(response.headers());
+                        let is_over = config.hold == Hold::Head
+                            || announced == Some(0)
+                            || response.body().is_end_stream();
                         match (is_over, config.release_before_response) {
                             (true, true) => State::Releasing {
                                 releasing: held.release(),
@@ -218,14 +227,15 @@ where
                                 return Poll::Ready(Ok(response.map(ResponseBody::passed)));
                             }
                             (false, release_first) => {
-                                return Poll::Ready(Ok(response
-                                    .map(|body| ResponseBody::locked(body, held, release_first))));
+                                return Poll::Ready(Ok(response.map(|body| {
+                                    ResponseBody::locked(body, held, release_first, announced)
+                                })));
                             }
                         }
                     }
                 },
                 StateProj::Running { .. } => State::Rejected {
-                    rejection: Rejection::new(RejectionKind::Lost, is_grpc),
+                    rejection: protocol.reject(RejectionKind::Lost),
                 },
                 StateProj::Releasing {
                     releasing,

@@ -49,8 +49,11 @@ use crate::service::DistributedLock;
 /// # Where to put it
 ///
 /// Inside of what decides whether the request may run at all (authentication, rate limits, a limit on the body's size),
-/// so that strangers do not take locks. Outside of what must not run unlocked. A concurrency limit
-/// belongs inside: outside, requests that wait for a lock use it up. A timeout layer may be on either side.
+/// so that strangers do not take locks. Outside of what must not run unlocked. A timeout layer may be on either side.
+///
+/// A concurrency limit counts requests that wait for their lock, wherever it stands: tower's takes its
+/// permit in `poll_ready`, before a request is called. Where requests wait, bound them with
+/// [`max_waiters`](crate::LockManagerBuilder::max_waiters), and count in the handler what is to be limited there.
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct DistributedLockLayer {

@@ -45,7 +45,7 @@ impl Rejection {
         self.kind
     }
 
-    /// Whether the request is a gRPC call: its content type begins with `application/grpc`.
+    /// Whether the request is a gRPC call: its content type is `application/grpc`, or that with a suffix.
     pub fn is_grpc(&self) -> bool {
         self.is_grpc
     }
@@ -136,8 +136,16 @@ impl From<ErrorKind> for RejectionKind {
     }
 }
 
+/// `application/grpc`, and with a suffix or parameters. Not gRPC-Web, whose clients read HTTP statuses.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+    const GRPC: &[u8] = b"application/grpc";
+    headers.get(CONTENT_TYPE).is_some_and(|value| {
+        value
+            .as_bytes()
+            .split_at_checked(GRPC.len())
+            .is_some_and(|(name, rest)| {
+                name.eq_ignore_ascii_case(GRPC)
+                    && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+            })
+    })
 }

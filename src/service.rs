@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::CONTENT_LENGTH;
+use http::request::Parts;
+use http::{HeaderMap, Request, Response, Version};
 use http_body::Body;
 use tower::{BoxError, Service};
 
@@ -37,6 +39,32 @@ impl Holding {
     }
 }
 
+/// What the client speaks, as far as it matters here.
+#[derive(Clone, Copy)]
+pub(crate) struct Protocol {
+    is_grpc: bool,
+    is_http1: bool,
+}
+
+impl Protocol {
+    fn of(request: &Parts) -> Self {
+        Self {
+            is_grpc: is_grpc(&request.headers),
+            is_http1: request.version <= Version::HTTP_11,
+        }
+    }
+
+    pub(crate) fn reject(self, kind: RejectionKind) -> Rejection {
+        Rejection::new(kind, self.is_grpc)
+    }
+
+    /// How many bytes the client takes for the whole body, whatever the body itself knows. In HTTP/2 the end is marked.
+    pub(crate) fn announced_length(self, response: &HeaderMap) -> Option<u64> {
+        let length = response.get(CONTENT_LENGTH).filter(|_| self.is_http1)?;
+        length.to_str().ok()?.parse().ok()
+    }
+}
+
 impl<S> DistributedLock<S> {
     pub(crate) fn new(inner: S, config: Arc<Config>) -> Self {
         Self { inner, config }
@@ -64,13 +92,10 @@ where
         let config = Arc::clone(&self.config);
 
         let (parts, body) = request.into_parts();
-        let is_grpc = is_grpc(&parts.headers);
+        let protocol = Protocol::of(&parts);
         let key = match config.key(&parts) {
             Ok(key) => key,
-            Err(error) => {
-                let rejection = Rejection::new(error.kind().into(), is_grpc);
-                return ResponseFuture::rejected(config, rejection);
-            }
+            Err(error) => return ResponseFuture::rejected(config, protocol, error.kind().into()),
         };
         let held = key.as_ref().and_then(|key| {
             let holding = parts.extensions.get::<Holding>()?;
@@ -79,17 +104,15 @@ where
         });
         match (key, held) {
             (Some(_), Some(lease)) if !lease.is_held() => {
-                let rejection = Rejection::new(RejectionKind::Lost, is_grpc);
-                ResponseFuture::rejected(config, rejection)
+                ResponseFuture::rejected(config, protocol, RejectionKind::Lost)
             }
             (Some(key), None) => {
                 let request = Request::from_parts(parts, body);
-                ResponseFuture::locking(config, key, ready, request, is_grpc)
+                ResponseFuture::locking(config, protocol, key, ready, request)
             }
             (None, _) | (Some(_), Some(_)) => {
-                let request = Request::from_parts(parts, body);
-                let inner = ready.call(request);
-                ResponseFuture::unlocked(config, inner, is_grpc)
+                let inner = ready.call(Request::from_parts(parts, body));
+                ResponseFuture::unlocked(config, protocol, inner)
             }
         }
     }

@@ -11,13 +11,14 @@ use std::future::Future;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, tcp};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tower_distributed_lock::{LockManager, LockManagerBuilder};
 
 /// Long enough for a slow machine, and never waited for if all is well.
@@ -260,6 +261,68 @@ pub fn short_lived(ttl_ms: u64) -> LockManagerBuilder {
     LockManager::builder()
         .ttl(Duration::from_millis(ttl_ms))
         .command_timeout(Duration::from_millis(ttl_ms.min(1000)))
+}
+
+/// No expiry can be the explanation: it would take a minute.
+pub fn minute() -> LockManagerBuilder {
+    LockManager::builder().ttl(Duration::from_secs(60))
+}
+
+/// Where a handler stops until the test lets it go on.
+#[derive(Clone)]
+pub struct Gate {
+    arrived: Arc<Semaphore>,
+    open: Arc<Semaphore>,
+}
+
+impl Gate {
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Self {
+            arrived: Arc::new(Semaphore::new(0)),
+            open: Arc::new(Semaphore::new(0)),
+        }
+    }
+
+    /// The handler's side.
+    pub async fn pass(&self) {
+        self.arrived.add_permits(1);
+        self.open.acquire().await.unwrap().forget();
+    }
+
+    /// Returns when one more has arrived.
+    pub async fn arrived(&self) {
+        soon("the handler is reached", self.arrived.acquire())
+            .await
+            .unwrap()
+            .forget();
+    }
+
+    /// Whether nobody has arrived but those that [`arrived`](Self::arrived) told of.
+    pub fn nobody_else(&self) -> bool {
+        self.arrived.available_permits() == 0
+    }
+
+    /// Lets one go on.
+    pub fn open(&self) {
+        self.open.add_permits(1);
+    }
+}
+
+/// Says that it was dropped.
+pub struct OnDrop(Arc<AtomicBool>);
+
+impl OnDrop {
+    pub fn new() -> (Self, Arc<AtomicBool>) {
+        let dropped = Arc::new(AtomicBool::new(false));
+        (Self(Arc::clone(&dropped)), dropped)
+    }
+}
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// A TCP proxy in front of a server, that can stop to forward, or close everything.

@@ -19,7 +19,7 @@ use crate::key::LockKey;
 use crate::store::{Answer, Command, Events, Failure, Notice, Outcome, settled};
 
 /// Script calls on their way at once. What is submitted meanwhile goes out together, in the next.
-const MAX_CALLS: usize = 4;
+const MAX_CALLS: usize = 2;
 /// Commands in one call: bounds how long the script keeps Redis from its other clients.
 const MAX_COMMANDS: usize = 128;
 /// With more commands queued than this, all go out together.
