@@ -18,7 +18,7 @@ use crate::key::LockKey;
 use crate::layer::{Config, Hold, OnLost, OnUnavailable, Unlocked};
 use crate::manager::slot::LostReason;
 use crate::rejection::{Rejection, RejectionKind};
-use crate::service::{Holding, Protocol};
+use crate::service::{Protocol, hold};
 
 /// `Sync`, so that bodies are: boxed bodies often have to be.
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + Sync>>;
@@ -162,7 +162,7 @@ where
                     let (mut service, mut request) = call.take().expect("taken once");
                     let held = match taken {
                         Ok(guard) => {
-                            Holding::add(request.extensions_mut(), guard.lease().clone());
+                            hold(guard.lease().clone(), request.extensions_mut());
                             Ok(Some(Held::new(guard, config.on_lost)))
                         }
                         Err(error)

@@ -6,13 +6,14 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
-use http::{HeaderMap, Request, Response, Version};
+use http::{Extensions, HeaderMap, Request, Response, Version};
 use http_body::Body;
 use tower::{BoxError, Service};
 
 use crate::body::ResponseBody;
 use crate::future::ResponseFuture;
 use crate::guard::Lease;
+use crate::key::LockKey;
 use crate::layer::Config;
 use crate::rejection::{Rejection, RejectionKind, is_grpc};
 
@@ -25,18 +26,22 @@ pub struct DistributedLock<S> {
     config: Arc<Config>,
 }
 
-/// All locks that this request holds, in its extensions: the same one is not taken twice.
+/// The locks that a request holds beside the one in its `Lease`, in its extensions: none is taken twice.
 #[derive(Clone, Default)]
-pub(crate) struct Holding(Vec<Lease>);
+struct Outer(Vec<Lease>);
 
-impl Holding {
-    pub(crate) fn add(extensions: &mut http::Extensions, lease: Lease) {
-        extensions
-            .get_or_insert_default::<Self>()
-            .0
-            .push(lease.clone());
-        extensions.insert(lease);
+/// Puts a lease into the extensions of the request that now runs under it.
+pub(crate) fn hold(lease: Lease, extensions: &mut Extensions) {
+    if let Some(outer) = extensions.insert(lease) {
+        extensions.get_or_insert_default::<Outer>().0.push(outer);
     }
+}
+
+/// The lease on that key, if the request runs under one already.
+fn held<'a>(extensions: &'a Extensions, manager: u64, key: &LockKey) -> Option<&'a Lease> {
+    let outer = extensions.get::<Outer>().map_or(&[][..], |outer| &outer.0);
+    let mut leases = extensions.get::<Lease>().into_iter().chain(outer);
+    leases.find(|lease| lease.is_on(manager, key))
 }
 
 /// What the client speaks, as far as it matters here.
@@ -97,11 +102,9 @@ where
             Ok(key) => key,
             Err(error) => return ResponseFuture::rejected(config, protocol, error.kind().into()),
         };
-        let held = key.as_ref().and_then(|key| {
-            let holding = parts.extensions.get::<Holding>()?;
-            let manager = config.locks.id();
-            holding.0.iter().find(|lease| lease.is_on(manager, key))
-        });
+        let held = key
+            .as_ref()
+            .and_then(|key| held(&parts.extensions, config.locks.id(), key));
         match (key, held) {
             (Some(_), Some(lease)) if !lease.is_held() => {
                 ResponseFuture::rejected(config, protocol, RejectionKind::Lost)

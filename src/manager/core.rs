@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 
-use super::slot::{self, Effect, Env, LostReason, Rules, Slot};
+use super::slot::{self, Effect, Effects, Env, LostReason, Rules, Slot};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Lease, LockGuard};
@@ -43,10 +44,11 @@ pub(crate) struct Core {
 
 type Shard = Mutex<HashMap<LockKey, Entry>>;
 type Answer = Result<LockGuard, Error>;
+type Waiter = oneshot::Sender<Answer>;
 
 #[derive(Default)]
 struct Entry {
-    slot: Slot<oneshot::Sender<Answer>>,
+    slot: Slot<Waiter>,
     /// The current holder's.
     lease: Option<Lease>,
 }
@@ -136,19 +138,15 @@ impl Core {
         self: &Arc<Self>,
         key: &LockKey,
         mut receipt: Option<Receipt>,
-        event: impl FnOnce(
-            &mut Slot<oneshot::Sender<Answer>>,
-            &Env<'_>,
-            &mut Vec<Effect<oneshot::Sender<Answer>>>,
-        ) -> R,
+        event: impl FnOnce(&mut Slot<Waiter>, &Env<'_>, &mut Effects<Waiter>) -> R,
     ) -> R {
         let env = Env {
             now: Time::now(),
             rules: &self.rules,
             ids: &self.ids,
         };
-        let mut answers = Vec::new();
-        let mut effects = Vec::new();
+        let mut answers = SmallVec::<[(Waiter, Result<Lease, Error>); 1]>::new();
+        let mut effects = Effects::new();
         let mut shard = self.shard(key);
         let result = match shard.get_mut(key) {
             Some(entry) => event(&mut entry.slot, &env, &mut effects),
@@ -224,12 +222,8 @@ impl Core {
     /// Lets an event happen to every slot.
     pub(super) fn with_every_slot(
         self: &Arc<Self>,
-        concerns: impl Fn(&Slot<oneshot::Sender<Answer>>) -> bool,
-        event: impl Fn(
-            &mut Slot<oneshot::Sender<Answer>>,
-            &Env<'_>,
-            &mut Vec<Effect<oneshot::Sender<Answer>>>,
-        ),
+        concerns: impl Fn(&Slot<Waiter>) -> bool,
+        event: impl Fn(&mut Slot<Waiter>, &Env<'_>, &mut Effects<Waiter>),
     ) {
         for shard in &self.shards {
             let keys: Vec<LockKey> = lock(shard)

@@ -4,6 +4,7 @@ mod background;
 mod builder;
 mod core;
 pub(crate) mod slot;
+mod waiters;
 
 use std::fmt;
 use std::sync::Arc;
@@ -128,25 +129,25 @@ impl LockManager {
         wait: Option<Duration>,
     ) -> Result<LockGuard, Error> {
         let mut request = self.core.request(key, wait.is_some())?;
-        let limit = wait.unwrap_or(self.core.command_timeout);
-        let late = match wait {
-            Some(_) => ErrorKind::TimedOut,
-            None => ErrorKind::Unavailable,
-        };
-        let answer = match timeout(limit, &mut request.answer).await {
-            Ok(answer) => answer.ok(),
-            // It may have come at the last moment, and would be lost with the request.
-            Err(_) => {
-                request.answer.close();
-                request.answer.try_recv().ok()
-            }
+        let answer = match wait {
+            // The store answers in time, or says that it cannot: a timer for each request would be
+            // one of its greater costs.
+            None => (&mut request.answer).await.ok(),
+            Some(wait) => match timeout(wait, &mut request.answer).await {
+                Ok(answer) => answer.ok(),
+                // It may have come at the last moment, and would be lost with the request.
+                Err(_) => {
+                    request.answer.close();
+                    request.answer.try_recv().ok()
+                }
+            },
         };
         match answer {
             Some(answer) => {
                 request.is_answered = true;
                 answer
             }
-            None => Err(Error::of(late)),
+            None => Err(Error::of(ErrorKind::TimedOut)),
         }
     }
 

@@ -6,10 +6,12 @@
 //! At any moment one token of this process at the most holds the lock in the store, waits there, or is
 //! being asked for. Requests queue up here, in order of arrival, and the lease passes from one to the next.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
+use super::waiters::Waiters;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::store::{Answer, Command, Failure, Notice, Outcome};
@@ -93,6 +95,9 @@ pub(crate) enum Effect<W> {
     },
 }
 
+/// What follows from one event: rarely more than this.
+pub(crate) type Effects<W> = SmallVec<[Effect<W>; 2]>;
+
 /// A lock given to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Grant {
@@ -123,8 +128,7 @@ pub enum LostReason {
 #[derive(Debug)]
 pub(crate) struct Slot<W> {
     state: State,
-    /// By number, and so in order of arrival.
-    waiters: BTreeMap<u64, Waiter<W>>,
+    waiters: Waiters<Waiter<W>>,
 }
 
 #[derive(Debug)]
@@ -189,7 +193,7 @@ impl<W> Default for Slot<W> {
     fn default() -> Self {
         Self {
             state: State::Idle,
-            waiters: BTreeMap::new(),
+            waiters: Waiters::default(),
         }
     }
 }
@@ -207,7 +211,7 @@ impl<W> Slot<W> {
         number: u64,
         handle: W,
         patient: bool,
-        effects: &mut Vec<Effect<W>>,
+        effects: &mut Effects<W>,
     ) {
         let reject = match self.state {
             State::Held(_) | State::Queued { .. } if !patient => Some(ErrorKind::Held),
@@ -223,15 +227,15 @@ impl<W> Slot<W> {
             });
             return;
         }
-        self.waiters.insert(number, Waiter { handle, patient });
+        self.waiters.push(number, Waiter { handle, patient });
         if matches!(self.state, State::Idle) {
             self.ask(env.next_id(), patient, false, effects);
         }
     }
 
     /// A request no longer wants the lock, and did not get it.
-    pub(crate) fn cancel(&mut self, number: u64, effects: &mut Vec<Effect<W>>) {
-        if self.waiters.remove(&number).is_none() || !self.waiters.is_empty() {
+    pub(crate) fn cancel(&mut self, number: u64, effects: &mut Effects<W>) {
+        if self.waiters.remove(number).is_none() || !self.waiters.is_empty() {
             return;
         }
         if let State::Asking { token, .. } | State::Queued { token, .. } = self.state {
@@ -242,12 +246,7 @@ impl<W> Slot<W> {
     }
 
     /// A holder is done. Returns whether that concerned a lock that was still held.
-    pub(crate) fn finished(
-        &mut self,
-        env: &Env<'_>,
-        lease: u64,
-        effects: &mut Vec<Effect<W>>,
-    ) -> bool {
+    pub(crate) fn finished(&mut self, env: &Env<'_>, lease: u64, effects: &mut Effects<W>) -> bool {
         let State::Held(held) = &mut self.state else {
             return false;
         };
@@ -282,7 +281,7 @@ impl<W> Slot<W> {
         env: &Env<'_>,
         command: Command,
         outcome: Outcome,
-        effects: &mut Vec<Effect<W>>,
+        effects: &mut Effects<W>,
     ) {
         match command {
             Command::Acquire { token, .. } => self.acquire_answered(env, token, outcome, effects),
@@ -296,7 +295,7 @@ impl<W> Slot<W> {
         env: &Env<'_>,
         token: u64,
         outcome: Outcome,
-        effects: &mut Vec<Effect<W>>,
+        effects: &mut Effects<W>,
     ) {
         let (queue, watch, hinted, wanted) = match self.state {
             State::Asking {
@@ -377,7 +376,7 @@ impl<W> Slot<W> {
         env: &Env<'_>,
         token: u64,
         outcome: &Outcome,
-        effects: &mut Vec<Effect<W>>,
+        effects: &mut Effects<W>,
     ) {
         let State::Held(held) = &mut self.state else {
             return;
@@ -407,7 +406,7 @@ impl<W> Slot<W> {
     }
 
     /// The store told something unasked.
-    pub(crate) fn notice(&mut self, env: &Env<'_>, notice: Notice, effects: &mut Vec<Effect<W>>) {
+    pub(crate) fn notice(&mut self, env: &Env<'_>, notice: Notice, effects: &mut Effects<W>) {
         match (&mut self.state, notice) {
             (State::Queued { token, .. }, Notice::Granted { token: granted })
                 if *token == granted =>
@@ -440,7 +439,7 @@ impl<W> Slot<W> {
     }
 
     /// Time has passed.
-    pub(crate) fn tick(&mut self, env: &Env<'_>, effects: &mut Vec<Effect<W>>) {
+    pub(crate) fn tick(&mut self, env: &Env<'_>, effects: &mut Effects<W>) {
         match &mut self.state {
             State::Held(held) => {
                 if env.now >= held.limit {
@@ -460,7 +459,7 @@ impl<W> Slot<W> {
     }
 
     /// Notices may have been missed: look at what the store has.
-    pub(crate) fn reconnected(&mut self, effects: &mut Vec<Effect<W>>) {
+    pub(crate) fn reconnected(&mut self, effects: &mut Effects<W>) {
         match &mut self.state {
             State::Held(held) if !held.renewing => held.renew(effects),
             State::Queued { token, .. } => {
@@ -488,9 +487,9 @@ impl<W> Slot<W> {
     }
 
     /// Answers every waiter with the same error; a holder stays.
-    pub(crate) fn reject_all(&mut self, error: &Error, effects: &mut Vec<Effect<W>>) {
-        let waiters = std::mem::take(&mut self.waiters);
-        effects.extend(waiters.into_values().map(|waiter| Effect::Reject {
+    pub(crate) fn reject_all(&mut self, error: &Error, effects: &mut Effects<W>) {
+        let waiters = self.waiters.take_if(|_| true);
+        effects.extend(waiters.into_iter().map(|waiter| Effect::Reject {
             waiter: waiter.handle,
             error: error.clone(),
         }));
@@ -500,7 +499,7 @@ impl<W> Slot<W> {
         }
     }
 
-    fn ask(&mut self, token: u64, queue: bool, watch: bool, effects: &mut Vec<Effect<W>>) {
+    fn ask(&mut self, token: u64, queue: bool, watch: bool, effects: &mut Effects<W>) {
         self.state = State::Asking {
             token,
             queue,
@@ -515,12 +514,12 @@ impl<W> Slot<W> {
         }));
     }
 
-    fn fail(&mut self, error: &Error, effects: &mut Vec<Effect<W>>) {
+    fn fail(&mut self, error: &Error, effects: &mut Effects<W>) {
         self.state = State::Idle;
         self.reject_all(error, effects);
     }
 
-    fn lose(&mut self, env: &Env<'_>, reason: LostReason, effects: &mut Vec<Effect<W>>) {
+    fn lose(&mut self, env: &Env<'_>, reason: LostReason, effects: &mut Effects<W>) {
         effects.push(Effect::Lose { reason });
         self.state = State::Idle;
         if !self.waiters.is_empty() {
@@ -528,10 +527,10 @@ impl<W> Slot<W> {
         }
     }
 
-    fn grant_first(&mut self, grant: Grant, effects: &mut Vec<Effect<W>>) {
-        let (_, first) = self
+    fn grant_first(&mut self, grant: Grant, effects: &mut Effects<W>) {
+        let first = self
             .waiters
-            .pop_first()
+            .pop()
             .expect("the last waiter's cancellation ends every question");
         effects.push(Effect::Grant {
             waiter: first.handle,
@@ -539,20 +538,12 @@ impl<W> Slot<W> {
         });
     }
 
-    fn reject_impatient(&mut self, effects: &mut Vec<Effect<W>>) {
-        let impatient: Vec<u64> = self
-            .waiters
-            .iter()
-            .filter_map(|(number, waiter)| (!waiter.patient).then_some(*number))
-            .collect();
-        for number in impatient {
-            if let Some(waiter) = self.waiters.remove(&number) {
-                effects.push(Effect::Reject {
-                    waiter: waiter.handle,
-                    error: Error::of(ErrorKind::Held),
-                });
-            }
-        }
+    fn reject_impatient(&mut self, effects: &mut Effects<W>) {
+        let impatient = self.waiters.take_if(|waiter| !waiter.patient);
+        effects.extend(impatient.into_iter().map(|waiter| Effect::Reject {
+            waiter: waiter.handle,
+            error: Error::of(ErrorKind::Held),
+        }));
     }
 }
 
@@ -581,7 +572,7 @@ impl Held {
         }
     }
 
-    fn renew<W>(&mut self, effects: &mut Vec<Effect<W>>) {
+    fn renew<W>(&mut self, effects: &mut Effects<W>) {
         self.renewing = true;
         effects.push(Effect::Send(Command::Renew { token: self.token }));
     }

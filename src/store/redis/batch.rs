@@ -52,15 +52,13 @@ pub(super) fn call<'a>(
     commands: impl ExactSizeIterator<Item = (&'a LockKey, Command)> + Clone,
     how: Call,
 ) -> Cmd {
-    let mut call = match how {
-        Call::ByHash => redis::cmd("EVALSHA"),
-        Call::Whole => redis::cmd("EVAL"),
-    };
+    let count = commands.len();
+    let mut call = Cmd::with_capacity(7 + 4 * count, 256 + 192 * count);
     match how {
-        Call::ByHash => call.arg(script().script.get_hash()),
-        Call::Whole => call.arg(script().source),
+        Call::ByHash => call.arg("EVALSHA").arg(script().script.get_hash()),
+        Call::Whole => call.arg("EVAL").arg(script().source),
     };
-    call.arg(1 + 2 * commands.len());
+    call.arg(1 + 2 * count);
     let mut name = String::with_capacity(128);
     let _ = write!(name, "{{{}}}:fence", settings.prefix);
     call.arg(&name);
@@ -115,35 +113,42 @@ pub(super) fn answers(
     let Value::Array(values) = reply.extract_error()? else {
         return Err(unexpected());
     };
-    let failure = values.get(3 * commands.len()).map(text);
+    let failure = values.get(commands.len()).map(text);
+    if values.len() < commands.len() {
+        return Err(unexpected());
+    }
     commands
-        .zip(values.chunks(3))
-        .map(|(command, triple)| {
-            let [Value::Int(status), Value::Int(first), Value::Int(second)] = *triple else {
-                return Err(unexpected());
-            };
-            Ok(match (status, command) {
-                (-1, _) => Err(Error::new(
-                    ErrorKind::Unavailable,
-                    format!(
-                        "Redis refused: {}",
-                        failure.as_deref().unwrap_or("no reason given")
-                    ),
-                )),
-                (0, Command::Acquire { .. }) => Ok(Answer::Held {
-                    remaining: u64::try_from(first).ok().map(Duration::from_millis),
-                    foreign: second != 0,
-                }),
-                (_, Command::Acquire { .. }) => Ok(Answer::Acquired {
-                    fence: first.unsigned_abs(),
-                    wanted: second != 0,
-                }),
-                (0, _) => Ok(Answer::Gone),
-                (_, Command::Renew { .. }) => Ok(Answer::Renewed { wanted: first != 0 }),
-                (_, Command::Release { .. }) => Ok(Answer::Released),
-            })
+        .zip(values)
+        .map(|(command, value)| match value {
+            Value::Int(0) => Ok(Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "Redis refused: {}",
+                    failure.as_deref().unwrap_or("no reason given")
+                ),
+            ))),
+            Value::Int(reply) => Ok(Ok(answer(command, reply))),
+            _ => Err(unexpected()),
         })
         .collect()
+}
+
+/// What the integer says that stands above the operation's function in the script.
+fn answer(command: Command, reply: i64) -> Answer {
+    let number = reply.unsigned_abs();
+    match (command, reply) {
+        (Command::Acquire { .. }, i64::MIN..=0) => Answer::Held {
+            remaining: (number / 2).checked_sub(2).map(Duration::from_millis),
+            foreign: number % 2 == 1,
+        },
+        (Command::Acquire { .. }, _) => Answer::Acquired {
+            fence: number / 2,
+            wanted: number % 2 == 1,
+        },
+        (_, 1) => Answer::Gone,
+        (Command::Renew { .. }, _) => Answer::Renewed { wanted: reply == 3 },
+        (Command::Release { .. }, _) => Answer::Released,
+    }
 }
 
 fn unexpected() -> RedisError {
@@ -234,11 +239,40 @@ mod tests {
     }
 
     #[test]
+    fn replies_say_what_the_script_means() {
+        let acquire = Command::Acquire {
+            token: 1,
+            queue: true,
+            watch: false,
+        };
+        let held = |remaining: Option<u64>, foreign| Answer::Held {
+            remaining: remaining.map(Duration::from_millis),
+            foreign,
+        };
+        assert_eq!(answer(acquire, -(4 + 2 * 70)), held(Some(70), false));
+        assert_eq!(answer(acquire, -5), held(Some(0), true));
+        assert_eq!(answer(acquire, -(4 - 2 + 1)), held(None, true));
+        assert_eq!(
+            answer(acquire, 2 * 9 + 1),
+            Answer::Acquired {
+                fence: 9,
+                wanted: true
+            }
+        );
+        assert_eq!(
+            answer(Command::Renew { token: 1 }, 2),
+            Answer::Renewed { wanted: false }
+        );
+        assert_eq!(answer(Command::Renew { token: 1 }, 1), Answer::Gone);
+    }
+
+    #[test]
     fn a_reply_of_another_form_is_an_error() {
         let command = Command::Renew { token: 1 };
         for reply in [
             Value::Nil,
-            Value::Array(vec![Value::Int(1), Value::Nil, Value::Nil]),
+            Value::Array(vec![]),
+            Value::Array(vec![Value::Nil]),
         ] {
             assert!(answers([command].into_iter(), reply).is_err());
         }

@@ -6,8 +6,8 @@
 -- ARGV  1: what the name of a process's inbox channel begins with. 2: time to live of a lease, in ms.
 --       3: time to live of a grant that its process has not taken up yet, in ms.
 --       Then for each operation: what to do, token.
--- Returns three integers for each operation: status, and two more by operation. Status -1 is an error, whose text
--- comes behind them all (the last one's, if there were several).
+-- Returns one integer for each operation: 0 for an error, else what stands above its function. Behind them all comes the
+-- text of the error (of the last one, if there were several).
 --
 -- A token is the process's id, a colon, and a number. Any other value of an owner is a client of another kind.
 
@@ -38,18 +38,19 @@ local function tell(process, message)
   return call('PUBLISH', inbox .. process, message) > 0
 end
 
--- 1, fence, number of waiting processes | 0, remaining ms (-1: no limit), whether the holder is foreign
+-- Acquired: 2 × fence, + 1 if processes wait.
+-- Held: - (4 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of another kind).
 local function acquire(owner, queue, token, may_queue)
   if call('SET', owner, token, 'NX', 'PX', ttl) then
     if may_queue then
       call('LREM', queue, 0, token)
     end
-    return 1, next_fence(), 0
+    return 2 * next_fence()
   end
   local current = call('GET', owner)
   if current == token then
     call('PEXPIRE', owner, ttl)
-    return 1, next_fence(), call('LLEN', queue)
+    return 2 * next_fence() + math.min(call('LLEN', queue), 1)
   end
   local remaining = call('PTTL', owner)
   local process = process_of(current)
@@ -60,14 +61,14 @@ local function acquire(owner, queue, token, may_queue)
     -- Every waiter asks again within the holder's time to live, so a queue that expires is one of the dead.
     call('PEXPIRE', queue, math.max(remaining, 0) + 3 * ttl)
   end
-  return 0, remaining, process and 0 or 1
+  return -(4 + 2 * remaining + (process and 0 or 1))
 end
 
--- 1: it had the lock, which is free or granted to the next now | 0: it had not
+-- 2: it had the lock, which is free or granted to the next now. 1: it had not.
 local function release(owner, queue, token)
   if call('GET', owner) ~= token then
     call('LREM', queue, 0, token)
-    return 0, 0, 0
+    return 1
   end
   local waiting = call('LPOP', queue)
   while waiting do
@@ -77,22 +78,22 @@ local function release(owner, queue, token)
     end
     local process, number = string.match(waiting, '^(%x+):(%d+)$')
     if process and tell(process, 'g' .. number .. ':' .. owner) then
-      return 1, 0, 0
+      return 2
     end
     waiting = call('LPOP', queue)
   end
   call('DEL', owner)
-  return 1, 0, 0
+  return 2
 end
 
--- 1, number of waiting processes | 0: it is not this token's
+-- 2: renewed. 3: renewed, and processes wait. 1: it is not this token's.
 local function renew(owner, queue, token)
   if call('GET', owner) ~= token then
-    return 0, 0, 0
+    return 1
   end
   call('PEXPIRE', owner, ttl)
   call('GET', owner) -- Read last, so that the server tells when somebody else changes it.
-  return 1, call('LLEN', queue), 0
+  return 2 + math.min(call('LLEN', queue), 1)
 end
 
 local function carry_out(operation, owner, queue, token)
@@ -104,18 +105,18 @@ local function carry_out(operation, owner, queue, token)
   return acquire(owner, queue, token, operation == 'queue')
 end
 
-local replies, length, failure = {}, 0, nil
+local replies, count, failure = {}, 0, nil
 for i = 4, #ARGV, 2 do
-  local ok, status, first, second = pcall(carry_out, ARGV[i], KEYS[i - 2], KEYS[i - 1], ARGV[i + 1])
+  local ok, reply = pcall(carry_out, ARGV[i], KEYS[i - 2], KEYS[i - 1], ARGV[i + 1])
   if not ok then
-    failure = type(status) == 'table' and status.err or tostring(status)
-    status, first, second = -1, 0, 0
+    failure = type(reply) == 'table' and reply.err or tostring(reply)
+    reply = 0
   end
-  replies[length + 1], replies[length + 2], replies[length + 3] = status, first, second
-  length = length + 3
+  count = count + 1
+  replies[count] = reply
 end
 if fence ~= stored then
   call('SET', clock, fence)
 end
-replies[length + 1] = failure
+replies[count + 1] = failure
 return replies
