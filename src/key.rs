@@ -168,8 +168,8 @@ impl fmt::Display for Hex<'_> {
 
 /// What a key closure may return: a key, no key (`None`: the request needs no lock), or an error (400).
 ///
-/// Implemented for `String`, `&'static str` and [`LockKey`], for `Option` and `Result<_, Error>` of them, and for
-/// `Result<Option<LockKey>, Error>`.
+/// Implemented for `String`, `&'static str` and [`LockKey`], and for any nesting of `Option` and `Result<_, Error>` around
+/// them.
 pub trait IntoLockKey {
     /// The key, `None` where the request needs no lock.
     ///
@@ -214,6 +214,8 @@ pub type KeyResult = Result<Option<LockKey>, Error>;
 
 /// The value of a request header. No such header: no lock.
 ///
+/// The value is the whole key. In a [`scope`], it cannot name the lock of something else.
+///
 /// A value that is not visible ASCII is an invalid key, answered with 400, and so is a header that is there more
 /// than once: which of the values the handler will read is unknown here.
 ///
@@ -224,7 +226,8 @@ pub type KeyResult = Result<Option<LockKey>, Error>;
 /// ```
 /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, key};
 /// # fn layer(locks: LockManager) -> DistributedLockLayer {
-/// DistributedLockLayer::new(locks, key::header("x-account-id")).require_key(true)
+/// let account = key::scope("account", key::header("x-account-id"));
+/// DistributedLockLayer::new(locks, account).require_key(true)
 /// # }
 /// ```
 pub fn header(name: &str) -> impl Fn(&Parts) -> KeyResult + Clone + Send + Sync + 'static {
@@ -270,6 +273,9 @@ pub fn method_and_path() -> impl Fn(&Parts) -> KeyResult + Clone + Send + Sync +
 /// `{name}` stands for one segment and becomes part of the key, other segments must be equal, and `{*rest}` at the
 /// end stands for anything that may follow, nothing included, and is no part of the key. A path that does
 /// not match needs no lock. Segments are percent-decoded before they are compared and used, as routers do.
+///
+/// A segment is text. If the handler parses it, `7` and `07` may be the same to it, and two locks here: make the key in a
+/// middleware then, from what was parsed ([`from_extension`](crate::DistributedLockLayer::from_extension)).
 ///
 /// # Panics
 ///
