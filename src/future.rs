@@ -135,9 +135,9 @@ where
         service: S,
         request: Request<B>,
     ) -> Self {
-        let (locks, wait) = (config.locks.clone(), config.wait);
+        let taking = Arc::clone(&config);
         let state = State::Locking {
-            taking: Box::pin(async move { locks.take(key, wait).await }),
+            taking: Box::pin(async move { taking.locks.take(key, taking.wait).await }),
             call: Some((service, request)),
         };
         Self::new(config, protocol, state)

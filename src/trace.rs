@@ -8,28 +8,51 @@
 )]
 
 use std::fmt::Display;
+#[cfg(feature = "tracing")]
 use std::time::Duration;
 
+#[cfg(feature = "tracing")]
+use crate::clock::Time;
 use crate::error::Error;
 use crate::guard::Lease;
 use crate::key::LockKey;
 use crate::manager::slot::LostReason;
 
-pub(crate) fn acquired(lease: &Lease, waited: Duration) {
+/// Measures how long a request waits, if anybody wants to know.
+pub(crate) struct Stopwatch {
+    #[cfg(feature = "tracing")]
+    started: Time,
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Self {
+            #[cfg(feature = "tracing")]
+            started: Time::now(),
+        }
+    }
+
+    #[cfg(feature = "tracing")]
+    fn elapsed_ms(&self) -> f64 {
+        millis(Time::now().since(self.started))
+    }
+}
+
+pub(crate) fn acquired(lease: &Lease, waited: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
         key = %Fingerprint(lease.key()),
         fencing_token = lease.fencing_token(),
-        waited_ms = millis(waited),
+        waited_ms = waited.elapsed_ms(),
         "lock acquired"
     );
 }
 
-pub(crate) fn refused(key: &LockKey, error: &Error, waited: Duration) {
+pub(crate) fn refused(key: &LockKey, error: &Error, waited: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
         key = %Fingerprint(key),
-        waited_ms = millis(waited),
+        waited_ms = waited.elapsed_ms(),
         reason = ?error.kind(),
         %error,
         "lock not acquired"

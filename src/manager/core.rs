@@ -170,7 +170,7 @@ impl Core {
                                 _ => None,
                             };
                             if let Some((outcome, notice)) =
-                                self.store.submit(key, command, receipt)
+                                self.store.submit(env.now, key, command, receipt)
                             {
                                 entry.slot.answered(&env, command, outcome, &mut effects);
                                 if let Some(notice) = notice {

@@ -15,10 +15,10 @@ use tokio::time::timeout;
 
 pub use self::builder::LockManagerBuilder;
 pub(crate) use self::core::Core;
-use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::guard::LockGuard;
 use crate::key::LockKey;
+use crate::trace::{self, Stopwatch};
 
 /// Takes locks. One for each process: it owns the connection to Redis, the queues of waiting requests,
 /// and the renewals. A clone is cheap and shares everything.
@@ -114,11 +114,11 @@ impl LockManager {
         key: LockKey,
         wait: Option<Duration>,
     ) -> Result<LockGuard, Error> {
-        let started = Time::now();
+        let waited = Stopwatch::start();
         let result = self.take_untraced(&key, wait).await;
         match &result {
-            Ok(guard) => crate::trace::acquired(guard.lease(), Time::now().since(started)),
-            Err(error) => crate::trace::refused(&key, error, Time::now().since(started)),
+            Ok(guard) => trace::acquired(guard.lease(), &waited),
+            Err(error) => trace::refused(&key, error, &waited),
         }
         result
     }

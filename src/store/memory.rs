@@ -44,8 +44,12 @@ impl MemoryStore {
     }
 
     /// The outcome, and the notice of a grant that the command caused.
-    pub(crate) fn execute(&self, key: &LockKey, command: Command) -> (Outcome, Option<Notice>) {
-        let now = Time::now();
+    pub(crate) fn execute(
+        &self,
+        now: Time,
+        key: &LockKey,
+        command: Command,
+    ) -> (Outcome, Option<Notice>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (answer, notice) = match command {
             Command::Acquire { token, queue, .. } => {

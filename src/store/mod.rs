@@ -108,20 +108,21 @@ impl Store {
     /// another calls its [`Events`].
     pub(crate) fn submit(
         &self,
+        now: Time,
         key: &LockKey,
         command: Command,
         receipt: Option<Receipt>,
     ) -> Option<(Outcome, Option<Notice>)> {
         match self {
             Self::Memory(memory) => {
-                let answered = memory.execute(key, command);
+                let answered = memory.execute(now, key, command);
                 if let Some(receipt) = receipt {
                     let _ = receipt.send(settled(&answered.0.result));
                 }
                 Some(answered)
             }
             Self::Redis(redis) => {
-                redis.submit(key, command, receipt);
+                redis.submit(now, key, command, receipt);
                 None
             }
         }

@@ -76,7 +76,13 @@ impl RedisStore {
         }
     }
 
-    pub(crate) fn submit(&self, key: &LockKey, command: Command, receipt: Option<Receipt>) {
+    pub(crate) fn submit(
+        &self,
+        now: Time,
+        key: &LockKey,
+        command: Command,
+        receipt: Option<Receipt>,
+    ) {
         let mut queue = self.queue();
         let number = queue.next_number;
         queue.next_number += 1;
@@ -85,7 +91,7 @@ impl RedisStore {
             key: key.clone(),
             command,
             receipt,
-            submitted: Time::now(),
+            submitted: now,
             sent: false,
         });
         drop(queue);
