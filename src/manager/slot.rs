@@ -577,3 +577,6 @@ impl Held {
         effects.push(Effect::Send(Command::Renew { token: self.token }));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,390 @@
+//! The rules of a slot, one event after the other. Waiters are letters.
+
+use super::*;
+
+const TTL: Duration = Duration::from_secs(10);
+
+/// A slot, with a clock that stands still and a store that a test speaks for.
+struct Table {
+    slot: Slot<char>,
+    rules: Rules,
+    ids: AtomicU64,
+    now: Time,
+}
+
+impl Table {
+    fn new() -> Self {
+        Self {
+            slot: Slot::default(),
+            rules: Rules {
+                ttl: TTL,
+                renewal: TTL / 3,
+                max_hold: Duration::from_secs(300),
+                max_waiters: 3,
+                burst: 2,
+                burst_time: Duration::from_secs(1),
+            },
+            ids: AtomicU64::new(1),
+            now: Time::from_nanos(1_000_000_000),
+        }
+    }
+
+    fn on(
+        &mut self,
+        event: impl FnOnce(&mut Slot<char>, &Env<'_>, &mut Effects<char>),
+    ) -> Vec<String> {
+        let mut effects = Effects::new();
+        let env = Env {
+            now: self.now,
+            rules: &self.rules,
+            ids: &self.ids,
+        };
+        event(&mut self.slot, &env, &mut effects);
+        effects.into_iter().map(describe).collect()
+    }
+
+    fn request(&mut self, waiter: char, patient: bool) -> Vec<String> {
+        self.on(|slot, env, effects| slot.request(env, waiter as u64, waiter, patient, effects))
+    }
+
+    fn cancel(&mut self, waiter: char) -> Vec<String> {
+        self.on(|slot, _, effects| slot.cancel(waiter as u64, effects))
+    }
+
+    fn notice(&mut self, notice: Notice) -> Vec<String> {
+        self.on(|slot, env, effects| slot.notice(env, notice, effects))
+    }
+
+    /// The store answers what it was asked with this token, sent so long ago.
+    fn acquire_answered(
+        &mut self,
+        token: u64,
+        ago: Duration,
+        result: Result<Answer, Failure>,
+    ) -> Vec<String> {
+        let command = Command::Acquire {
+            token,
+            queue: true,
+            watch: false,
+        };
+        self.answered(command, ago, result)
+    }
+
+    fn answered(
+        &mut self,
+        command: Command,
+        ago: Duration,
+        result: Result<Answer, Failure>,
+    ) -> Vec<String> {
+        let sent_at = Time::from_nanos(self.now.as_nanos() - ago.as_nanos() as u64);
+        self.on(|slot, env, effects| {
+            slot.answered(env, command, Outcome { sent_at, result }, effects)
+        })
+    }
+
+    fn finish(&mut self) -> Vec<String> {
+        let State::Held(held) = &self.slot.state else {
+            panic!("not held: {:?}", self.slot);
+        };
+        let lease = held.lease;
+        self.on(|slot, env, effects| {
+            slot.finished(env, lease, effects);
+        })
+    }
+
+    fn pass(&mut self, time: Duration) -> Vec<String> {
+        self.now = self.now + time;
+        self.on(Slot::tick)
+    }
+
+    /// A table at which `a` holds the lock, with token 1.
+    fn held() -> Self {
+        let mut table = Self::new();
+        table.request('a', true);
+        table.acquire_answered(1, Duration::ZERO, ACQUIRED);
+        table
+    }
+}
+
+const ACQUIRED: Result<Answer, Failure> = Ok(Answer::Acquired {
+    fence: 7,
+    wanted: false,
+});
+const HELD: Result<Answer, Failure> = Ok(Answer::Held {
+    remaining: Some(Duration::from_secs(4)),
+    foreign: false,
+});
+
+fn failed(unknown: bool) -> Result<Answer, Failure> {
+    let error = Error::of(ErrorKind::Unavailable);
+    Err(Failure { error, unknown })
+}
+
+fn describe(effect: Effect<char>) -> String {
+    match effect {
+        Effect::Send(Command::Acquire {
+            token,
+            queue,
+            watch,
+        }) => {
+            let more = [(queue, " queue"), (watch, " watch")];
+            let more: String = more
+                .iter()
+                .filter(|(on, _)| *on)
+                .map(|(_, word)| *word)
+                .collect();
+            format!("acquire {token}{more}")
+        }
+        Effect::Send(Command::Release { token, .. }) => format!("release {token}"),
+        Effect::Send(Command::Renew { token }) => format!("renew {token}"),
+        Effect::Grant { waiter, grant } => format!("grant {waiter} {}", grant.fencing_token),
+        Effect::Reject { waiter, error } => format!("reject {waiter} {:?}", error.kind()),
+        Effect::Extend { .. } => "extend".to_owned(),
+        Effect::Lose { reason } => format!("lose {reason:?}"),
+    }
+}
+
+#[test]
+fn one_question_for_all_and_the_first_gets_the_lock() {
+    let mut table = Table::new();
+    assert_eq!(table.request('a', false), ["acquire 1"]);
+    assert!(table.request('b', false).is_empty());
+    assert!(table.request('c', true).is_empty());
+    let effects = table.acquire_answered(1, Duration::ZERO, ACQUIRED);
+    assert_eq!(effects, ["grant a 7168", "reject b Held"]);
+    assert_eq!(table.finish(), ["grant c 7169"]);
+    assert_eq!(table.finish(), ["release 1"]);
+    assert!(table.slot.is_idle());
+}
+
+#[test]
+fn who_does_not_wait_is_refused_and_who_does_gets_in_line() {
+    let mut table = Table::new();
+    table.request('a', false);
+    table.request('b', true);
+    let effects = table.acquire_answered(1, Duration::ZERO, HELD);
+    assert_eq!(effects, ["reject a Held", "acquire 1 queue"]);
+    assert!(table.acquire_answered(1, Duration::ZERO, HELD).is_empty());
+    assert_eq!(table.request('c', false), ["reject c Held"]);
+    assert_eq!(
+        table.notice(Notice::Granted { token: 1 }),
+        ["acquire 1 queue"]
+    );
+}
+
+#[test]
+fn without_a_grant_it_asks_again_when_the_holder_must_have_expired() {
+    let mut table = Table::new();
+    table.request('a', true);
+    table.acquire_answered(1, Duration::ZERO, HELD);
+    assert!(table.pass(Duration::from_secs(4)).is_empty());
+    assert_eq!(table.pass(Duration::from_millis(1)), ["acquire 1 queue"]);
+}
+
+#[test]
+fn a_grant_that_comes_before_the_answer_is_not_lost() {
+    let mut table = Table::new();
+    table.request('a', true);
+    assert!(table.notice(Notice::Granted { token: 1 }).is_empty());
+    assert_eq!(
+        table.acquire_answered(1, Duration::ZERO, HELD),
+        ["acquire 1 queue"]
+    );
+}
+
+#[test]
+fn a_foreign_holder_is_watched() {
+    let mut table = Table::new();
+    table.request('a', true);
+    let foreign = || {
+        Ok(Answer::Held {
+            remaining: None,
+            foreign: true,
+        })
+    };
+    assert_eq!(
+        table.acquire_answered(1, Duration::ZERO, foreign()),
+        ["acquire 1 queue watch"]
+    );
+    assert!(
+        table
+            .acquire_answered(1, Duration::ZERO, foreign())
+            .is_empty()
+    );
+    assert_eq!(table.notice(Notice::Changed), ["acquire 1 queue"]);
+}
+
+#[test]
+fn the_last_one_to_give_up_takes_the_question_back() {
+    let mut table = Table::new();
+    table.request('a', true);
+    table.request('b', true);
+    assert!(table.cancel('a').is_empty());
+    assert_eq!(table.cancel('b'), ["release 1"]);
+    assert!(table.slot.is_idle());
+    // Whatever order they were carried out in, nothing stays behind.
+    assert_eq!(
+        table.acquire_answered(1, Duration::ZERO, ACQUIRED),
+        ["release 1"]
+    );
+    assert!(table.acquire_answered(1, Duration::ZERO, HELD).is_empty());
+}
+
+#[test]
+fn a_grant_that_nobody_wants_goes_to_the_next() {
+    let mut table = Table::new();
+    assert_eq!(table.notice(Notice::Granted { token: 9 }), ["release 9"]);
+    let mut table = Table::held();
+    assert_eq!(table.notice(Notice::Granted { token: 9 }), ["release 9"]);
+    assert!(table.notice(Notice::Granted { token: 1 }).is_empty());
+}
+
+#[test]
+fn an_answer_that_comes_too_late_is_not_trusted() {
+    let mut table = Table::new();
+    table.now = table.now + TTL;
+    table.request('a', true);
+    let trust = table.rules.trust();
+    assert!(trust < TTL - Duration::from_millis(100));
+    let effects = table.acquire_answered(1, trust, ACQUIRED);
+    assert_eq!(effects, ["release 1", "reject a Unavailable"]);
+}
+
+#[test]
+fn a_question_that_may_have_been_carried_out_is_taken_back() {
+    for (unknown, expected) in [
+        (true, &["release 1", "reject a Unavailable"][..]),
+        (false, &["reject a Unavailable"]),
+    ] {
+        let mut table = Table::new();
+        table.request('a', true);
+        assert_eq!(
+            table.acquire_answered(1, Duration::ZERO, failed(unknown)),
+            expected
+        );
+    }
+}
+
+#[test]
+fn a_failed_renewal_is_tried_again_and_is_no_loss_before_its_time() {
+    let mut table = Table::held();
+    let renew = Command::Renew { token: 1 };
+    assert_eq!(table.pass(Duration::from_millis(100)), ["renew 1"]);
+    assert!(
+        table
+            .answered(renew, Duration::ZERO, failed(true))
+            .is_empty()
+    );
+    assert_eq!(table.pass(TTL / 3), ["renew 1"]);
+    assert!(
+        table
+            .answered(renew, Duration::ZERO, failed(true))
+            .is_empty()
+    );
+    let trust = table.rules.trust();
+    assert_eq!(
+        table.pass(trust - TTL / 3 - Duration::from_millis(101)),
+        ["renew 1"]
+    );
+    assert_eq!(table.pass(Duration::from_millis(1)), ["lose Expired"]);
+}
+
+#[test]
+fn a_renewal_counts_from_when_it_was_sent() {
+    let mut table = Table::held();
+    table.pass(TTL / 2);
+    let renewed = Ok(Answer::Renewed { wanted: false });
+    assert_eq!(
+        table.answered(Command::Renew { token: 1 }, TTL / 4, renewed),
+        ["extend"]
+    );
+    let State::Held(held) = &table.slot.state else {
+        panic!("not held");
+    };
+    assert_eq!(
+        held.trusted_until.since(table.now),
+        table.rules.trust() - TTL / 4
+    );
+}
+
+#[test]
+fn a_renewal_that_is_answered_after_the_loss_was_told_brings_nothing_back() {
+    let mut table = Table::held();
+    table.pass(Duration::from_secs(1));
+    table.now = table.now + TTL;
+    let renewed = Ok(Answer::Renewed { wanted: false });
+    let effects = table.answered(Command::Renew { token: 1 }, Duration::ZERO, renewed);
+    assert_eq!(effects, ["lose Expired"]);
+}
+
+#[test]
+fn a_lock_that_is_another_s_is_lost_at_once_and_the_waiters_go_on() {
+    let mut table = Table::held();
+    table.request('b', true);
+    assert_eq!(table.notice(Notice::Changed), ["renew 1"]);
+    let effects = table.answered(
+        Command::Renew { token: 1 },
+        Duration::ZERO,
+        Ok(Answer::Gone),
+    );
+    assert_eq!(effects.len(), 2);
+    assert_eq!(effects[0], "lose Taken");
+    // With a token of its own: the lost one may still be somewhere.
+    assert!(effects[1].starts_with("acquire ") && effects[1] != "acquire 1 queue");
+}
+
+#[test]
+fn while_another_process_waits_only_a_burst_goes_first() {
+    let mut table = Table::held();
+    for waiter in ['b', 'c', 'd'] {
+        table.request(waiter, true);
+    }
+    table.notice(Notice::Wanted);
+    assert_eq!(table.finish(), ["grant b 7169"]);
+    assert_eq!(table.finish(), ["grant c 7170"]);
+    let effects = table.finish();
+    assert_eq!(effects[0], "release 1");
+    assert!(
+        effects[1].starts_with("acquire "),
+        "behind the others: {effects:?}"
+    );
+}
+
+#[test]
+fn a_burst_ends_by_the_clock_too() {
+    let mut table = Table::held();
+    table.request('b', true);
+    table.notice(Notice::Wanted);
+    table.pass(Duration::from_secs(1));
+    assert_eq!(table.finish()[0], "release 1");
+}
+
+#[test]
+fn the_line_is_bounded() {
+    let mut table = Table::held();
+    for waiter in ['b', 'c', 'd'] {
+        assert!(table.request(waiter, true).is_empty());
+    }
+    assert_eq!(table.request('e', true), ["reject e QueueFull"]);
+}
+
+#[test]
+fn max_hold_ends_a_hold_however_often_it_was_renewed() {
+    let mut table = Table::held();
+    for _ in 0..99 {
+        table.pass(TTL / 3);
+        let renewed = Ok(Answer::Renewed { wanted: false });
+        table.answered(Command::Renew { token: 1 }, Duration::ZERO, renewed);
+        if table.slot.is_idle() {
+            panic!("lost before its time");
+        }
+        if table.now.since(Time::from_nanos(1_000_000_000)) > Duration::from_secs(295) {
+            break;
+        }
+    }
+    assert!(
+        table
+            .pass(Duration::from_secs(5))
+            .contains(&"lose MaxHold".to_owned())
+    );
+}
