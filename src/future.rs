@@ -161,6 +161,10 @@ where
                     let taken = ready!(taking.as_mut().poll(cx));
                     let (mut service, mut request) = call.take().expect("taken once");
                     let held = match taken {
+                        // Time has passed since it was granted.
+                        Ok(guard) if !guard.lease().is_held() => {
+                            Err(protocol.reject(RejectionKind::Lost))
+                        }
                         Ok(guard) => {
                             hold(guard.lease().clone(), request.extensions_mut());
                             Ok(Some(Held::new(guard, config.on_lost)))

@@ -2,13 +2,16 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{
     Mode, PATIENCE, Proxy, RedisServer, eventually, eventually_no_trace, free_port, queue_length,
     run, script_calls, short_lived, soon, value,
 };
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tower_distributed_lock::{Error, ErrorKind, LockManager, LostReason};
 
 const TIMEOUT: Duration = Duration::from_millis(300);
@@ -315,7 +318,7 @@ fn acl(user: &str) -> Vec<&str> {
 #[tokio::test]
 async fn an_acl_user_with_just_these_rights_and_a_database_number_work() {
     let user = "worker on >secret ~lock:* ~{* &lock:inbox:* +@connection +@scripting +@string +@list +@keyspace \
-                +subscribe +publish +time +client -@dangerous";
+                +subscribe +publish +pubsub +time +client -@dangerous";
     let server = RedisServer::start_with(&acl(user)).await;
     let redis = server.client().await;
     let url = format!("redis://worker:secret@127.0.0.1:{}/3", server.port);
@@ -487,4 +490,248 @@ async fn a_url_that_is_not_of_redis_is_refused_without_being_repeated() {
             .unwrap_err();
         assert!(error.to_string().contains("`tls`"), "{error}");
     }
+}
+
+/// A proxy that closes its client's connection when it sees a command. What it had read reaches the server later, if
+/// `late` says so.
+async fn closing_proxy(
+    server: u16,
+    command: &'static [u8],
+    times: usize,
+    late: Option<Duration>,
+) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let closed = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&closed);
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let counter = Arc::clone(&counter);
+            tokio::spawn(async move {
+                let (mut client_read, mut client_write) = client.into_split();
+                let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                let (mut server_read, mut server_write) = server.into_split();
+                let answers = tokio::spawn(async move {
+                    let _ = tokio::io::copy(&mut server_read, &mut client_write).await;
+                });
+                let mut buffer = vec![0; 1 << 16];
+                while let Ok(length @ 1..) = client_read.read(&mut buffer).await {
+                    let chunk = &buffer[..length];
+                    let is_it = chunk.windows(command.len()).any(|window| window == command);
+                    if is_it && counter.fetch_add(1, Ordering::SeqCst) < times {
+                        answers.abort();
+                        drop(client_read);
+                        let Some(late) = late else {
+                            return;
+                        };
+                        tokio::time::sleep(late).await;
+                        server_write.write_all(chunk).await.unwrap();
+                        // Long enough for the server to have read it before it sees the end.
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        return;
+                    }
+                    server_write.write_all(chunk).await.unwrap();
+                }
+            });
+        }
+    });
+    (port, closed)
+}
+
+#[tokio::test]
+async fn a_connection_that_dies_at_every_command_is_told_after_two_attempts() {
+    let server = RedisServer::start().await;
+    let (port, closed) = closing_proxy(server.port, b"EVALSHA", usize::MAX, None).await;
+    let locks = LockManager::connect(&format!("redis://127.0.0.1:{port}"))
+        .await
+        .unwrap();
+    unavailable(&locks).await;
+    // The release that follows may have been tried as well.
+    assert!(closed.load(Ordering::SeqCst) <= 10);
+}
+
+#[tokio::test]
+async fn a_copy_of_a_command_that_arrives_after_the_release_is_undone_as_soon_as_somebody_waits() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let late = Some(Duration::from_millis(200));
+    let (port, _) = closing_proxy(server.port, b"EVALSHA", 1, late).await;
+    let minute = LockManager::builder().ttl(Duration::from_secs(60));
+    let locks = minute
+        .clone()
+        .connect(&format!("redis://127.0.0.1:{port}"))
+        .await
+        .unwrap();
+    let other = minute.connect(&server.url()).await.unwrap();
+    // The first attempt is cut off, the second one gets the lock, and the first arrives when it has been released.
+    let guard = locks.try_acquire("a").await.unwrap();
+    drop(guard);
+    eventually("the late copy has taken the lock", || async {
+        value(&redis, "lock:a").await.is_some()
+    })
+    .await;
+    let guard = soon("the other is served", other.acquire("a", PATIENCE))
+        .await
+        .unwrap();
+    drop(guard);
+    eventually_no_trace(&redis).await;
+}
+
+#[tokio::test]
+async fn a_release_that_redis_refuses_for_a_while_is_tried_again() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let locks = LockManager::builder()
+        .ttl(Duration::from_secs(60))
+        .connect(&server.url())
+        .await
+        .unwrap();
+    let guard = locks.try_acquire("a").await.unwrap();
+    run(&redis, "CONFIG SET min-replicas-to-write 1").await;
+    assert_eq!(
+        guard.release().await.unwrap_err().kind(),
+        ErrorKind::Unavailable
+    );
+    run(&redis, "CONFIG SET min-replicas-to-write 0").await;
+    eventually_no_trace(&redis).await;
+}
+
+#[tokio::test]
+async fn an_acquire_that_fails_half_way_leaves_no_lock() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    run(&redis, "ACL SETUSER u on >p ~* &* +@all -time").await;
+    let minute = LockManager::builder().ttl(Duration::from_secs(60));
+    let url = format!("redis://u:p@127.0.0.1:{}", server.port);
+    let locks = minute.clone().connect(&url).await.unwrap();
+    unavailable(&locks).await;
+    eventually_no_trace(&redis).await;
+    // A fence, or a queue, that is something else.
+    let locks = minute.connect(&server.url()).await.unwrap();
+    run(&redis, "LPUSH {lock:}:fence x").await;
+    unavailable(&locks).await;
+    eventually("the lock is free again", || async {
+        value(&redis, "lock:a").await.is_none()
+    })
+    .await;
+    run(&redis, "DEL {lock:}:fence").await;
+    run(&redis, "SET {lock:a}:queue x").await;
+    let error = locks.acquire("a", PATIENCE).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    run(&redis, "DEL {lock:a}:queue").await;
+    eventually_no_trace(&redis).await;
+}
+
+#[tokio::test]
+async fn a_release_is_not_kept_back_by_requests_that_are_refused() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let minute = LockManager::builder().ttl(Duration::from_secs(60));
+    let other = minute.clone().connect(&server.url()).await.unwrap();
+    // Answers take a while: there is always one on the way.
+    let ours = minute
+        .connect(&slow_proxy(server.port, Duration::from_millis(2)).await)
+        .await
+        .unwrap();
+    let mut popular = Vec::new();
+    for number in 0..7 {
+        popular.push(
+            other
+                .try_acquire(format!("popular {number}"))
+                .await
+                .unwrap(),
+        );
+    }
+    let refused: Vec<_> = (0..7)
+        .map(|number| {
+            let ours = ours.clone();
+            tokio::spawn(async move {
+                loop {
+                    let error = ours
+                        .try_acquire(format!("popular {number}"))
+                        .await
+                        .unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::Held);
+                    tokio::time::sleep(Duration::from_millis(1 + number % 3)).await;
+                }
+            })
+        })
+        .collect();
+    for number in 0..10 {
+        let key = format!("{number}");
+        drop(ours.try_acquire(key.as_str()).await.unwrap());
+        soon("the release gets through", async {
+            while value(&redis, &format!("lock:{key}")).await.is_some() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+    for task in refused {
+        assert!(!task.is_finished());
+        task.abort();
+    }
+}
+
+/// Adds a delay to each direction, without holding up what comes behind.
+async fn slow_proxy(server: u16, delay: Duration) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+            let (client_read, client_write) = client.into_split();
+            let (server_read, server_write) = server.into_split();
+            for (mut from, mut to) in [(client_read, server_write), (server_read, client_write)] {
+                let (sender, mut chunks) = tokio::sync::mpsc::unbounded_channel();
+                tokio::spawn(async move {
+                    let mut buffer = vec![0; 1 << 16];
+                    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+                        let due = tokio::time::Instant::now() + delay;
+                        let _ = sender.send((due, buffer[..length].to_vec()));
+                    }
+                });
+                tokio::spawn(async move {
+                    while let Some((due, chunk)) = chunks.recv().await {
+                        tokio::time::sleep_until(due).await;
+                        let _ = to.write_all(&chunk).await;
+                    }
+                });
+            }
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_monitor_of_all_channels_does_not_make_the_dead_look_alive() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let mut monitor = redis::Client::open(server.url())
+        .unwrap()
+        .get_async_pubsub()
+        .await
+        .unwrap();
+    monitor.psubscribe("*").await.unwrap();
+    let minute = LockManager::builder().ttl(Duration::from_secs(60));
+    let one = minute.clone().connect(&server.url()).await.unwrap();
+    let two = minute.connect(&server.url()).await.unwrap();
+    let guard = one.try_acquire("a").await.unwrap();
+    run(
+        &redis,
+        "RPUSH {lock:a}:queue 00000000000000000000000000000000:1",
+    )
+    .await;
+    let waiting = tokio::spawn(async move { two.acquire("a", PATIENCE).await.map(drop) });
+    eventually("the other process waits", || async {
+        queue_length(&redis, "a").await == 2
+    })
+    .await;
+    drop(guard);
+    soon("the living one is served", waiting)
+        .await
+        .unwrap()
+        .unwrap();
 }

@@ -28,12 +28,14 @@ impl Core {
         if self.is_running.swap(true, Ordering::AcqRel) {
             return;
         }
-        let run = self.run(link);
         match Handle::try_current() {
             Ok(runtime) => {
-                runtime.spawn(run);
+                runtime.spawn(self.run(link));
             }
-            Err(_) => on_own_thread(run),
+            Err(_) => {
+                self.is_running.store(false, Ordering::SeqCst);
+                on_own_thread(Arc::clone(self));
+            }
         }
     }
 
@@ -95,27 +97,29 @@ impl Drop for Relay {
         if self.is_done {
             // Something came in at the last moment, and saw the task still running.
             core.ensure_running();
-        } else if !core.is_running.swap(true, Ordering::SeqCst) {
+        } else {
             // The runtime is being shut down. Guards may outlive it: what they hold is to be renewed and released.
-            on_own_thread(core.run(None));
+            on_own_thread(Arc::clone(core));
         }
     }
 }
 
-fn on_own_thread(run: impl Future<Output = ()> + Send + 'static) {
-    let started = std::thread::Builder::new()
-        .name("distributed-lock".to_owned())
-        .spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
-            // Without either, the locks that are held expire.
-            if let Ok(runtime) = runtime {
-                runtime.block_on(run);
-            }
-        });
+/// Runs the task where there is no runtime, unless it runs. If no thread can be had, locks that are held expire.
+fn on_own_thread(core: Arc<Core>) {
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        if !core.is_running.swap(true, Ordering::SeqCst) {
+            runtime.block_on(core.run(None));
+        }
+        Ok::<(), std::io::Error>(())
+    };
+    let report = |error: std::io::Error| crate::trace::disconnected(&error);
+    let thread = std::thread::Builder::new().name("distributed-lock".to_owned());
+    let started = thread.spawn(move || run().unwrap_or_else(report));
     if let Err(error) = started {
-        crate::trace::disconnected(&error);
+        report(error);
     }
 }
 

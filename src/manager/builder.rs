@@ -157,6 +157,7 @@ impl LockManagerBuilder {
                     manager: Uuid::new_v4(),
                     prefix: self.prefix,
                     ttl: self.ttl,
+                    grant_ttl: rules.grant_ttl,
                     command_timeout: self.command_timeout,
                 };
                 Store::Redis(RedisStore::new(settings, address))
@@ -204,6 +205,7 @@ impl LockManagerBuilder {
             ttl: self.ttl,
             renewal,
             max_hold: self.max_hold,
+            grant_ttl: self.ttl.min(Duration::from_secs(2)),
             max_waiters: self.max_waiters,
             burst: 16,
             burst_time: Duration::from_millis(20),

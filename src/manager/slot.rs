@@ -28,6 +28,8 @@ pub(crate) struct Rules {
     pub(crate) renewal: Duration,
     /// How long one holder may hold.
     pub(crate) max_hold: Duration,
+    /// Time to live of a grant in the store, until its process says that it is there.
+    pub(crate) grant_ttl: Duration,
     /// Waiters of this process for one key.
     pub(crate) max_waiters: usize,
     /// While another process waits: how many hand-offs in this process may go before it…
@@ -142,9 +144,7 @@ enum State {
     Idle,
     /// An acquire is on its way.
     Asking {
-        token: u64,
-        queue: bool,
-        watch: bool,
+        question: Question,
         /// Ask once more if the answer is "held": the lock was granted or freed in the meantime.
         hinted: bool,
         /// Another process began to wait in the meantime.
@@ -156,6 +156,35 @@ enum State {
         poll_at: Time,
     },
     Held(Held),
+}
+
+/// See [`Command::Acquire`].
+#[derive(Clone, Copy, Debug)]
+struct Question {
+    token: u64,
+    queue: bool,
+    watch: bool,
+    again: bool,
+}
+
+impl Question {
+    fn new(token: u64, queue: bool) -> Self {
+        Self {
+            token,
+            queue,
+            watch: false,
+            again: false,
+        }
+    }
+
+    fn again(token: u64, watch: bool) -> Self {
+        Self {
+            token,
+            queue: true,
+            watch,
+            again: true,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -229,7 +258,7 @@ impl<W> Slot<W> {
         }
         self.waiters.push(number, Waiter { handle, patient });
         if matches!(self.state, State::Idle) {
-            self.ask(env.next_id(), patient, false, effects);
+            self.ask(Question::new(env.next_id(), patient), effects);
         }
     }
 
@@ -238,7 +267,7 @@ impl<W> Slot<W> {
         if self.waiters.remove(number).is_none() || !self.waiters.is_empty() {
             return;
         }
-        if let State::Asking { token, .. } | State::Queued { token, .. } = self.state {
+        if let Some(token) = self.asked_for() {
             // Whatever comes of the question, this follows it on the same connection.
             self.state = State::Idle;
             effects.push(release(token));
@@ -270,7 +299,7 @@ impl<W> Slot<W> {
             // Behind the processes that wait, at once if there are none.
             let (token, wanted) = (held.token, true);
             effects.push(Effect::Send(Command::Release { token, wanted }));
-            self.ask(env.next_id(), true, false, effects);
+            self.ask(Question::new(env.next_id(), true), effects);
         }
         true
     }
@@ -297,14 +326,12 @@ impl<W> Slot<W> {
         outcome: Outcome,
         effects: &mut Effects<W>,
     ) {
-        let (queue, watch, hinted, wanted) = match self.state {
+        let (question, hinted, wanted) = match self.state {
             State::Asking {
-                token: asked,
-                queue,
-                watch,
+                question,
                 hinted,
                 wanted,
-            } if asked == token => (queue, watch, hinted, wanted),
+            } if question.token == token => (question, hinted, wanted),
             // It was given up, and its release sent: behind it, but nobody can be sure which came first if
             // the connection broke or the script had to be loaded again.
             _ => {
@@ -347,11 +374,11 @@ impl<W> Slot<W> {
                 self.reject_impatient(effects);
                 if self.waiters.is_empty() {
                     self.state = State::Idle;
-                    if queue {
+                    if question.queue {
                         effects.push(release(token));
                     }
-                } else if hinted || !queue || foreign && !watch {
-                    self.ask(token, true, foreign, effects);
+                } else if hinted || !question.queue || foreign && !question.watch {
+                    self.ask(Question::again(token, foreign), effects);
                 } else {
                     let poll_in =
                         remaining.map_or(env.rules.ttl, |left| left + Duration::from_millis(1));
@@ -408,33 +435,50 @@ impl<W> Slot<W> {
     /// The store told something unasked.
     pub(crate) fn notice(&mut self, env: &Env<'_>, notice: Notice, effects: &mut Effects<W>) {
         match (&mut self.state, notice) {
-            (State::Queued { token, .. }, Notice::Granted { token: granted })
-                if *token == granted =>
-            {
-                self.ask(granted, true, false, effects);
-            }
-            (State::Queued { token, .. }, Notice::Changed) => {
-                let token = *token;
-                self.ask(token, true, false, effects);
-            }
-            (State::Asking { token, hinted, .. }, Notice::Granted { token: granted })
-                if *token == granted =>
-            {
-                *hinted = true;
+            (&mut State::Queued { token, .. }, Notice::Changed) => {
+                self.ask(Question::again(token, false), effects);
             }
             (State::Asking { hinted, .. }, Notice::Changed) => *hinted = true,
-            (State::Asking { wanted, .. }, Notice::Wanted) => *wanted = true,
-            // Asked again at once, or the answer says it already.
-            (State::Held(held), Notice::Granted { token }) if held.token == token => {}
-            (State::Held(held), Notice::Wanted) => {
+            (State::Held(held), Notice::Changed) if !held.renewing => held.renew(effects),
+            (_, Notice::Changed) => {}
+
+            (State::Queued { token, poll_at }, Notice::Next { token: next }) if *token == next => {
+                let expired = env.now + env.rules.grant_ttl + Duration::from_millis(1);
+                *poll_at = expired.min(*poll_at);
+            }
+            (_, Notice::Next { .. }) => {}
+
+            (
+                &mut State::Queued { token, .. },
+                Notice::Granted { token: owner } | Notice::Wanted { token: owner },
+            ) if token == owner => self.ask(Question::again(token, false), effects),
+            (
+                State::Asking {
+                    question, hinted, ..
+                },
+                Notice::Granted { token },
+            ) if question.token == token => {
+                *hinted = true;
+            }
+            (
+                State::Asking {
+                    question, wanted, ..
+                },
+                Notice::Wanted { token },
+            ) if question.token == token => {
+                *wanted = true;
+            }
+            (State::Held(held), Notice::Wanted { token }) if held.token == token => {
                 held.wanted.get_or_insert_with(|| Burst::begin(env));
             }
-            (State::Held(held), Notice::Changed) if !held.renewing => held.renew(effects),
-            // A grant that nobody here waits for any more goes to the next.
-            (_, Notice::Granted { token }) => {
-                effects.push(release(token));
+            // Its lock is known already.
+            (State::Held(held), Notice::Granted { token }) if held.token == token => {}
+            // Nobody here has that lock or waits for it: a grant that comes too late, or a command that was carried out
+            // after its own release, on a connection that broke. It goes to the next.
+            (_, Notice::Granted { token } | Notice::Wanted { token }) => {
+                let wanted = true;
+                effects.push(Effect::Send(Command::Release { token, wanted }));
             }
-            (_, Notice::Wanted | Notice::Changed) => {}
         }
     }
 
@@ -452,7 +496,7 @@ impl<W> Slot<W> {
             }
             State::Queued { token, poll_at } if env.now >= *poll_at => {
                 let token = *token;
-                self.ask(token, true, false, effects);
+                self.ask(Question::again(token, false), effects);
             }
             _ => {}
         }
@@ -464,7 +508,7 @@ impl<W> Slot<W> {
             State::Held(held) if !held.renewing => held.renew(effects),
             State::Queued { token, .. } => {
                 let token = *token;
-                self.ask(token, true, false, effects);
+                self.ask(Question::again(token, false), effects);
             }
             _ => {}
         }
@@ -493,25 +537,33 @@ impl<W> Slot<W> {
             waiter: waiter.handle,
             error: error.clone(),
         }));
-        if let State::Asking { token, .. } | State::Queued { token, .. } = self.state {
+        if let Some(token) = self.asked_for() {
             self.state = State::Idle;
             effects.push(release(token));
         }
     }
 
-    fn ask(&mut self, token: u64, queue: bool, watch: bool, effects: &mut Effects<W>) {
+    fn ask(&mut self, question: Question, effects: &mut Effects<W>) {
         self.state = State::Asking {
-            token,
-            queue,
-            watch,
+            question,
             hinted: false,
             wanted: false,
         };
         effects.push(Effect::Send(Command::Acquire {
-            token,
-            queue,
-            watch,
+            token: question.token,
+            queue: question.queue,
+            watch: question.watch,
+            again: question.again,
         }));
+    }
+
+    /// The token that is asked for, or waits in the store.
+    fn asked_for(&self) -> Option<u64> {
+        match self.state {
+            State::Asking { question, .. } => Some(question.token),
+            State::Queued { token, .. } => Some(token),
+            State::Idle | State::Held(_) => None,
+        }
     }
 
     fn fail(&mut self, error: &Error, effects: &mut Effects<W>) {
@@ -523,7 +575,7 @@ impl<W> Slot<W> {
         effects.push(Effect::Lose { reason });
         self.state = State::Idle;
         if !self.waiters.is_empty() {
-            self.ask(env.next_id(), true, false, effects);
+            self.ask(Question::new(env.next_id(), true), effects);
         }
     }
 

@@ -25,6 +25,8 @@ pub(crate) enum Command {
         queue: bool,
         /// If it is held, send [`Notice::Changed`] when that changes: for a holder whose release is not announced.
         watch: bool,
+        /// The token was asked for before, and may be in the queue.
+        again: bool,
     },
     /// Give up whatever this token has: the lock, which goes to the next in the queue, or its place there.
     /// Answer: [`Answer::Released`] if it had the lock, else [`Answer::Gone`].
@@ -64,8 +66,10 @@ pub(crate) enum Answer {
 pub(crate) enum Notice {
     /// The lock now belongs to this token, which was first in the queue.
     Granted { token: u64 },
-    /// Another process began to wait for the lock that this process holds.
-    Wanted,
+    /// Another process began to wait for the lock that this token holds.
+    Wanted { token: u64 },
+    /// This token is next in line, behind a process that may not take up its grant.
+    Next { token: u64 },
     /// Somebody else changed or deleted the lock.
     Changed,
 }

@@ -24,6 +24,9 @@ use tower_distributed_lock::{LockManager, LockManagerBuilder};
 /// Long enough for a slow machine, and never waited for if all is well.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Stands for a free port in the arguments of [`RedisServer::start_with`].
+pub const FREE_PORT: &str = "<a free port>";
+
 /// A redis-server of its own, on a free port, that ends with this value, or with the test's process.
 pub struct RedisServer {
     child: Child,
@@ -44,10 +47,16 @@ impl RedisServer {
         let name = format!("tower-distributed-lock-{}-{number}", std::process::id());
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&dir).unwrap();
-        let args: Vec<String> = args.iter().map(ToString::to_string).collect();
         // Another process may take a port between our look and the server's start: then it ends, and we try again.
         for _ in 0..10 {
             let port = free_port();
+            let args: Vec<String> = args
+                .iter()
+                .map(|arg| match *arg {
+                    FREE_PORT => free_port().to_string(),
+                    arg => arg.to_owned(),
+                })
+                .collect();
             if let Some((child, pid)) = launch(port, &dir, &args).await {
                 return Self {
                     child,
@@ -66,6 +75,12 @@ impl RedisServer {
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// What stands behind `name` in the server's arguments.
+    pub fn argument(&self, name: &str) -> &str {
+        let mut args = self.args.iter().skip_while(|arg| *arg != name);
+        args.nth(1).unwrap()
     }
 
     /// A connection beside the crate's own.

@@ -20,6 +20,7 @@ impl Table {
                 ttl: TTL,
                 renewal: TTL / 3,
                 max_hold: Duration::from_secs(300),
+                grant_ttl: Duration::from_secs(2),
                 max_waiters: 3,
                 burst: 2,
                 burst_time: Duration::from_secs(1),
@@ -66,6 +67,7 @@ impl Table {
             token,
             queue: true,
             watch: false,
+            again: false,
         };
         self.answered(command, ago, result)
     }
@@ -78,7 +80,7 @@ impl Table {
     ) -> Vec<String> {
         let sent_at = Time::from_nanos(self.now.as_nanos() - ago.as_nanos() as u64);
         self.on(|slot, env, effects| {
-            slot.answered(env, command, Outcome { sent_at, result }, effects)
+            slot.answered(env, command, Outcome { sent_at, result }, effects);
         })
     }
 
@@ -126,6 +128,7 @@ fn describe(effect: Effect<char>) -> String {
             token,
             queue,
             watch,
+            ..
         }) => {
             let more = [(queue, " queue"), (watch, " watch")];
             let more: String = more
@@ -178,6 +181,16 @@ fn without_a_grant_it_asks_again_when_the_holder_must_have_expired() {
     table.request('a', true);
     table.acquire_answered(1, Duration::ZERO, HELD);
     assert!(table.pass(Duration::from_secs(4)).is_empty());
+    assert_eq!(table.pass(Duration::from_millis(1)), ["acquire 1 queue"]);
+}
+
+#[test]
+fn next_in_line_it_asks_again_when_the_grant_before_it_must_have_expired() {
+    let mut table = Table::new();
+    table.request('a', true);
+    table.acquire_answered(1, Duration::ZERO, HELD);
+    assert!(table.notice(Notice::Next { token: 1 }).is_empty());
+    assert!(table.pass(Duration::from_secs(2)).is_empty());
     assert_eq!(table.pass(Duration::from_millis(1)), ["acquire 1 queue"]);
 }
 
@@ -237,6 +250,19 @@ fn a_grant_that_nobody_wants_goes_to_the_next() {
     let mut table = Table::held();
     assert_eq!(table.notice(Notice::Granted { token: 9 }), ["release 9"]);
     assert!(table.notice(Notice::Granted { token: 1 }).is_empty());
+}
+
+#[test]
+fn a_lock_that_nobody_here_knows_of_is_given_up_when_somebody_wants_it() {
+    assert_eq!(
+        Table::new().notice(Notice::Wanted { token: 9 }),
+        ["release 9"]
+    );
+    assert_eq!(
+        Table::held().notice(Notice::Wanted { token: 9 }),
+        ["release 9"]
+    );
+    assert!(Table::held().notice(Notice::Wanted { token: 1 }).is_empty());
 }
 
 #[test]
@@ -339,7 +365,7 @@ fn while_another_process_waits_only_a_burst_goes_first() {
     for waiter in ['b', 'c', 'd'] {
         table.request(waiter, true);
     }
-    table.notice(Notice::Wanted);
+    table.notice(Notice::Wanted { token: 1 });
     assert_eq!(table.finish(), ["grant b 7169"]);
     assert_eq!(table.finish(), ["grant c 7170"]);
     let effects = table.finish();
@@ -354,7 +380,7 @@ fn while_another_process_waits_only_a_burst_goes_first() {
 fn a_burst_ends_by_the_clock_too() {
     let mut table = Table::held();
     table.request('b', true);
-    table.notice(Notice::Wanted);
+    table.notice(Notice::Wanted { token: 1 });
     table.pass(Duration::from_secs(1));
     assert_eq!(table.finish()[0], "release 1");
 }

@@ -41,11 +41,6 @@ pub(super) enum Call {
     Whole,
 }
 
-/// How long a granted process may take to say that it is alive.
-pub(super) fn grant_ttl(settings: &Settings) -> Duration {
-    settings.ttl.min(Duration::from_secs(2))
-}
-
 /// One call for all commands, which are carried out in order.
 pub(super) fn call<'a>(
     settings: &Settings,
@@ -71,7 +66,7 @@ pub(super) fn call<'a>(
     }
     call.arg(settings.inbox_prefix());
     call.arg(settings.ttl.as_millis() as u64);
-    call.arg(grant_ttl(settings).as_millis() as u64);
+    call.arg(settings.grant_ttl.as_millis() as u64);
     for (_, command) in commands {
         let (operation, token) = match command {
             Command::Acquire { token, queue, .. } => {
@@ -170,12 +165,13 @@ fn text(value: &Value) -> String {
 pub(super) fn message(prefix: &str, payload: &[u8]) -> Option<(LockKey, Notice)> {
     let payload = std::str::from_utf8(payload).ok()?;
     let (head, owner) = payload.split_once(':')?;
-    let notice = match head.strip_prefix('g') {
-        Some(number) => Notice::Granted {
-            token: number.parse().ok()?,
-        },
-        None if head == "w" => Notice::Wanted,
-        None => return None,
+    let (kind, token) = head.split_at_checked(1)?;
+    let token = token.parse().ok()?;
+    let notice = match kind {
+        "g" => Notice::Granted { token },
+        "w" => Notice::Wanted { token },
+        "n" => Notice::Next { token },
+        _ => return None,
     };
     Some((key_of(prefix, owner)?, notice))
 }
@@ -225,14 +221,17 @@ mod tests {
             message("lock:", b"g12:lock:a:b"),
             Some((key.clone(), Notice::Granted { token: 12 }))
         );
-        assert_eq!(message("lock:", b"w:lock:a:b"), Some((key, Notice::Wanted)));
+        assert_eq!(
+            message("lock:", b"w7:lock:a:b"),
+            Some((key, Notice::Wanted { token: 7 }))
+        );
         for nonsense in [
             &b"g:lock:a"[..],
-            b"w:other:a",
+            b"w7:other:a",
             b"x1:lock:a",
             b"\xff",
             b"",
-            b"w:lock:",
+            b"w7:lock:",
         ] {
             assert_eq!(message("lock:", nonsense), None);
         }
@@ -244,6 +243,7 @@ mod tests {
             token: 1,
             queue: true,
             watch: false,
+            again: false,
         };
         let held = |remaining: Option<u64>, foreign| Answer::Held {
             remaining: remaining.map(Duration::from_millis),

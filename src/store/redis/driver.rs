@@ -22,6 +22,8 @@ use crate::store::{Answer, Command, Events, Failure, Notice, Outcome, settled};
 const MAX_CALLS: usize = 2;
 /// Commands in one call: bounds how long the script keeps Redis from its other clients.
 const MAX_COMMANDS: usize = 128;
+/// How long until a release that Redis refused is tried again.
+const RETRY: Duration = Duration::from_millis(100);
 /// With more commands queued than this, all go out together.
 const FEW: usize = 8;
 /// How long Redis is left alone after a failure, unless a request wants it…
@@ -44,6 +46,8 @@ enum End {
 struct OnTheWay<'a> {
     store: &'a RedisStore,
     calls: VecDeque<(Time, Vec<Pending>)>,
+    /// Releases that Redis refused. They are tried again.
+    refused: Vec<Pending>,
 }
 
 impl OnTheWay<'_> {
@@ -63,13 +67,29 @@ impl OnTheWay<'_> {
     }
 }
 
+impl OnTheWay<'_> {
+    /// Keeps a release to try it again.
+    fn keep(&mut self, release: Pending) {
+        self.store.on_the_way.fetch_add(1, Ordering::AcqRel);
+        self.refused.push(release);
+    }
+
+    fn retry(&mut self) {
+        let refused = std::mem::take(&mut self.refused);
+        self.store
+            .on_the_way
+            .fetch_sub(refused.len(), Ordering::AcqRel);
+        self.store.put_back(refused);
+    }
+}
+
 impl Drop for OnTheWay<'_> {
     fn drop(&mut self) {
-        let mut commands = Vec::new();
         while !self.calls.is_empty() {
-            commands.extend(self.pop().1);
+            let commands = self.pop().1;
+            self.store.put_back(commands);
         }
-        self.store.put_back(commands);
+        self.retry();
     }
 }
 
@@ -92,7 +112,11 @@ impl RedisStore {
                     events.reconnected();
                     match self.serve(link, events, &is_finished, &mut backoff).await {
                         End::Finished => return,
-                        End::Closed(error) => crate::trace::disconnected(&error),
+                        End::Closed(error) => {
+                            crate::trace::disconnected(&error);
+                            // Twice is no accident.
+                            self.fail_if(|pending| pending.attempts >= 2, &error, events);
+                        }
                         End::Silent => {
                             crate::trace::disconnected(&no_answer(&self.settings.command_timeout));
                         }
@@ -100,7 +124,7 @@ impl RedisStore {
                 }
                 Err(error) => {
                     crate::trace::disconnected(&error);
-                    self.fail_all(&error, events);
+                    self.fail_if(|_| true, &error, events);
                 }
             }
             if is_finished() {
@@ -132,39 +156,40 @@ impl RedisStore {
         }
     }
 
-    /// No connection can be had: everything in the queue fails, but for the releases, which
-    /// stay for as long as there may be something to release.
-    fn fail_all(&self, error: &Error, events: &impl Events) {
+    /// Fails commands in the queue, but for the releases: those stay for as long as there may be something to release.
+    fn fail_if(&self, fails: impl Fn(&Pending) -> bool, error: &Error, events: &impl Events) {
         let now = Time::now();
         let queued = std::mem::take(&mut self.queue().commands);
+        let (failed, kept): (Vec<Pending>, Vec<Pending>) =
+            queued
+                .into_iter()
+                .partition(|pending| match pending.command {
+                    Command::Release { .. } => self.has_expired(pending, now),
+                    _ => fails(pending),
+                });
         // What was never sent needs no release.
-        let unsent: HashSet<u64> = queued
+        let unsent: HashSet<u64> = failed
             .iter()
             .filter_map(|pending| match pending.command {
-                Command::Acquire { token, .. } if !pending.sent => Some(token),
+                Command::Acquire { token, .. } if !pending.is_known_there() => Some(token),
                 _ => None,
             })
             .collect();
-        let (keep, fail) = queued
-            .into_iter()
-            .partition(|pending| match pending.command {
-                Command::Release { token, .. } => {
-                    !unsent.contains(&token) && now.since(pending.submitted) <= self.settings.ttl
-                }
-                _ => false,
-            });
-        self.put_back(keep);
-        for pending in fail {
-            let unknown = pending.sent;
-            pending.finish(
-                now,
-                Err(Failure {
-                    error: error.clone(),
-                    unknown,
-                }),
-                events,
-            );
+        let (needless, kept) = kept.into_iter().partition(|pending| match pending.command {
+            Command::Release { token, .. } => unsent.contains(&token),
+            _ => false,
+        });
+        self.put_back(kept);
+        for pending in failed.into_iter().chain(needless) {
+            let unknown = pending.is_known_there();
+            let error = error.clone();
+            pending.finish(now, Err(Failure { error, unknown }), events);
         }
+    }
+
+    /// Whether there is nothing left to release.
+    fn has_expired(&self, release: &Pending, now: Time) -> bool {
+        now.since(release.submitted) > self.settings.ttl
     }
 
     async fn serve(
@@ -177,21 +202,28 @@ impl RedisStore {
         let mut on_the_way = OnTheWay {
             store: self,
             calls: VecDeque::new(),
+            refused: Vec::new(),
         };
         let mut replies = FuturesOrdered::new();
         let mut heartbeat =
             tokio::time::interval((self.settings.ttl / 3).max(Duration::from_secs(1)));
         let mut used = true;
+        let mut retry = tokio::time::interval(RETRY);
+        let mut how = Call::ByHash;
         loop {
+            self.fail_overdue(events);
             while replies.len() < MAX_CALLS {
                 self.awake.store(false, Ordering::SeqCst);
                 let Some(commands) = self.take_commands(replies.len()) else {
                     break;
                 };
                 let sent_at = Time::now();
-                replies.push_back(self.send(&link.commands, &commands, Call::ByHash));
+                replies.push_back(self.send(&link.commands, &commands, how));
                 on_the_way.push(sent_at, commands);
-                used = true;
+                (used, how) = (true, Call::ByHash);
+                if self.has_releases_waiting() {
+                    break;
+                }
             }
             if replies.is_empty() && is_finished() {
                 return End::Finished;
@@ -201,11 +233,14 @@ impl RedisStore {
                 reply = link.wire.next_reply(&mut replies) => match reply {
                     None => return End::Closed(closed()),
                     Some(Ok(Err(error))) if error.kind() == ServerErrorKind::NoScript.into() => {
-                        // Nothing was carried out: somebody flushed the scripts.
-                        let (_, commands) = on_the_way.pop();
-                        let sent_at = Time::now();
-                        replies.push_back(self.send(&link.commands, &commands, Call::Whole));
-                        on_the_way.push(sent_at, commands);
+                        // Somebody flushed the scripts. All is sent again, in order: somebody may have loaded ours
+                        // in the meantime, and the second call been carried out.
+                        replies = FuturesOrdered::new();
+                        while !on_the_way.calls.is_empty() {
+                            let (_, commands) = on_the_way.pop();
+                            self.put_back(commands);
+                        }
+                        how = Call::Whole;
                     }
                     Some(Ok(Err(error))) if is_refusal(&error) => {
                         let error = refused(&error);
@@ -230,6 +265,7 @@ impl RedisStore {
                     _ => return End::Closed(closed()),
                 },
                 () = self.submitted.notified() => {}
+                _ = retry.tick(), if !on_the_way.refused.is_empty() => on_the_way.retry(),
                 _ = heartbeat.tick() => {
                     // A dead connection is to be found before the next request needs it.
                     if replies.is_empty() && !std::mem::take(&mut used) {
@@ -241,8 +277,26 @@ impl RedisStore {
         }
     }
 
+    /// Fails what has been in the queue for too long, if anything has.
+    fn fail_overdue(&self, events: &impl Events) {
+        let limit = self.settings.command_timeout;
+        let now = Time::now();
+        let overdue = |pending: &Pending| now.since(pending.submitted) > limit;
+        if self.queue().commands.front().is_some_and(overdue) {
+            self.fail_if(overdue, &no_answer(&limit), events);
+        }
+    }
+
+    /// Whether releases were held back just now.
+    fn has_releases_waiting(&self) -> bool {
+        self.queue()
+            .commands
+            .front()
+            .is_some_and(|pending| pending.has_waited)
+    }
+
     /// What goes out with the next call: all that is queued, in order. While that is little, releases that nobody is
-    /// known to wait for keep no request from its answer: they go when no other of the `calls` is on its way.
+    /// known to wait for let others go first, once, and while one of the `calls` is on its way.
     fn take_commands(&self, calls: usize) -> Option<Vec<Pending>> {
         let mut queue = self.queue();
         // Shared out among the calls that may go now, so that Redis works on one while we do on another.
@@ -266,7 +320,11 @@ impl RedisStore {
                     .filter_map(|pending| match urgent.contains(&pending.key) {
                         true => Some(pending),
                         false => {
-                            queue.commands.push_back(pending);
+                            let has_waited = true;
+                            queue.commands.push_back(Pending {
+                                has_waited,
+                                ..pending
+                            });
                             None
                         }
                     })
@@ -275,7 +333,7 @@ impl RedisStore {
         }
         drop(queue);
         for pending in &mut taken {
-            pending.sent = true;
+            pending.attempts += 1;
         }
         (!taken.is_empty()).then_some(taken)
     }
@@ -358,8 +416,8 @@ impl RedisStore {
         if !releases.is_empty() {
             let commands = releases.iter().map(|(key, command)| (key, *command));
             let call = batch::call(&self.settings, commands, Call::Whole);
-            // By then, whatever it could still release has expired, or never will arrive.
-            let patience = self.settings.ttl.max(Duration::from_secs(30));
+            // What arrives later than that, if anything does, expires by itself.
+            let patience = Duration::from_secs(30);
             tokio::spawn(async move {
                 let releasing = timeout(patience, link.commands.send_packed_command(&call));
                 link.wire.run_until(releasing).await;
@@ -404,17 +462,27 @@ fn deliver(reply: Value, on_the_way: &mut OnTheWay<'_>, events: &impl Events) ->
         .map_err(|error| refused(&error))?;
     let (sent_at, commands) = on_the_way.pop();
     let mut of_no_use = Ok(());
+    let now = Time::now();
     for (pending, answer) in commands.into_iter().zip(answers) {
-        let result = answer.map_err(|error| {
-            // A replica stays one, but behind the same address there may be a primary now.
-            if error.to_string().contains("READONLY") {
-                of_no_use = Err(error.clone());
+        let is_release = matches!(pending.command, Command::Release { .. });
+        let result = match answer {
+            Ok(answer) => Ok(answer),
+            Err(_) if is_release && !on_the_way.store.has_expired(&pending, now) => {
+                on_the_way.keep(pending);
+                continue;
             }
-            Failure {
-                error,
-                unknown: false,
+            Err(error) => {
+                // A replica stays one, but behind the same address there may be a primary now.
+                if error.to_string().contains("READONLY") {
+                    of_no_use = Err(error.clone());
+                }
+                // It may have failed half-way.
+                Err(Failure {
+                    error,
+                    unknown: true,
+                })
             }
-        });
+        };
         pending.finish(sent_at, result, events);
     }
     of_no_use
@@ -443,12 +511,23 @@ fn no_answer(limit: &Duration) -> Error {
 impl Pending {
     /// Whether nobody waits for what this does.
     fn can_wait(&self) -> bool {
-        matches!(self.command, Command::Release { wanted: false, .. }) && self.receipt.is_none()
+        matches!(self.command, Command::Release { wanted: false, .. })
+            && self.receipt.is_none()
+            && !self.has_waited
+    }
+
+    /// Whether the token of an acquire may be known to Redis.
+    fn is_known_there(&self) -> bool {
+        self.attempts > 0 || matches!(self.command, Command::Acquire { again: true, .. })
     }
 
     fn finish(self, sent_at: Time, result: Result<Answer, Failure>, events: &impl Events) {
         if let Some(receipt) = self.receipt {
-            let _ = receipt.send(settled(&result));
+            let _ = receipt.send(match result {
+                // Perhaps by an earlier attempt, whose answer was lost.
+                Ok(Answer::Gone) if self.attempts > 1 => Err(Error::of(ErrorKind::Unavailable)),
+                _ => settled(&result),
+            });
         }
         events.answered(&self.key, self.command, Outcome { sent_at, result });
     }

@@ -29,6 +29,7 @@ pub(crate) struct Settings {
     pub(crate) manager: Uuid,
     pub(crate) prefix: String,
     pub(crate) ttl: Duration,
+    pub(crate) grant_ttl: Duration,
     pub(crate) command_timeout: Duration,
 }
 
@@ -60,8 +61,10 @@ struct Pending {
     command: Command,
     receipt: Option<Receipt>,
     submitted: Time,
-    /// It has been sent, and may have been carried out.
-    sent: bool,
+    /// How often it has been sent. It may have been carried out as often.
+    attempts: u32,
+    /// A release that let others go first, once.
+    has_waited: bool,
 }
 
 impl RedisStore {
@@ -92,7 +95,8 @@ impl RedisStore {
             command,
             receipt,
             submitted: now,
-            sent: false,
+            attempts: 0,
+            has_waited: false,
         });
         drop(queue);
         if !self.awake.swap(true, Ordering::AcqRel) {

@@ -29,13 +29,19 @@ local function next_fence()
   return fence
 end
 
-local function process_of(token)
-  return string.match(token, '^(%x+):%d+$')
+-- The process's id and the number of a token; nothing for a client of another kind.
+local function parts_of(token)
+  local process, number = string.match(token, '^(%x+):(%d+)$')
+  if process and #process == 32 then
+    return process, number
+  end
 end
 
--- Sends to a process's inbox. Returns whether anybody listens there.
+-- Sends to a process's inbox. Returns whether it is there. (PUBLISH itself would count those who watch all channels.)
 local function tell(process, message)
-  return call('PUBLISH', inbox .. process, message) > 0
+  local channel = inbox .. process
+  call('PUBLISH', channel, message)
+  return call('PUBSUB', 'NUMSUB', channel)[2] > 0
 end
 
 -- Acquired: 2 × fence, + 1 if processes wait.
@@ -53,10 +59,10 @@ local function acquire(owner, queue, token, may_queue)
     return 2 * next_fence() + math.min(call('LLEN', queue), 1)
   end
   local remaining = call('PTTL', owner)
-  local process = process_of(current)
+  local process, number = parts_of(current)
   if may_queue then
     if not call('LPOS', queue, token) and call('RPUSH', queue, token) == 1 and process then
-      tell(process, 'w:' .. owner)
+      tell(process, 'w' .. number .. ':' .. owner)
     end
     -- Every waiter asks again within the holder's time to live, so a queue that expires is one of the dead.
     call('PEXPIRE', queue, math.max(remaining, 0) + 3 * ttl)
@@ -76,8 +82,14 @@ local function release(owner, queue, token)
     if granted.err then
       break -- Out of memory: free it, and let the next one ask.
     end
-    local process, number = string.match(waiting, '^(%x+):(%d+)$')
+    local process, number = parts_of(waiting)
     if process and tell(process, 'g' .. number .. ':' .. owner) then
+      -- That process may have stopped without a word: the next in line is to look when the grant must have expired.
+      local after = call('LINDEX', queue, 0)
+      local next_process, next_number = parts_of(after or '')
+      if next_process then
+        tell(next_process, 'n' .. next_number .. ':' .. owner)
+      end
       return 2
     end
     waiting = call('LPOP', queue)
@@ -115,7 +127,7 @@ for i = 4, #ARGV, 2 do
   count = count + 1
   replies[count] = reply
 end
-if fence ~= stored then
+if fence and fence ~= stored then
   call('SET', clock, fence)
 end
 replies[count + 1] = failure
