@@ -1,6 +1,5 @@
 //! Sends the queued commands, and takes what Redis says.
 
-use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -10,22 +9,17 @@ use redis::{ErrorKind as RedisKind, PushInfo, PushKind, RedisError, ServerErrorK
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
+use super::RedisStore;
 use super::batch::{self, Call};
 use super::connection::Link;
-use super::{Pending, RedisStore};
+use super::queue::{MAX_CALLS, OnTheWay, Pending, no_answer};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
-use crate::store::{Answer, Command, Events, Failure, Notice, Outcome, settled};
+use crate::store::{Command, Events, Failure, Notice};
 
-/// Script calls on their way at once. What is submitted meanwhile goes out together, in the next.
-const MAX_CALLS: usize = 2;
-/// Commands in one call: bounds how long the script keeps Redis from its other clients.
-const MAX_COMMANDS: usize = 128;
 /// How long until a release that Redis refused is tried again.
 const RETRY: Duration = Duration::from_millis(100);
-/// With more commands queued than this, all go out together.
-const FEW: usize = 8;
 /// How long Redis is left alone after a failure, unless a request wants it…
 const MIN_BACKOFF: Duration = Duration::from_millis(20);
 /// …and after several.
@@ -38,59 +32,6 @@ enum End {
     Closed(Error),
     /// No answer came in time. What was sent may still arrive there.
     Silent,
-}
-
-/// The calls that have no reply yet, in the order in which they were sent and will be answered.
-///
-/// Dropped, it puts them back into the queue: whatever they did, they may do again.
-struct OnTheWay<'a> {
-    store: &'a RedisStore,
-    calls: VecDeque<(Time, Vec<Pending>)>,
-    /// Releases that Redis refused. They are tried again.
-    refused: Vec<Pending>,
-}
-
-impl OnTheWay<'_> {
-    fn pop(&mut self) -> (Time, Vec<Pending>) {
-        let call = self.calls.pop_front().expect("a reply belongs to a call");
-        self.store
-            .on_the_way
-            .fetch_sub(call.1.len(), Ordering::AcqRel);
-        call
-    }
-
-    fn push(&mut self, sent_at: Time, commands: Vec<Pending>) {
-        self.store
-            .on_the_way
-            .fetch_add(commands.len(), Ordering::AcqRel);
-        self.calls.push_back((sent_at, commands));
-    }
-}
-
-impl OnTheWay<'_> {
-    /// Keeps a release to try it again.
-    fn keep(&mut self, release: Pending) {
-        self.store.on_the_way.fetch_add(1, Ordering::AcqRel);
-        self.refused.push(release);
-    }
-
-    fn retry(&mut self) {
-        let refused = std::mem::take(&mut self.refused);
-        self.store
-            .on_the_way
-            .fetch_sub(refused.len(), Ordering::AcqRel);
-        self.store.put_back(refused);
-    }
-}
-
-impl Drop for OnTheWay<'_> {
-    fn drop(&mut self) {
-        while !self.calls.is_empty() {
-            let commands = self.pop().1;
-            self.store.put_back(commands);
-        }
-        self.retry();
-    }
 }
 
 impl RedisStore {
@@ -156,42 +97,6 @@ impl RedisStore {
         }
     }
 
-    /// Fails commands in the queue, but for the releases: those stay for as long as there may be something to release.
-    fn fail_if(&self, fails: impl Fn(&Pending) -> bool, error: &Error, events: &impl Events) {
-        let now = Time::now();
-        let queued = std::mem::take(&mut self.queue().commands);
-        let (failed, kept): (Vec<Pending>, Vec<Pending>) =
-            queued
-                .into_iter()
-                .partition(|pending| match pending.command {
-                    Command::Release { .. } => self.has_expired(pending, now),
-                    _ => fails(pending),
-                });
-        // What was never sent needs no release.
-        let unsent: HashSet<u64> = failed
-            .iter()
-            .filter_map(|pending| match pending.command {
-                Command::Acquire { token, .. } if !pending.is_known_there() => Some(token),
-                _ => None,
-            })
-            .collect();
-        let (needless, kept) = kept.into_iter().partition(|pending| match pending.command {
-            Command::Release { token, .. } => unsent.contains(&token),
-            _ => false,
-        });
-        self.put_back(kept);
-        for pending in failed.into_iter().chain(needless) {
-            let unknown = pending.is_known_there();
-            let error = error.clone();
-            pending.finish(now, Err(Failure { error, unknown }), events);
-        }
-    }
-
-    /// Whether there is nothing left to release.
-    fn has_expired(&self, release: &Pending, now: Time) -> bool {
-        now.since(release.submitted) > self.settings.ttl
-    }
-
     async fn serve(
         &self,
         mut link: Link,
@@ -199,11 +104,7 @@ impl RedisStore {
         is_finished: &impl Fn() -> bool,
         backoff: &mut Duration,
     ) -> End {
-        let mut on_the_way = OnTheWay {
-            store: self,
-            calls: VecDeque::new(),
-            refused: Vec::new(),
-        };
+        let mut on_the_way = OnTheWay::new(self);
         let mut replies = FuturesOrdered::new();
         let mut heartbeat =
             tokio::time::interval((self.settings.ttl / 3).max(Duration::from_secs(1)));
@@ -277,67 +178,6 @@ impl RedisStore {
         }
     }
 
-    /// Fails what has been in the queue for too long, if anything has.
-    fn fail_overdue(&self, events: &impl Events) {
-        let limit = self.settings.command_timeout;
-        let now = Time::now();
-        let overdue = |pending: &Pending| now.since(pending.submitted) > limit;
-        if self.queue().commands.front().is_some_and(overdue) {
-            self.fail_if(overdue, &no_answer(&limit), events);
-        }
-    }
-
-    /// Whether releases were held back just now.
-    fn has_releases_waiting(&self) -> bool {
-        self.queue()
-            .commands
-            .front()
-            .is_some_and(|pending| pending.has_waited)
-    }
-
-    /// What goes out with the next call: all that is queued, in order. While that is little, releases that nobody is
-    /// known to wait for let others go first, once, and while one of the `calls` is on its way.
-    fn take_commands(&self, calls: usize) -> Option<Vec<Pending>> {
-        let mut queue = self.queue();
-        // Shared out among the calls that may go now, so that Redis works on one while we do on another.
-        let length = queue.commands.len();
-        let count = length
-            .div_ceil(MAX_CALLS - calls)
-            .max(FEW)
-            .min(length)
-            .min(MAX_COMMANDS);
-        let mut taken: Vec<Pending> = queue.commands.drain(..count).collect();
-        if length <= FEW {
-            let urgent: Vec<LockKey> = taken
-                .iter()
-                .filter(|pending| !pending.can_wait())
-                .map(|pending| pending.key.clone())
-                .collect();
-            if !urgent.is_empty() || calls > 0 {
-                // By key: two commands for one stay in order.
-                taken = taken
-                    .into_iter()
-                    .filter_map(|pending| match urgent.contains(&pending.key) {
-                        true => Some(pending),
-                        false => {
-                            let has_waited = true;
-                            queue.commands.push_back(Pending {
-                                has_waited,
-                                ..pending
-                            });
-                            None
-                        }
-                    })
-                    .collect();
-            }
-        }
-        drop(queue);
-        for pending in &mut taken {
-            pending.attempts += 1;
-        }
-        (!taken.is_empty()).then_some(taken)
-    }
-
     /// Sends one call, and resolves to its reply.
     fn send(
         &self,
@@ -373,22 +213,6 @@ impl RedisStore {
             let mut replies = connection.send_packed_commands(&pipeline, 0, 2).await?;
             replies.pop().unwrap_or(Value::Nil).extract_error()
         })
-    }
-
-    /// The commands of a call fail, but for the releases: those are put back.
-    fn fail(
-        &self,
-        (sent_at, commands): (Time, Vec<Pending>),
-        failure: &Failure,
-        events: &impl Events,
-    ) {
-        let (releases, others) = commands
-            .into_iter()
-            .partition(|pending| matches!(pending.command, Command::Release { .. }));
-        self.put_back(releases);
-        for pending in others {
-            pending.finish(sent_at, Err(failure.clone()), events);
-        }
     }
 
     /// No answer came in time. Nobody waits for one any longer, but what was sent may arrive yet: a release follows it
@@ -499,36 +323,4 @@ fn closed() -> Error {
 
 fn refused(error: &RedisError) -> Error {
     Error::new(ErrorKind::Unavailable, format!("Redis refused: {error}"))
-}
-
-fn no_answer(limit: &Duration) -> Error {
-    Error::new(
-        ErrorKind::Unavailable,
-        format!("Redis did not answer within {limit:?}"),
-    )
-}
-
-impl Pending {
-    /// Whether nobody waits for what this does.
-    fn can_wait(&self) -> bool {
-        matches!(self.command, Command::Release { wanted: false, .. })
-            && self.receipt.is_none()
-            && !self.has_waited
-    }
-
-    /// Whether the token of an acquire may be known to Redis.
-    fn is_known_there(&self) -> bool {
-        self.attempts > 0 || matches!(self.command, Command::Acquire { again: true, .. })
-    }
-
-    fn finish(self, sent_at: Time, result: Result<Answer, Failure>, events: &impl Events) {
-        if let Some(receipt) = self.receipt {
-            let _ = receipt.send(match result {
-                // Perhaps by an earlier attempt, whose answer was lost.
-                Ok(Answer::Gone) if self.attempts > 1 => Err(Error::of(ErrorKind::Unavailable)),
-                _ => settled(&result),
-            });
-        }
-        events.answered(&self.key, self.command, Outcome { sent_at, result });
-    }
 }

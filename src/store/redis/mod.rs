@@ -6,17 +6,18 @@
 mod batch;
 mod connection;
 mod driver;
+mod queue;
 mod wire;
 
-use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 pub(crate) use connection::{Address, Link};
+use queue::{Pending, Queue};
 
 use super::{Command, Receipt};
 use crate::clock::Time;
@@ -44,27 +45,6 @@ pub(crate) struct RedisStore {
     submitted: Notify,
     /// Whether the driver is about to look at the queue anyway.
     awake: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    commands: VecDeque<Pending>,
-    next_number: u64,
-}
-
-/// A command that has no answer yet.
-#[derive(Debug)]
-struct Pending {
-    /// In order of submission.
-    number: u64,
-    key: LockKey,
-    command: Command,
-    receipt: Option<Receipt>,
-    submitted: Time,
-    /// How often it has been sent. It may have been carried out as often.
-    attempts: u32,
-    /// A release that let others go first, once.
-    has_waited: bool,
 }
 
 impl RedisStore {
@@ -116,19 +96,5 @@ impl RedisStore {
     /// Connects, and readies the connection: the inbox is subscribed to before any command is sent.
     pub(crate) async fn connect(&self) -> Result<Link, Error> {
         self.address.connect(&self.settings).await
-    }
-
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Puts back what was sent on a connection that is gone, in order.
-    fn put_back(&self, mut commands: Vec<Pending>) {
-        let mut queue = self.queue();
-        for pending in queue.commands.drain(..) {
-            commands.push(pending);
-        }
-        commands.sort_unstable_by_key(|pending| pending.number);
-        queue.commands = commands.into();
     }
 }
