@@ -108,8 +108,9 @@ impl Lease {
 
     /// A number that is larger for every later holder of this key, in this process or another.
     ///
-    /// It stays so when the lease expires, when Redis restarts without its data and when a replica is promoted, as long
-    /// as the server's clock has not been set back *and* the data been lost at once. It always fits an `i64`.
+    /// It stays so when the lease expires, when Redis restarts without its data and when a replica is promoted, unless the
+    /// server's clock was set back *and* the data lost in one go, or the clocks of the two servers differ by more
+    /// than the failover took. It always fits an `i64`.
     pub fn fencing_token(&self) -> u64 {
         self.0.grant.fencing_token
     }

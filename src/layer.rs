@@ -206,7 +206,8 @@ impl DistributedLockLayer {
 
     /// What happens when Redis is not available. Default: [`OnUnavailable::Reject`].
     ///
-    /// With [`OnUnavailable::Proceed`], requests for one key can run at the same time whenever Redis is away.
+    /// With [`OnUnavailable::Proceed`], requests for one key can run at the same time whenever Redis is away. Such a request has
+    /// no [`Lease`](crate::Lease): take it as an `Option` in the handler.
     pub fn on_unavailable(self, on_unavailable: OnUnavailable) -> Self {
         self.set(|config| config.on_unavailable = on_unavailable)
     }

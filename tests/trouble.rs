@@ -139,6 +139,36 @@ async fn a_wait_ends_on_time_though_redis_does_not_answer() {
 }
 
 #[tokio::test]
+async fn a_wait_that_ends_while_redis_is_away_says_so_and_one_that_does_not_goes_on() {
+    let mut server = RedisServer::start().await;
+    let redis = server.client().await;
+    let (one, two) = (
+        LockManager::connect(&server.url()).await.unwrap(),
+        LockManager::connect(&server.url()).await.unwrap(),
+    );
+    let guard = one.try_acquire("a").await.unwrap();
+    let (short, long) = (two.clone(), two.clone());
+    let short = tokio::spawn(async move { short.acquire("a", Duration::from_millis(500)).await });
+    let long = tokio::spawn(async move { long.acquire("a", PATIENCE).await });
+    eventually("they wait", || async {
+        queue_length(&redis, "a").await == 1
+    })
+    .await;
+    server.kill();
+    let error = soon("an answer", short).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    server.restart().await;
+    drop(guard);
+    soon("the other goes on", long)
+        .await
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn a_server_that_is_stopped_for_a_while_is_used_again() {
     let server = RedisServer::start().await;
     let redis = server.client().await;
@@ -332,6 +362,11 @@ async fn an_acl_user_with_just_these_rights_and_a_database_number_work() {
     run(&redis, "SELECT 3").await;
     assert!(value(&redis, "lock:a").await.is_some());
     guard.release().await.unwrap();
+    // Whatever a stranger's key looks like.
+    for key in ["{a}b", "a}b", "{}b", "a{b", "b:queue", "\r\n", "inbox:"] {
+        let guard = locks.acquire(key, PATIENCE).await.unwrap();
+        guard.release().await.unwrap();
+    }
     // A user who may not: told, not hung.
     let user = "guest on >secret ~lock:* &lock:inbox:* +@connection +subscribe +script";
     let server = RedisServer::start_with(&acl(user)).await;

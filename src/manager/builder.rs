@@ -22,6 +22,7 @@ use crate::store::redis::{Address, RedisStore, Settings};
 /// | [`prefix`](Self::prefix) | `lock:` | what the names of the locks in Redis begin with |
 /// | [`command_timeout`](Self::command_timeout) | 1 s | how long Redis may take to answer, or to connect |
 /// | [`max_waiters`](Self::max_waiters) | 10 000 | how many requests of this process wait for one lock |
+/// | `tls_root_certificate` | the system's | the authority to trust with `rediss://` (feature `tls`) |
 ///
 /// Nothing is checked until the last step, which refuses settings that make no sense.
 ///
@@ -64,7 +65,7 @@ impl Default for LockManagerBuilder {
 
 impl LockManagerBuilder {
     /// Time to live of a lease in Redis: how long a lock stays taken when its holder's process dies, and how long a
-    /// holder that Redis cannot be reached from goes on before it is told that the lock is lost. 100 ms to 24 h.
+    /// holder that cannot reach Redis goes on before it is told that the lock is lost. 100 ms to 24 h.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
@@ -76,7 +77,9 @@ impl LockManagerBuilder {
         self
     }
 
-    /// How long one holder may hold a lock. After that it [loses](crate::LostReason::MaxHold) it. At the most a year.
+    /// How long one holder may hold a lock. After that it [loses](crate::LostReason::MaxHold) it: a request is stopped, and a
+    /// response that is still being sent, a long download or a stream of events, is cut off. For those, make this
+    /// longer, or hold the lock for the head only ([`Hold::Head`](crate::Hold::Head)). At most a year.
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.max_hold = max_hold;
         self

@@ -36,7 +36,7 @@ use crate::trace::{self, Stopwatch};
 /// println!("holding {:?} with fencing token {}", guard.key(), guard.fencing_token());
 /// drop(guard); // released in the background
 ///
-/// locks.close().await; // releases what is held, then disconnects
+/// locks.close().await; // waits until all is released, then disconnects
 /// # Ok(()) }
 /// ```
 ///
@@ -99,7 +99,8 @@ impl LockManager {
     /// - [`ErrorKind::TimedOut`] if it did not become free within `wait`.
     /// - [`ErrorKind::QueueFull`] if [too many](LockManagerBuilder::max_waiters) wait already.
     /// - [`ErrorKind::Unavailable`] if Redis cannot be reached, refuses, or does not answer within the
-    ///   [command timeout](LockManagerBuilder::command_timeout).
+    ///   [command timeout](LockManagerBuilder::command_timeout). A caller that is in the queue already when Redis goes away
+    ///   stays there: it goes on when Redis is back, or is told so when its wait is over.
     /// - [`ErrorKind::InvalidKey`], [`ErrorKind::Closed`].
     pub async fn acquire<K>(&self, key: K, wait: Duration) -> Result<LockGuard, Error>
     where
@@ -147,7 +148,9 @@ impl LockManager {
                 request.is_answered = true;
                 answer
             }
-            None => Err(Error::of(ErrorKind::TimedOut)),
+            None if self.core.store.is_available() => Err(Error::of(ErrorKind::TimedOut)),
+            // The lock may well be free.
+            None => Err(Error::of(ErrorKind::Unavailable)),
         }
     }
 
@@ -155,7 +158,8 @@ impl LockManager {
     /// so, and locks that are held stay held, and are renewed, until their guards are dropped. Returns when all are
     /// released.
     ///
-    /// To wait no longer than some time, put it into a [`tokio::time::timeout`]: closing goes on all the same.
+    /// It waits for as long as a guard lives. To wait no longer than some time, put it into a [`tokio::time::timeout`]: closing
+    /// goes on all the same.
     pub async fn close(&self) {
         self.core.close().await;
     }

@@ -1,7 +1,7 @@
 //! The state machine of one key in one process: who holds, who waits, what is asked of the store.
 //!
 //! Pure: it gets events and the time, and returns [`Effect`]s. It has no I/O, no clock and no lock of its own, so
-//! that it can be tested, and later model-checked, under any order of events.
+//! that it can be tested under any order of events.
 //!
 //! At any moment one token of this process at the most holds the lock in the store, waits there, or is
 //! being asked for. Requests queue up here, in order of arrival, and the lease passes from one to the next.

@@ -132,6 +132,14 @@ impl Store {
         }
     }
 
+    /// Whether the store can be asked at this moment, as far as is known.
+    pub(crate) fn is_available(&self) -> bool {
+        match self {
+            Self::Memory(_) => true,
+            Self::Redis(redis) => redis.is_connected(),
+        }
+    }
+
     /// Whether nothing that was submitted is still on its way.
     pub(crate) fn is_drained(&self) -> bool {
         match self {

@@ -92,7 +92,7 @@ fn write_queue_name(owner: &mut String) {
     });
     match tag {
         Some(tag) => owner.insert_str(0, &format!("{tag}:queue:")),
-        None if owner.contains(['{', '}']) => owner.insert_str(0, "}:queue:"),
+        None if owner.contains(['{', '}']) => owner.insert_str(0, "{}:queue:"),
         None => {
             owner.insert(0, '{');
             owner.push_str("}:queue");
@@ -195,7 +195,7 @@ mod tests {
     fn a_queue_lies_in_the_slot_of_its_owner_and_outside_of_the_owners_names() {
         assert_eq!(queue("lock:a"), "{lock:a}:queue");
         assert_eq!(queue("lock:{u}1"), "{u}:queue:lock:{u}1");
-        assert_eq!(queue("lock:{}1"), "}:queue:lock:{}1");
+        assert_eq!(queue("lock:{}1"), "{}:queue:lock:{}1");
     }
 
     #[test]
@@ -203,6 +203,7 @@ mod tests {
         let owners = [
             "lock:{lock:x}:queue",
             "lock:x}:queue:lock:{lock:x",
+            "lock:{}:queue:lock:x",
             "lock:x",
             "lock:{lock:x}",
         ];

@@ -51,7 +51,10 @@ impl RedisStore {
             match ready {
                 Ok(link) => {
                     events.reconnected();
-                    match self.serve(link, events, &is_finished, &mut backoff).await {
+                    self.connected.store(true, Ordering::Relaxed);
+                    let end = self.serve(link, events, &is_finished, &mut backoff).await;
+                    self.connected.store(false, Ordering::Relaxed);
+                    match end {
                         End::Finished => return,
                         End::Closed(error) => {
                             crate::trace::disconnected(&error);

@@ -43,6 +43,8 @@ pub(crate) struct RedisStore {
     on_the_way: AtomicUsize,
     /// Set with every submission, so that the driver looks at the queue again.
     submitted: Notify,
+    /// Whether there is a connection.
+    connected: AtomicBool,
     /// Whether the driver is about to look at the queue anyway.
     awake: AtomicBool,
 }
@@ -55,6 +57,7 @@ impl RedisStore {
             queue: Mutex::default(),
             on_the_way: AtomicUsize::new(0),
             submitted: Notify::new(),
+            connected: AtomicBool::new(false),
             awake: AtomicBool::new(false),
         }
     }
@@ -86,6 +89,10 @@ impl RedisStore {
 
     pub(crate) fn is_drained(&self) -> bool {
         self.queue().commands.is_empty() && self.on_the_way.load(Ordering::Acquire) == 0
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
     }
 
     /// Makes the driver look around, as if something had been submitted.
