@@ -25,6 +25,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_distributed_lock::{DistributedLockLayer, LockManager};
 
 const ROUNDS: usize = 7;
+const WRK_SECONDS: u32 = 2;
 const ROUND: Duration = Duration::from_millis(700);
 
 fn main() {
@@ -274,21 +275,26 @@ async fn over_http(server: &RedisServer, figures: &mut Figures) {
     let app = || axum::Router::new().route("/", axum::routing::get(|| async { "hello" }));
     let bare = serve(app()).await;
     let locked = serve(app().route_layer(layer)).await;
-    let (mut bare_rates, mut locked_rates, mut costs) = (Vec::new(), Vec::new(), Vec::new());
+    let redis = server.client().await;
+    let (mut bare_rates, mut locked_rates) = (Vec::new(), Vec::new());
+    let (mut costs, mut commands) = (vec![f64::NAN], Vec::new());
     for _ in 0..5 {
         bare_rates.push(wrk(bare).await);
-        let before = support::cpu_time();
+        let (cpu, calls) = (support::cpu_time(), common::script_calls(&redis).await);
         let rate = wrk(locked).await;
-        if let (Some(before), Some(after)) = (before, support::cpu_time()) {
-            costs.push((after - before).as_secs_f64() * 1e6 / (rate * 2.0));
+        let requests = rate * f64::from(WRK_SECONDS);
+        if let (Some(before), Some(after)) = (cpu, support::cpu_time()) {
+            costs.push((after - before).as_secs_f64() * 1e6 / requests);
         }
+        commands.push((common::script_calls(&redis).await - calls) as f64 / requests);
         locked_rates.push(rate);
     }
     let (bare, locked) = (median(&mut bare_rates), median(&mut locked_rates));
-    costs.push(f64::NAN);
     println!(
-        "over HTTP, 64 connections: {bare:.0} requests/s without the layer, {locked:.0} with it ({:.1} µs of CPU each)",
-        median(&mut costs)
+        "over HTTP, 64 connections: {bare:.0} requests/s without the layer, {locked:.0} with it ({:.1} µs of CPU each, \
+         {:.3} commands a request)",
+        median(&mut costs),
+        median(&mut commands),
     );
     figures.add(
         "http_64_connections_vs_no_layer",
@@ -308,7 +314,12 @@ async fn serve(app: axum::Router) -> std::net::SocketAddr {
 async fn wrk(address: std::net::SocketAddr) -> f64 {
     let mut wrk = tokio::process::Command::new("wrk");
     let output = wrk
-        .args(["-t1", "-c64", "-d2s", &format!("http://{address}/")])
+        .args([
+            "-t1",
+            "-c64",
+            &format!("-d{WRK_SECONDS}s"),
+            &format!("http://{address}/"),
+        ])
         .output()
         .await
         .unwrap();
