@@ -470,23 +470,40 @@ async fn a_process_that_is_gone_is_skipped() {
     let minute = LockManager::builder().ttl(Duration::from_secs(60));
     let one = minute.clone().connect(&server.url()).await.unwrap();
     let two = minute.connect(&server.url()).await.unwrap();
-    let guard = one.try_acquire("a").await.unwrap();
-    // First in line: a token of a process that nobody has heard of.
-    run(
-        &redis,
-        "RPUSH {lock:a}:queue 00000000000000000000000000000000:1",
-    )
-    .await;
-    let waiting = tokio::spawn(async move { two.acquire("a", WAIT).await.map(drop) });
-    eventually("the other process waits", || async {
-        queue_length(&redis, "a").await == 2
-    })
-    .await;
-    drop(guard);
-    soon("the living one is served", waiting)
-        .await
+    let mut monitor = redis::Client::open(server.url())
         .unwrap()
+        .get_async_pubsub()
+        .await
         .unwrap();
+    // Somebody who listens to all channels does not make the dead look alive.
+    for is_monitored in [false, true] {
+        if is_monitored {
+            monitor.psubscribe("*").await.unwrap();
+        }
+        let guard = one.try_acquire("a").await.unwrap();
+        // First in line: a token of a process that nobody has heard of.
+        run(
+            &redis,
+            "RPUSH {lock:a}:queue 00000000000000000000000000000000:1",
+        )
+        .await;
+        let two = two.clone();
+        let waiting = tokio::spawn(async move { two.acquire("a", WAIT).await?.release().await });
+        eventually("the other process waits", || async {
+            queue_length(&redis, "a").await == 2
+        })
+        .await;
+        guard.release().await.unwrap();
+        let owner = value(&redis, "lock:a").await;
+        assert!(
+            owner.is_none_or(|owner| !owner.starts_with("0000")),
+            "the dead one was granted the lock, to be passed over only when its grant expires"
+        );
+        soon("the living one is served", waiting)
+            .await
+            .unwrap()
+            .unwrap();
+    }
 }
 
 #[tokio::test]

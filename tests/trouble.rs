@@ -739,34 +739,3 @@ async fn slow_proxy(server: u16, delay: Duration) -> String {
     });
     url
 }
-
-#[tokio::test]
-async fn a_monitor_of_all_channels_does_not_make_the_dead_look_alive() {
-    let server = RedisServer::start().await;
-    let redis = server.client().await;
-    let mut monitor = redis::Client::open(server.url())
-        .unwrap()
-        .get_async_pubsub()
-        .await
-        .unwrap();
-    monitor.psubscribe("*").await.unwrap();
-    let minute = LockManager::builder().ttl(Duration::from_secs(60));
-    let one = minute.clone().connect(&server.url()).await.unwrap();
-    let two = minute.connect(&server.url()).await.unwrap();
-    let guard = one.try_acquire("a").await.unwrap();
-    run(
-        &redis,
-        "RPUSH {lock:a}:queue 00000000000000000000000000000000:1",
-    )
-    .await;
-    let waiting = tokio::spawn(async move { two.acquire("a", PATIENCE).await.map(drop) });
-    eventually("the other process waits", || async {
-        queue_length(&redis, "a").await == 2
-    })
-    .await;
-    drop(guard);
-    soon("the living one is served", waiting)
-        .await
-        .unwrap()
-        .unwrap();
-}

@@ -420,8 +420,8 @@ impl<W> Slot<W> {
             Ok(Answer::Renewed { wanted }) => {
                 held.trusted_until = held.trusted_until.max(outcome.sent_at + env.rules.trust());
                 held.renew_at = outcome.sent_at + env.rules.renewal;
-                if wanted && held.wanted.is_none() {
-                    held.wanted = Some(Burst::begin(env));
+                if wanted {
+                    held.wanted.get_or_insert_with(|| Burst::begin(env));
                 }
                 let until = held.grant().until;
                 effects.push(Effect::Extend { until });

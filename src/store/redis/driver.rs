@@ -140,10 +140,7 @@ impl RedisStore {
                         // Somebody flushed the scripts. All is sent again, in order: somebody may have loaded ours
                         // in the meantime, and the second call been carried out.
                         replies = FuturesOrdered::new();
-                        while !on_the_way.calls.is_empty() {
-                            let (_, commands) = on_the_way.pop();
-                            self.put_back(commands);
-                        }
+                        on_the_way.recall();
                         how = Call::Whole;
                     }
                     Some(Ok(Err(error))) if is_refusal(&error) => {

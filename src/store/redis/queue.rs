@@ -73,6 +73,15 @@ impl<'a> OnTheWay<'a> {
         self.calls.push_back((sent_at, commands));
     }
 
+    /// Gives up waiting for the replies: all calls go back into the queue, to be sent again.
+    pub(super) fn recall(&mut self) {
+        let mut commands = Vec::new();
+        while !self.calls.is_empty() {
+            commands.extend(self.pop().1);
+        }
+        self.store.put_back(commands);
+    }
+
     /// Keeps a release to try it again.
     pub(super) fn keep(&mut self, release: Pending) {
         self.store.on_the_way.fetch_add(1, Ordering::AcqRel);
@@ -90,10 +99,7 @@ impl<'a> OnTheWay<'a> {
 
 impl Drop for OnTheWay<'_> {
     fn drop(&mut self) {
-        while !self.calls.is_empty() {
-            let commands = self.pop().1;
-            self.store.put_back(commands);
-        }
+        self.recall();
         self.retry();
     }
 }
