@@ -355,7 +355,7 @@ async fn refused_with(
     change: impl Fn(DistributedLockLayer) -> DistributedLockLayer,
 ) -> Response<ResponseBody<Full<Bytes>>> {
     const KEY: &str = "secret-key";
-    let builder = LockManager::builder().max_waiters(1);
+    let builder = LockManager::builder().max_waiters_per_key(1);
     let locks = match kind {
         RejectionKind::Lost => builder.max_hold(Duration::from_millis(30)),
         _ => builder,
@@ -535,7 +535,10 @@ async fn proceeding_without_redis_does_not_mean_proceeding_past_a_lock() {
 
 #[tokio::test]
 async fn a_waiting_request_runs_when_its_turn_comes_and_leaves_the_queue_when_dropped() {
-    let locks = LockManager::builder().max_waiters(2).in_memory().unwrap();
+    let locks = LockManager::builder()
+        .max_waiters_per_key(2)
+        .in_memory()
+        .unwrap();
     let leases = Leases::default();
     let mut service = on(&locks, "a").wait(WAIT).layer_on(noting(&leases));
     let guard = locks.try_acquire("a").await.unwrap();

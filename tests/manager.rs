@@ -178,7 +178,9 @@ async fn a_waiter_dropped_at_any_moment_leaves_no_lock(store: Store) {
 }
 
 async fn too_many_waiters_are_refused(store: Store) {
-    let locks = store.manager(LockManager::builder().max_waiters(2)).await;
+    let locks = store
+        .manager(LockManager::builder().max_waiters_per_key(2))
+        .await;
     let guard = locks.try_acquire("a").await.unwrap();
     let mut first = Box::pin(locks.acquire("a", WAIT));
     let mut second = Box::pin(locks.acquire("a", WAIT));

@@ -699,7 +699,10 @@ async fn tonic_clients_see_the_code_of_each_refusal() {
     let brief = brief.in_memory().unwrap();
     let nobody = format!("redis://127.0.0.1:{}", common::free_port());
     let no_redis = LockManager::builder().connect_lazy(&nobody).unwrap();
-    let full = LockManager::builder().max_waiters(1).in_memory().unwrap();
+    let full = LockManager::builder()
+        .max_waiters_per_key(1)
+        .in_memory()
+        .unwrap();
     let _guard = full.try_acquire("a").await.unwrap();
     let mut waiter = Box::pin(full.acquire("a", WAIT));
     assert!(futures_util::poll!(&mut waiter).is_pending());

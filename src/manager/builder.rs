@@ -21,7 +21,9 @@ use crate::store::redis::{Address, RedisStore, Settings};
 /// | [`max_hold`](Self::max_hold) | 5 min | how long one holder may hold a lock |
 /// | [`prefix`](Self::prefix) | `lock:` | what the names of the locks in Redis begin with |
 /// | [`command_timeout`](Self::command_timeout) | 1 s | how long Redis may take to answer, or to connect |
-/// | [`max_waiters`](Self::max_waiters) | 10 000 | how many requests of this process wait for one lock |
+/// | [`max_waiters_per_key`](Self::max_waiters_per_key) | 10 000 | how many requests of this process wait for one lock |
+/// | [`max_waiters`](Self::max_waiters) | 100 000 | how many wait for all locks together |
+/// | [`burst`](Self::burst) | 16, 20 ms | how many go before another process that waits, and for how long |
 /// | `tls_root_certificate` | the system's | the authority to trust with `rediss://` (feature `tls`) |
 ///
 /// Nothing is checked until the last step, which refuses settings that make no sense.
@@ -45,7 +47,10 @@ pub struct LockManagerBuilder {
     max_hold: Duration,
     prefix: String,
     command_timeout: Duration,
+    max_waiters_per_key: usize,
     max_waiters: usize,
+    burst: u32,
+    burst_time: Duration,
     root_certificate: Option<Vec<u8>>,
 }
 
@@ -57,7 +62,10 @@ impl Default for LockManagerBuilder {
             max_hold: Duration::from_secs(5 * 60),
             prefix: "lock:".to_owned(),
             command_timeout: Duration::from_secs(1),
-            max_waiters: 10_000,
+            max_waiters_per_key: 10_000,
+            max_waiters: 100_000,
+            burst: 16,
+            burst_time: Duration::from_millis(20),
             root_certificate: None,
         }
     }
@@ -102,8 +110,27 @@ impl LockManagerBuilder {
     }
 
     /// How many requests of this process may wait for one lock. More are [refused](ErrorKind::QueueFull).
+    pub fn max_waiters_per_key(mut self, max_waiters: usize) -> Self {
+        self.max_waiters_per_key = max_waiters;
+        self
+    }
+
+    /// How many requests of this process may wait for a lock, all locks together. More are
+    /// [refused](ErrorKind::QueueFull). A waiter takes about FIXME KiB of memory, beside the request itself.
     pub fn max_waiters(mut self, max_waiters: usize) -> Self {
         self.max_waiters = max_waiters;
+        self
+    }
+
+    /// While another process waits for a lock: how many times this process passes it on among its own requests, and
+    /// for how long, before it grants it to that process. Whichever is reached first.
+    ///
+    /// Passing it on in the process costs next to nothing, granting it to another a round trip to Redis: longer bursts get
+    /// more done, shorter ones are fairer from one moment to the next. With zero hand-offs, processes take turns. At most
+    /// 1000 hand-offs, and the time to live.
+    pub fn burst(mut self, hand_offs: u32, time: Duration) -> Self {
+        self.burst = hand_offs;
+        self.burst_time = time;
         self
     }
 
@@ -166,7 +193,12 @@ impl LockManagerBuilder {
                 Store::Redis(RedisStore::new(settings, address))
             }
         };
-        Ok(Core::new(store, rules, self.command_timeout))
+        Ok(Core::new(
+            store,
+            rules,
+            self.command_timeout,
+            self.max_waiters,
+        ))
     }
 
     fn rules(&self) -> Result<Rules, Error> {
@@ -198,20 +230,28 @@ impl LockManagerBuilder {
                 "prefix must have 1 to 128 bytes and no braces",
             ));
         }
-        if self.max_waiters == 0 {
+        if self.max_waiters == 0 || self.max_waiters_per_key == 0 {
             return Err(Error::new(
                 ErrorKind::Config,
-                "max_waiters must be at least 1; not to wait, use try_acquire, or a layer without wait",
+                "max_waiters and max_waiters_per_key must be at least 1; not to wait, use try_acquire, or a layer without \
+                 wait",
             ));
         }
+        if self.burst > 1000 {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("burst must have at most 1000 hand-offs, not {}", self.burst),
+            ));
+        }
+        between("burst", self.burst_time, Duration::ZERO, self.ttl)?;
         Ok(Rules {
             ttl: self.ttl,
             renewal,
             max_hold: self.max_hold,
             grant_ttl: self.ttl.min(Duration::from_secs(2)),
-            max_waiters: self.max_waiters,
-            burst: 16,
-            burst_time: Duration::from_millis(20),
+            max_waiters: self.max_waiters_per_key,
+            burst: self.burst,
+            burst_time: self.burst_time,
         })
     }
 }
@@ -235,7 +275,10 @@ impl fmt::Debug for LockManagerBuilder {
             .field("max_hold", &self.max_hold)
             .field("prefix", &self.prefix)
             .field("command_timeout", &self.command_timeout)
+            .field("max_waiters_per_key", &self.max_waiters_per_key)
             .field("max_waiters", &self.max_waiters)
+            .field("burst", &self.burst)
+            .field("burst_time", &self.burst_time)
             .finish_non_exhaustive()
     }
 }

@@ -31,6 +31,12 @@ pub(crate) struct Core {
     hasher: RandomState,
     /// Numbers for tokens, leases and waiters, each used once.
     ids: AtomicU64,
+    /// Requests that may wait, and have no answer yet.
+    waiting: AtomicUsize,
+    /// How many there may be.
+    max_waiters: usize,
+    /// Keys that are in a queue of the store.
+    queued: AtomicUsize,
     /// Clones of the manager.
     pub(super) handles: AtomicUsize,
     pub(super) is_closed: AtomicBool,
@@ -58,12 +64,16 @@ pub(super) struct Request<'a> {
     core: &'a Arc<Core>,
     key: &'a LockKey,
     number: u64,
+    patient: bool,
     pub(super) answer: oneshot::Receiver<Answer>,
     pub(super) is_answered: bool,
 }
 
 impl Drop for Request<'_> {
     fn drop(&mut self) {
+        if self.patient {
+            self.core.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
         if !self.is_answered {
             let number = self.number;
             self.core.with_slot(self.key, None, |slot, _, effects| {
@@ -74,7 +84,12 @@ impl Drop for Request<'_> {
 }
 
 impl Core {
-    pub(super) fn new(store: Store, rules: Rules, command_timeout: Duration) -> Arc<Self> {
+    pub(super) fn new(
+        store: Store,
+        rules: Rules,
+        command_timeout: Duration,
+        max_waiters: usize,
+    ) -> Arc<Self> {
         static MANAGERS: AtomicU64 = AtomicU64::new(0);
         Arc::new(Self {
             id: MANAGERS.fetch_add(1, Ordering::Relaxed),
@@ -84,6 +99,9 @@ impl Core {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             ids: AtomicU64::new(1),
+            waiting: AtomicUsize::new(0),
+            max_waiters,
+            queued: AtomicUsize::new(0),
             handles: AtomicUsize::new(0),
             is_closed: AtomicBool::new(false),
             is_running: AtomicBool::new(false),
@@ -101,6 +119,10 @@ impl Core {
         if self.is_closed.load(Ordering::Acquire) {
             return Err(Error::of(ErrorKind::Closed));
         }
+        if patient && self.waiting.fetch_add(1, Ordering::Relaxed) >= self.max_waiters {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(Error::of(ErrorKind::QueueFull));
+        }
         let (reply, answer) = oneshot::channel();
         let number = self.with_slot(key, None, |slot, env, effects| {
             let number = env.ids.fetch_add(1, Ordering::Relaxed);
@@ -112,6 +134,7 @@ impl Core {
             core: self,
             key,
             number,
+            patient,
             answer,
             is_answered: false,
         })
@@ -148,8 +171,12 @@ impl Core {
         let mut answers = SmallVec::<[(Waiter, Result<Lease, Error>); 1]>::new();
         let mut effects = Effects::new();
         let mut shard = self.shard(key);
+        let mut was_queued = false;
         let result = match shard.get_mut(key) {
-            Some(entry) => event(&mut entry.slot, &env, &mut effects),
+            Some(entry) => {
+                was_queued = entry.slot.is_queued();
+                event(&mut entry.slot, &env, &mut effects)
+            }
             None => {
                 let mut entry = Entry::default();
                 let result = event(&mut entry.slot, &env, &mut effects);
@@ -197,6 +224,15 @@ impl Core {
                         }
                     }
                 }
+            }
+            match (was_queued, entry.slot.is_queued()) {
+                (false, true) => {
+                    self.queued.fetch_add(1, Ordering::Relaxed);
+                }
+                (true, false) => {
+                    self.queued.fetch_sub(1, Ordering::Relaxed);
+                }
+                _ => {}
             }
             if let Some(at) = entry.slot.next_tick() {
                 self.look_by(at);
@@ -307,6 +343,10 @@ impl Events for StoreEvents<'_> {
     fn reconnected(&self) {
         self.0
             .with_every_slot(|_| true, |slot, _, effects| slot.reconnected(effects));
+    }
+
+    fn awaits_grants(&self) -> bool {
+        self.0.queued.load(Ordering::Relaxed) > 0
     }
 }
 

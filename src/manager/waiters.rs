@@ -55,10 +55,6 @@ impl<T> Waiters<T> {
     /// Takes out, in order, all for which `is_out` holds.
     pub(super) fn take_if(&mut self, is_out: impl Fn(&T) -> bool) -> Vec<T> {
         let mut out = Vec::new();
-        let first = self.first.iter().map(|(_, waiter)| waiter);
-        if !first.chain(self.others.values()).any(&is_out) {
-            return out;
-        }
         let (mut kept, all) = (Self::default(), std::mem::take(self));
         for (number, waiter) in all.first.into_iter().chain(all.others) {
             match is_out(&waiter) {

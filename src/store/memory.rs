@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Answer, Command, Notice, Outcome};
+use super::{Answer, Command, Granted, Notice, Outcome};
 use crate::clock::Time;
 use crate::key::LockKey;
 
@@ -55,7 +55,7 @@ impl MemoryStore {
             Command::Acquire { token, queue, .. } => {
                 (state.acquire(key, token, queue, now, self.ttl), None)
             }
-            Command::Release { token, .. } => state.release(key, token, now + self.ttl),
+            Command::Release { token, .. } => state.release(key, token, now, self.ttl),
             Command::Renew { token } => (state.renew(key, token, now + self.ttl), None),
         };
         let outcome = Outcome {
@@ -108,21 +108,33 @@ impl State {
         }
     }
 
-    fn release(&mut self, key: &LockKey, token: u64, expires: Time) -> (Answer, Option<Notice>) {
-        let Some(lock) = self.locks.get_mut(key) else {
-            return (Answer::Gone, None);
-        };
-        if lock.token != token {
-            lock.queue.retain(|waiting| *waiting != token);
-            return (Answer::Gone, None);
+    fn release(
+        &mut self,
+        key: &LockKey,
+        token: u64,
+        now: Time,
+        ttl: Duration,
+    ) -> (Answer, Option<Notice>) {
+        let (mut had_it, mut notice) = (false, None);
+        if let Some(lock) = self.locks.get_mut(key) {
+            had_it = lock.token == token;
+            if had_it && let Some(next) = lock.queue.pop_front() {
+                (lock.token, lock.expires) = (next, now + ttl);
+                self.last_fence += 1;
+                notice = Some(Notice::Granted(Granted {
+                    token: next,
+                    fence: self.last_fence,
+                    wanted: false,
+                    after: Some(now),
+                }));
+            } else if had_it {
+                self.locks.remove(key);
+            } else {
+                lock.queue.retain(|waiting| *waiting != token);
+            }
         }
-        let Some(next) = lock.queue.pop_front() else {
-            self.locks.remove(key);
-            return (Answer::Released, None);
-        };
-        lock.token = next;
-        lock.expires = expires;
-        (Answer::Released, Some(Notice::Granted { token: next }))
+        let granted = notice.is_some();
+        (Answer::Released { had_it, granted }, notice)
     }
 
     fn renew(&mut self, key: &LockKey, token: u64, expires: Time) -> Answer {

@@ -99,6 +99,31 @@ impl Table {
         self.on(Slot::tick)
     }
 
+    /// The lock was given to this token, certainly no longer ago than that.
+    fn granted(&mut self, token: u64, ago: Duration) -> Vec<String> {
+        let granted = self.grant(token, ago);
+        self.notice(Notice::Granted(granted))
+    }
+
+    fn grant(&self, token: u64, ago: Duration) -> Granted {
+        let after = Time::from_nanos(self.now.as_nanos() - ago.as_nanos() as u64);
+        Granted {
+            token,
+            fence: 9,
+            wanted: false,
+            after: Some(after),
+        }
+    }
+
+    /// A table at which `a` waits in the store's queue, with token 1.
+    fn queued() -> Self {
+        let mut table = Self::new();
+        table.now = table.now + TTL;
+        table.request('a', true);
+        table.acquire_answered(1, Duration::ZERO, HELD);
+        table
+    }
+
     /// A table at which `a` holds the lock, with token 1.
     fn held() -> Self {
         let mut table = Self::new();
@@ -169,10 +194,53 @@ fn who_does_not_wait_is_refused_and_who_does_gets_in_line() {
     assert_eq!(effects, ["reject a Held", "acquire 1 queue"]);
     assert!(table.acquire_answered(1, Duration::ZERO, HELD).is_empty());
     assert_eq!(table.request('c', false), ["reject c Held"]);
-    assert_eq!(
-        table.notice(Notice::Granted { token: 1 }),
-        ["acquire 1 queue"]
-    );
+    assert_eq!(table.granted(1, Duration::ZERO), ["grant b 9216"]);
+}
+
+#[test]
+fn a_grant_needs_no_confirmation_while_enough_of_it_is_left_and_is_renewed_soon() {
+    let mut table = Table::queued();
+    assert_eq!(table.granted(1, Duration::ZERO), ["grant a 9216"]);
+    assert_eq!(table.pass(Duration::from_millis(100)), ["renew 1"]);
+
+    let mut table = Table::queued();
+    let trust = Rules::trust(table.rules.grant_ttl);
+    let least = table.rules.grant_ttl / 4;
+    let enough = trust - least - Duration::from_millis(1);
+    assert_eq!(table.granted(1, enough), ["grant a 9216"]);
+    let State::Held(held) = &table.slot.state else {
+        panic!("not held");
+    };
+    assert_eq!(held.trusted_until.since(table.now), trust - enough);
+
+    let mut table = Table::queued();
+    assert_eq!(table.granted(1, trust - least), ["acquire 1 queue"]);
+}
+
+#[test]
+fn a_grant_that_nobody_can_date_is_confirmed() {
+    let mut table = Table::queued();
+    let granted = Granted {
+        after: None,
+        ..table.grant(1, Duration::ZERO)
+    };
+    assert_eq!(table.notice(Notice::Granted(granted)), ["acquire 1 queue"]);
+}
+
+#[test]
+fn a_grant_says_whether_others_wait() {
+    let mut table = Table::queued();
+    for waiter in ['b', 'c', 'd'] {
+        table.request(waiter, true);
+    }
+    let granted = Granted {
+        wanted: true,
+        ..table.grant(1, Duration::ZERO)
+    };
+    assert_eq!(table.notice(Notice::Granted(granted)), ["grant a 9216"]);
+    table.finish();
+    table.finish();
+    assert_eq!(table.finish()[0], "release 1");
 }
 
 #[test]
@@ -185,20 +253,10 @@ fn without_a_grant_it_asks_again_when_the_holder_must_have_expired() {
 }
 
 #[test]
-fn next_in_line_it_asks_again_when_the_grant_before_it_must_have_expired() {
-    let mut table = Table::new();
-    table.request('a', true);
-    table.acquire_answered(1, Duration::ZERO, HELD);
-    assert!(table.notice(Notice::Next { token: 1 }).is_empty());
-    assert!(table.pass(Duration::from_secs(2)).is_empty());
-    assert_eq!(table.pass(Duration::from_millis(1)), ["acquire 1 queue"]);
-}
-
-#[test]
 fn a_grant_that_comes_before_the_answer_is_not_lost() {
     let mut table = Table::new();
     table.request('a', true);
-    assert!(table.notice(Notice::Granted { token: 1 }).is_empty());
+    assert!(table.granted(1, Duration::ZERO).is_empty());
     assert_eq!(
         table.acquire_answered(1, Duration::ZERO, HELD),
         ["acquire 1 queue"]
@@ -246,10 +304,10 @@ fn the_last_one_to_give_up_takes_the_question_back() {
 #[test]
 fn a_grant_that_nobody_wants_goes_to_the_next() {
     let mut table = Table::new();
-    assert_eq!(table.notice(Notice::Granted { token: 9 }), ["release 9"]);
+    assert_eq!(table.granted(9, Duration::ZERO), ["release 9"]);
     let mut table = Table::held();
-    assert_eq!(table.notice(Notice::Granted { token: 9 }), ["release 9"]);
-    assert!(table.notice(Notice::Granted { token: 1 }).is_empty());
+    assert_eq!(table.granted(9, Duration::ZERO), ["release 9"]);
+    assert!(table.granted(1, Duration::ZERO).is_empty());
 }
 
 #[test]
@@ -270,7 +328,7 @@ fn an_answer_that_comes_too_late_is_not_trusted() {
     let mut table = Table::new();
     table.now = table.now + TTL;
     table.request('a', true);
-    let trust = table.rules.trust();
+    let trust = Rules::trust(TTL);
     assert!(trust < TTL - Duration::from_millis(100));
     let effects = table.acquire_answered(1, trust, ACQUIRED);
     assert_eq!(effects, ["release 1", "reject a Unavailable"]);
@@ -307,7 +365,7 @@ fn a_failed_renewal_is_tried_again_and_is_no_loss_before_its_time() {
             .answered(renew, Duration::ZERO, failed(true))
             .is_empty()
     );
-    let trust = table.rules.trust();
+    let trust = Rules::trust(TTL);
     assert_eq!(
         table.pass(trust - TTL / 3 - Duration::from_millis(101)),
         ["renew 1"]
@@ -329,7 +387,7 @@ fn a_renewal_counts_from_when_it_was_sent() {
     };
     assert_eq!(
         held.trusted_until.since(table.now),
-        table.rules.trust() - TTL / 4
+        Rules::trust(TTL) - TTL / 4
     );
 }
 

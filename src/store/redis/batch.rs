@@ -7,9 +7,10 @@ use std::time::Duration;
 use redis::{Cmd, RedisError, Value};
 
 use super::Settings;
+use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
-use crate::store::{Answer, Command, Notice};
+use crate::store::{Answer, Command, Granted, Notice};
 
 /// The crate's script, with the SHA-1 that Redis knows it by.
 pub(super) struct Script {
@@ -40,6 +41,9 @@ pub(super) enum Call {
     ByHash,
     Whole,
 }
+
+/// Lua's numbers are exact up to here.
+const MAX_FENCE: u64 = 1 << 53;
 
 /// One call for all commands, which are carried out in order.
 pub(super) fn call<'a>(
@@ -140,9 +144,12 @@ fn answer(command: Command, reply: i64) -> Answer {
             fence: number / 2,
             wanted: number % 2 == 1,
         },
-        (_, 1) => Answer::Gone,
+        (Command::Renew { .. }, 1) => Answer::Gone,
         (Command::Renew { .. }, _) => Answer::Renewed { wanted: reply == 3 },
-        (Command::Release { .. }, _) => Answer::Released,
+        (Command::Release { .. }, _) => Answer::Released {
+            had_it: reply % 2 == 0,
+            granted: reply > 2,
+        },
     }
 }
 
@@ -161,16 +168,29 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// Reads what came into the inbox: the key it is about, and what happened.
-pub(super) fn message(prefix: &str, payload: &[u8]) -> Option<(LockKey, Notice)> {
+/// Reads what came into the inbox, and was sent `after` that time: the key it is about, and what happened.
+pub(super) fn message(
+    prefix: &str,
+    payload: &[u8],
+    after: Option<Time>,
+) -> Option<(LockKey, Notice)> {
     let payload = std::str::from_utf8(payload).ok()?;
-    let (head, owner) = payload.split_once(':')?;
+    let (head, rest) = payload.split_once(':')?;
     let (kind, token) = head.split_at_checked(1)?;
     let token = token.parse().ok()?;
-    let notice = match kind {
-        "g" => Notice::Granted { token },
-        "w" => Notice::Wanted { token },
-        "n" => Notice::Next { token },
+    let (notice, owner) = match kind {
+        "g" => {
+            let (fence, rest) = rest.split_once(':')?;
+            let (wanted, owner) = rest.split_once(':')?;
+            let granted = Granted {
+                token,
+                fence: fence.parse().ok().filter(|fence| *fence <= MAX_FENCE)?,
+                wanted: wanted == "1",
+                after,
+            };
+            (Notice::Granted(granted), owner)
+        }
+        "w" => (Notice::Wanted { token }, rest),
         _ => return None,
     };
     Some((key_of(prefix, owner)?, notice))
@@ -218,12 +238,19 @@ mod tests {
     #[test]
     fn messages_are_read_and_nonsense_is_passed_over() {
         let key = LockKey::new("a:b").unwrap();
+        let after = Some(Time::from_nanos(5));
+        let granted = Granted {
+            token: 12,
+            fence: 1_795_000_000_000_000,
+            wanted: true,
+            after,
+        };
         assert_eq!(
-            message("lock:", b"g12:lock:a:b"),
-            Some((key.clone(), Notice::Granted { token: 12 }))
+            message("lock:", b"g12:1795000000000000:1:lock:a:b", after),
+            Some((key.clone(), Notice::Granted(granted)))
         );
         assert_eq!(
-            message("lock:", b"w7:lock:a:b"),
+            message("lock:", b"w7:lock:a:b", after),
             Some((key, Notice::Wanted { token: 7 }))
         );
         for nonsense in [
@@ -233,8 +260,11 @@ mod tests {
             b"\xff",
             b"",
             b"w7:lock:",
+            b"g7:lock:a",
+            b"g7:1:1:other:a",
+            b"g7:9007199254740993:1:lock:a",
         ] {
-            assert_eq!(message("lock:", nonsense), None);
+            assert_eq!(message("lock:", nonsense, None), None);
         }
     }
 
@@ -265,6 +295,19 @@ mod tests {
             Answer::Renewed { wanted: false }
         );
         assert_eq!(answer(Command::Renew { token: 1 }, 1), Answer::Gone);
+        let release = Command::Release {
+            token: 1,
+            wanted: false,
+        };
+        for (reply, had_it, granted) in [
+            (1, false, false),
+            (2, true, false),
+            (3, false, true),
+            (4, true, true),
+        ] {
+            let released = Answer::Released { had_it, granted };
+            assert_eq!(answer(release, reply), released);
+        }
     }
 
     #[test]

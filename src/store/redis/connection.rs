@@ -2,13 +2,14 @@
 
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, ErrorKind as RedisKind, ProtocolVersion, PushInfo};
+use redis::{AsyncConnectionConfig, Client, ErrorKind as RedisKind, ProtocolVersion};
 use redis::{ConnectionAddr, IntoConnectionInfo, RedisError, ServerErrorKind};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::Settings;
 use super::batch::script;
+use super::pushes::{self, Observed, Push};
 use super::wire::Wire;
 use crate::error::{Error, ErrorKind};
 
@@ -16,12 +17,15 @@ use crate::error::{Error, ErrorKind};
 #[derive(Debug)]
 pub(crate) struct Address {
     client: Client,
+    /// For a server that does not speak RESP3.
+    resp2: Client,
 }
 
 /// A connection that is ready to use.
 pub(crate) struct Link {
     pub(super) commands: MultiplexedConnection,
-    pub(super) pushes: mpsc::UnboundedReceiver<PushInfo>,
+    pub(super) pushes: mpsc::UnboundedReceiver<Push>,
+    pub(super) observed: Observed,
     pub(super) wire: Wire,
 }
 
@@ -55,16 +59,21 @@ impl Address {
         })?;
         let tcp = TcpSettings::default().set_nodelay(true);
         let login = info.redis_settings().clone();
-        let login = login
-            .set_protocol(ProtocolVersion::RESP3)
-            .set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
-        let info = info.set_tcp_settings(tcp).set_redis_settings(login);
-        let client = open(info, root_certificate).map_err(|error| {
-            config(&format!(
-                "the settings of the Redis connection are not valid: {error}"
-            ))
-        })?;
-        Ok(Self { client })
+        let login = login.set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        let info = info.set_tcp_settings(tcp);
+        let client = |protocol| {
+            let login = login.clone().set_protocol(protocol);
+            let info = info.clone().set_redis_settings(login);
+            open(info, root_certificate).map_err(|error| {
+                config(&format!(
+                    "the settings of the Redis connection are not valid: {error}"
+                ))
+            })
+        };
+        Ok(Self {
+            client: client(ProtocolVersion::RESP3)?,
+            resp2: client(ProtocolVersion::RESP2)?,
+        })
     }
 
     /// Host and port, without user and password.
@@ -92,61 +101,109 @@ impl Address {
     }
 
     async fn try_connect(&self, settings: &Settings) -> Result<Link, RedisError> {
-        let (sender, pushes) = mpsc::unbounded_channel();
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(None)
-            .set_response_timeout(None)
-            .set_push_sender(sender);
-        let (commands, mut wire) = self.open(config).await?;
-        let closed = || std::io::Error::from(std::io::ErrorKind::ConnectionReset).into();
-        let ready = wire.run_until(prepare(commands.clone(), settings)).await;
-        ready.unwrap_or_else(|| Err(closed()))?;
-        Ok(Link {
-            commands,
-            pushes,
-            wire,
-        })
-    }
-
-    async fn open(
-        &self,
-        config: AsyncConnectionConfig,
-    ) -> Result<(MultiplexedConnection, Wire), RedisError> {
-        let info = self.client.get_connection_info();
-        let login = info.redis_settings();
-        match info.addr() {
-            ConnectionAddr::Tcp(host, port) => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
-                let (commands, wire) =
-                    MultiplexedConnection::new_with_config(login, stream, config).await?;
-                Ok((commands, Wire::new(wire)))
-            }
-            #[cfg(unix)]
-            ConnectionAddr::Unix(path) => {
-                let stream = tokio::net::UnixStream::connect(path).await?;
-                let (commands, wire) =
-                    MultiplexedConnection::new_with_config(login, stream, config).await?;
-                Ok((commands, Wire::new(wire)))
-            }
-            // TLS is left to the client, which runs a task for it.
-            _ => {
-                let client = &self.client;
-                let commands = client
-                    .get_multiplexed_async_connection_with_config(&config)
-                    .await?;
-                Ok((commands, Wire::new(std::future::pending())))
-            }
+        match connect_resp3(&self.client, settings).await {
+            Err(error) if refuses_resp3(&error) => connect_resp2(&self.resp2, settings).await,
+            result => result,
         }
     }
 }
 
-/// Subscribes to the inbox, loads the script, and has the server watch keys for us.
+/// One connection: what the server sends unasked comes between the replies.
+async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, RedisError> {
+    let observed = Observed::now();
+    let (sender, pushes) = mpsc::unbounded_channel();
+    let config = config().set_push_sender(pushes::forward(sender, observed.clone()));
+    let (commands, mut wire) = open_connection(client, config).await?;
+    let ready = prepare(commands.clone(), Some(settings.inbox()));
+    wire.run_until(ready)
+        .await
+        .unwrap_or_else(|| Err(closed()))?;
+    Ok(Link {
+        commands,
+        pushes,
+        observed,
+        wire,
+    })
+}
+
+/// A second connection for the inbox, which can do nothing else.
+async fn connect_resp2(client: &Client, settings: &Settings) -> Result<Link, RedisError> {
+    let mut inbox = client.get_async_pubsub().await?;
+    inbox.subscribe(settings.inbox()).await?;
+    let (sender, pushes) = mpsc::unbounded_channel();
+    tokio::spawn(pushes::listen(inbox, sender, settings.command_timeout));
+    let (commands, mut wire) = open_connection(client, config()).await?;
+    wire.run_until(prepare(commands.clone(), None))
+        .await
+        .unwrap_or_else(|| Err(closed()))?;
+    Ok(Link {
+        commands,
+        pushes,
+        observed: Observed::now(),
+        wire,
+    })
+}
+
+fn config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(None)
+        .set_response_timeout(None)
+}
+
+async fn open_connection(
+    client: &Client,
+    config: AsyncConnectionConfig,
+) -> Result<(MultiplexedConnection, Wire), RedisError> {
+    let info = client.get_connection_info();
+    let login = info.redis_settings();
+    match info.addr() {
+        ConnectionAddr::Tcp(host, port) => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.set_nodelay(true)?;
+            let (commands, wire) =
+                MultiplexedConnection::new_with_config(login, stream, config).await?;
+            Ok((commands, Wire::new(wire)))
+        }
+        #[cfg(unix)]
+        ConnectionAddr::Unix(path) => {
+            let stream = tokio::net::UnixStream::connect(path).await?;
+            let (commands, wire) =
+                MultiplexedConnection::new_with_config(login, stream, config).await?;
+            Ok((commands, Wire::new(wire)))
+        }
+        // TLS is left to the client, which runs a task for it.
+        _ => {
+            let commands = client
+                .get_multiplexed_async_connection_with_config(&config)
+                .await?;
+            Ok((commands, Wire::new(std::future::pending())))
+        }
+    }
+}
+
+fn closed() -> RedisError {
+    std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()
+}
+
+/// Whether the server does not know the command `HELLO`, forbids it, or does not know the protocol.
+fn refuses_resp3(error: &RedisError) -> bool {
+    error.kind() == RedisKind::RESP3NotSupported
+        || error.code() == Some("NOPROTO")
+        || error.code() == Some("NOPERM")
+            && error
+                .detail()
+                .is_some_and(|detail| detail.to_lowercase().contains("hello"))
+}
+
+/// Loads the script, and with RESP3 subscribes to the inbox and has the server watch keys for us.
 async fn prepare(
     mut commands: MultiplexedConnection,
-    settings: &Settings,
+    inbox: Option<String>,
 ) -> Result<(), RedisError> {
-    commands.subscribe(settings.inbox()).await?;
+    let can_push = inbox.is_some();
+    if let Some(inbox) = inbox {
+        commands.subscribe(inbox).await?;
+    }
     let mut pipeline = redis::pipe();
     pipeline
         .cmd("SCRIPT")
@@ -154,13 +211,15 @@ async fn prepare(
         .arg(script().source())
         .ignore();
     pipeline.exec_async(&mut commands).await?;
-    // Without it, a lock that somebody else deletes is noticed later: by a renewal or when it would have expired.
-    let tracking: Result<(), RedisError> = redis::cmd("CLIENT")
-        .arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"])
-        .query_async(&mut commands)
-        .await;
-    if let Err(error) = tracking {
-        crate::trace::no_tracking(&error);
+    if can_push {
+        // Without it, a lock that somebody else deletes is noticed later: by a renewal or when it would have expired.
+        let tracking: Result<(), RedisError> = redis::cmd("CLIENT")
+            .arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"])
+            .query_async(&mut commands)
+            .await;
+        if let Err(error) = tracking {
+            crate::trace::no_tracking(&error);
+        }
     }
     Ok(())
 }
@@ -182,9 +241,6 @@ fn explain(error: &RedisError) -> String {
     match error.kind() {
         RedisKind::AuthenticationFailed => {
             format!("{error}. Check the user and the password in the URL")
-        }
-        RedisKind::RESP3NotSupported => {
-            format!("{error}. Redis 6.2 or newer is needed, with RESP3")
         }
         RedisKind::Server(ServerErrorKind::NoPerm) => format!(
             "{error}. The user needs the commands of the crate's script, its keys and its inbox channels: see the \

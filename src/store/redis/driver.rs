@@ -5,18 +5,20 @@ use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
 use redis::aio::MultiplexedConnection;
-use redis::{ErrorKind as RedisKind, PushInfo, PushKind, RedisError, ServerErrorKind, Value};
+use redis::{ErrorKind as RedisKind, RedisError, ServerErrorKind, Value};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::RedisStore;
 use super::batch::{self, Call};
 use super::connection::Link;
+use super::grants::Grants;
+use super::pushes::Push;
 use super::queue::{MAX_CALLS, OnTheWay, Pending, no_answer};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
-use crate::store::{Command, Events, Failure, Notice};
+use crate::store::{Answer, Command, Events, Failure, Notice};
 
 /// How long until a release that Redis refused is tried again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -43,6 +45,7 @@ impl RedisStore {
         is_finished: impl Fn() -> bool,
     ) {
         let mut backoff = MIN_BACKOFF;
+        let mut grants = Grants::default();
         loop {
             let ready = match link.take() {
                 Some(link) => Ok(link),
@@ -52,7 +55,9 @@ impl RedisStore {
                 Ok(link) => {
                     events.reconnected();
                     self.connected.store(true, Ordering::Relaxed);
-                    let end = self.serve(link, events, &is_finished, &mut backoff).await;
+                    let end = self
+                        .serve(link, events, &is_finished, &mut grants, &mut backoff)
+                        .await;
                     self.connected.store(false, Ordering::Relaxed);
                     match end {
                         End::Finished => return,
@@ -105,13 +110,15 @@ impl RedisStore {
         mut link: Link,
         events: &impl Events,
         is_finished: &impl Fn() -> bool,
+        grants: &mut Grants,
         backoff: &mut Duration,
     ) -> End {
         let mut on_the_way = OnTheWay::new(self);
         let mut replies = FuturesOrdered::new();
-        let mut heartbeat =
-            tokio::time::interval((self.settings.ttl / 3).max(Duration::from_secs(1)));
-        let mut used = true;
+        let mut heartbeat = tokio::time::interval(self.settings.grant_ttl / 4);
+        let mut last_sent = Time::now();
+        let look_after_grants = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(look_after_grants);
         let mut retry = tokio::time::interval(RETRY);
         let mut how = Call::ByHash;
         loop {
@@ -121,16 +128,21 @@ impl RedisStore {
                 let Some(commands) = self.take_commands(replies.len()) else {
                     break;
                 };
-                let sent_at = Time::now();
+                last_sent = Time::now();
                 replies.push_back(self.send(&link.commands, &commands, how));
-                on_the_way.push(sent_at, commands);
-                (used, how) = (true, Call::ByHash);
+                on_the_way.push(last_sent, commands);
+                how = Call::ByHash;
                 if self.has_releases_waiting() {
                     break;
                 }
             }
             if replies.is_empty() && is_finished() {
                 return End::Finished;
+            }
+            if let Some(at) = grants.next().map(Time::instant)
+                && at != look_after_grants.deadline()
+            {
+                look_after_grants.as_mut().reset(at);
             }
             tokio::select! {
                 biased;
@@ -152,7 +164,10 @@ impl RedisStore {
                     Some(Ok(Err(error))) => return End::Closed(refused(&error)),
                     Some(Ok(Ok(reply))) => {
                         *backoff = MIN_BACKOFF;
-                        if let Err(error) = deliver(reply, &mut on_the_way, events) {
+                        if let Some((sent_at, _)) = on_the_way.calls.front() {
+                            link.observed.reply_to(*sent_at);
+                        }
+                        if let Err(error) = deliver(reply, &mut on_the_way, grants, events) {
                             return End::Closed(error);
                         }
                     }
@@ -162,19 +177,35 @@ impl RedisStore {
                     }
                 },
                 push = link.pushes.recv() => match push {
-                    Some(push) if push.kind != PushKind::Disconnection => self.pushed(&push, events),
-                    _ => return End::Closed(closed()),
+                    None | Some(Push::Closed) => return End::Closed(closed()),
+                    Some(push) => self.pushed(push, events),
                 },
                 () = self.submitted.notified() => {}
                 _ = retry.tick(), if !on_the_way.refused.is_empty() => on_the_way.retry(),
+                () = &mut look_after_grants, if grants.next().is_some() => {
+                    let (now, wanted) = (Time::now(), true);
+                    while let Some((key, token)) = grants.expired(now) {
+                        self.submit(now, &key, Command::Release { token, wanted }, None);
+                    }
+                }
                 _ = heartbeat.tick() => {
-                    // A dead connection is to be found before the next request needs it.
-                    if replies.is_empty() && !std::mem::take(&mut used) {
+                    let silent = Time::now().since(last_sent);
+                    if replies.is_empty() && silent > self.longest_silence(events) {
+                        last_sent = Time::now();
                         replies.push_back(self.send(&link.commands, &[], Call::ByHash));
-                        on_the_way.push(Time::now(), Vec::new());
+                        on_the_way.push(last_sent, Vec::new());
                     }
                 }
             }
+        }
+    }
+
+    /// For how long nothing need be sent. A dead connection is to be found before the next request needs it, and a grant
+    /// is worth the more the newer the last reply before it.
+    fn longest_silence(&self, events: &impl Events) -> Duration {
+        match events.awaits_grants() {
+            true => self.settings.grant_ttl / 8,
+            false => (self.settings.ttl / 3).max(Duration::from_secs(1)),
         }
     }
 
@@ -249,35 +280,36 @@ impl RedisStore {
         }
     }
 
-    fn pushed(&self, push: &PushInfo, events: &impl Events) {
-        match (&push.kind, push.data.as_slice()) {
-            (PushKind::Message, [_, Value::BulkString(payload)]) => {
-                if let Some((key, notice)) = batch::message(&self.settings.prefix, payload) {
+    fn pushed(&self, push: Push, events: &impl Events) {
+        let prefix = &self.settings.prefix;
+        match push {
+            Push::Message { payload, after } => {
+                if let Some((key, notice)) = batch::message(prefix, &payload, after) {
                     events.notice(&key, notice);
                 }
             }
-            (PushKind::Invalidate, [Value::Array(names)]) => {
-                for name in names {
-                    let Value::BulkString(name) = name else {
-                        continue;
-                    };
-                    let key = std::str::from_utf8(name)
-                        .ok()
-                        .and_then(|owner| batch::key_of(&self.settings.prefix, owner));
-                    if let Some(key) = key {
-                        events.notice(&key, Notice::Changed);
-                    }
+            Push::Changed(names) => {
+                let names = names.iter().filter_map(|name| match name {
+                    Value::BulkString(name) => std::str::from_utf8(name).ok(),
+                    _ => None,
+                });
+                for key in names.filter_map(|owner| batch::key_of(prefix, owner)) {
+                    events.notice(&key, Notice::Changed);
                 }
             }
-            // The whole database was flushed, or Redis forgets what it watched: look at everything.
-            (PushKind::Invalidate, _) => events.reconnected(),
-            _ => {}
+            Push::AllChanged => events.reconnected(),
+            Push::Closed => {}
         }
     }
 }
 
 /// Hands out the answers of the oldest call. An error says that the connection is of no use.
-fn deliver(reply: Value, on_the_way: &mut OnTheWay<'_>, events: &impl Events) -> Result<(), Error> {
+fn deliver(
+    reply: Value,
+    on_the_way: &mut OnTheWay<'_>,
+    grants: &mut Grants,
+    events: &impl Events,
+) -> Result<(), Error> {
     let commands = on_the_way
         .calls
         .front()
@@ -288,6 +320,12 @@ fn deliver(reply: Value, on_the_way: &mut OnTheWay<'_>, events: &impl Events) ->
     let mut of_no_use = Ok(());
     let now = Time::now();
     for (pending, answer) in commands.into_iter().zip(answers) {
+        if let (Command::Release { token, .. }, Ok(Answer::Released { granted: true, .. })) =
+            (pending.command, &answer)
+        {
+            let expires = now + on_the_way.store.settings.grant_ttl + Duration::from_millis(1);
+            grants.passed_on(pending.key.clone(), token, expires);
+        }
         let is_release = matches!(pending.command, Command::Release { .. });
         let result = match answer {
             Ok(answer) => Ok(answer),

@@ -6,6 +6,8 @@
 mod batch;
 mod connection;
 mod driver;
+mod grants;
+mod pushes;
 mod queue;
 mod wire;
 

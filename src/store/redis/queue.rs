@@ -258,7 +258,9 @@ impl Pending {
         if let Some(receipt) = self.receipt {
             let _ = receipt.send(match result {
                 // Perhaps by an earlier attempt, whose answer was lost.
-                Ok(Answer::Gone) if self.attempts > 1 => Err(Error::of(ErrorKind::Unavailable)),
+                Ok(Answer::Released { had_it: false, .. }) if self.attempts > 1 => {
+                    Err(Error::of(ErrorKind::Unavailable))
+                }
                 _ => settled(&result),
             });
         }

@@ -37,26 +37,33 @@ local function parts_of(token)
   end
 end
 
--- Sends to a process's inbox. Returns whether it is there. (PUBLISH itself would count those who watch all channels.)
 local function tell(process, message)
-  local channel = inbox .. process
-  call('PUBLISH', channel, message)
-  return call('PUBSUB', 'NUMSUB', channel)[2] > 0
+  call('PUBLISH', inbox .. process, message)
+end
+
+-- Whether a process listens to its inbox. (PUBLISH would also count those who watch all channels.)
+local function is_there(process)
+  return call('PUBSUB', 'NUMSUB', inbox .. process)[2] > 0
+end
+
+local function some(count)
+  return math.min(count, 1)
 end
 
 -- Acquired: 2 × fence, + 1 if processes wait.
 -- Held: - (4 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of another kind).
 local function acquire(owner, queue, token, may_queue)
   if call('SET', owner, token, 'NX', 'PX', ttl) then
-    if may_queue then
-      call('LREM', queue, 0, token)
+    local waiting = may_queue and call('LLEN', queue) or 0
+    if waiting > 0 then
+      waiting = waiting - call('LREM', queue, 0, token)
     end
-    return 2 * next_fence()
+    return 2 * next_fence() + some(waiting)
   end
   local current = call('GET', owner)
   if current == token then
     call('PEXPIRE', owner, ttl)
-    return 2 * next_fence() + math.min(call('LLEN', queue), 1)
+    return 2 * next_fence() + some(call('LLEN', queue))
   end
   local remaining = call('PTTL', owner)
   local process, number = parts_of(current)
@@ -70,32 +77,41 @@ local function acquire(owner, queue, token, may_queue)
   return -(4 + 2 * remaining + (process and 0 or 1))
 end
 
--- 2: it had the lock, which is free or granted to the next now. 1: it had not.
-local function release(owner, queue, token)
-  if call('GET', owner) ~= token then
-    call('LREM', queue, 0, token)
-    return 1
-  end
-  local waiting = call('LPOP', queue)
-  while waiting do
-    local granted = redis.pcall('SET', owner, waiting, 'PX', grant_ttl)
-    if granted.err then
-      break -- Out of memory: free it, and let the next one ask.
-    end
-    local process, number = parts_of(waiting)
-    if process and tell(process, 'g' .. number .. ':' .. owner) then
-      -- That process may have stopped without a word: the next in line is to look when the grant must have expired.
-      local after = call('LINDEX', queue, 0)
-      local next_process, next_number = parts_of(after or '')
-      if next_process then
-        tell(next_process, 'n' .. next_number .. ':' .. owner)
+-- Gives the lock to the first in the queue whose process is there. Returns whether there was one.
+local function grant(owner, queue)
+  local token = call('LPOP', queue)
+  while token do
+    local process, number = parts_of(token)
+    if process and is_there(process) then
+      local fence = next_fence()
+      if redis.pcall('SET', owner, token, 'PX', grant_ttl).err then
+        return false -- Out of memory: the lock is freed, and the next one asks for it.
       end
-      return 2
+      tell(process, string.format('g%s:%.0f:%d:%s', number, fence, some(call('LLEN', queue)), owner))
+      return true
     end
-    waiting = call('LPOP', queue)
+    token = call('LPOP', queue)
   end
-  call('DEL', owner)
-  return 2
+  return false
+end
+
+-- 1, + 1 if the token had the lock, + 2 if the lock went to the next.
+local function release(owner, queue, token)
+  local current = call('GET', owner)
+  if current ~= token then
+    call('LREM', queue, 0, token)
+    if current then
+      return 1
+    end
+  end
+  local reply = current and 2 or 1
+  if grant(owner, queue) then
+    return reply + 2
+  end
+  if current then
+    call('DEL', owner)
+  end
+  return reply
 end
 
 -- 2: renewed. 3: renewed, and processes wait. 1: it is not this token's.
@@ -105,7 +121,7 @@ local function renew(owner, queue, token)
   end
   call('PEXPIRE', owner, ttl)
   call('GET', owner) -- Read last, so that the server tells when somebody else changes it.
-  return 2 + math.min(call('LLEN', queue), 1)
+  return 2 + some(call('LLEN', queue))
 end
 
 local function carry_out(operation, owner, queue, token)

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use super::waiters::Waiters;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::store::{Answer, Command, Failure, Notice, Outcome};
+use crate::store::{Answer, Command, Failure, Granted, Notice, Outcome};
 
 /// How many fencing tokens one fence of the store stands for: one for each hand-off in this process.
 pub(crate) const HANDOFFS_PER_FENCE: u64 = 1 << 10;
@@ -39,14 +39,14 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    /// How long a lease is trusted, counted from before its command was sent.
+    /// How long a lease with that time to live is trusted, counted from before the store gave it.
     ///
     /// Less than the time to live by the rate at which two clocks may drift apart (1 % and 2 ms, the figures of
     /// the Redlock description) and by the time that the signal of a loss may take to be acted upon.
-    pub(crate) fn trust(&self) -> Duration {
-        let drift = self.ttl / 100 + Duration::from_millis(2);
-        let margin = (self.ttl / 20).min(Duration::from_millis(100));
-        self.ttl - drift - margin
+    pub(crate) fn trust(ttl: Duration) -> Duration {
+        let drift = ttl / 100 + Duration::from_millis(2);
+        let margin = (ttl / 20).min(Duration::from_millis(100));
+        ttl - drift - margin
     }
 
     /// When a fresh lease is looked at for the first time: soon, because from then on the
@@ -55,9 +55,9 @@ impl Rules {
         self.renewal.min(Duration::from_millis(100))
     }
 
-    /// Less trust left than this is not handed on.
-    fn worth_handing_on(&self) -> Duration {
-        self.ttl / 4
+    /// A lease that is trusted for less than this is not given to a request.
+    fn worth_giving(&self) -> Duration {
+        self.grant_ttl / 4
     }
 }
 
@@ -131,6 +131,8 @@ pub enum LostReason {
 pub(crate) struct Slot<W> {
     state: State,
     waiters: Waiters<Waiter<W>>,
+    /// How many of them are not patient.
+    impatient: usize,
 }
 
 #[derive(Debug)]
@@ -223,11 +225,17 @@ impl<W> Default for Slot<W> {
         Self {
             state: State::Idle,
             waiters: Waiters::default(),
+            impatient: 0,
         }
     }
 }
 
 impl<W> Slot<W> {
+    /// Whether the store has a token of this slot in its queue.
+    pub(crate) fn is_queued(&self) -> bool {
+        matches!(self.state, State::Queued { .. })
+    }
+
     /// Whether nothing would be forgotten if this slot were.
     pub(crate) fn is_idle(&self) -> bool {
         matches!(self.state, State::Idle)
@@ -256,6 +264,7 @@ impl<W> Slot<W> {
             });
             return;
         }
+        self.impatient += usize::from(!patient);
         self.waiters.push(number, Waiter { handle, patient });
         if matches!(self.state, State::Idle) {
             self.ask(Question::new(env.next_id(), patient), effects);
@@ -264,7 +273,11 @@ impl<W> Slot<W> {
 
     /// A request no longer wants the lock, and did not get it.
     pub(crate) fn cancel(&mut self, number: u64, effects: &mut Effects<W>) {
-        if self.waiters.remove(number).is_none() || !self.waiters.is_empty() {
+        let Some(waiter) = self.waiters.remove(number) else {
+            return;
+        };
+        self.impatient -= usize::from(!waiter.patient);
+        if !self.waiters.is_empty() {
             return;
         }
         if let Some(token) = self.asked_for() {
@@ -346,28 +359,15 @@ impl<W> Slot<W> {
                 fence,
                 wanted: more,
             }) => {
-                let trusted_until = outcome.sent_at + env.rules.trust();
+                let trusted_until = outcome.sent_at + Rules::trust(env.rules.ttl);
                 if trusted_until <= env.now {
                     // The answer came too late to be of use.
                     effects.push(release(token));
                     self.fail(&Error::of(ErrorKind::Unavailable), effects);
                     return;
                 }
-                let fencing_token = fence * HANDOFFS_PER_FENCE;
-                let held = Held {
-                    token,
-                    lease: env.next_id(),
-                    fencing_token,
-                    last_fencing_token: fencing_token + HANDOFFS_PER_FENCE - 1,
-                    trusted_until,
-                    limit: env.now + env.rules.max_hold,
-                    renew_at: outcome.sent_at + env.rules.first_check(),
-                    renewing: false,
-                    wanted: (wanted || more).then(|| Burst::begin(env)),
-                };
-                let grant = held.grant();
-                self.state = State::Held(held);
-                self.grant_first(grant, effects);
+                let wanted = wanted || more;
+                self.hold(env, token, fence, trusted_until, wanted, effects);
                 self.reject_impatient(effects);
             }
             Ok(Answer::Held { remaining, foreign }) => {
@@ -398,6 +398,50 @@ impl<W> Slot<W> {
         }
     }
 
+    /// The lock is ours: the first waiter gets it.
+    fn hold(
+        &mut self,
+        env: &Env<'_>,
+        token: u64,
+        fence: u64,
+        trusted_until: Time,
+        wanted: bool,
+        effects: &mut Effects<W>,
+    ) {
+        let fencing_token = fence * HANDOFFS_PER_FENCE;
+        let trusted_for = trusted_until.since(env.now);
+        let held = Held {
+            token,
+            lease: env.next_id(),
+            fencing_token,
+            last_fencing_token: fencing_token + HANDOFFS_PER_FENCE - 1,
+            trusted_until,
+            limit: env.now + env.rules.max_hold,
+            renew_at: env.now + env.rules.first_check().min(trusted_for / 2),
+            renewing: false,
+            wanted: wanted.then(|| Burst::begin(env)),
+        };
+        let grant = held.grant();
+        self.state = State::Held(held);
+        self.grant_first(grant, effects);
+    }
+
+    /// The store gave the lock to the token that waits there.
+    fn granted(&mut self, env: &Env<'_>, granted: Granted, effects: &mut Effects<W>) {
+        let Granted {
+            token,
+            fence,
+            wanted,
+            after,
+        } = granted;
+        let trusted_until = after.map(|after| after + Rules::trust(env.rules.grant_ttl));
+        match trusted_until.filter(|until| *until > env.now + env.rules.worth_giving()) {
+            Some(until) => self.hold(env, token, fence, until, wanted, effects),
+            // It may have run out by now.
+            None => self.ask(Question::again(token, false), effects),
+        }
+    }
+
     fn renew_answered(
         &mut self,
         env: &Env<'_>,
@@ -418,7 +462,9 @@ impl<W> Slot<W> {
                 self.lose(env, LostReason::Expired, effects);
             }
             Ok(Answer::Renewed { wanted }) => {
-                held.trusted_until = held.trusted_until.max(outcome.sent_at + env.rules.trust());
+                held.trusted_until = held
+                    .trusted_until
+                    .max(outcome.sent_at + Rules::trust(env.rules.ttl));
                 held.renew_at = outcome.sent_at + env.rules.renewal;
                 if wanted {
                     held.wanted.get_or_insert_with(|| Burst::begin(env));
@@ -442,22 +488,22 @@ impl<W> Slot<W> {
             (State::Held(held), Notice::Changed) if !held.renewing => held.renew(effects),
             (_, Notice::Changed) => {}
 
-            (State::Queued { token, poll_at }, Notice::Next { token: next }) if *token == next => {
-                let expired = env.now + env.rules.grant_ttl + Duration::from_millis(1);
-                *poll_at = expired.min(*poll_at);
+            (&mut State::Queued { token, .. }, Notice::Granted(granted))
+                if token == granted.token =>
+            {
+                self.granted(env, granted, effects);
             }
-            (_, Notice::Next { .. }) => {}
-
-            (
-                &mut State::Queued { token, .. },
-                Notice::Granted { token: owner } | Notice::Wanted { token: owner },
-            ) if token == owner => self.ask(Question::again(token, false), effects),
+            (&mut State::Queued { token, .. }, Notice::Wanted { token: owner })
+                if token == owner =>
+            {
+                self.ask(Question::again(token, false), effects);
+            }
             (
                 State::Asking {
                     question, hinted, ..
                 },
-                Notice::Granted { token },
-            ) if question.token == token => {
+                Notice::Granted(granted),
+            ) if question.token == granted.token => {
                 *hinted = true;
             }
             (
@@ -472,10 +518,10 @@ impl<W> Slot<W> {
                 held.wanted.get_or_insert_with(|| Burst::begin(env));
             }
             // Its lock is known already.
-            (State::Held(held), Notice::Granted { token }) if held.token == token => {}
+            (State::Held(held), Notice::Granted(granted)) if held.token == granted.token => {}
             // Nobody here has that lock or waits for it: a grant that comes too late, or a command that was carried out
             // after its own release, on a connection that broke. It goes to the next.
-            (_, Notice::Granted { token } | Notice::Wanted { token }) => {
+            (_, Notice::Granted(Granted { token, .. }) | Notice::Wanted { token }) => {
                 let wanted = true;
                 effects.push(Effect::Send(Command::Release { token, wanted }));
             }
@@ -533,6 +579,7 @@ impl<W> Slot<W> {
     /// Answers every waiter with the same error; a holder stays.
     pub(crate) fn reject_all(&mut self, error: &Error, effects: &mut Effects<W>) {
         let waiters = self.waiters.take_if(|_| true);
+        self.impatient = 0;
         effects.extend(waiters.into_iter().map(|waiter| Effect::Reject {
             waiter: waiter.handle,
             error: error.clone(),
@@ -584,6 +631,7 @@ impl<W> Slot<W> {
             .waiters
             .pop()
             .expect("the last waiter's cancellation ends every question");
+        self.impatient -= usize::from(!first.patient);
         effects.push(Effect::Grant {
             waiter: first.handle,
             grant,
@@ -591,6 +639,9 @@ impl<W> Slot<W> {
     }
 
     fn reject_impatient(&mut self, effects: &mut Effects<W>) {
+        if std::mem::take(&mut self.impatient) == 0 {
+            return;
+        }
         let impatient = self.waiters.take_if(|waiter| !waiter.patient);
         effects.extend(impatient.into_iter().map(|waiter| Effect::Reject {
             waiter: waiter.handle,
@@ -608,7 +659,7 @@ pub(super) fn release<W>(token: u64) -> Effect<W> {
 impl Held {
     fn may_hand_on(&self, env: &Env<'_>) -> bool {
         self.fencing_token < self.last_fencing_token
-            && self.trusted_until > env.now + env.rules.worth_handing_on()
+            && self.trusted_until > env.now + env.rules.worth_giving()
             && self
                 .wanted
                 .is_none_or(|burst| burst.left > 0 && env.now < burst.ends)

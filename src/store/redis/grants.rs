@@ -1,0 +1,73 @@
+//! [`Grants`]: locks that this process passed on to another.
+//!
+//! The process that got one may have stopped without a word, and Redis tells nobody that its grant has expired.
+//! So whoever passed the lock on looks after it, once the grant must have expired: by releasing it
+//! once more, which gives a lock that is free to the next in the queue.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::clock::Time;
+use crate::key::LockKey;
+
+#[derive(Debug, Default)]
+pub(super) struct Grants {
+    /// For each key, the token that had it last, and when the last grant must have expired.
+    last: HashMap<LockKey, (u64, Time)>,
+    /// When to look at which key: each stands here once, and the times rise.
+    order: VecDeque<(Time, LockKey)>,
+}
+
+impl Grants {
+    /// A lock that this token had was passed on. Of several for one key, only the last one matters.
+    pub(super) fn passed_on(&mut self, key: LockKey, token: u64, expires: Time) {
+        if self.last.insert(key.clone(), (token, expires)).is_none() {
+            self.order.push_back((expires, key));
+        }
+    }
+
+    /// When the next one is to be looked at.
+    pub(super) fn next(&self) -> Option<Time> {
+        self.order.front().map(|(at, _)| *at)
+    }
+
+    /// Takes one whose grant must have expired by now.
+    pub(super) fn expired(&mut self, now: Time) -> Option<(LockKey, u64)> {
+        while self.next().is_some_and(|at| at <= now) {
+            let (_, key) = self.order.pop_front()?;
+            let (token, expires) = self.last[&key];
+            if expires <= now {
+                self.last.remove(&key);
+                return Some((key, token));
+            }
+            self.order.push_back((expires, key));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> LockKey {
+        LockKey::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_lock_that_was_passed_on_is_looked_at_once_when_the_last_grant_must_have_expired() {
+        let at = Time::from_nanos;
+        let mut grants = Grants::default();
+        grants.passed_on(key("a"), 1, at(10));
+        grants.passed_on(key("b"), 2, at(11));
+        grants.passed_on(key("a"), 3, at(15));
+        assert_eq!(grants.next(), Some(at(10)));
+        assert_eq!(grants.expired(at(9)), None);
+        assert_eq!(grants.expired(at(12)), Some((key("b"), 2)));
+        assert_eq!(grants.expired(at(12)), None);
+        assert_eq!(grants.next(), Some(at(15)));
+        assert_eq!(grants.expired(at(20)), Some((key("a"), 3)));
+        assert_eq!(grants.expired(at(30)), None);
+        assert_eq!(grants.next(), None);
+        assert!(grants.last.is_empty());
+    }
+}

@@ -1,0 +1,99 @@
+//! What the server sends unasked.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use redis::aio::PubSub;
+use redis::{Msg, PushInfo, PushKind, Value};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::timeout;
+
+use crate::clock::Time;
+
+#[derive(Debug)]
+pub(super) enum Push {
+    /// A message came into the inbox, and was sent after that time, if that can be told.
+    Message {
+        payload: Vec<u8>,
+        after: Option<Time>,
+    },
+    /// Somebody changed these keys.
+    Changed(Vec<Value>),
+    /// The whole database was flushed, or Redis forgets what it watched.
+    AllChanged,
+    Closed,
+}
+
+/// When the newest of the commands was sent whose reply has been seen.
+///
+/// On one connection, replies and pushes come in the order in which the server produced them. What is
+/// pushed after that reply was therefore produced after that time.
+#[derive(Clone, Debug)]
+pub(super) struct Observed(Arc<AtomicU64>);
+
+impl Observed {
+    /// To be called before the connection is made: all that it brings is newer.
+    pub(super) fn now() -> Self {
+        Self(Arc::new(AtomicU64::new(Time::now().as_nanos())))
+    }
+
+    /// The reply to a command that was sent at that time is here.
+    pub(super) fn reply_to(&self, sent_at: Time) {
+        self.0.fetch_max(sent_at.as_nanos(), Ordering::AcqRel);
+    }
+
+    fn get(&self) -> Time {
+        Time::from_nanos(self.0.load(Ordering::Acquire))
+    }
+}
+
+/// Passes on what comes between the replies. To be called as it comes, and not when a task gets around to it: by then,
+/// newer replies may have been seen.
+pub(super) fn forward(
+    pushes: UnboundedSender<Push>,
+    observed: Observed,
+) -> impl Fn(PushInfo) -> Result<(), ()> {
+    move |push| match read(push, observed.get()) {
+        Some(push) => pushes.send(push).map_err(|_| ()),
+        None => Ok(()),
+    }
+}
+
+fn read(push: PushInfo, after: Time) -> Option<Push> {
+    let mut data = push.data.into_iter();
+    match (push.kind, data.next(), data.next()) {
+        (PushKind::Message, Some(_), Some(Value::BulkString(payload))) => Some(Push::Message {
+            payload,
+            after: Some(after),
+        }),
+        (PushKind::Invalidate, Some(Value::Array(keys)), _) => Some(Push::Changed(keys)),
+        (PushKind::Invalidate, ..) => Some(Push::AllChanged),
+        (PushKind::Disconnection, ..) => Some(Push::Closed),
+        _ => None,
+    }
+}
+
+/// Passes on what comes into the inbox on a connection of its own, until that fails or nobody listens any more. It says
+/// nothing about the order of messages and replies.
+pub(super) async fn listen(inbox: PubSub, pushes: UnboundedSender<Push>, limit: Duration) {
+    let (mut sink, mut messages) = inbox.split();
+    let mut heartbeat = tokio::time::interval(limit.max(Duration::from_secs(1)));
+    loop {
+        tokio::select! {
+            message = messages.next() => match message.as_ref().map(Msg::get_payload_bytes) {
+                Some(payload) => {
+                    let payload = payload.to_vec();
+                    let _ = pushes.send(Push::Message { payload, after: None });
+                }
+                None => return,
+            },
+            _ = heartbeat.tick() => match timeout(limit, sink.ping::<Value>()).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) | Err(_) => return,
+            },
+            () = pushes.closed() => return,
+        }
+    }
+}
