@@ -4,6 +4,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -132,12 +133,13 @@ where
         config: Arc<Config>,
         protocol: Protocol,
         key: LockKey,
+        wait: Option<Duration>,
         service: S,
         request: Request<B>,
     ) -> Self {
         let taking = Arc::clone(&config);
         let state = State::Locking {
-            taking: Box::pin(async move { taking.locks.take(key, taking.wait).await }),
+            taking: Box::pin(async move { taking.locks.take(key, wait).await }),
             call: Some((service, request)),
         };
         Self::new(config, protocol, state)

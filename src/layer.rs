@@ -184,6 +184,8 @@ impl DistributedLockLayer {
 
     /// How long a request waits for its turn before it is answered with 409. Default: not at all.
     ///
+    /// A gRPC call whose header `grpc-timeout` is shorter waits no longer than that.
+    ///
     /// # Panics
     ///
     /// If `wait` is zero (leave it out instead) or longer than a day.

@@ -74,6 +74,7 @@ mod clock;
 mod detach;
 mod error;
 mod future;
+mod grpc;
 mod guard;
 pub mod key;
 mod layer;

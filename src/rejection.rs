@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 
 use crate::error::ErrorKind;
 
@@ -134,18 +134,4 @@ impl From<ErrorKind> for RejectionKind {
             ErrorKind::Unavailable | ErrorKind::Closed | ErrorKind::Config => Self::Unavailable,
         }
     }
-}
-
-/// `application/grpc`, and with a suffix or parameters. Not gRPC-Web, whose clients read HTTP statuses.
-pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    const GRPC: &[u8] = b"application/grpc";
-    headers.get(CONTENT_TYPE).is_some_and(|value| {
-        value
-            .as_bytes()
-            .split_at_checked(GRPC.len())
-            .is_some_and(|(name, rest)| {
-                name.eq_ignore_ascii_case(GRPC)
-                    && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
-            })
-    })
 }

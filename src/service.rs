@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
@@ -12,10 +13,11 @@ use tower::{BoxError, Service};
 
 use crate::body::ResponseBody;
 use crate::future::ResponseFuture;
+use crate::grpc;
 use crate::guard::Lease;
 use crate::key::LockKey;
 use crate::layer::Config;
-use crate::rejection::{Rejection, RejectionKind, is_grpc};
+use crate::rejection::{Rejection, RejectionKind};
 
 /// Runs every request of the service inside under a lock. Made by a [`DistributedLockLayer`](crate::DistributedLockLayer).
 ///
@@ -54,9 +56,15 @@ pub(crate) struct Protocol {
 impl Protocol {
     fn of(request: &Parts) -> Self {
         Self {
-            is_grpc: is_grpc(&request.headers),
+            is_grpc: grpc::is_grpc(&request.headers),
             is_http1: request.version <= Version::HTTP_11,
         }
+    }
+
+    /// How long the request is to wait, if at all: no longer than its client does.
+    fn wait(self, configured: Option<Duration>, request: &Parts) -> Option<Duration> {
+        let deadline = self.is_grpc.then(|| grpc::timeout(&request.headers));
+        configured.map(|wait| wait.min(deadline.flatten().unwrap_or(wait)))
     }
 
     pub(crate) fn reject(self, kind: RejectionKind) -> Rejection {
@@ -110,8 +118,9 @@ where
                 ResponseFuture::rejected(config, protocol, RejectionKind::Lost)
             }
             (Some(key), None) => {
+                let wait = protocol.wait(config.wait, &parts);
                 let request = Request::from_parts(parts, body);
-                ResponseFuture::locking(config, protocol, key, ready, request)
+                ResponseFuture::locking(config, protocol, key, wait, ready, request)
             }
             (None, _) | (Some(_), Some(_)) => {
                 let inner = ready.call(Request::from_parts(parts, body));

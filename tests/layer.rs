@@ -440,6 +440,39 @@ async fn a_request_that_does_not_run_gets_a_problem_that_never_shows_the_key() {
 }
 
 #[tokio::test]
+async fn a_grpc_call_waits_no_longer_than_its_client() {
+    let locks = LockManager::in_memory();
+    let _guard = locks.try_acquire("a").await.unwrap();
+    let call = |timeout: &'static str, content_type| {
+        let mut request = grpc_request(content_type);
+        let headers = request.headers_mut();
+        headers.insert("grpc-timeout", timeout.parse().unwrap());
+        let mut service = on(&locks, "a")
+            .wait(WAIT)
+            .layer_on(service_fn(async |_: Request| done()));
+        let mut response = Box::pin(service.call(request));
+        async move {
+            assert!(poll!(&mut response).is_pending());
+            response.await
+        }
+    };
+    let response = soon("an answer", call("20m", "application/grpc"))
+        .await
+        .unwrap();
+    assert_eq!(response.headers()["grpc-status"], "10");
+    // A longer one changes nothing, nor one that makes no sense, nor one of a request that is no gRPC.
+    for (timeout, content_type) in [
+        ("20H", "application/grpc"),
+        ("soon", "application/grpc"),
+        ("20m", "application/json"),
+    ] {
+        let waiting = call(timeout, content_type);
+        let result = tokio::time::timeout(Duration::from_millis(60), waiting).await;
+        assert!(result.is_err(), "{timeout} {content_type}");
+    }
+}
+
+#[tokio::test]
 async fn a_grpc_call_that_does_not_run_gets_a_status_in_headers_alone() {
     for (kind, code) in [
         (RejectionKind::Held, 10),

@@ -20,7 +20,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tower_distributed_lock::{LockGuard, LockManager};
 
 const URL: &str = "TOWER_DISTRIBUTED_LOCK_TEST_URL";
@@ -40,7 +40,8 @@ tests! {
     a_holder_that_was_frozen_beyond_its_ttl_knows_that_it_lost_the_lock
     processes_in_competition_lose_no_update_and_each_has_a_share
     a_waiting_process_that_was_killed_is_passed_over_at_once
-    a_waiting_process_that_is_frozen_does_not_keep_the_lock_from_the_others
+    waiting_processes_that_are_frozen_do_not_keep_the_lock_from_the_others
+    processes_killed_and_frozen_at_random_lose_no_update
     a_process_that_ends_right_after_close_leaves_no_lock
     a_process_that_drops_its_runtime_and_lives_on_leaves_no_lock
 }
@@ -141,6 +142,8 @@ async fn obey(
     mut commands: mpsc::UnboundedReceiver<String>,
 ) -> End {
     let mut held: Option<LockGuard> = None;
+    let calm = watch::Sender::new(false);
+    let mut storming = Vec::new();
     loop {
         let line = commands.recv().await.unwrap();
         let mut words = line.split(' ');
@@ -167,6 +170,24 @@ async fn obey(
                 let tasks = words.next().unwrap().parse().unwrap();
                 let total = words.next().unwrap().parse().unwrap();
                 say(&compete(&locks, redis, tasks, total).await.to_string());
+            }
+            "storm" => {
+                let tasks = (0..16).map(|_| {
+                    let (locks, redis) = (locks.clone(), redis.clone());
+                    tokio::spawn(storm(locks, redis, calm.subscribe()))
+                });
+                storming.extend(tasks);
+                say("storming");
+            }
+            "calm" => {
+                calm.send_replace(true);
+                let (mut served, mut refused) = (0, 0);
+                for task in storming.drain(..) {
+                    let counts = task.await.unwrap();
+                    served += counts.0;
+                    refused += counts.1;
+                }
+                say(&format!("{served} {refused}"));
             }
             "close" => {
                 drop(held);
@@ -211,6 +232,56 @@ async fn compete(
     share
 }
 
+/// Reads and writes under the lock, in two steps, until there is calm. The storage refuses tokens that are older
+/// than one it has seen. Returns how often it was served, and how often refused.
+async fn storm(
+    locks: LockManager,
+    mut redis: MultiplexedConnection,
+    calm: watch::Receiver<bool>,
+) -> (u64, u64) {
+    let read = redis::Script::new(
+        "local seen = tonumber(redis.call('HGET', KEYS[1], 'fence') or 0)
+         if tonumber(ARGV[1]) < seen then return -1 end
+         redis.call('HSET', KEYS[1], 'fence', ARGV[1])
+         return tonumber(redis.call('HGET', KEYS[1], 'number') or 0)",
+    );
+    let write = redis::Script::new(
+        "if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then return -1 end
+         redis.call('RPUSH', KEYS[2], ARGV[2] .. ' ' .. ARGV[1])
+         return redis.call('HSET', KEYS[1], 'number', ARGV[2])",
+    );
+    let (mut served, mut refused) = (0, 0);
+    while !*calm.borrow() {
+        // It may have been frozen while it waited.
+        let Ok(guard) = locks.acquire("a", PATIENCE * 3).await else {
+            continue;
+        };
+        let fence = guard.fencing_token();
+        let call = read
+            .key("storage")
+            .arg(fence)
+            .invoke_async(&mut redis)
+            .await;
+        let number: i64 = call.unwrap();
+        let mut written = -1;
+        if number >= 0 {
+            let mut call = write.key("storage");
+            let call = call.key("log").arg(fence).arg(number + 1);
+            written = call.invoke_async(&mut redis).await.unwrap();
+        }
+        if written < 0 {
+            assert!(
+                !guard.lease().is_held(),
+                "refused, and not told of the loss"
+            );
+            refused += 1;
+        } else {
+            served += 1;
+        }
+    }
+    (served, refused)
+}
+
 // ---- The test's side.
 
 /// A process of its own, killed with this value.
@@ -238,6 +309,12 @@ impl Worker {
             child,
         };
         assert_eq!(worker.answer().await, "ready");
+        worker
+    }
+
+    async fn storming(server: &RedisServer, ttl_ms: u64) -> Self {
+        let mut worker = Self::start(server, ttl_ms).await;
+        assert_eq!(worker.ask("storm").await, "storming");
         worker
     }
 
@@ -446,28 +523,112 @@ async fn a_waiting_process_that_was_killed_is_passed_over_at_once() {
     eventually_no_trace(&redis).await;
 }
 
-async fn a_waiting_process_that_is_frozen_does_not_keep_the_lock_from_the_others() {
+async fn waiting_processes_that_are_frozen_do_not_keep_the_lock_from_the_others() {
     let server = RedisServer::start().await;
     let redis = server.client().await;
     let locks = minute().connect(&server.url()).await.unwrap();
     let guard = locks.try_acquire("a").await.unwrap();
-    let mut frozen = Worker::start(&server, MINUTE).await;
-    frozen.tell("acquire").await;
-    waits(&redis, 1).await;
-    let mut next = Worker::start(&server, MINUTE).await;
-    next.tell("acquire").await;
-    waits(&redis, 2).await;
-
-    frozen.freeze().await;
+    let mut workers = Vec::new();
+    for waiting in 1..=3 {
+        let mut worker = Worker::start(&server, MINUTE).await;
+        worker.tell("acquire").await;
+        waits(&redis, waiting).await;
+        workers.push(worker);
+    }
+    let mut next = workers.pop().unwrap();
+    for frozen in &workers {
+        frozen.freeze().await;
+    }
     guard.release().await.unwrap();
-    // The lock is granted to the frozen one first, for two seconds.
+    // The lock is granted to each of the frozen ones first, for two seconds.
+    let started = Instant::now();
     let token = next.acquired().await;
-    frozen.signal("-CONT");
+    println!("served after {:?}", started.elapsed());
+    for frozen in &workers {
+        frozen.signal("-CONT");
+    }
     assert_eq!(next.ask("look").await, "held: true, lost: false");
     assert_eq!(next.ask("release").await, "ok");
-    assert!(frozen.acquired().await > token);
-    assert_eq!(frozen.ask("release").await, "ok");
+    for frozen in &mut workers {
+        assert!(frozen.acquired().await > token);
+        assert_eq!(frozen.ask("release").await, "ok");
+    }
     eventually_no_trace(&redis).await;
+}
+
+/// Real processes in competition, with a storage that knows the fencing tokens. A lost update would be a number that
+/// was written twice.
+async fn processes_killed_and_frozen_at_random_lose_no_update() {
+    const TTL: u64 = 600;
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let mut workers = Vec::new();
+    for _ in 0..4 {
+        workers.push(Worker::storming(&server, TTL).await);
+    }
+    let seed = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_nanos() as u64;
+    println!("seed {seed}");
+    let mut random = Random(seed);
+    for _ in 0..12 {
+        let count = written(&redis).await.len();
+        eventually("they go on", || async {
+            written(&redis).await.len() > count + 50
+        })
+        .await;
+        let victim = random.below(4);
+        if random.below(3) == 0 {
+            workers[victim].kill().await;
+            workers[victim] = Worker::storming(&server, TTL).await;
+        } else {
+            workers[victim].freeze().await;
+            // That is the fault itself: up to twice the time to live.
+            tokio::time::sleep(Duration::from_millis(random.below(2 * TTL as usize) as u64)).await;
+            workers[victim].signal("-CONT");
+        }
+    }
+    let mut served = Vec::new();
+    for worker in &mut workers {
+        served.push(worker.ask("calm").await);
+    }
+    let log = written(&redis).await;
+    println!("{} updates; served and refused: {served:?}", log.len());
+    let numbers: Vec<u64> = log.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, (1..=log.len() as u64).collect::<Vec<_>>());
+    assert!(log.is_sorted_by(|(_, one), (_, next)| one < next), "fences");
+    // None starved, not even one that was frozen.
+    assert!(
+        served.iter().all(|served| !served.starts_with("0 ")),
+        "{served:?}"
+    );
+    run(&redis, "DEL storage log").await;
+    eventually_no_trace(&redis).await;
+}
+
+/// What the storage was told: numbers, and the fencing tokens that they came with.
+async fn written(redis: &MultiplexedConnection) -> Vec<(u64, u64)> {
+    let log: Vec<String> = redis::from_redis_value(run(redis, "LRANGE log 0 -1").await).unwrap();
+    log.iter()
+        .map(|entry| {
+            let (number, fence) = entry.split_once(' ').unwrap();
+            (number.parse().unwrap(), fence.parse().unwrap())
+        })
+        .collect()
+}
+
+/// Numbers that look random: a linear congruential generator (Knuth's constants).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % limit
+    }
 }
 
 async fn a_process_that_ends_right_after_close_leaves_no_lock() {

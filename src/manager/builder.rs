@@ -115,7 +115,7 @@ impl LockManagerBuilder {
         self
     }
 
-    /// How many requests of this process may wait for a lock, all locks together. More are
+    /// How many requests of this process may wait, for all locks together. More are
     /// [refused](ErrorKind::QueueFull). A waiter takes about FIXME KiB of memory, beside the request itself.
     pub fn max_waiters(mut self, max_waiters: usize) -> Self {
         self.max_waiters = max_waiters;

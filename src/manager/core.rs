@@ -11,7 +11,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 
-use super::slot::{self, Effect, Effects, Env, LostReason, Rules, Slot};
+use super::slot::{self, Effect, Effects, Env, LostReason, Rules, Slot, Waiting};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Lease, LockGuard};
@@ -31,9 +31,9 @@ pub(crate) struct Core {
     hasher: RandomState,
     /// Numbers for tokens, leases and waiters, each used once.
     ids: AtomicU64,
-    /// Requests that may wait, and have no answer yet.
+    /// Requests that wait.
     waiting: AtomicUsize,
-    /// How many there may be.
+    /// How many may.
     max_waiters: usize,
     /// Keys that are in a queue of the store.
     queued: AtomicUsize,
@@ -64,16 +64,12 @@ pub(super) struct Request<'a> {
     core: &'a Arc<Core>,
     key: &'a LockKey,
     number: u64,
-    patient: bool,
     pub(super) answer: oneshot::Receiver<Answer>,
     pub(super) is_answered: bool,
 }
 
 impl Drop for Request<'_> {
     fn drop(&mut self) {
-        if self.patient {
-            self.core.waiting.fetch_sub(1, Ordering::Relaxed);
-        }
         if !self.is_answered {
             let number = self.number;
             self.core.with_slot(self.key, None, |slot, _, effects| {
@@ -119,10 +115,6 @@ impl Core {
         if self.is_closed.load(Ordering::Acquire) {
             return Err(Error::of(ErrorKind::Closed));
         }
-        if patient && self.waiting.fetch_add(1, Ordering::Relaxed) >= self.max_waiters {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err(Error::of(ErrorKind::QueueFull));
-        }
         let (reply, answer) = oneshot::channel();
         let number = self.with_slot(key, None, |slot, env, effects| {
             let number = env.ids.fetch_add(1, Ordering::Relaxed);
@@ -134,7 +126,6 @@ impl Core {
             core: self,
             key,
             number,
-            patient,
             answer,
             is_answered: false,
         })
@@ -167,14 +158,15 @@ impl Core {
             now: Time::now(),
             rules: &self.rules,
             ids: &self.ids,
+            has_room: self.waiting.load(Ordering::Relaxed) < self.max_waiters,
         };
         let mut answers = SmallVec::<[(Waiter, Result<Lease, Error>); 1]>::new();
         let mut effects = Effects::new();
         let mut shard = self.shard(key);
-        let mut was_queued = false;
+        let mut before = Waiting::default();
         let result = match shard.get_mut(key) {
             Some(entry) => {
-                was_queued = entry.slot.is_queued();
+                before = entry.slot.waiting();
                 event(&mut entry.slot, &env, &mut effects)
             }
             None => {
@@ -225,15 +217,9 @@ impl Core {
                     }
                 }
             }
-            match (was_queued, entry.slot.is_queued()) {
-                (false, true) => {
-                    self.queued.fetch_add(1, Ordering::Relaxed);
-                }
-                (true, false) => {
-                    self.queued.fetch_sub(1, Ordering::Relaxed);
-                }
-                _ => {}
-            }
+            let after = entry.slot.waiting();
+            count(&self.waiting, before.requests, after.requests);
+            count(&self.queued, before.in_store.into(), after.in_store.into());
             if let Some(at) = entry.slot.next_tick() {
                 self.look_by(at);
             }
@@ -320,6 +306,14 @@ impl Core {
 
 fn lock(shard: &Shard) -> MutexGuard<'_, HashMap<LockKey, Entry>> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn count(total: &AtomicUsize, before: usize, after: usize) {
+    if after > before {
+        total.fetch_add(after - before, Ordering::Relaxed);
+    } else if after < before {
+        total.fetch_sub(before - after, Ordering::Relaxed);
+    }
 }
 
 /// What the store calls.

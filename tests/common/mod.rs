@@ -27,6 +27,19 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Stands for a free port in the arguments of [`RedisServer::start_with`].
 pub const FREE_PORT: &str = "<a free port>";
 
+/// Set in the environment, it has every server of the tests refuse RESP3.
+const RESP2: &str = "TOWER_DISTRIBUTED_LOCK_TEST_RESP2";
+
+/// Whether servers push what concerns a connection between its replies.
+pub fn has_resp3() -> bool {
+    std::env::var_os(RESP2).is_none()
+}
+
+/// How many connections a manager has.
+pub fn connections_per_manager() -> usize {
+    if has_resp3() { 1 } else { 2 }
+}
+
 /// A redis-server of its own, on a free port, that ends with this value, or with the test's process.
 pub struct RedisServer {
     child: Child,
@@ -50,8 +63,13 @@ impl RedisServer {
         // Another process may take a port between our look and the server's start: then it ends, and we try again.
         for _ in 0..10 {
             let port = free_port();
+            let resp2: &[&str] = match has_resp3() {
+                true => &[],
+                false => &["--rename-command", "HELLO", "NO-HELLO"],
+            };
             let args: Vec<String> = args
                 .iter()
+                .chain(resp2)
                 .map(|arg| match *arg {
                     FREE_PORT => free_port().to_string(),
                     arg => arg.to_owned(),

@@ -5,7 +5,7 @@ import sys
 import redis
 from redis.lock import Lock
 
-client = redis.Redis(port=int(sys.argv[1]))
+client = redis.Redis(port=int(sys.argv[1]), protocol=2)
 lock = None
 print("ready", flush=True)
 for line in sys.stdin:

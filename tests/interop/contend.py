@@ -12,7 +12,7 @@ failed = []
 
 def count_up():
     try:
-        client = redis.Redis(port=int(port))
+        client = redis.Redis(port=int(port), protocol=2)
         lock = Lock(client, name, timeout=60, sleep=0.01)
         for _ in range(int(rounds)):
             with lock:

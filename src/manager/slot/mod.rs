@@ -67,6 +67,16 @@ pub(crate) struct Env<'a> {
     pub(crate) rules: &'a Rules,
     /// Source of tokens and lease numbers; never gives the same number twice.
     pub(crate) ids: &'a AtomicU64,
+    /// Whether more requests of this process may wait, whatever their keys.
+    pub(crate) has_room: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Waiting {
+    /// How many requests.
+    pub(crate) requests: usize,
+    /// Whether a token of theirs is in the store's queue.
+    pub(crate) in_store: bool,
 }
 
 impl Env<'_> {
@@ -167,15 +177,26 @@ struct Question {
     queue: bool,
     watch: bool,
     again: bool,
+    /// The lock may well be free: who asks does not wait yet.
+    first: bool,
 }
 
 impl Question {
-    fn new(token: u64, queue: bool) -> Self {
+    fn first(token: u64, queue: bool) -> Self {
         Self {
             token,
             queue,
             watch: false,
             again: false,
+            first: true,
+        }
+    }
+
+    /// For requests that wait already, with a token that the store has not seen yet.
+    fn anew(token: u64) -> Self {
+        Self {
+            first: false,
+            ..Self::first(token, true)
         }
     }
 
@@ -185,6 +206,7 @@ impl Question {
             queue: true,
             watch,
             again: true,
+            first: false,
         }
     }
 }
@@ -231,9 +253,13 @@ impl<W> Default for Slot<W> {
 }
 
 impl<W> Slot<W> {
-    /// Whether the store has a token of this slot in its queue.
-    pub(crate) fn is_queued(&self) -> bool {
-        matches!(self.state, State::Queued { .. })
+    /// Who waits.
+    pub(crate) fn waiting(&self) -> Waiting {
+        let asks = matches!(self.state, State::Asking { question, .. } if question.first);
+        Waiting {
+            requests: self.waiters.len() - usize::from(asks),
+            in_store: matches!(self.state, State::Queued { .. }),
+        }
     }
 
     /// Whether nothing would be forgotten if this slot were.
@@ -252,7 +278,8 @@ impl<W> Slot<W> {
     ) {
         let reject = match self.state {
             State::Held(_) | State::Queued { .. } if !patient => Some(ErrorKind::Held),
-            _ if patient && self.waiters.len() >= env.rules.max_waiters => {
+            State::Idle => None,
+            _ if patient && !(env.has_room && self.waiters.len() < env.rules.max_waiters) => {
                 Some(ErrorKind::QueueFull)
             }
             _ => None,
@@ -267,7 +294,7 @@ impl<W> Slot<W> {
         self.impatient += usize::from(!patient);
         self.waiters.push(number, Waiter { handle, patient });
         if matches!(self.state, State::Idle) {
-            self.ask(Question::new(env.next_id(), patient), effects);
+            self.ask(Question::first(env.next_id(), patient), effects);
         }
     }
 
@@ -312,7 +339,7 @@ impl<W> Slot<W> {
             // Behind the processes that wait, at once if there are none.
             let (token, wanted) = (held.token, true);
             effects.push(Effect::Send(Command::Release { token, wanted }));
-            self.ask(Question::new(env.next_id(), true), effects);
+            self.ask(Question::anew(env.next_id()), effects);
         }
         true
     }
@@ -372,6 +399,9 @@ impl<W> Slot<W> {
             }
             Ok(Answer::Held { remaining, foreign }) => {
                 self.reject_impatient(effects);
+                if question.first && !env.has_room {
+                    self.reject_waiting(&Error::of(ErrorKind::QueueFull), effects);
+                }
                 if self.waiters.is_empty() {
                     self.state = State::Idle;
                     if question.queue {
@@ -578,12 +608,7 @@ impl<W> Slot<W> {
 
     /// Answers every waiter with the same error; a holder stays.
     pub(crate) fn reject_all(&mut self, error: &Error, effects: &mut Effects<W>) {
-        let waiters = self.waiters.take_if(|_| true);
-        self.impatient = 0;
-        effects.extend(waiters.into_iter().map(|waiter| Effect::Reject {
-            waiter: waiter.handle,
-            error: error.clone(),
-        }));
+        self.reject_waiting(error, effects);
         if let Some(token) = self.asked_for() {
             self.state = State::Idle;
             effects.push(release(token));
@@ -622,7 +647,7 @@ impl<W> Slot<W> {
         effects.push(Effect::Lose { reason });
         self.state = State::Idle;
         if !self.waiters.is_empty() {
-            self.ask(Question::new(env.next_id(), true), effects);
+            self.ask(Question::anew(env.next_id()), effects);
         }
     }
 
@@ -636,6 +661,15 @@ impl<W> Slot<W> {
             waiter: first.handle,
             grant,
         });
+    }
+
+    fn reject_waiting(&mut self, error: &Error, effects: &mut Effects<W>) {
+        let waiters = self.waiters.take_if(|_| true);
+        self.impatient = 0;
+        effects.extend(waiters.into_iter().map(|waiter| Effect::Reject {
+            waiter: waiter.handle,
+            error: error.clone(),
+        }));
     }
 
     fn reject_impatient(&mut self, effects: &mut Effects<W>) {

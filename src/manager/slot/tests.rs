@@ -10,6 +10,7 @@ struct Table {
     rules: Rules,
     ids: AtomicU64,
     now: Time,
+    has_room: bool,
 }
 
 impl Table {
@@ -27,6 +28,7 @@ impl Table {
             },
             ids: AtomicU64::new(1),
             now: Time::from_nanos(1_000_000_000),
+            has_room: true,
         }
     }
 
@@ -39,6 +41,7 @@ impl Table {
             now: self.now,
             rules: &self.rules,
             ids: &self.ids,
+            has_room: self.has_room,
         };
         event(&mut self.slot, &env, &mut effects);
         effects.into_iter().map(describe).collect()
@@ -450,6 +453,31 @@ fn the_line_is_bounded() {
         assert!(table.request(waiter, true).is_empty());
     }
     assert_eq!(table.request('e', true), ["reject e QueueFull"]);
+}
+
+#[test]
+fn the_lines_for_all_keys_together_are_bounded() {
+    let mut table = Table::held();
+    table.has_room = false;
+    assert_eq!(table.request('b', true), ["reject b QueueFull"]);
+
+    // Who finds the lock free need not wait.
+    let mut table = Table::new();
+    table.has_room = false;
+    assert_eq!(table.request('a', true), ["acquire 1 queue"]);
+    assert_eq!(table.slot.waiting().requests, 0);
+    let effects = table.acquire_answered(1, Duration::ZERO, HELD);
+    assert_eq!(effects, ["reject a QueueFull", "release 1"]);
+    assert!(table.slot.is_idle());
+
+    // Who waits already stays.
+    let mut table = Table::held();
+    table.request('b', true);
+    table.has_room = false;
+    table.notice(Notice::Wanted { token: 1 });
+    table.pass(Duration::from_secs(1));
+    assert_eq!(table.finish()[1], "acquire 3 queue");
+    assert!(table.acquire_answered(3, Duration::ZERO, HELD).is_empty());
 }
 
 #[test]

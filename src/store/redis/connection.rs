@@ -187,12 +187,15 @@ fn closed() -> RedisError {
 
 /// Whether the server does not know the command `HELLO`, forbids it, or does not know the protocol.
 fn refuses_resp3(error: &RedisError) -> bool {
-    error.kind() == RedisKind::RESP3NotSupported
-        || error.code() == Some("NOPROTO")
-        || error.code() == Some("NOPERM")
-            && error
-                .detail()
-                .is_some_and(|detail| detail.to_lowercase().contains("hello"))
+    let is_about_hello = || {
+        let detail = error.detail().unwrap_or_default();
+        detail.to_ascii_lowercase().contains("hello")
+    };
+    match error.code() {
+        Some("NOPROTO") => true,
+        Some("NOAUTH") => false,
+        _ => error.kind() == RedisKind::RESP3NotSupported || is_about_hello(),
+    }
 }
 
 /// Loads the script, and with RESP3 subscribes to the inbox and has the server watch keys for us.

@@ -1,0 +1,75 @@
+//! What a gRPC request says in its headers, without a gRPC library.
+
+use std::time::Duration;
+
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+
+/// `application/grpc`, and with a suffix or parameters. Not gRPC-Web, whose clients read HTTP statuses.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    headers.get(CONTENT_TYPE).is_some_and(|value| {
+        value
+            .as_bytes()
+            .split_at_checked(GRPC.len())
+            .is_some_and(|(name, rest)| {
+                name.eq_ignore_ascii_case(GRPC)
+                    && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+            })
+    })
+}
+
+/// How much longer the client waits for its answer, from the header `grpc-timeout`: at most eight digits and a unit, as the
+/// [protocol](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md) has it. `None` if there is none, or none that
+/// can be read.
+pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_eight_digits_and_a_unit() {
+        let read = |value: &'static [u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", value.try_into().unwrap());
+            timeout(&headers)
+        };
+        assert_eq!(read(b"250m"), Some(Duration::from_millis(250)));
+        assert_eq!(read(b"99999999n"), Some(Duration::from_nanos(99_999_999)));
+        assert_eq!(
+            read(b"99999999H"),
+            Some(Duration::from_secs(99_999_999 * 3600))
+        );
+        for nonsense in [
+            &b"m"[..],
+            b"",
+            b"250",
+            b"+1S",
+            b"123456789S",
+            b"1d",
+            b"1 S",
+            b"\xff",
+            b"1\xc3\xa9",
+        ] {
+            assert_eq!(read(nonsense), None, "{nonsense:?}");
+        }
+        assert_eq!(timeout(&HeaderMap::new()), None);
+    }
+}
