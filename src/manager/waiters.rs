@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// A queue from whose middle one can leave. Numbers rise with every arrival.
 ///
 /// The first has a place of its own: most keys never have a second, and need no tree.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Waiters<T> {
     first: Option<(u64, T)>,
     /// All behind the first. Empty if there is none.

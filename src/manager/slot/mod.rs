@@ -137,7 +137,7 @@ pub enum LostReason {
     Released,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Slot<W> {
     state: State,
     waiters: Waiters<Waiter<W>>,
@@ -145,13 +145,13 @@ pub(crate) struct Slot<W> {
     impatient: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Waiter<W> {
     handle: W,
     patient: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum State {
     Idle,
     /// An acquire is on its way.
@@ -171,7 +171,7 @@ enum State {
 }
 
 /// See [`Command::Acquire`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Question {
     token: u64,
     queue: bool,
@@ -211,7 +211,7 @@ impl Question {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Held {
     token: u64,
     lease: u64,
@@ -227,7 +227,7 @@ struct Held {
 }
 
 /// The hand-offs that still go before another process.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Burst {
     left: u32,
     ends: Time,
