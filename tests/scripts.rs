@@ -1,0 +1,1179 @@
+//! The lock's script against a model of it: whatever clients do, and in any order, both answer, tell and keep the same.
+
+mod common;
+#[path = "model/redis.rs"]
+mod model;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, RedisServer};
+use model::{Message, Mutation, Owner, Process, Redis, Reply, Rules, Token};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use redis::{Cmd, Connection, ConnectionLike, Value, cmd};
+
+const SCRIPT: &str = include_str!("../src/store/redis/scripts/lock.lua");
+
+// The names that the crate gives to its keys and channels, with the prefix `lock:`.
+const FENCE: &str = "{lock:}:fence";
+const INBOX: &str = "lock:inbox:";
+const OWNERS: [&str; 2] = ["lock:a", "lock:{u}b"];
+const QUEUES: [&str; 2] = ["{lock:a}:queue", "{u}:queue:lock:{u}b"];
+
+const PROCESSES: Process = 3;
+const NUMBERS: [u64; 2] = [1, u64::MAX];
+
+/// What clients of another kind write. Some of it is nearly a token of ours.
+const FOREIGN: [&str; 9] = [
+    "",
+    "somebody",
+    "x:1",
+    "a0:1",
+    "000000000000000000000000000000a0",
+    "000000000000000000000000000000a0:",
+    "000000000000000000000000000000a0:1x",
+    "0000000000000000000000000000000a0:1",
+    "000000000000000000000000000000g0:1",
+];
+
+// None of them runs out by itself, and no two are alike within the tolerance, nor are the queue's that follow from them.
+const TTL_MS: u64 = 60_000;
+const GRANT_TTL_MS: u64 = 20_000;
+const FOREIGN_TTL_MS: u64 = 100_000;
+const TOLERANCE_MS: u64 = 5_000;
+
+type Check = Result<(), String>;
+
+fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Check {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+fn same<T: PartialEq + Debug>(what: &str, real: &T, model: &T) -> Check {
+    ensure(real == model, || {
+        format!("{what}: the server has {real:?}, the model {model:?}")
+    })
+}
+
+// What is generated.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Acquire,
+    Queue,
+    Release,
+    Renew,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Operation {
+    kind: Kind,
+    key: usize,
+    process: Process,
+    number: u64,
+}
+
+/// What happens beside the script, to the keys of one lock or to all of them.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    ForeignTakes(&'static str),
+    ForeignSets(&'static str),
+    ForeignQueues(&'static str),
+    OwnerDeleted,
+    OwnerPersisted,
+    OwnerExpires,
+    OwnerOfWrongType,
+    QueueDeleted,
+    QueueExpires,
+    QueueOfWrongType,
+    FenceOfWrongType,
+    /// As far as the script can tell: the fence that it remembers is ahead of the clock.
+    ClockSetBack,
+    Flushed,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Batch(Vec<Operation>),
+    Listens(Process, bool),
+    Happens(Event, usize),
+    /// The server forgets the script.
+    ScriptFlushed,
+}
+
+fn key() -> impl Strategy<Value = usize> {
+    prop_oneof![4 => Just(0), 1 => Just(1)]
+}
+
+fn operation(process: impl Strategy<Value = Process>) -> impl Strategy<Value = Operation> {
+    let kind = prop_oneof![
+        5 => Just(Kind::Queue),
+        4 => Just(Kind::Release),
+        2 => Just(Kind::Renew),
+        1 => Just(Kind::Acquire),
+    ];
+    (kind, key(), process, select(&NUMBERS[..])).prop_map(|(kind, key, process, number)| {
+        Operation {
+            kind,
+            key,
+            process,
+            number,
+        }
+    })
+}
+
+fn plain_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => select(&FOREIGN[..]).prop_map(Event::ForeignTakes),
+        1 => select(&FOREIGN[..]).prop_map(Event::ForeignSets),
+        1 => select(&FOREIGN[..]).prop_map(Event::ForeignQueues),
+        2 => Just(Event::OwnerDeleted),
+        1 => Just(Event::OwnerPersisted),
+        1 => Just(Event::QueueDeleted),
+        1 => Just(Event::Flushed),
+    ]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        12 => plain_event(),
+        2 => Just(Event::OwnerExpires),
+        1 => Just(Event::QueueExpires),
+        1 => Just(Event::OwnerOfWrongType),
+        1 => Just(Event::QueueOfWrongType),
+        1 => Just(Event::FenceOfWrongType),
+        1 => Just(Event::ClockSetBack),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        20 => vec(operation(0..PROCESSES), 1..=4).prop_map(Step::Batch),
+        3 => (0..PROCESSES, any::<bool>()).prop_map(|(process, does)| Step::Listens(process, does)),
+        8 => (event(), key()).prop_map(|(event, key)| Step::Happens(event, key)),
+        1 => Just(Step::ScriptFlushed),
+    ];
+    vec(step, 1..=40)
+}
+
+/// What each process does, and behind them a client of another kind, all at the same time.
+fn programs() -> impl Strategy<Value = Vec<Vec<Step>>> {
+    let process = |process| {
+        let step = prop_oneof![
+            8 => vec(operation(Just(process)), 1..=4).prop_map(Step::Batch),
+            1 => any::<bool>().prop_map(move |does| Step::Listens(process, does)),
+        ];
+        vec(step, 5..=25)
+    };
+    let foreign = (plain_event(), key()).prop_map(|(event, key)| Step::Happens(event, key));
+    (process(0), process(1), process(2), vec(foreign, 0..=8))
+        .prop_map(|(a, b, c, foreign)| vec![a, b, c, foreign])
+}
+
+// What it looks like to the server.
+
+fn id(process: Process) -> String {
+    format!("{:032x}", 0xa0 + u32::from(process))
+}
+
+fn inbox(process: Process) -> String {
+    format!("{INBOX}{}", id(process))
+}
+
+fn process_of(token_or_inbox: &str) -> Option<Process> {
+    (0..PROCESSES).find(|process| token_or_inbox.contains(&id(*process)))
+}
+
+fn token(text: &str) -> Token {
+    let ours = (0..PROCESSES).find_map(|process| {
+        let number = text.strip_prefix(&id(process))?.strip_prefix(':')?;
+        let number = number.parse().ok()?;
+        Some(Token::Ours { process, number })
+    });
+    ours.unwrap_or(Token::Foreign)
+}
+
+/// The call that the crate makes for a batch.
+fn call(how: &str, script: &str, batch: &[Operation]) -> Cmd {
+    let mut call = cmd(how);
+    call.arg(script).arg(1 + 2 * batch.len()).arg(FENCE);
+    for operation in batch {
+        call.arg(OWNERS[operation.key]).arg(QUEUES[operation.key]);
+    }
+    call.arg(INBOX).arg(TTL_MS).arg(GRANT_TTL_MS);
+    for operation in batch {
+        let Operation {
+            process, number, ..
+        } = operation;
+        let kind = match operation.kind {
+            Kind::Acquire => "acquire",
+            Kind::Queue => "queue",
+            Kind::Release => "release",
+            Kind::Renew => "renew",
+        };
+        call.arg(kind).arg(format!("{}:{number}", id(*process)));
+    }
+    call
+}
+
+fn command(words: &[&str]) -> Cmd {
+    let mut command = cmd(words[0]);
+    command.arg(&words[1..]);
+    command
+}
+
+impl Event {
+    fn commands(self, key: usize, fence_ahead: u64) -> Vec<Cmd> {
+        let (owner, queue) = (OWNERS[key], QUEUES[key]);
+        let (ttl, fence) = (FOREIGN_TTL_MS.to_string(), fence_ahead.to_string());
+        let commands: &[&[&str]] = match self {
+            Self::ForeignTakes(text) => &[&["SET", owner, text, "NX", "PX", &ttl]],
+            Self::ForeignSets(text) => &[&["SET", owner, text]],
+            Self::ForeignQueues(text) => &[&["RPUSH", queue, text]],
+            Self::OwnerDeleted => &[&["DEL", owner]],
+            Self::OwnerPersisted => &[&["PERSIST", owner]],
+            Self::OwnerExpires => &[&["PEXPIRE", owner, "1"]],
+            Self::OwnerOfWrongType => &[&["DEL", owner], &["RPUSH", owner, "x"]],
+            Self::QueueDeleted => &[&["DEL", queue]],
+            Self::QueueExpires => &[&["PEXPIRE", queue, "1"]],
+            Self::QueueOfWrongType => &[&["SET", queue, "x"]],
+            Self::FenceOfWrongType => &[&["DEL", FENCE], &["RPUSH", FENCE, "x"]],
+            Self::ClockSetBack => &[&["SET", FENCE, &fence]],
+            Self::Flushed => &[&["FLUSHALL"]],
+        };
+        commands.iter().map(|words| command(words)).collect()
+    }
+
+    /// The key that is gone soon after.
+    fn expiring(self, key: usize) -> Option<&'static str> {
+        match self {
+            Self::OwnerExpires => Some(OWNERS[key]),
+            Self::QueueExpires => Some(QUEUES[key]),
+            _ => None,
+        }
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::BulkString(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        Value::SimpleString(text) => Some(text.clone()),
+        Value::Okay => Some("OK".to_owned()),
+        _ => None,
+    }
+}
+
+/// The reply to an operation, as the comments in the script say it, and nothing else.
+fn reply(kind: Kind, number: i64) -> Result<Reply, String> {
+    let held = |number: u64| Reply::Held {
+        remaining_ms: (number / 2).checked_sub(2),
+        foreign: number % 2 == 1,
+    };
+    Ok(match (kind, number) {
+        (_, 0) => Reply::Failed,
+        (Kind::Acquire | Kind::Queue, 2..) => Reply::Acquired {
+            fence: number as u64 / 2,
+            wanted: number % 2 == 1,
+        },
+        (Kind::Acquire | Kind::Queue, ..=-2) => held(number.unsigned_abs()),
+        (Kind::Release, 1..=4) => Reply::Released {
+            had_it: number % 2 == 0,
+            granted: number > 2,
+        },
+        (Kind::Renew, 1) => Reply::Gone,
+        (Kind::Renew, 2..=3) => Reply::Renewed {
+            wanted: number == 3,
+        },
+        _ => return Err(format!("{number} is no reply to {kind:?}")),
+    })
+}
+
+fn replies(batch: &[Operation], value: &Value) -> Result<Vec<Reply>, String> {
+    let nonsense = || format!("the script answers {value:?}");
+    let Value::Array(values) = value else {
+        return Err(nonsense());
+    };
+    let replies = batch.iter().zip(values).map(|(operation, value)| {
+        let Value::Int(number) = value else {
+            return Err(nonsense());
+        };
+        reply(operation.kind, *number)
+    });
+    let replies = replies.collect::<Result<Vec<_>, _>>()?;
+    let failures = usize::from(replies.contains(&Reply::Failed));
+    ensure(values.len() == batch.len() + failures, nonsense)?;
+    let reason = values.get(batch.len()).map(text);
+    ensure(
+        reason.is_none_or(|text| text.is_some_and(|text| text.contains("WRONGTYPE"))),
+        nonsense,
+    )?;
+    Ok(replies)
+}
+
+/// The lock that a message is about, and the message.
+fn message(process: Process, payload: &str) -> Option<(usize, Message)> {
+    let (head, rest) = payload.split_once(':')?;
+    let number = head.get(1..)?.parse().ok()?;
+    let (message, owner) = match &head[..1] {
+        "w" => (Message::Wanted { process, number }, rest),
+        "g" => {
+            let mut parts = rest.splitn(3, ':');
+            let fence = parts.next()?.parse().ok()?;
+            let wanted = match parts.next()? {
+                "0" => false,
+                "1" => true,
+                _ => return None,
+            };
+            let granted = Message::Granted {
+                process,
+                number,
+                fence,
+                wanted,
+            };
+            (granted, parts.next()?)
+        }
+        _ => return None,
+    };
+    let key = OWNERS.iter().position(|name| *name == owner)?;
+    Some((key, message))
+}
+
+// What has to come out.
+
+/// When something happened, by the server's clock.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    from_us: u64,
+    to_us: u64,
+}
+
+impl Window {
+    fn now_ms(self) -> u64 {
+        self.from_us / 1000
+    }
+
+    /// How much higher than the model's a fence may be: the model's clock is that of the window's beginning.
+    fn slack_us(self) -> u64 {
+        self.to_us - self.now_ms() * 1000
+    }
+}
+
+/// A fence that was given out.
+#[derive(Debug)]
+struct Fence {
+    seen: Seen,
+    model: u64,
+    time: Window,
+}
+
+#[derive(Debug)]
+enum Seen {
+    Reply(u64),
+    /// In that message of the inbox.
+    Message(Process, usize),
+}
+
+/// The models of all locks, and what is expected of the server.
+struct Oracle {
+    rules: Rules,
+    locks: [Redis; 2],
+    /// The locks' fences have one memory.
+    last_fence: u64,
+    listening: [bool; PROCESSES as usize],
+    inboxes: [Vec<(usize, Message)>; PROCESSES as usize],
+    /// In the order in which they were given out, since the inboxes were last looked at.
+    fences: Vec<Fence>,
+    highest_fence: u64,
+}
+
+impl Oracle {
+    fn new(mutation: Option<Mutation>) -> Self {
+        let rules = Rules {
+            ttl_ms: TTL_MS,
+            grant_ttl_ms: GRANT_TTL_MS,
+            mutation,
+        };
+        Self {
+            rules,
+            locks: [Redis::new(rules), Redis::new(rules)],
+            last_fence: 0,
+            listening: [true; PROCESSES as usize],
+            inboxes: Default::default(),
+            fences: Vec::new(),
+            highest_fence: 0,
+        }
+    }
+
+    fn operate(&mut self, now_ms: u64, operation: &Operation) -> model::Outcome {
+        let Operation {
+            process, number, ..
+        } = *operation;
+        let token = Token::Ours { process, number };
+        let is_there = |process| self.listening[usize::from(process)];
+        let lock = &mut self.locks[operation.key];
+        lock.last_fence = self.last_fence;
+        let outcome = match operation.kind {
+            Kind::Acquire => lock.acquire(now_ms, token, false),
+            Kind::Queue => lock.acquire(now_ms, token, true),
+            Kind::Release => lock.release(now_ms, token, is_there),
+            Kind::Renew => lock.renew(now_ms, token),
+        };
+        self.last_fence = lock.last_fence;
+        outcome
+    }
+
+    /// Compares the replies, and takes down what the inboxes and fences have to be.
+    fn batch(&mut self, time: Window, batch: &[Operation], value: &Value) -> Check {
+        for (operation, reply) in batch.iter().zip(replies(batch, value)?) {
+            let outcome = self.operate(time.now_ms(), operation);
+            self.compare(time, operation, reply, outcome.reply)?;
+            for message in outcome.messages {
+                self.expect(time, operation.key, message);
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, time: Window, of: &Operation, mut real: Reply, model: Reply) -> Check {
+        match (&mut real, model) {
+            (Reply::Acquired { fence, .. }, Reply::Acquired { fence: model, .. }) => {
+                let seen = Seen::Reply(*fence);
+                self.fences.push(Fence { seen, model, time });
+                *fence = model;
+            }
+            (
+                Reply::Held { remaining_ms, .. },
+                Reply::Held {
+                    remaining_ms: model,
+                    ..
+                },
+            ) => {
+                ensure(is_about(*remaining_ms, model), || {
+                    format!("{of:?}: {remaining_ms:?} ms remain, in the model {model:?}")
+                })?;
+                *remaining_ms = model;
+            }
+            _ => {}
+        }
+        same(&format!("{of:?}"), &real, &model)
+    }
+
+    fn expect(&mut self, time: Window, key: usize, message: Message) {
+        let process = message.process();
+        if !self.listening[usize::from(process)] {
+            return;
+        }
+        let inbox = &mut self.inboxes[usize::from(process)];
+        if let Message::Granted { fence: model, .. } = message {
+            let seen = Seen::Message(process, inbox.len());
+            self.fences.push(Fence { seen, model, time });
+        }
+        inbox.push((key, message));
+    }
+
+    /// Compares what has come into the inboxes, and the fences there and in the replies.
+    fn inboxes(&mut self, payloads: &[Vec<String>]) -> Check {
+        let mut fences = Vec::new();
+        for (process, payloads) in (0..).zip(payloads) {
+            let mut expected = std::mem::take(&mut self.inboxes[usize::from(process)]);
+            let read = payloads.iter().map(|payload| {
+                message(process, payload).ok_or_else(|| format!("no message: {payload:?}"))
+            });
+            let real = read.collect::<Result<Vec<_>, _>>()?;
+            fences.push(real.iter().map(|(_, message)| fence_of(*message)).collect());
+            for ((_, expected), (_, real)) in expected.iter_mut().zip(&real) {
+                put_fence(expected, fence_of(*real));
+            }
+            same(&format!("inbox of {process}"), &real, &expected)?;
+        }
+        self.check_fences(&fences)
+    }
+
+    fn check_fences(&mut self, in_messages: &[Vec<u64>]) -> Check {
+        for given in std::mem::take(&mut self.fences) {
+            let fence = match given.seen {
+                Seen::Reply(fence) => fence,
+                Seen::Message(process, index) => in_messages[usize::from(process)][index],
+            };
+            let most = given.model + given.time.slack_us();
+            let wrong = |why| format!("the fence {fence} {why}: {given:?}");
+            ensure((given.model..=most).contains(&fence), || {
+                wrong("is not the model's")
+            })?;
+            // Said once more without the model, which a mutation may have changed.
+            if self.rules.mutation != Some(Mutation::FencesByIncrement) {
+                ensure(fence >= given.time.from_us, || wrong("is behind the clock"))?;
+                ensure(fence > self.highest_fence, || wrong("does not rise"))?;
+            }
+            self.highest_fence = fence;
+        }
+        Ok(())
+    }
+
+    fn happens(&mut self, time: Window, event: Event, key: usize, fence_ahead: u64) {
+        let lock = &mut self.locks[key];
+        match event {
+            Event::ForeignTakes(_) => drop(lock.foreign_takes(time.now_ms(), FOREIGN_TTL_MS)),
+            Event::ForeignSets(_) => lock.foreign_sets(None),
+            Event::ForeignQueues(_) => lock.foreign_queues(),
+            Event::OwnerDeleted | Event::OwnerExpires => lock.delete_owner(),
+            Event::OwnerPersisted => lock.persist_owner(),
+            Event::OwnerOfWrongType => {
+                lock.delete_owner();
+                lock.wrong_type.owner = true;
+            }
+            Event::QueueDeleted | Event::QueueExpires => lock.delete_queue(),
+            Event::QueueOfWrongType => {
+                lock.delete_queue();
+                lock.wrong_type.queue = true;
+            }
+            Event::FenceOfWrongType => self.fence_replaced(time, true, 0),
+            Event::ClockSetBack => self.fence_replaced(time, false, fence_ahead),
+            Event::Flushed => {
+                self.locks.iter_mut().for_each(Redis::flush_all);
+                self.fence_replaced(time, false, 0);
+            }
+        }
+    }
+
+    fn fence_replaced(&mut self, time: Window, is_wrong: bool, fence: u64) {
+        self.last_fence = fence;
+        for lock in &mut self.locks {
+            lock.wrong_type.fence = is_wrong;
+        }
+        // Nothing helps against a clock that is set back and a memory that is lost.
+        if fence == 0 && self.highest_fence > time.from_us {
+            self.highest_fence = 0;
+        }
+    }
+
+    /// Compares what the server has under the lock's keys: the answers to `look`.
+    fn keys(&self, now_ms: u64, key: usize, found: &[Value]) -> Check {
+        let lock = &self.locks[key];
+        let [owner, owner_ttl, queue, queue_ttl] = found else {
+            return Err(format!("found {found:?}"));
+        };
+        let name = OWNERS[key];
+        if lock.wrong_type.owner {
+            return ensure(is_wrong_type(owner), || format!("{name}: found {owner:?}"));
+        }
+        let real = text(owner).map(|text| token(&text));
+        let model = lock.owner.map(|owner| owner.token);
+        same(name, &real, &model)?;
+        let expires = lock.owner.map(|Owner { expires_ms, .. }| expires_ms);
+        time_to_live(name, owner_ttl, expires, now_ms)?;
+
+        let name = QUEUES[key];
+        if lock.wrong_type.queue {
+            return ensure(is_wrong_type(queue), || format!("{name}: found {queue:?}"));
+        }
+        let Value::Array(queue) = queue else {
+            return Err(format!("{name}: found {queue:?}"));
+        };
+        let real: Vec<_> = queue.iter().filter_map(text).map(|t| token(&t)).collect();
+        same(name, &real, &lock.queue)?;
+        let expires = (!lock.queue.is_empty()).then_some(lock.queue_expires_ms);
+        time_to_live(name, queue_ttl, expires, now_ms)
+    }
+
+    /// Compares the fence that the server remembers. To be called when all fences so far are known.
+    fn remembered(&mut self, time: Window, found: &Value) -> Check {
+        if self.locks[0].wrong_type.fence {
+            return ensure(is_wrong_type(found), || format!("{FENCE}: found {found:?}"));
+        }
+        let real = match text(found) {
+            Some(text) => text.parse().map_err(|error| format!("{text:?}: {error}"))?,
+            None => 0,
+        };
+        let least = self.last_fence;
+        let most = match least {
+            0 => 0,
+            least => least + time.slack_us(),
+        };
+        ensure((least..=most).contains(&real), || {
+            format!("{FENCE} is {real}, in the model {least}")
+        })?;
+        let is_new = real == 0 || self.rules.mutation == Some(Mutation::FencesByIncrement);
+        ensure(is_new || real >= self.highest_fence, || {
+            format!("{FENCE} is {real} after {}", self.highest_fence)
+        })?;
+        self.last_fence = real;
+        Ok(())
+    }
+}
+
+fn fence_of(message: Message) -> u64 {
+    match message {
+        Message::Granted { fence, .. } => fence,
+        Message::Wanted { .. } => 0,
+    }
+}
+
+fn put_fence(message: &mut Message, new: u64) {
+    if let Message::Granted { fence, .. } = message {
+        *fence = new;
+    }
+}
+
+fn is_about(real: Option<u64>, model: Option<u64>) -> bool {
+    match (real, model) {
+        (Some(real), Some(model)) => real.abs_diff(model) <= TOLERANCE_MS,
+        (real, model) => real == model,
+    }
+}
+
+fn is_wrong_type(value: &Value) -> bool {
+    matches!(value, Value::ServerError(error) if error.code() == "WRONGTYPE")
+}
+
+/// Compares a reply of `PTTL`. The model's `None` is a key that is not there, its `Some(None)` one without expiry.
+fn time_to_live(name: &str, real: &Value, model: Option<Option<u64>>, now_ms: u64) -> Check {
+    let holds = match (real, model) {
+        (Value::Int(-2), None) | (Value::Int(-1), Some(None)) => true,
+        (Value::Int(real @ 0..), Some(Some(expires))) => {
+            is_about(Some(*real as u64), Some(expires.saturating_sub(now_ms)))
+        }
+        _ => false,
+    };
+    ensure(holds, || {
+        format!("{name} lives for {real:?} ms, in the model until {model:?}, and it is {now_ms}")
+    })
+}
+
+// The server and its clients.
+
+/// A connection of a process, on which it listens.
+struct Inbox {
+    connection: Connection,
+    channel: String,
+    payloads: Vec<String>,
+}
+
+impl Inbox {
+    /// Takes what comes before the answer: what was published before it is among that.
+    fn ask(&mut self, words: &[&str]) {
+        let packed = command(words).get_packed_command();
+        self.connection.send_packed_command(&packed).unwrap();
+        loop {
+            let answer = self.connection.recv_response().unwrap();
+            let Value::Array(parts) = &answer else {
+                return;
+            };
+            match (text(&parts[0]).as_deref(), parts.last()) {
+                (Some("message"), Some(payload)) => self.payloads.push(text(payload).unwrap()),
+                _ => return,
+            }
+        }
+    }
+
+    fn listen(&mut self, does: bool) {
+        let channel = self.channel.clone();
+        let command = if does { "SUBSCRIBE" } else { "UNSUBSCRIBE" };
+        self.ask(&[command, &channel]);
+    }
+
+    fn take(&mut self) -> Vec<String> {
+        self.ask(&["PING"]);
+        std::mem::take(&mut self.payloads)
+    }
+}
+
+struct World {
+    script: redis::Script,
+    source: String,
+    /// Whether the server has the script.
+    is_known: bool,
+    client: Connection,
+    inboxes: Vec<Inbox>,
+    server: RedisServer,
+}
+
+fn connect(server: &RedisServer) -> Connection {
+    let client = redis::Client::open(server.url()).unwrap();
+    let connection = client.get_connection().unwrap();
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    connection
+}
+
+/// Carries out some commands at once. Errors are among the answers.
+fn ask(client: &mut Connection, commands: &[Cmd]) -> Vec<Value> {
+    let packed: Vec<u8> = commands.iter().flat_map(Cmd::get_packed_command).collect();
+    client
+        .req_packed_commands(&packed, 0, commands.len())
+        .unwrap()
+}
+
+fn micros(time: &Value) -> u64 {
+    let (seconds, micros): (u64, u64) = redis::from_redis_value(time.clone()).unwrap();
+    seconds * 1_000_000 + micros
+}
+
+impl World {
+    fn start(source: &str) -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let server = runtime.block_on(RedisServer::start());
+        let inboxes = (0..PROCESSES).map(|process| Inbox {
+            connection: connect(&server),
+            channel: inbox(process),
+            payloads: Vec::new(),
+        });
+        Self {
+            script: redis::Script::new(source),
+            source: source.to_owned(),
+            is_known: false,
+            client: connect(&server),
+            inboxes: inboxes.collect(),
+            server,
+        }
+    }
+
+    /// Carries out the commands, and says when.
+    fn timed(&mut self, mut commands: Vec<Cmd>) -> (Window, Vec<Value>) {
+        commands.insert(0, cmd("TIME"));
+        commands.push(cmd("TIME"));
+        let mut answers = ask(&mut self.client, &commands);
+        let time = Window {
+            from_us: micros(&answers.remove(0)),
+            to_us: micros(&answers.pop().unwrap()),
+        };
+        (time, answers)
+    }
+
+    /// All locks are free, and all processes listen.
+    fn begin(&mut self) {
+        ask(&mut self.client, &[cmd("FLUSHALL")]);
+        for inbox in &mut self.inboxes {
+            inbox.listen(true);
+            inbox.take();
+        }
+    }
+
+    fn evaluate(&mut self, batch: &[Operation]) -> Result<(Window, Value), String> {
+        let by_hash = call("EVALSHA", self.script.get_hash(), batch);
+        if self.is_known {
+            let (time, mut answers) = self.timed(vec![by_hash]);
+            return Ok((time, answers.remove(0)));
+        }
+        let whole = call("EVAL", &self.source, batch);
+        let (time, mut answers) = self.timed(vec![by_hash, whole]);
+        self.is_known = true;
+        let answer = answers.remove(1);
+        match &answers[0] {
+            Value::ServerError(error) if error.code() == "NOSCRIPT" => Ok((time, answer)),
+            other => Err(format!("a script that is not there answers {other:?}")),
+        }
+    }
+
+    fn step(&mut self, oracle: &mut Oracle, step: &Step) -> Check {
+        match step {
+            Step::Batch(batch) => {
+                let (time, answer) = self.evaluate(batch)?;
+                oracle.batch(time, batch, &answer)?;
+                self.compare(oracle, time)?;
+            }
+            Step::Listens(process, does) => {
+                self.inboxes[usize::from(*process)].listen(*does);
+                oracle.listening[usize::from(*process)] = *does;
+            }
+            Step::Happens(event, key) => self.happens(oracle, *event, *key)?,
+            Step::ScriptFlushed => {
+                ask(&mut self.client, &[command(&["SCRIPT", "FLUSH"])]);
+                self.is_known = false;
+            }
+        }
+        Ok(())
+    }
+
+    fn happens(&mut self, oracle: &mut Oracle, event: Event, key: usize) -> Check {
+        let (time, _) = self.timed(vec![]);
+        let fence_ahead = time.to_us.max(oracle.highest_fence) + 1_000_000;
+        let (time, _) = self.timed(event.commands(key, fence_ahead));
+        if let Some(name) = event.expiring(key) {
+            self.wait_until_gone(name);
+        }
+        oracle.happens(time, event, key, fence_ahead);
+        self.compare(oracle, time)
+    }
+
+    fn wait_until_gone(&mut self, name: &str) {
+        let started = Instant::now();
+        while ask(&mut self.client, &[command(&["EXISTS", name])]) != [Value::Int(0)] {
+            assert!(started.elapsed() < PATIENCE, "{name} does not expire");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Compares all that can be seen.
+    fn compare(&mut self, oracle: &mut Oracle, time: Window) -> Check {
+        let payloads: Vec<_> = self.inboxes.iter_mut().map(Inbox::take).collect();
+        oracle.inboxes(&payloads)?;
+        let (now, fence) = self.compare_keys(oracle)?;
+        let from_us = time.from_us;
+        let to_us = now.to_us;
+        oracle.remembered(Window { from_us, to_us }, &fence)
+    }
+
+    /// Compares the locks' keys. Returns what the server has under the fence's.
+    fn compare_keys(&mut self, oracle: &Oracle) -> Result<(Window, Value), String> {
+        let mut look = vec![command(&["GET", FENCE])];
+        for (owner, queue) in OWNERS.iter().zip(&QUEUES) {
+            look.push(command(&["GET", owner]));
+            look.push(command(&["PTTL", owner]));
+            look.push(command(&["LRANGE", queue, "0", "-1"]));
+            look.push(command(&["PTTL", queue]));
+        }
+        let (time, found) = self.timed(look);
+        for (key, found) in found[1..].chunks(4).enumerate() {
+            oracle.keys(time.now_ms(), key, found)?;
+        }
+        Ok((time, found[0].clone()))
+    }
+
+    /// Takes the steps one by one, and compares after each.
+    fn run(&mut self, mutation: Option<Mutation>, steps: &[Step]) -> Check {
+        self.begin();
+        let mut oracle = Oracle::new(mutation);
+        for (index, step) in steps.iter().enumerate() {
+            self.step(&mut oracle, step)
+                .map_err(|error| format!("step {index}: {error}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Several clients at the same time, and one that sees in which order the server serves them.
+struct Crowd {
+    world: World,
+    clients: Vec<Connection>,
+    monitor: Connection,
+    /// How often the server turned from one process's batch to another's.
+    turns: usize,
+}
+
+impl Crowd {
+    fn start(source: &str) -> Self {
+        let world = World::start(source);
+        let clients = (0..=PROCESSES).map(|_| connect(&world.server)).collect();
+        let mut monitor = connect(&world.server);
+        let packed = cmd("MONITOR").get_packed_command();
+        monitor.send_packed_command(&packed).unwrap();
+        monitor.recv_response().unwrap();
+        Self {
+            world,
+            clients,
+            monitor,
+            turns: 0,
+        }
+    }
+
+    /// What clients did since it was last asked, in the server's order: not what scripts did.
+    fn order(&mut self) -> Vec<(u64, Vec<String>)> {
+        ask(&mut self.world.client, &[command(&["ECHO", "so far"])]);
+        let mut order = Vec::new();
+        loop {
+            let line = text(&self.monitor.recv_response().unwrap()).unwrap();
+            let (time, words) = served(&line).unwrap_or_else(|| panic!("{line:?}"));
+            if words[0] == "ECHO" {
+                return order;
+            }
+            if !line.contains(" lua] ") {
+                order.push((time, words));
+            }
+        }
+    }
+
+    fn run(&mut self, programs: &[Vec<Step>]) -> Check {
+        self.world.begin();
+        let load = command(&["SCRIPT", "LOAD", &self.world.source]);
+        ask(&mut self.world.client, &[load]);
+        self.order();
+        let mut answers = self.at_once(programs);
+        let order = self.order();
+        self.replay(programs, &order, &mut answers)
+    }
+
+    /// Runs the programs at the same time. Returns the answers to each one's batches.
+    fn at_once(&mut self, programs: &[Vec<Step>]) -> Vec<VecDeque<Value>> {
+        let sha = self.world.script.get_hash();
+        let barrier = &Barrier::new(programs.len());
+        let mut inboxes = self.world.inboxes.iter_mut();
+        std::thread::scope(|scope| {
+            let clients = self.clients.iter_mut();
+            let threads = programs.iter().zip(clients).map(|(program, client)| {
+                let inbox = inboxes.next();
+                scope.spawn(move || {
+                    barrier.wait();
+                    run_program(program, sha, client, inbox)
+                })
+            });
+            let threads: Vec<_> = threads.collect();
+            let answers = threads.into_iter().map(|thread| thread.join().unwrap());
+            answers.collect()
+        })
+    }
+
+    fn replay(
+        &mut self,
+        programs: &[Vec<Step>],
+        order: &[(u64, Vec<String>)],
+        answers: &mut [VecDeque<Value>],
+    ) -> Check {
+        let mut oracle = Oracle::new(None);
+        let mut programs: Vec<_> = programs.iter().map(|program| program.iter()).collect();
+        let mut last = None;
+        for (served_us, words) in order {
+            // The script's clock may stand a little before the time at which the server says that it served it.
+            let time = Window {
+                from_us: served_us - 100_000,
+                to_us: served_us + PATIENCE.as_micros() as u64,
+            };
+            let client = match words[0].as_str() {
+                "EVALSHA" | "SUBSCRIBE" | "UNSUBSCRIBE" => process_of(words.last().unwrap()),
+                "SET" | "RPUSH" | "DEL" | "PERSIST" | "FLUSHALL" => Some(PROCESSES),
+                _ => continue,
+            };
+            let client = usize::from(client.unwrap());
+            match programs[client].next().unwrap() {
+                Step::Batch(batch) => {
+                    let answer = answers[client].pop_front().unwrap();
+                    oracle.batch(time, batch, &answer)?;
+                    self.turns += usize::from(last.replace(client) != Some(client));
+                }
+                Step::Listens(process, does) => {
+                    oracle.listening[usize::from(*process)] = *does;
+                }
+                Step::Happens(event, key) => oracle.happens(time, *event, *key, 0),
+                Step::ScriptFlushed => {}
+            }
+        }
+        let left = programs.iter().map(ExactSizeIterator::len).sum::<usize>();
+        same("steps that nobody saw", &left, &0)?;
+        let inboxes = self.world.inboxes.iter_mut();
+        let payloads: Vec<_> = inboxes.map(Inbox::take).collect();
+        oracle.inboxes(&payloads)?;
+        self.world.compare_keys(&oracle).map(drop)
+    }
+}
+
+fn run_program(
+    program: &[Step],
+    sha: &str,
+    client: &mut Connection,
+    mut inbox: Option<&mut Inbox>,
+) -> VecDeque<Value> {
+    let mut answers = VecDeque::new();
+    for step in program {
+        match step {
+            Step::Batch(batch) => answers.extend(ask(client, &[call("EVALSHA", sha, batch)])),
+            Step::Listens(_, does) => inbox.as_mut().unwrap().listen(*does),
+            Step::Happens(event, key) => drop(ask(client, &event.commands(*key, 0))),
+            Step::ScriptFlushed => {}
+        }
+    }
+    answers
+}
+
+/// A line of `MONITOR`: the time in µs, and the command.
+fn served(line: &str) -> Option<(u64, Vec<String>)> {
+    let (time, rest) = line.split_once(" [")?;
+    let (seconds, micros) = time.split_once('.')?;
+    let time = seconds.parse::<u64>().ok()? * 1_000_000 + micros.parse::<u64>().ok()?;
+    let words = rest.split_once("] \"")?.1.strip_suffix('"')?;
+    Some((time, words.split("\" \"").map(str::to_owned).collect()))
+}
+
+// The properties.
+
+fn config(cases: u32) -> Config {
+    Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 2000,
+        ..Config::default()
+    }
+}
+
+fn fail(error: String) -> TestCaseError {
+    TestCaseError::fail(error)
+}
+
+#[test]
+fn whatever_clients_do_the_script_answers_tells_and_keeps_what_the_model_does() {
+    let world = RefCell::new(World::start(SCRIPT));
+    TestRunner::new(config(100))
+        .run(&steps(), |steps| {
+            world.borrow_mut().run(None, &steps).map_err(fail)
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn clients_at_the_same_time_are_served_as_if_one_after_the_other() {
+    const CASES: u32 = 40;
+    let crowd = RefCell::new(Crowd::start(SCRIPT));
+    TestRunner::new(config(CASES))
+        .run(&programs(), |programs| {
+            crowd.borrow_mut().run(&programs).map_err(fail)
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+    let turns = crowd.borrow().turns;
+    assert!(turns > 5 * CASES as usize, "only {turns} turns");
+}
+
+// The comparison can fail: it notices every mistake that is put into the script.
+
+/// The same cases in every run.
+fn repeatable(cases: u32) -> TestRunner {
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let config = Config {
+        max_shrink_iters: 0,
+        ..config(cases)
+    };
+    TestRunner::new_with_rng(config, rng)
+}
+
+/// The script with one thing in it replaced.
+fn changed(from: &str, to: &str) -> String {
+    assert_eq!(SCRIPT.matches(from).count(), 1, "not once there: {from}");
+    let changed = SCRIPT.replace(from, to);
+    assert_ne!(changed, SCRIPT);
+    changed
+}
+
+/// Within how many cases a mistake has to be noticed.
+const ENOUGH: u32 = 200;
+
+/// Whether one of the cases comes out differently than in the model. A panic does not count.
+fn is_noticed<T: Debug>(cases: impl Strategy<Value = T>, mut run: impl FnMut(&T) -> Check) -> bool {
+    let (run, noticed) = (RefCell::new(&mut run), Cell::new(false));
+    let result = repeatable(ENOUGH).run(&cases, |case| {
+        let result = run.borrow_mut()(&case);
+        noticed.set(result.is_err());
+        result.map_err(fail)
+    });
+    result.is_err() && noticed.get()
+}
+
+fn is_noticed_in_steps(source: &str) -> bool {
+    let mut world = World::start(source);
+    is_noticed(steps(), |steps| world.run(None, steps))
+}
+
+/// The mistake is noticed, and it is the model's of that name.
+fn is_the_models(mutation: Mutation, source: &str) {
+    assert!(is_noticed_in_steps(source));
+    let world = RefCell::new(World::start(source));
+    repeatable(30)
+        .run(&steps(), |steps| {
+            world.borrow_mut().run(Some(mutation), &steps).map_err(fail)
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn a_release_without_a_look_at_the_token_is_noticed() {
+    is_the_models(
+        Mutation::ReleaseWithoutTokenCheck,
+        &changed("if current ~= token then", "if not current then"),
+    );
+}
+
+#[test]
+fn a_renewal_that_writes_the_lock_is_noticed() {
+    let from = "\
+  if call('GET', owner) ~= token then
+    return 1
+  end
+  call('PEXPIRE', owner, ttl)
+";
+    let to = "  call('SET', owner, token, 'PX', ttl)\n";
+    is_the_models(Mutation::RenewalRecreates, &changed(from, to));
+}
+
+#[test]
+fn a_fence_that_is_only_counted_up_is_noticed() {
+    let from = "local function next_fence()\n";
+    let to = "local function next_fence()\n  do return call('INCR', clock) end\n";
+    is_the_models(Mutation::FencesByIncrement, &changed(from, to));
+}
+
+#[test]
+fn a_second_place_in_the_queue_is_noticed() {
+    let from = "not call('LPOS', queue, token) and ";
+    is_the_models(Mutation::NoQueueOnce, &changed(from, ""));
+}
+
+#[test]
+fn a_grant_to_a_process_that_is_gone_is_noticed() {
+    let from = "if process and is_there(process) then";
+    let to = "if process then";
+    is_the_models(Mutation::GrantsToTheGone, &changed(from, to));
+}
+
+/// Without a name in the model: small slips, one for each thing that is compared.
+#[rustfmt::skip]
+const SLIPS: [(&str, &str); 29] = [
+    // Fences.
+    ("1000000 + now[2]", "1000000"),
+    ("fence = fence + 1", "fence = fence + 0"),
+    ("math.max(stored, 1 + ", "math.max(stored, 0 + "),
+    ("if fence and fence ~= stored then", "if false then"),
+    // Which tokens are ours.
+    ("and #process == 32", ""),
+    ("'^(%x+):(%d+)$'", "'^(%x+):(%d+)'"),
+    ("(process and 0 or 1)", "0"),
+    // How long things live.
+    ("'NX', 'PX', ttl)", "'NX')"),
+    ("'PX', grant_ttl)", "'PX', ttl)"),
+    ("math.max(remaining, 0) + 3 * ttl", "3 * ttl"),
+    ("    call('PEXPIRE', owner, ttl)\n    return", "    return"),
+    ("  call('PEXPIRE', owner, ttl)\n  call('GET'", "  call('GET'"),
+    ("return -(4 + 2 * remaining", "return -(4 + 2 * grant_ttl"),
+    // The queue.
+    ("call('RPUSH', queue, token)", "call('LPUSH', queue, token)"),
+    ("waiting - call('LREM', queue, 0, token)", "waiting"),
+    ("    call('LREM', queue, 0, token)\n    if current", "    if current"),
+    ("    token = call('LPOP', queue)\n  end", "    return false\n  end"),
+    ("  if current then\n    call('DEL', owner)\n  end\n", ""),
+    ("return reply + 2", "return reply"),
+    // Whether others wait.
+    ("local waiting = may_queue and call('LLEN', queue) or 0", "local waiting = call('LLEN', queue)"),
+    ("2 * next_fence() + some(waiting)", "2 * next_fence()"),
+    ("2 * next_fence() + some(call('LLEN', queue))", "2 * next_fence()"),
+    ("return 2 + some(call('LLEN', queue))", "return 2"),
+    ("some(call('LLEN', queue)), owner))", "0, owner))"),
+    // Messages.
+    ("call('RPUSH', queue, token) == 1", "call('RPUSH', queue, token)"),
+    ("'w' .. number", "'w1'"),
+    ("number, fence, some", "1, fence, some"),
+    // Errors.
+    ("local ok, reply = pcall(carry_out,", "local ok, reply = true, carry_out("),
+    ("replies[count + 1] = failure", ""),
+];
+
+#[test]
+fn every_slip_is_noticed() {
+    for (from, to) in SLIPS {
+        let source = changed(from, to);
+        assert!(is_noticed_in_steps(&source), "{from} => {to}");
+    }
+}
+
+#[test]
+fn a_mistake_is_also_noticed_among_clients_at_the_same_time() {
+    for (from, to) in [
+        ("if current ~= token then", "if not current then"),
+        ("if process and is_there(process) then", "if process then"),
+    ] {
+        let mut crowd = Crowd::start(&changed(from, to));
+        assert!(
+            is_noticed(programs(), |programs| crowd.run(programs)),
+            "{from} => {to}"
+        );
+    }
+}
