@@ -1,0 +1,702 @@
+//! Processes, Redis, and all that can go wrong between them, as a state that a model checker explores.
+//!
+//! Each process runs the crate's own state machine for one key. Commands and replies travel in order, and take as long as
+//! they like. All processes share one clock, in ms.
+//!
+//! Time passes by itself only when there is nothing else to do; while something is on its way, due, or held, every
+//! step of the clock is a delay, of which a world has only so many. So "served in the end" can be told from a state in
+//! which nothing more happens.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use stateright::{Model, Property};
+
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
+use crate::redis::{Message, Mutation, Process, Redis, Reply, Token};
+use crate::slot::{Effect, Effects, Env, Rules, Slot};
+use crate::store::{Answer, Command, Failure, Granted, Notice, Outcome};
+
+pub(crate) const OVERLAP: &str = "no two trust a lease at the same time";
+pub(crate) const FENCES: &str = "fences rise, whatever happens to the data";
+pub(crate) const FENCING_TOKENS: &str = "fencing tokens rise in the order of trusted holding";
+pub(crate) const SERVED: &str = "who waits is served in the end";
+pub(crate) const FREED: &str = "nothing stays locked";
+
+const TTL: u64 = 200;
+const GRANT_TTL: u64 = 100;
+/// How far the clock goes at once.
+const STEP: u64 = 50;
+
+/// What there is to explore.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// How many requests each process has.
+    pub(crate) requests: &'static [u8],
+    pub(crate) faults: Faults,
+    /// What is wrong with the crate, to see that it is found.
+    pub(crate) mutant: Option<Mutant>,
+}
+
+/// How many of each may happen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Faults {
+    /// Steps of the clock while there is something to do: slow networks, processes that are stopped, long holds.
+    pub(crate) delays: u8,
+    /// Requests that give up waiting.
+    pub(crate) cancellations: u8,
+    /// Connections that break. Replies and pushes are lost; commands are, too, or arrive at any later time.
+    pub(crate) disconnections: u8,
+    /// Processes that die.
+    pub(crate) crashes: u8,
+    /// Locks taken by a client of another kind, and released.
+    pub(crate) foreign: u8,
+    /// `FLUSHALL`, or a restart without data.
+    pub(crate) data_losses: u8,
+    /// Messages that Redis publishes and nobody gets.
+    pub(crate) lost_pushes: u8,
+    /// Commands of a waiting process that concern other keys. No fault, but their replies say how old a grant may be.
+    pub(crate) other_commands: u8,
+}
+
+/// A rule of the crate, broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutant {
+    /// A grant counts from when it arrives.
+    GrantCountsFromArrival,
+    /// A grant counts from the newest reply that was seen when it is acted upon, not when it came.
+    GrantCountsFromLaterReply,
+    /// A lease counts from the reply.
+    LeaseCountsFromReply,
+    /// Nobody asks again, whatever was lost.
+    NoFallback,
+    /// A new connection is taken for the old one.
+    ReconnectUnnoticed,
+    /// The scripts are wrong.
+    Script(Mutation),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct World {
+    now: u64,
+    redis: Redis,
+    nodes: Vec<Node>,
+    left: Faults,
+    /// The highest one that Redis gave out.
+    last_fence: u64,
+    /// Of the newest lease that was trusted.
+    last_fencing_token: u64,
+    fences_fell: bool,
+    fencing_tokens_fell: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Node {
+    is_alive: bool,
+    /// Whether Redis takes it to be there.
+    is_subscribed: bool,
+    slot: Slot<u64>,
+    /// The last token, lease or waiter that was numbered.
+    ids: u64,
+    waiting: Vec<u64>,
+    holders: Vec<Holder>,
+    /// Sent, and not carried out.
+    outgoing: Vec<Sent>,
+    /// Carried out or published, and not arrived.
+    incoming: Vec<Incoming>,
+    /// Sent on a connection that broke: may be carried out, in order, at any time.
+    late: Vec<Command>,
+    /// When the newest command was sent whose reply is here.
+    observed: u64,
+    /// The token whose lock went to another process, and when that one's grant must have expired.
+    passed_on: Option<(u64, u64)>,
+    requests: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Holder {
+    lease: u64,
+    token: u64,
+    until: Time,
+    is_told: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Sent {
+    command: Command,
+    at: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Incoming {
+    Reply(Sent, Answer),
+    /// With what had been observed when it came, if it lies here already.
+    Push(Message, Option<u64>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Request(usize),
+    Cancel(usize),
+    End(usize, usize),
+    CarryOut(usize),
+    CarryOutLate(usize),
+    Deliver(usize),
+    /// A reply, ahead of the pushes that came before it.
+    DeliverReplyFirst(usize),
+    AskSomethingElse(usize),
+    Tick(usize),
+    LookAfterGrant(usize),
+    TimePasses,
+    /// All commands without a reply are sent again, or fail.
+    Reconnect {
+        node: usize,
+        fails: bool,
+    },
+    Crash(usize),
+    NoticeCrash(usize),
+    LosePush(usize),
+    ForeignTakes,
+    ForeignReleases,
+    LoseData,
+}
+
+impl Plan {
+    fn rules(&self) -> Rules {
+        Rules {
+            ttl: Duration::from_millis(TTL),
+            renewal: Duration::from_millis(TTL / 2),
+            max_hold: Duration::from_secs(3600),
+            grant_ttl: Duration::from_millis(GRANT_TTL),
+            max_waiters: 100,
+            burst: 0,
+            burst_time: Duration::ZERO,
+        }
+    }
+
+    fn is(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+}
+
+impl Model for Plan {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        let node = |requests: &u8| Node {
+            is_alive: true,
+            is_subscribed: true,
+            slot: Slot::default(),
+            ids: 0,
+            waiting: Vec::new(),
+            holders: Vec::new(),
+            outgoing: Vec::new(),
+            incoming: Vec::new(),
+            late: Vec::new(),
+            observed: TTL,
+            passed_on: None,
+            requests: *requests,
+        };
+        let rules = crate::redis::Rules {
+            ttl_ms: TTL,
+            grant_ttl_ms: GRANT_TTL,
+            mutation: match self.mutant {
+                Some(Mutant::Script(mutation)) => Some(mutation),
+                _ => None,
+            },
+        };
+        vec![World {
+            now: TTL,
+            redis: Redis::new(rules),
+            nodes: self.requests.iter().map(node).collect(),
+            left: self.faults,
+            last_fence: 0,
+            last_fencing_token: 0,
+            fences_fell: false,
+            fencing_tokens_fell: false,
+        }]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        for (number, node) in world.nodes.iter().enumerate() {
+            if !node.late.is_empty() {
+                actions.push(Action::CarryOutLate(number));
+            }
+            if node.is_alive {
+                self.node_actions(world, number, node, actions);
+            } else if node.is_subscribed {
+                actions.push(Action::NoticeCrash(number));
+            }
+        }
+        match &world.redis.owner {
+            Some(owner) if owner.token == Token::Foreign => actions.push(Action::ForeignReleases),
+            None if world.left.foreign > 0 => actions.push(Action::ForeignTakes),
+            _ => {}
+        }
+        if world.left.data_losses > 0 {
+            actions.push(Action::LoseData);
+        }
+        if world.next_moment(self).is_some() {
+            actions.push(Action::TimePasses);
+        }
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        let mut next = world.clone();
+        next.act(self, action);
+        next.redis.expire(next.now);
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::<Self>::always(OVERLAP, |plan, world| {
+                world.has_lost_data(plan) || world.trusting() <= 1
+            }),
+            Property::<Self>::always(FENCES, |_, world| !world.fences_fell),
+            Property::<Self>::always(FENCING_TOKENS, |plan, world| {
+                world.has_lost_data(plan) || !world.fencing_tokens_fell
+            }),
+            Property::<Self>::always(SERVED, |plan, world| {
+                world.next_moment(plan).is_some()
+                    || world.has_something_to_do(plan)
+                    || world.living().all(|node| node.waiting.is_empty())
+            }),
+            Property::<Self>::always(FREED, |plan, world| {
+                world.next_moment(plan).is_some()
+                    || world.has_something_to_do(plan)
+                    || world.leaves_nothing(plan)
+            }),
+            Property::<Self>::sometimes("everybody was served", |plan, world| {
+                world.next_moment(plan).is_none()
+                    && world
+                        .living()
+                        .all(|node| node.requests == 0 && node.waiting.is_empty())
+            }),
+        ]
+    }
+}
+
+impl Plan {
+    fn node_actions(&self, world: &World, number: usize, node: &Node, actions: &mut Vec<Action>) {
+        if node.requests > 0 {
+            actions.push(Action::Request(number));
+        }
+        if world.left.cancellations > 0 && !node.waiting.is_empty() {
+            actions.push(Action::Cancel(number));
+        }
+        for holder in 0..node.holders.len() {
+            actions.push(Action::End(number, holder));
+        }
+        if !node.outgoing.is_empty() {
+            actions.push(Action::CarryOut(number));
+        }
+        match node.incoming.first() {
+            Some(Incoming::Push(..)) => {
+                actions.push(Action::Deliver(number));
+                if node
+                    .incoming
+                    .iter()
+                    .any(|one| matches!(one, Incoming::Reply(..)))
+                {
+                    actions.push(Action::DeliverReplyFirst(number));
+                }
+                if world.left.lost_pushes > 0 {
+                    actions.push(Action::LosePush(number));
+                }
+            }
+            Some(Incoming::Reply(..)) => actions.push(Action::Deliver(number)),
+            None => {}
+        }
+        if world.left.other_commands > 0 && node.slot.waiting().in_store {
+            actions.push(Action::AskSomethingElse(number));
+        }
+        if node.tick_at(self).is_some_and(|at| at <= world.now) {
+            actions.push(Action::Tick(number));
+        }
+        if node.passed_on.is_some_and(|(_, at)| at <= world.now) {
+            actions.push(Action::LookAfterGrant(number));
+        }
+        if world.left.disconnections > 0 && !node.slot.is_idle() {
+            for fails in [false, true] {
+                let node = number;
+                actions.push(Action::Reconnect { node, fails });
+            }
+        }
+        if world.left.crashes > 0 && !node.slot.is_idle() {
+            actions.push(Action::Crash(number));
+        }
+    }
+}
+
+impl Node {
+    /// When its state machine next has something to do, in whole steps of the clock.
+    fn tick_at(&self, plan: &Plan) -> Option<u64> {
+        let at = self.slot.next_tick()?.as_nanos().div_ceil(1_000_000);
+        let is_fallback = self.slot.waiting().in_store;
+        (!(is_fallback && plan.is(Mutant::NoFallback))).then_some(at)
+    }
+}
+
+impl World {
+    fn living(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| node.is_alive)
+    }
+
+    /// How many believe that they hold the lock.
+    fn trusting(&self) -> usize {
+        let now = at(self.now);
+        self.living()
+            .flat_map(|node| &node.holders)
+            .filter(|holder| !holder.is_told && now < holder.until)
+            .count()
+    }
+
+    fn has_lost_data(&self, plan: &Plan) -> bool {
+        self.left.data_losses < plan.faults.data_losses
+    }
+
+    fn has_something_to_do(&self, plan: &Plan) -> bool {
+        self.living().any(|node| {
+            node.requests > 0
+                || !node.holders.is_empty()
+                || !node.outgoing.is_empty()
+                || !node.incoming.is_empty()
+                || node.tick_at(plan).is_some_and(|at| at <= self.now)
+                || node.passed_on.is_some_and(|(_, at)| at <= self.now)
+        })
+    }
+
+    /// To where the clock may go now.
+    fn next_moment(&self, plan: &Plan) -> Option<u64> {
+        if self.has_something_to_do(plan) {
+            return (self.left.delays > 0).then_some(self.now + STEP);
+        }
+        let next = |node: &Node| {
+            let after_grant = node.passed_on.map(|(_, at)| at);
+            node.tick_at(plan).into_iter().chain(after_grant).min()
+        };
+        let next = self.living().filter_map(next).min()?;
+        Some(next.div_ceil(STEP) * STEP)
+    }
+
+    /// Once everything has come to its end, the lock is free. After an accident, at the latest when it expires.
+    fn leaves_nothing(&self, plan: &Plan) -> bool {
+        let had_accidents = self.left.disconnections < plan.faults.disconnections
+            || self.left.crashes < plan.faults.crashes
+            || self.left.foreign < plan.faults.foreign
+            || self.has_lost_data(plan);
+        match &self.redis.owner {
+            Some(owner) => had_accidents && owner.expires_ms.is_some(),
+            None => had_accidents || self.redis.queue.is_empty(),
+        }
+    }
+
+    fn act(&mut self, plan: &Plan, action: Action) {
+        match action {
+            Action::Request(node) => {
+                let asking = &mut self.nodes[node];
+                asking.requests -= 1;
+                asking.ids += 1;
+                let number = asking.ids;
+                asking.waiting.push(number);
+                self.event(plan, node, |slot, env, effects| {
+                    slot.request(env, number, number, true, effects);
+                });
+            }
+            Action::Cancel(node) => {
+                self.left.cancellations -= 1;
+                let number = self.nodes[node].waiting.pop().expect("one waits");
+                self.event(plan, node, |slot, _, effects| slot.cancel(number, effects));
+            }
+            Action::End(node, holder) => self.end(plan, node, holder),
+            Action::CarryOut(node) => {
+                let sent = self.nodes[node].outgoing.remove(0);
+                let answer = self.carry_out(node, sent.command);
+                self.nodes[node]
+                    .incoming
+                    .push(Incoming::Reply(sent, answer));
+            }
+            Action::CarryOutLate(node) => {
+                let command = self.nodes[node].late.remove(0);
+                self.carry_out(node, command);
+            }
+            Action::Deliver(node) => match self.nodes[node].incoming.remove(0) {
+                Incoming::Reply(sent, answer) => self.reply(plan, node, sent, answer),
+                Incoming::Push(message, observed) => self.push(plan, node, message, observed),
+            },
+            Action::DeliverReplyFirst(node) => self.deliver_reply_first(plan, node),
+            Action::AskSomethingElse(node) => {
+                self.left.other_commands -= 1;
+                // No token of this key has that number.
+                self.send(node, Command::Renew { token: 0 });
+            }
+            Action::Tick(node) => self.event(plan, node, Slot::tick),
+            Action::LookAfterGrant(node) => {
+                let (token, _) = self.nodes[node].passed_on.take().expect("it is due");
+                let wanted = true;
+                self.send(node, Command::Release { token, wanted });
+            }
+            Action::TimePasses => {
+                if self.has_something_to_do(plan) {
+                    self.left.delays -= 1;
+                    self.now += STEP;
+                } else {
+                    self.now = self.next_moment(plan).expect("time passes");
+                }
+            }
+            Action::Reconnect { node, fails } => self.reconnect(plan, node, fails),
+            Action::Crash(node) => {
+                self.left.crashes -= 1;
+                let node = &mut self.nodes[node];
+                node.is_alive = false;
+                node.late
+                    .extend(node.outgoing.drain(..).map(|sent| sent.command));
+                node.incoming.clear();
+                node.holders.clear();
+                node.waiting.clear();
+            }
+            Action::NoticeCrash(node) => self.nodes[node].is_subscribed = false,
+            Action::LosePush(node) => {
+                self.left.lost_pushes -= 1;
+                self.nodes[node].incoming.remove(0);
+            }
+            Action::ForeignTakes => {
+                self.left.foreign -= 1;
+                self.redis.foreign_takes(self.now, TTL);
+            }
+            Action::ForeignReleases => self.redis.delete_owner(),
+            Action::LoseData => {
+                self.left.data_losses -= 1;
+                self.redis.flush_all();
+                // Not in the same microsecond as what was before.
+                self.now += STEP;
+            }
+        }
+    }
+
+    /// A request is done with its lock, held or lost.
+    fn end(&mut self, plan: &Plan, node: usize, holder: usize) {
+        let holder = self.nodes[node].holders.remove(holder);
+        self.event(plan, node, |slot, env, effects| {
+            if !slot.finished(env, holder.lease, effects) {
+                effects.push(crate::slot::release(holder.token));
+            }
+        });
+    }
+
+    fn deliver_reply_first(&mut self, plan: &Plan, node: usize) {
+        let observed = self.nodes[node].observed;
+        let incoming = &mut self.nodes[node].incoming;
+        let position = incoming
+            .iter()
+            .position(|one| matches!(one, Incoming::Reply(..)))
+            .expect("there is one");
+        for push in &mut incoming[..position] {
+            if let Incoming::Push(_, came_after) = push
+                && !plan.is(Mutant::GrantCountsFromLaterReply)
+            {
+                came_after.get_or_insert(observed);
+            }
+        }
+        if let Incoming::Reply(sent, answer) = incoming.remove(position) {
+            self.reply(plan, node, sent, answer);
+        }
+    }
+
+    fn reply(&mut self, plan: &Plan, node: usize, sent: Sent, answer: Answer) {
+        let now = self.now;
+        self.nodes[node].observed = self.nodes[node].observed.max(sent.at);
+        if let (Command::Release { token, .. }, Answer::Released { granted: true, .. }) =
+            (sent.command, answer)
+        {
+            self.nodes[node].passed_on = Some((token, now + GRANT_TTL + 1));
+        }
+        let sent_at = match plan.is(Mutant::LeaseCountsFromReply) {
+            true => at(now),
+            false => at(sent.at),
+        };
+        self.event(plan, node, |slot, env, effects| {
+            let result = Ok(answer);
+            slot.answered(env, sent.command, Outcome { sent_at, result }, effects);
+        });
+    }
+
+    fn push(&mut self, plan: &Plan, node: usize, message: Message, observed: Option<u64>) {
+        let after = match plan.is(Mutant::GrantCountsFromArrival) {
+            true => self.now,
+            false => observed.unwrap_or(self.nodes[node].observed),
+        };
+        let notice = match message {
+            Message::Granted {
+                number,
+                fence,
+                wanted,
+                ..
+            } => Notice::Granted(Granted {
+                token: number,
+                fence,
+                wanted,
+                after: Some(at(after)),
+            }),
+            Message::Wanted { number, .. } => Notice::Wanted { token: number },
+        };
+        self.event(plan, node, |slot, env, effects| {
+            slot.notice(env, notice, effects)
+        });
+    }
+
+    /// The connection breaks, and there is a new one.
+    fn reconnect(&mut self, plan: &Plan, number: usize, fails: bool) {
+        self.left.disconnections -= 1;
+        let node = &mut self.nodes[number];
+        let replies = node
+            .incoming
+            .drain(..)
+            .filter_map(|incoming| match incoming {
+                Incoming::Reply(sent, _) => Some(sent),
+                Incoming::Push(..) => None,
+            });
+        let unanswered: Vec<Sent> = replies.chain(node.outgoing.clone()).collect();
+        node.late
+            .extend(node.outgoing.drain(..).map(|sent| sent.command));
+        node.observed = self.now;
+        if plan.is(Mutant::ReconnectUnnoticed) {
+            return;
+        }
+        // What is sent again goes first, as it was submitted first.
+        for sent in &unanswered {
+            if !fails || matches!(sent.command, Command::Release { .. }) {
+                self.send(number, sent.command);
+            }
+        }
+        self.event(plan, number, |slot, _, effects| slot.reconnected(effects));
+        for sent in unanswered {
+            if fails {
+                let error = Error::of(ErrorKind::Unavailable);
+                let unknown = true;
+                let result = Err(Failure { error, unknown });
+                let sent_at = at(sent.at);
+                self.event(plan, number, |slot, env, effects| {
+                    slot.answered(env, sent.command, Outcome { sent_at, result }, effects);
+                });
+            }
+        }
+    }
+
+    /// Redis does what it is told, and publishes what there is to publish.
+    fn carry_out(&mut self, node: usize, command: Command) -> Answer {
+        let process = node as Process;
+        let ours = |number| Token::Ours { process, number };
+        let there: Vec<bool> = self.nodes.iter().map(|node| node.is_subscribed).collect();
+        let outcome = match command {
+            Command::Acquire { token, queue, .. } => {
+                self.redis.acquire(self.now, ours(token), queue)
+            }
+            Command::Release { token, .. } => {
+                let is_there = |process: Process| there[usize::from(process)];
+                self.redis.release(self.now, ours(token), is_there)
+            }
+            Command::Renew { token } => self.redis.renew(self.now, ours(token)),
+        };
+        for message in &outcome.messages {
+            if let Message::Granted { fence, .. } = message {
+                self.gave_out(*fence);
+            }
+        }
+        if let Reply::Acquired { fence, .. } = outcome.reply {
+            self.gave_out(fence);
+        }
+        for message in outcome.messages {
+            let to = &mut self.nodes[usize::from(message.process())];
+            if to.is_alive {
+                to.incoming.push(Incoming::Push(message, None));
+            }
+        }
+        match outcome.reply {
+            Reply::Acquired { fence, wanted } => Answer::Acquired { fence, wanted },
+            Reply::Held {
+                remaining_ms,
+                foreign,
+            } => Answer::Held {
+                remaining: remaining_ms.map(Duration::from_millis),
+                foreign,
+            },
+            Reply::Released { had_it, granted } => Answer::Released { had_it, granted },
+            Reply::Renewed { wanted } => Answer::Renewed { wanted },
+            Reply::Gone => Answer::Gone,
+            Reply::Failed => unreachable!("no key has a wrong type"),
+        }
+    }
+
+    fn gave_out(&mut self, fence: u64) {
+        self.fences_fell |= fence <= self.last_fence;
+        self.last_fence = fence;
+    }
+
+    fn send(&mut self, node: usize, command: Command) {
+        let at = self.now;
+        self.nodes[node].outgoing.push(Sent { command, at });
+    }
+
+    /// Something happens to a process's state machine.
+    fn event(
+        &mut self,
+        plan: &Plan,
+        node: usize,
+        event: impl FnOnce(&mut Slot<u64>, &Env<'_>, &mut Effects<u64>),
+    ) {
+        let ids = AtomicU64::new(self.nodes[node].ids + 1);
+        let mut effects = Effects::new();
+        let env = Env {
+            now: at(self.now),
+            rules: &plan.rules(),
+            ids: &ids,
+            has_room: true,
+        };
+        event(&mut self.nodes[node].slot, &env, &mut effects);
+        self.nodes[node].ids = ids.into_inner() - 1;
+        for effect in effects {
+            self.follow(node, effect);
+        }
+    }
+
+    fn follow(&mut self, number: usize, effect: Effect<u64>) {
+        let now = at(self.now);
+        let node = &mut self.nodes[number];
+        match effect {
+            Effect::Send(command) => self.send(number, command),
+            Effect::Grant { waiter, grant } => {
+                node.waiting.retain(|waiting| *waiting != waiter);
+                node.holders.push(Holder {
+                    lease: grant.lease,
+                    token: grant.token,
+                    until: grant.until,
+                    is_told: false,
+                });
+                self.fencing_tokens_fell |= grant.fencing_token <= self.last_fencing_token;
+                self.last_fencing_token = grant.fencing_token;
+            }
+            Effect::Reject { waiter, .. } => node.waiting.retain(|waiting| *waiting != waiter),
+            Effect::Extend { until } => {
+                if let Some(holder) = node.holders.last_mut()
+                    && !holder.is_told
+                    && now < holder.until
+                {
+                    holder.until = until;
+                }
+            }
+            Effect::Lose { .. } => {
+                if let Some(holder) = node.holders.last_mut() {
+                    holder.is_told = true;
+                }
+            }
+        }
+    }
+}
+
+fn at(ms: u64) -> Time {
+    Time::from_nanos(ms * 1_000_000)
+}
