@@ -2,10 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::clock::Time;
@@ -14,6 +13,7 @@ use crate::key::LockKey;
 use crate::manager::Core;
 use crate::manager::slot::{Grant, LostReason};
 use crate::store::Receipt;
+use crate::sync::{HELD, Term};
 
 /// A held lock. It is held, and its lease renewed, for as long as this value lives.
 ///
@@ -60,13 +60,9 @@ struct State {
     grant: Grant,
     #[cfg(feature = "tracing")]
     acquired: Time,
-    /// Nanoseconds of the [`Time`] until which the lease is trusted.
-    until: AtomicU64,
-    ended: AtomicU8,
-    changed: Notify,
+    /// Until when the lease is trusted, as [`Time`] in nanoseconds, and the [`code`] of why it ended.
+    term: Term,
 }
-
-const HELD: u8 = 0;
 
 fn code(reason: LostReason) -> u8 {
     match reason {
@@ -95,9 +91,7 @@ impl Lease {
             grant,
             #[cfg(feature = "tracing")]
             acquired: Time::now(),
-            until: AtomicU64::new(grant.until.as_nanos()),
-            ended: AtomicU8::new(HELD),
-            changed: Notify::new(),
+            term: Term::new(grant.until.as_nanos()),
         }))
     }
 
@@ -122,13 +116,7 @@ impl Lease {
 
     /// Why the lock is no longer held, `None` while it is.
     pub fn lost_reason(&self) -> Option<LostReason> {
-        reason(self.0.ended.load(Ordering::Acquire)).or_else(|| {
-            let now = Time::now();
-            (now >= self.until()).then(|| match now >= self.0.grant.limit {
-                true => LostReason::MaxHold,
-                false => LostReason::Expired,
-            })
-        })
+        reason(self.0.term.ended(|until| self.late(until)))
     }
 
     /// How much longer the lock is certainly held, unless it is renewed before then or taken away.
@@ -146,19 +134,28 @@ impl Lease {
     /// in Redis, it is told at the next renewal at the latest.
     pub async fn lost(&self) -> LostReason {
         loop {
-            let changed = self.0.changed.notified();
+            let over = self.0.term.over();
             if let Some(reason) = self.lost_reason() {
                 return reason;
             }
             tokio::select! {
-                () = changed => {}
+                () = over => {}
                 () = tokio::time::sleep_until(self.until().instant()) => {}
             }
         }
     }
 
     fn until(&self) -> Time {
-        Time::from_nanos(self.0.until.load(Ordering::Acquire))
+        Time::from_nanos(self.0.term.until())
+    }
+
+    /// Why it is lost if it was good until then, should that be over.
+    fn late(&self, until: u64) -> Option<u8> {
+        let now = Time::now();
+        (now >= Time::from_nanos(until)).then(|| match now >= self.0.grant.limit {
+            true => code(LostReason::MaxHold),
+            false => code(LostReason::Expired),
+        })
     }
 
     /// How long it has been held.
@@ -168,21 +165,13 @@ impl Lease {
     }
 
     pub(crate) fn extend(&self, until: Time) {
-        // A lease that ran out was told of. It does not come back.
-        if self.is_held() {
-            self.0.until.store(until.as_nanos(), Ordering::Release);
-        }
+        self.0
+            .term
+            .extend(until.as_nanos(), |until| self.late(until));
     }
 
     pub(crate) fn end(&self, why: LostReason) {
-        let (before, after) = (Ordering::AcqRel, Ordering::Acquire);
-        let first = self
-            .0
-            .ended
-            .compare_exchange(HELD, code(why), before, after);
-        if first.is_ok() {
-            self.0.changed.notify_waiters();
-        }
+        self.0.term.end(code(why));
     }
 
     /// Whether this is a lease on that key, by that manager.

@@ -82,6 +82,7 @@ mod manager;
 mod rejection;
 mod service;
 mod store;
+mod sync;
 mod trace;
 
 pub use self::body::ResponseBody;

@@ -126,7 +126,7 @@ fn on_own_thread(core: Arc<Core>) {
 async fn look_after_slots(core: &Arc<Core>) {
     loop {
         let now = Time::now();
-        core.next_look.store(u64::MAX, Ordering::Release);
+        core.look.clear();
         core.with_every_slot(
             |slot| slot.next_tick().is_some_and(|at| at <= now),
             Slot::tick,
@@ -136,12 +136,12 @@ async fn look_after_slots(core: &Arc<Core>) {
         }
         let next = core.next_tick();
         if let Some(at) = next {
-            core.next_look.fetch_min(at.as_nanos(), Ordering::AcqRel);
+            core.look.set(at.as_nanos());
         }
         let earliest = (now + MIN_PAUSE).instant();
         tokio::select! {
             () = sleep_until(next) => {}
-            () = core.look.notified() => {}
+            () = core.look.rung() => {}
         }
         tokio::time::sleep_until(earliest).await;
     }

@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind};
 use crate::guard::{Lease, LockGuard};
 use crate::key::LockKey;
 use crate::store::{Command, Events, Notice, Outcome, Receipt, Store};
+use crate::sync::Alarm;
 
 /// Keys that share a mutex. Many, so that requests for different keys do not wait for each other.
 const SHARDS: usize = 64;
@@ -44,8 +45,7 @@ pub(crate) struct Core {
     /// The background task has done everything that there was to do after the manager was closed.
     pub(super) stopped: Notify,
     /// When the background task looks at the slots next, as [`Time`] in nanoseconds.
-    pub(super) next_look: AtomicU64,
-    pub(super) look: Notify,
+    pub(super) look: Alarm,
 }
 
 type Shard = Mutex<HashMap<LockKey, Entry>>;
@@ -102,8 +102,7 @@ impl Core {
             is_closed: AtomicBool::new(false),
             is_running: AtomicBool::new(false),
             stopped: Notify::new(),
-            next_look: AtomicU64::new(u64::MAX),
-            look: Notify::new(),
+            look: Alarm::new(),
         })
     }
 
@@ -221,7 +220,7 @@ impl Core {
             count(&self.waiting, before.requests, after.requests);
             count(&self.queued, before.in_store.into(), after.in_store.into());
             if let Some(at) = entry.slot.next_tick() {
-                self.look_by(at);
+                self.look.by(at.as_nanos());
             }
             if entry.slot.is_idle() {
                 shard.remove(key);
@@ -272,14 +271,6 @@ impl Core {
             .min()
     }
 
-    fn look_by(&self, at: Time) {
-        if at.as_nanos() < self.next_look.load(Ordering::Relaxed)
-            && at.as_nanos() < self.next_look.fetch_min(at.as_nanos(), Ordering::AcqRel)
-        {
-            self.look.notify_one();
-        }
-    }
-
     /// No more locks will be asked for.
     pub(super) fn is_ending(&self) -> bool {
         self.is_closed.load(Ordering::Acquire) || self.handles.load(Ordering::Acquire) == 0
@@ -292,7 +283,7 @@ impl Core {
 
     /// Makes the background task look whether its time has come.
     pub(super) fn wake(&self) {
-        self.look.notify_one();
+        self.look.wake();
         if let Store::Redis(redis) = &self.store {
             redis.wake();
         }

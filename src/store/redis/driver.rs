@@ -89,18 +89,18 @@ impl RedisStore {
         let rested = tokio::time::sleep(backoff);
         tokio::pin!(rested);
         loop {
-            self.awake.store(false, Ordering::SeqCst);
-            let wanted = self
-                .queue()
-                .commands
-                .iter()
-                .any(|pending| matches!(pending.command, Command::Acquire { .. }));
+            let wanted = self.submitted.answer(|| {
+                self.queue()
+                    .commands
+                    .iter()
+                    .any(|pending| matches!(pending.command, Command::Acquire { .. }))
+            });
             if wanted {
                 return;
             }
             tokio::select! {
                 () = &mut rested => return,
-                () = self.submitted.notified() => {}
+                () = self.submitted.rung() => {}
             }
         }
     }
@@ -124,8 +124,8 @@ impl RedisStore {
         loop {
             self.fail_overdue(events);
             while replies.len() < MAX_CALLS {
-                self.awake.store(false, Ordering::SeqCst);
-                let Some(commands) = self.take_commands(replies.len()) else {
+                let taken = self.submitted.answer(|| self.take_commands(replies.len()));
+                let Some(commands) = taken else {
                     break;
                 };
                 last_sent = Time::now();
@@ -180,7 +180,7 @@ impl RedisStore {
                     None | Some(Push::Closed) => return End::Closed(closed()),
                     Some(push) => self.pushed(push, events),
                 },
-                () = self.submitted.notified() => {}
+                () = self.submitted.rung() => {}
                 _ = retry.tick(), if !on_the_way.refused.is_empty() => on_the_way.retry(),
                 () = &mut look_after_grants, if grants.next().is_some() => {
                     let (now, wanted) = (Time::now(), true);

@@ -15,7 +15,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use uuid::Uuid;
 
 pub(crate) use connection::{Address, Link};
@@ -25,6 +24,7 @@ use super::{Command, Receipt};
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
+use crate::sync::Doorbell;
 
 /// What the store needs to know.
 #[derive(Debug)]
@@ -43,12 +43,10 @@ pub(crate) struct RedisStore {
     queue: Mutex<Queue>,
     /// Commands taken from the queue and not answered yet.
     on_the_way: AtomicUsize,
-    /// Set with every submission, so that the driver looks at the queue again.
-    submitted: Notify,
+    /// Has the driver look at the queue again.
+    submitted: Doorbell,
     /// Whether there is a connection.
     connected: AtomicBool,
-    /// Whether the driver is about to look at the queue anyway.
-    awake: AtomicBool,
 }
 
 impl RedisStore {
@@ -58,9 +56,8 @@ impl RedisStore {
             address,
             queue: Mutex::default(),
             on_the_way: AtomicUsize::new(0),
-            submitted: Notify::new(),
+            submitted: Doorbell::default(),
             connected: AtomicBool::new(false),
-            awake: AtomicBool::new(false),
         }
     }
 
@@ -84,9 +81,7 @@ impl RedisStore {
             has_waited: false,
         });
         drop(queue);
-        if !self.awake.swap(true, Ordering::AcqRel) {
-            self.submitted.notify_one();
-        }
+        self.submitted.ring();
     }
 
     pub(crate) fn is_drained(&self) -> bool {
@@ -99,7 +94,7 @@ impl RedisStore {
 
     /// Makes the driver look around, as if something had been submitted.
     pub(crate) fn wake(&self) {
-        self.submitted.notify_one();
+        self.submitted.wake();
     }
 
     /// Connects, and readies the connection: the inbox is subscribed to before any command is sent.
