@@ -23,7 +23,9 @@ struct Bell {
 const MAX_ROUNDS: usize = 4;
 
 const ASLEEP: u8 = 0;
+/// A bit: a round is on.
 const RUNNING: u8 = 1;
+/// A bit: something was woken since the round began. Without a round, it says nothing.
 const WOKEN: u8 = 2;
 
 impl Wake for Bell {
@@ -32,10 +34,9 @@ impl Wake for Bell {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let woken =
-            self.state
-                .compare_exchange(RUNNING, WOKEN, Ordering::AcqRel, Ordering::Acquire);
-        if woken == Err(ASLEEP) {
+        // Written even if it was woken already: so the task sees what this one wakes it for.
+        let before = self.state.fetch_or(WOKEN, Ordering::AcqRel);
+        if before & RUNNING == 0 {
             self.task.wake();
         }
     }

@@ -1,4 +1,6 @@
 //! What is synchronised by hand.
+//!
+//! Each of these files also belongs to `tests/loom.rs`, which has its own `primitives` and tries every order of events.
 
 mod alarm;
 mod doorbell;

@@ -28,7 +28,14 @@ impl Term {
     /// Whether it has ended, and why. `late` says so of the time until which it lasts.
     pub(crate) fn ended(&self, late: impl FnOnce(u64) -> Option<u8>) -> u8 {
         match self.ended.load(Ordering::Acquire) {
-            HELD => late(self.until()).unwrap_or(HELD),
+            HELD => match late(self.until()) {
+                None => HELD,
+                // Written down: it may be put off at this moment, and would be found to last after all.
+                Some(why) => {
+                    self.end(why);
+                    self.ended.load(Ordering::Acquire)
+                }
+            },
             why => why,
         }
     }
