@@ -10,22 +10,18 @@ mod support;
 
 use std::convert::Infallible;
 use std::hint::black_box;
-use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::RedisServer;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
-use redis::aio::MultiplexedConnection;
-use support::{Figures, Goal, load, median};
+use support::recipe::Recipe;
+use support::{Figures, Goal, load, median, over_http};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_distributed_lock::{DistributedLockLayer, LockManager};
 
 const ROUNDS: usize = 7;
-const WRK_SECONDS: u32 = 2;
 const ROUND: Duration = Duration::from_millis(700);
 
 fn main() {
@@ -56,7 +52,7 @@ async fn run() {
         many_clients(&server, &mut figures).await;
     }
     if wants("http") {
-        over_http(&server, &mut figures).await;
+        over_http::compare(&server, &mut figures, &Goal::AtLeast(0.55)).await;
     }
     figures.print();
 }
@@ -81,49 +77,12 @@ fn layer(locks: &LockManager) -> DistributedLockLayer {
     DistributedLockLayer::new(locks.clone(), |req| Some(req.uri.path().to_owned()))
 }
 
-/// The recipe, by hand.
-#[derive(Clone)]
-struct ByHand {
-    redis: MultiplexedConnection,
-    release: Arc<redis::Script>,
-}
-
-impl ByHand {
-    async fn new(server: &RedisServer) -> Self {
-        use redis::IntoConnectionInfo;
-        let info = server.url().into_connection_info().unwrap();
-        let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true);
-        let client = redis::Client::open(info.set_tcp_settings(tcp)).unwrap();
-        let release = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
-        Self {
-            redis: client.get_multiplexed_async_connection().await.unwrap(),
-            release: Arc::new(redis::Script::new(release)),
-        }
-    }
-
-    async fn locked(mut self, key: String) {
-        let token = uuid::Uuid::new_v4().simple().to_string();
-        let name = format!("hand:{key}");
-        let taken: bool = redis::cmd("SET")
-            .arg(&name)
-            .arg(&token)
-            .arg("NX")
-            .arg("PX")
-            .arg(10_000)
-            .query_async(&mut self.redis)
-            .await
-            .unwrap();
-        assert!(taken);
-        through(service_fn(hello), key).await;
-        let released: u32 = self
-            .release
-            .key(&name)
-            .arg(&token)
-            .invoke_async(&mut self.redis)
-            .await
-            .unwrap();
-        assert_eq!(released, 1);
-    }
+/// A request under a lock taken by hand.
+async fn by_hand(mut recipe: Recipe, key: String) {
+    let name = format!("hand:{key}");
+    let token = recipe.try_acquire(&name).await.unwrap().unwrap();
+    through(service_fn(hello), key).await;
+    assert!(recipe.release(&name, &token).await.unwrap());
 }
 
 /// The cost of the layer itself, without Redis.
@@ -152,12 +111,12 @@ async fn in_memory(figures: &mut Figures) {
 /// What one client waits for.
 async fn one_client(server: &RedisServer, figures: &mut Figures) {
     const REQUESTS: u64 = 3000;
-    let by_hand = ByHand::new(server).await;
+    let recipe = Recipe::new(server).await;
     let locks = LockManager::connect(&server.url()).await.unwrap();
     let (mut hand, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         for (with_layer, times) in [(false, &mut hand), (true, &mut ours)] {
-            let (by_hand, locked) = (by_hand.clone(), layer(&locks).layer(service_fn(hello)));
+            let (recipe, locked) = (recipe.clone(), layer(&locks).layer(service_fn(hello)));
             let latencies = tokio::spawn(async move {
                 let mut latencies = Vec::new();
                 for number in 0..REQUESTS {
@@ -165,7 +124,7 @@ async fn one_client(server: &RedisServer, figures: &mut Figures) {
                     let started = Instant::now();
                     match with_layer {
                         true => through(locked.clone(), key).await,
-                        false => by_hand.clone().locked(key).await,
+                        false => by_hand(recipe.clone(), key).await,
                     }
                     latencies.push(started.elapsed().as_secs_f64() * 1e6);
                 }
@@ -190,15 +149,15 @@ async fn one_client(server: &RedisServer, figures: &mut Figures) {
 async fn many_clients(server: &RedisServer, figures: &mut Figures) {
     let redis = server.client().await;
     for clients in [64, 256] {
-        let by_hand = ByHand::new(server).await;
+        let recipe = Recipe::new(server).await;
         let locks = LockManager::connect(&server.url()).await.unwrap();
         let (mut hand, mut ours) = (Vec::new(), Vec::new());
         let (mut hand_cpu, mut our_cpu) = (Vec::new(), Vec::new());
         let (mut commands, mut requests) = (0, 0.0);
         for _ in 0..ROUNDS {
-            let one = by_hand.clone();
+            let one = recipe.clone();
             let (rate, cpu) = load(clients, ROUND, move |client, number| {
-                one.clone().locked(format!("/{client}/{number}"))
+                by_hand(one.clone(), format!("/{client}/{number}"))
             })
             .await;
             hand.push(rate);
@@ -253,81 +212,4 @@ async fn many_clients(server: &RedisServer, figures: &mut Figures) {
         );
         locks.close().await;
     }
-}
-
-/// An axum server, and wrk with 64 connections.
-async fn over_http(server: &RedisServer, figures: &mut Figures) {
-    if Command::new("wrk").arg("--version").output().is_err() {
-        println!("over HTTP: not measured, wrk is not installed (Debian: apt-get install wrk)");
-        figures.add(
-            "http_64_connections_vs_no_layer",
-            f64::NAN,
-            &Goal::AtLeast(0.55),
-        );
-        return;
-    }
-    let locks = LockManager::connect(&server.url()).await.unwrap();
-    // Every request locks a key that no other does.
-    let next = AtomicU64::new(0);
-    let layer = DistributedLockLayer::new(locks.clone(), move |_| {
-        next.fetch_add(1, Ordering::Relaxed).to_string()
-    });
-    let app = || axum::Router::new().route("/", axum::routing::get(|| async { "hello" }));
-    let bare = serve(app()).await;
-    let locked = serve(app().route_layer(layer)).await;
-    let redis = server.client().await;
-    let (mut bare_rates, mut locked_rates) = (Vec::new(), Vec::new());
-    let (mut costs, mut commands) = (vec![f64::NAN], Vec::new());
-    for _ in 0..5 {
-        bare_rates.push(wrk(bare).await);
-        let (cpu, calls) = (support::cpu_time(), common::script_calls(&redis).await);
-        let rate = wrk(locked).await;
-        let requests = rate * f64::from(WRK_SECONDS);
-        if let (Some(before), Some(after)) = (cpu, support::cpu_time()) {
-            costs.push((after - before).as_secs_f64() * 1e6 / requests);
-        }
-        commands.push((common::script_calls(&redis).await - calls) as f64 / requests);
-        locked_rates.push(rate);
-    }
-    let (bare, locked) = (median(&mut bare_rates), median(&mut locked_rates));
-    println!(
-        "over HTTP, 64 connections: {bare:.0} requests/s without the layer, {locked:.0} with it ({:.1} µs of CPU each, \
-         {:.3} commands a request)",
-        median(&mut costs),
-        median(&mut commands),
-    );
-    figures.add(
-        "http_64_connections_vs_no_layer",
-        locked / bare,
-        &Goal::AtLeast(0.55),
-    );
-}
-
-async fn serve(app: axum::Router) -> std::net::SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    address
-}
-
-/// Requests a second.
-async fn wrk(address: std::net::SocketAddr) -> f64 {
-    let mut wrk = tokio::process::Command::new("wrk");
-    let output = wrk
-        .args([
-            "-t1",
-            "-c64",
-            &format!("-d{WRK_SECONDS}s"),
-            &format!("http://{address}/"),
-        ])
-        .output()
-        .await
-        .unwrap();
-    let report = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(!report.contains("Non-2xx"), "{report}");
-    let rate = report
-        .lines()
-        .find_map(|line| line.strip_prefix("Requests/sec:"));
-    rate.and_then(|rate| rate.trim().parse().ok())
-        .unwrap_or_else(|| panic!("{report}"))
 }

@@ -1,2 +1,134 @@
-//! Stub.
-fn main() {}
+//! What the lock is like when many want it at once: `cargo bench --bench contention`.
+//!
+//! In one run, on one redis-server: this crate, the textbook recipe (`SET NX PX`, compare-and-delete, tried again after 1 to 5
+//! ms), the published crates `rslock` (its delay between tries set to up to 5 ms, in place of 200) and
+//! `distributed-lock-redis` (which does not wait for a held lock, and is tried again like the recipe); and the limits: a
+//! `tokio::sync::Mutex`, a `PING`. Figures are medians over several rounds, in turns with their references.
+//!
+//! Words behind `--` choose parts: one, once, gap, four, zipf, distinct, http, queue, memory. `--svg <path>` says where the plot
+//! goes (`target/contention.svg`).
+
+#![allow(unreachable_pub)]
+
+mod clock;
+#[path = "../../tests/common/mod.rs"]
+mod common;
+mod contenders;
+mod load;
+mod memory;
+mod monitor;
+mod one_process;
+mod plot;
+mod processes;
+mod queue;
+mod random;
+mod rounds;
+#[path = "../support/mod.rs"]
+mod support;
+mod table;
+mod worker;
+mod workers;
+
+use std::path::PathBuf;
+
+use common::RedisServer;
+use plot::Panel;
+use support::{Figures, Goal, over_http};
+
+fn main() {
+    if let Ok(url) = std::env::var(workers::URL) {
+        worker::run(&url);
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(run(&Chosen::from_args()));
+}
+
+struct Chosen {
+    parts: Vec<String>,
+    svg: PathBuf,
+}
+
+impl Chosen {
+    fn from_args() -> Self {
+        let mut chosen = Self {
+            parts: Vec::new(),
+            svg: PathBuf::from(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/target/contention.svg"
+            )),
+        };
+        let mut args = std::env::args().skip(1);
+        while let Some(arg) = args.next() {
+            if arg == "--svg" {
+                chosen.svg = args.next().expect("a path follows --svg").into();
+            } else if !arg.starts_with('-') {
+                chosen.parts.push(arg);
+            }
+        }
+        chosen
+    }
+
+    fn wants(&self, part: &str) -> bool {
+        self.parts.is_empty() || self.parts.iter().any(|chosen| chosen == part)
+    }
+}
+
+async fn run(chosen: &Chosen) {
+    let server = RedisServer::start().await;
+    let mut figures = Figures::default();
+    let mut panels = Vec::new();
+    if chosen.wants("one") {
+        let table = one_process::one(&server, &mut figures).await;
+        table.print();
+        let title = "One process, 64 waiters on one key, no hold";
+        panels.push(Panel::new(
+            title,
+            "sections per second, more is better",
+            &table,
+            0,
+        ));
+    }
+    if chosen.wants("once") {
+        one_process::once(&server, &mut figures).await.print();
+    }
+    if chosen.wants("gap") {
+        processes::gap(&server, &mut figures).await;
+    }
+    if chosen.wants("four") {
+        let table = processes::four(&server, &mut figures).await;
+        table.print();
+        let title = "4 processes × 16 waiters on one key, 1 ms hold";
+        let wait = "p99 wait, as a multiple of the ideal (64 sections), less is better";
+        panels.push(Panel::new(title, wait, &table, processes::P99));
+        let commands = "Redis commands per section, less is better";
+        panels.push(Panel::new(title, commands, &table, processes::COMMANDS));
+    }
+    if chosen.wants("zipf") {
+        one_process::zipf(&server, &mut figures).await.print();
+    }
+    if chosen.wants("distinct") {
+        one_process::distinct(&server, &mut figures).await;
+    }
+    if chosen.wants("http") {
+        println!();
+        over_http::compare(&server, &mut figures, &Goal::AtLeast(0.6)).await;
+    }
+    if chosen.wants("queue") {
+        queue::measure(&mut figures).await;
+    }
+    if chosen.wants("memory") {
+        memory::measure(&mut figures).await;
+    }
+    figures.print();
+    if !panels.is_empty() {
+        match std::fs::write(&chosen.svg, plot::svg(&panels)) {
+            Ok(()) => println!("\nplot: {}", chosen.svg.display()),
+            Err(error) => println!("\nno plot at {}: {error}", chosen.svg.display()),
+        }
+    }
+}

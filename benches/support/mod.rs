@@ -7,6 +7,9 @@
     missing_debug_implementations
 )]
 
+pub mod over_http;
+pub mod recipe;
+
 use std::time::{Duration, Instant};
 
 /// The figures of a run, printed at its end, one line each.
@@ -41,6 +44,15 @@ impl Figures {
 pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// What 99 of 100 values do not exceed.
+pub fn p99(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        length => values[(length * 99).div_ceil(100) - 1],
+    }
 }
 
 /// CPU time that this process has used, all threads together. Only Linux tells.

@@ -1,0 +1,202 @@
+//! The locks that are compared, behind one face.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::time::Duration;
+
+use distributed_lock_core::traits::{DistributedLock, LockHandle, LockProvider};
+use distributed_lock_redis::{RedisLockHandle, RedisLockProvider};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tower_distributed_lock::{LockGuard, LockManager};
+
+use crate::random;
+use crate::support::recipe::Recipe;
+
+/// Longer than any workload takes.
+const PATIENCE: Duration = Duration::from_secs(3600);
+const TTL: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Ours,
+    /// `SET NX PX` and a compare-and-delete, tried again after 1 to 5 ms.
+    Recipe,
+    /// With a delay of up to 5 ms between tries, in place of its default of up to 200 ms.
+    Rslock,
+    /// Its `acquire` does not wait for a lock that is held: it is tried again like the recipe.
+    DistributedLockRedis,
+    /// One `tokio::sync::Mutex`, whatever the key: the limit of what one process can do.
+    Mutex,
+    /// A map of local Mutexes.
+    Mutexes,
+}
+
+impl Kind {
+    pub const ON_REDIS: [Self; 4] = [
+        Self::Ours,
+        Self::Recipe,
+        Self::Rslock,
+        Self::DistributedLockRedis,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "this crate",
+            Self::Recipe => "SET NX PX by hand",
+            Self::Rslock => "rslock",
+            Self::DistributedLockRedis => "distributed-lock-redis",
+            Self::Mutex => "tokio Mutex",
+            Self::Mutexes => "map of tokio Mutexes",
+        }
+    }
+
+    /// The one of this name, with `_` for blanks.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ON_REDIS.into_iter().find(|kind| kind.word() == word)
+    }
+
+    pub fn word(self) -> String {
+        self.name().replace(' ', "_")
+    }
+}
+
+#[derive(Clone)]
+pub enum Contender {
+    Ours(LockManager),
+    Recipe(Recipe),
+    Rslock(rslock::LockManager),
+    DistributedLockRedis(Arc<RedisLockProvider>),
+    Mutex(Arc<Mutex<()>>),
+    Mutexes(Arc<StdMutex<HashMap<String, Arc<Mutex<()>>>>>),
+}
+
+pub enum Held {
+    Ours(LockGuard),
+    Recipe(Recipe, String, String),
+    Rslock(rslock::LockGuard),
+    DistributedLockRedis(RedisLockHandle),
+    Local(OwnedMutexGuard<()>),
+}
+
+impl Contender {
+    pub async fn connect(kind: Kind, url: &str) -> Result<Self, String> {
+        Ok(match kind {
+            Kind::Ours => Self::Ours(LockManager::connect(url).await.map_err(text)?),
+            Kind::Recipe => Self::Recipe(Recipe::connect(url).await.map_err(text)?),
+            Kind::Rslock => {
+                let mut locks = rslock::LockManager::new(vec![url]);
+                locks.set_retry(u32::MAX, Duration::from_millis(5));
+                Self::Rslock(locks)
+            }
+            Kind::DistributedLockRedis => {
+                let provider = RedisLockProvider::new(url).await.map_err(text)?;
+                Self::DistributedLockRedis(Arc::new(provider))
+            }
+            Kind::Mutex => Self::Mutex(Arc::default()),
+            Kind::Mutexes => Self::Mutexes(Arc::default()),
+        })
+    }
+
+    pub async fn acquire(&self, key: &str) -> Result<Held, String> {
+        match self {
+            Self::Ours(locks) => {
+                let guard = locks.acquire(key, PATIENCE).await.map_err(text)?;
+                Ok(Held::Ours(guard))
+            }
+            Self::Mutex(mutex) => Ok(Held::Local(Arc::clone(mutex).lock_owned().await)),
+            Self::Mutexes(mutexes) => {
+                let mutex = {
+                    let mut mutexes = mutexes.lock().unwrap_or_else(PoisonError::into_inner);
+                    match mutexes.get(key) {
+                        Some(mutex) => Arc::clone(mutex),
+                        None => Arc::clone(mutexes.entry(key.to_owned()).or_default()),
+                    }
+                };
+                Ok(Held::Local(mutex.lock_owned().await))
+            }
+            // In a box, so that what these need makes the others' futures no larger.
+            others => Box::pin(others.acquire_by_polling(key)).await,
+        }
+    }
+
+    async fn acquire_by_polling(&self, key: &str) -> Result<Held, String> {
+        match self {
+            Self::Recipe(recipe) => {
+                let (mut recipe, name) = (recipe.clone(), format!("hand:{key}"));
+                loop {
+                    if let Some(token) = recipe.try_acquire(&name).await.map_err(text)? {
+                        return Ok(Held::Recipe(recipe, name, token));
+                    }
+                    pause().await;
+                }
+            }
+            Self::Rslock(locks) => {
+                let guard = locks.acquire(key, TTL).await.map_err(text)?;
+                Ok(Held::Rslock(guard))
+            }
+            Self::DistributedLockRedis(provider) => {
+                let lock = provider.create_lock(key);
+                loop {
+                    if let Some(handle) = lock.try_acquire().await.map_err(text)? {
+                        return Ok(Held::DistributedLockRedis(handle));
+                    }
+                    pause().await;
+                }
+            }
+            _ => unreachable!("these do not poll"),
+        }
+    }
+
+    pub async fn close(self) {
+        if let Self::Ours(locks) = self {
+            locks.close().await;
+        }
+    }
+}
+
+impl Held {
+    /// Zero where there is none.
+    pub fn fencing_token(&self) -> u64 {
+        match self {
+            Self::Ours(guard) => guard.fencing_token(),
+            _ => 0,
+        }
+    }
+
+    /// The way that does not make the holder wait, where there is one.
+    pub async fn release(self) -> Result<(), String> {
+        match self {
+            Self::Ours(guard) => drop(guard),
+            Self::Local(guard) => drop(guard),
+            others => return Box::pin(others.release_and_wait()).await,
+        }
+        Ok(())
+    }
+
+    async fn release_and_wait(self) -> Result<(), String> {
+        match self {
+            Self::Recipe(mut recipe, name, token) => {
+                match recipe.release(&name, &token).await.map_err(text)? {
+                    true => Ok(()),
+                    false => Err("the lock had expired".to_owned()),
+                }
+            }
+            Self::Rslock(guard) => {
+                guard.release().await;
+                Ok(())
+            }
+            Self::DistributedLockRedis(handle) => handle.release().await.map_err(text),
+            Self::Ours(_) | Self::Local(_) => unreachable!("these do not wait"),
+        }
+    }
+}
+
+/// What the recipes do between two tries.
+async fn pause() {
+    let time = Duration::from_micros(1000 + random::shared() % 4000);
+    tokio::time::sleep(time).await;
+}
+
+pub fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}

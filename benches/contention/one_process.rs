@@ -1,0 +1,233 @@
+//! What contention costs within one process: `one`, `once`, `zipf`, `distinct`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tower_distributed_lock::LockManager;
+
+use crate::common::RedisServer;
+use crate::contenders::{Contender, Kind};
+use crate::load::{self, Keys, Load, Work};
+use crate::monitor::Monitor;
+use crate::random::Zipf;
+use crate::rounds::Rounds;
+use crate::support::recipe::Recipe;
+use crate::support::{self, Figures, Goal, median};
+use crate::table::Table;
+
+const HOLD: Duration = Duration::from_millis(1);
+/// No workload may take longer, by far.
+const BOUND: Duration = Duration::from_secs(5);
+
+/// 64 tasks want the same lock again and again, and do nothing under it.
+pub async fn one(server: &RedisServer, figures: &mut Figures) -> Table {
+    let mut table = Table::new(
+        "one process, 64 waiters on one key, no hold",
+        &[("sections/s", 0), ("commands a section", 4)],
+    );
+    let mut rounds = Rounds::new(&with(Kind::Mutex));
+    for round in 0..5 {
+        for kind in with(Kind::Mutex) {
+            let values = race(server, kind, &format!("one:{round}")).await;
+            rounds.add(kind, values);
+        }
+    }
+    rounds.fill(&mut table);
+    let ratio = rounds.ratio(Kind::Ours, Kind::Mutex, 0);
+    figures.add(
+        "one_process_64_waiters_vs_mutex",
+        ratio,
+        &Goal::AtLeast(0.3),
+    );
+    figures.add(
+        "one_process_64_waiters_commands_per_section",
+        table.value(Kind::Ours, 1),
+        &Goal::AtMost(0.01),
+    );
+    table
+}
+
+fn with(local: Kind) -> Vec<Kind> {
+    let mut kinds = Kind::ON_REDIS.to_vec();
+    kinds.insert(1, local);
+    kinds
+}
+
+/// Sections a second, and commands for each of them, which are counted apart: that costs Redis time.
+async fn race(server: &RedisServer, kind: Kind, key: &str) -> Result<Vec<f64>, String> {
+    let contender = Contender::connect(kind, &server.url()).await?;
+    let _ = sections(&contender, key, Duration::from_millis(50)).await?;
+    let time = Duration::from_millis(400);
+    let rate = sections(&contender, key, time).await? as f64 / time.as_secs_f64();
+    let monitor = Monitor::start(server).await;
+    let counted = sections(&contender, key, time / 2).await;
+    let commands = monitor.stop().await;
+    contender.close().await;
+    Ok(vec![rate, commands as f64 / counted? as f64])
+}
+
+/// How many sections 64 tasks get through.
+async fn sections(contender: &Contender, key: &str, time: Duration) -> Result<u64, String> {
+    let failures = Arc::new(AtomicU64::new(0));
+    let (contender, key, failed) = (contender.clone(), key.to_owned(), Arc::clone(&failures));
+    let load = support::load(64, time, move |_, _| {
+        let (contender, key, failed) = (contender.clone(), key.clone(), Arc::clone(&failed));
+        async move {
+            let section = async { contender.acquire(&key).await?.release().await };
+            if section.await.is_err() {
+                failed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let started = Instant::now();
+    let Ok((rate, _)) = tokio::time::timeout(BOUND, load).await else {
+        return Err(format!("a task had not got the lock after {BOUND:?}"));
+    };
+    match failures.load(Ordering::Relaxed) {
+        0 => Ok((rate * started.elapsed().as_secs_f64()) as u64),
+        count => Err(format!("{count} errors")),
+    }
+}
+
+/// 256 tasks want the same lock once.
+pub async fn once(server: &RedisServer, figures: &mut Figures) -> Table {
+    let mut table = Table::new(
+        "one process, 256 waiters on one key, once each, 1 ms hold",
+        &[("sections/s", 0), ("share of the time held", 3)],
+    );
+    let mut rounds = Rounds::new(&with(Kind::Mutex));
+    for round in 0..5 {
+        for kind in with(Kind::Mutex) {
+            if round == 0 || matches!(kind, Kind::Ours | Kind::Mutex) {
+                let values = queue_up(server, kind, &format!("once:{round}")).await;
+                rounds.add(kind, values);
+            }
+        }
+    }
+    rounds.fill(&mut table);
+    let goal = Goal::AtLeast(0.98);
+    let rate = rounds.ratio(Kind::Ours, Kind::Mutex, 0);
+    figures.add("once_256_waiters_vs_mutex", rate, &goal);
+    // The timers of tokio hide a gap in the next tick. The share of the time does not.
+    let share = rounds.ratio(Kind::Ours, Kind::Mutex, 1);
+    figures.add("once_256_waiters_held_share_vs_mutex", share, &goal);
+    table
+}
+
+async fn queue_up(server: &RedisServer, kind: Kind, key: &str) -> Result<Vec<f64>, String> {
+    let contender = Contender::connect(kind, &server.url()).await?;
+    contender.acquire("first").await?.release().await?;
+    let (rate, share) = load::once(&contender, 256, key, &Work::Sleep(HOLD), BOUND).await?;
+    contender.close().await;
+    Ok(vec![rate, share])
+}
+
+/// 256 tasks want locks of which some are wanted much more than others.
+pub async fn zipf(server: &RedisServer, figures: &mut Figures) -> Table {
+    let mut table = Table::new(
+        "one process, 256 tasks, 1000 keys by Zipf's law (1.0), 1 ms hold",
+        &[("sections/s", 0), ("p99 wait, ms", 2)],
+    );
+    let mut rounds = Rounds::new(&with(Kind::Mutexes));
+    for round in 0..5 {
+        for kind in with(Kind::Mutexes) {
+            if round == 0 || matches!(kind, Kind::Ours | Kind::Mutexes) {
+                let values = mix(server, kind, &format!("zipf:{round}:")).await;
+                rounds.add(kind, values);
+            }
+        }
+    }
+    rounds.fill(&mut table);
+    let rate = rounds.ratio(Kind::Ours, Kind::Mutexes, 0);
+    figures.add("zipf_256_tasks_vs_mutexes", rate, &Goal::AtLeast(0.98));
+    let wait = rounds.ratio(Kind::Ours, Kind::Mutexes, 1);
+    figures.add(
+        "zipf_256_tasks_p99_wait_vs_mutexes",
+        wait,
+        &Goal::AtMost(1.1),
+    );
+    table
+}
+
+async fn mix(server: &RedisServer, kind: Kind, prefix: &str) -> Result<Vec<f64>, String> {
+    const TIME: Duration = Duration::from_millis(1300);
+    let contender = Contender::connect(kind, &server.url()).await?;
+    let from = Instant::now() + Duration::from_millis(200);
+    let load = Load {
+        tasks: 256,
+        keys: Keys::Zipf(prefix.to_owned(), Arc::new(Zipf::new(1000))),
+        work: Work::Sleep(HOLD),
+        from,
+        until: from + TIME,
+    };
+    let mut tally = load::run(&contender, &load).await?;
+    contender.close().await;
+    let rate = tally.sections as f64 / TIME.as_secs_f64();
+    Ok(vec![rate, tally.p99_wait() / 1000.0])
+}
+
+/// Nobody contends: every lock is wanted once.
+pub async fn distinct(server: &RedisServer, figures: &mut Figures) {
+    println!("\none process, distinct keys, against two commands by hand");
+    for (clients, goal) in [(64, 1.1), (256, 1.5)] {
+        let (mut rates, mut costs) = ([vec![], vec![]], [vec![], vec![]]);
+        for _ in 0..7 {
+            for (at, (rate, cpu)) in [by_hand(server, clients).await, ours(server, clients).await]
+                .into_iter()
+                .enumerate()
+            {
+                rates[at].push(rate);
+                costs[at].push(cpu);
+            }
+        }
+        let [hand, ours] = rates.map(|mut rates| median(&mut rates));
+        let [hand_cpu, our_cpu] = costs.map(|mut costs| median(&mut costs));
+        println!(
+            "  {clients} clients: {hand:.0} locks/s by hand ({hand_cpu:.1} µs of CPU each), {ours:.0} by this crate \
+             ({our_cpu:.1} µs)"
+        );
+        let name = format!("distinct_keys_{clients}_clients");
+        figures.add(
+            &format!("{name}_vs_hand"),
+            ours / hand,
+            &Goal::AtLeast(goal),
+        );
+        let cpu = our_cpu / hand_cpu;
+        figures.add(&format!("{name}_cpu_vs_hand"), cpu, &Goal::AtMost(1.0));
+    }
+}
+
+const ROUND: Duration = Duration::from_millis(500);
+
+async fn by_hand(server: &RedisServer, clients: usize) -> (f64, f64) {
+    let recipe = Recipe::new(server).await;
+    support::load(clients, ROUND, move |client, number| {
+        let mut recipe = recipe.clone();
+        async move {
+            let name = format!("hand:{client}/{number}");
+            let token = recipe.try_acquire(&name).await.unwrap().unwrap();
+            assert!(recipe.release(&name, &token).await.unwrap());
+        }
+    })
+    .await
+}
+
+async fn ours(server: &RedisServer, clients: usize) -> (f64, f64) {
+    let locks = LockManager::connect(&server.url()).await.unwrap();
+    let used = locks.clone();
+    let measured = support::load(clients, ROUND, move |client, number| {
+        let locks = used.clone();
+        async move {
+            drop(
+                locks
+                    .try_acquire(format!("{client}/{number}"))
+                    .await
+                    .unwrap(),
+            )
+        }
+    })
+    .await;
+    locks.close().await;
+    measured
+}

@@ -1,0 +1,65 @@
+//! Several rounds of one workload, in turns, and what is in their middle.
+
+use crate::contenders::Kind;
+use crate::support::median;
+use crate::table::Table;
+
+pub struct Rounds(Vec<(Kind, Vec<Result<Vec<f64>, String>>)>);
+
+impl Rounds {
+    pub fn new(kinds: &[Kind]) -> Self {
+        Self(kinds.iter().map(|kind| (*kind, Vec::new())).collect())
+    }
+
+    pub fn add(&mut self, kind: Kind, values: Result<Vec<f64>, String>) {
+        let of_kind = self.0.iter_mut().find(|(other, _)| *other == kind);
+        of_kind.expect("a known contender").1.push(values);
+    }
+
+    /// A row of medians for each contender.
+    pub fn fill(&self, table: &mut Table) {
+        for (kind, rounds) in &self.0 {
+            let rounds: Result<Vec<&Vec<f64>>, String> = rounds
+                .iter()
+                .map(|values| values.as_ref().map_err(Clone::clone))
+                .collect();
+            let medians = rounds.map(|rounds| {
+                let columns = rounds.first().map_or(0, |values| values.len());
+                (0..columns)
+                    .map(|column| median_of(rounds.iter().map(|values| values[column])))
+                    .collect()
+            });
+            table.row(*kind, medians);
+        }
+    }
+
+    /// The median, over the rounds, of one contender's value divided by the other's in the same round.
+    pub fn ratio(&self, kind: Kind, reference: Kind, column: usize) -> f64 {
+        let of = |kind| self.0.iter().find(|(other, _)| *other == kind);
+        let (Some((_, ours)), Some((_, theirs))) = (of(kind), of(reference)) else {
+            return f64::NAN;
+        };
+        let pairs = ours.iter().zip(theirs);
+        median_of(pairs.filter_map(|pair| match pair {
+            (Ok(ours), Ok(theirs)) => Some(ours[column] / theirs[column]),
+            _ => None,
+        }))
+    }
+
+    /// All rounds together.
+    pub fn sum(&self, kind: Kind, column: usize) -> f64 {
+        let rounds = self.0.iter().filter(|(other, _)| *other == kind);
+        let rounds = rounds.flat_map(|(_, rounds)| rounds);
+        rounds
+            .map(|values| values.as_ref().map_or(f64::NAN, |values| values[column]))
+            .sum()
+    }
+}
+
+fn median_of(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    match values.is_empty() {
+        true => f64::NAN,
+        false => median(&mut values),
+    }
+}

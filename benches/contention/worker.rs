@@ -1,0 +1,132 @@
+//! The worker's side of a process of its own: it does what its standard input says, and ends with it.
+//!
+//! A command is a line, and is answered by a line.
+
+use std::io::{BufRead, Write};
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use tokio::sync::mpsc;
+
+use crate::clock;
+use crate::contenders::{Contender, Kind, text};
+use crate::load::{self, Keys, Load, Work};
+use crate::memory;
+use crate::support::median;
+use crate::support::recipe::connection;
+
+pub fn run(url: &str) {
+    // Of one thread: several processes share few cores.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let (commands, received) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            let _ = commands.send(line.unwrap());
+        }
+        // The benchmark is over, however it ended.
+        std::process::exit(0);
+    });
+    // It never ends: what goes on in the background does so between the commands as well.
+    runtime.block_on(obey_all(url, received));
+}
+
+async fn obey_all(url: &str, mut commands: mpsc::UnboundedReceiver<String>) {
+    let mut worker = Worker {
+        url: url.to_owned(),
+        connected: None,
+    };
+    while let Some(line) = commands.recv().await {
+        let words: Vec<&str> = line.split(' ').collect();
+        let answer = match worker.obey(&words).await {
+            Ok(answer) => answer,
+            Err(reason) => format!("failed {}", reason.replace('\n', " ")),
+        };
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{answer}").unwrap();
+        out.flush().unwrap();
+    }
+}
+
+struct Worker {
+    url: String,
+    connected: Option<(Contender, MultiplexedConnection)>,
+}
+
+impl Worker {
+    async fn obey(&mut self, words: &[&str]) -> Result<String, String> {
+        match *words {
+            ["connect", kind] => {
+                let kind = Kind::parse(kind).ok_or("no such contender")?;
+                let contender = Contender::connect(kind, &self.url).await?;
+                // Some connect, or load their scripts, only when they are first used.
+                let key = format!("first:{}", std::process::id());
+                contender.acquire(&key).await?.release().await?;
+                let redis = connection(&self.url).await.map_err(text)?;
+                self.connected = Some((contender, redis));
+                Ok("ready".to_owned())
+            }
+            ["ping", count] => ping(&self.url, count.parse().map_err(text)?).await,
+            ["alternate", key, until] => {
+                let until = clock::instant(until.parse().map_err(text)?);
+                let (contender, _) = self.connected()?;
+                alternate(contender, key, until).await
+            }
+            ["count", key, tasks, hold_us, from, until] => {
+                let (contender, redis) = self.connected()?;
+                let hold = Duration::from_micros(hold_us.parse().map_err(text)?);
+                let load = Load {
+                    tasks: tasks.parse().map_err(text)?,
+                    keys: Keys::One(key.to_owned()),
+                    work: Work::Count(redis.clone(), format!("count:{key}"), hold),
+                    from: clock::instant(from.parse().map_err(text)?),
+                    until: clock::instant(until.parse().map_err(text)?),
+                };
+                Ok(load::run(contender, &load).await?.to_string())
+            }
+            ["wait", tasks] => memory::wait(&self.url, tasks.parse().map_err(text)?).await,
+            ["hold", keys] => memory::hold(&self.url, keys.parse().map_err(text)?).await,
+            _ => Err(format!("unknown command: {words:?}")),
+        }
+    }
+
+    fn connected(&self) -> Result<&(Contender, MultiplexedConnection), String> {
+        let connected = self.connected.as_ref();
+        connected.ok_or_else(|| "not connected".to_owned())
+    }
+}
+
+/// The median round trip, in ns.
+async fn ping(url: &str, count: usize) -> Result<String, String> {
+    let mut redis = connection(url).await.map_err(text)?;
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let started = Instant::now();
+        let ping = redis::cmd("PING");
+        ping.exec_async(&mut redis).await.map_err(text)?;
+        times.push(started.elapsed().as_nanos() as f64);
+    }
+    Ok(median(&mut times).to_string())
+}
+
+/// Takes the lock again as soon as it has released it. Tells of each section the moments at which it began and ended,
+/// and its fencing token.
+async fn alternate(contender: &Contender, key: &str, until: Instant) -> Result<String, String> {
+    let mut sections = Vec::new();
+    while Instant::now() < until {
+        let acquire = contender.acquire(key);
+        let held =
+            match tokio::time::timeout_at((until + Duration::from_secs(1)).into(), acquire).await {
+                Ok(held) => held?,
+                Err(_) => break,
+            };
+        let acquired = clock::nanos();
+        let token = held.fencing_token();
+        let released = clock::nanos();
+        held.release().await?;
+        sections.push(format!("{acquired},{released},{token}"));
+    }
+    Ok(sections.join(" "))
+}

@@ -1,0 +1,90 @@
+//! Processes of their own: this program, started again.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use crate::clock;
+use crate::common::RedisServer;
+use crate::contenders::Kind;
+
+/// Set for a worker only.
+pub const URL: &str = "TOWER_DISTRIBUTED_LOCK_BENCH_URL";
+
+/// No workload takes so long.
+const BOUND: Duration = Duration::from_secs(40);
+
+/// A process, killed with this value.
+pub struct Worker {
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+    _child: Child,
+}
+
+impl Worker {
+    pub fn start(server: &RedisServer) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .env(URL, server.url())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        Self {
+            input: child.stdin.take().unwrap(),
+            output: BufReader::new(child.stdout.take().unwrap()).lines(),
+            _child: child,
+        }
+    }
+
+    pub async fn ask(&mut self, line: &str) -> Result<String, String> {
+        self.tell(line).await?;
+        self.answer().await
+    }
+
+    async fn tell(&mut self, line: &str) -> Result<(), String> {
+        let line = format!("{line}\n");
+        let told = self.input.write_all(line.as_bytes()).await;
+        told.map_err(|error| format!("a worker ended: {error}"))
+    }
+
+    async fn answer(&mut self) -> Result<String, String> {
+        let answer = tokio::time::timeout(BOUND, self.output.next_line()).await;
+        let answer = answer.map_err(|_| format!("a worker did not answer within {BOUND:?}"))?;
+        match answer {
+            Ok(Some(line)) => match line.strip_prefix("failed ") {
+                Some(reason) => Err(reason.to_owned()),
+                None => Ok(line),
+            },
+            _ => Err("a worker ended".to_owned()),
+        }
+    }
+}
+
+/// Starts `count` processes that are connected to the same lock.
+pub async fn start(server: &RedisServer, kind: Kind, count: usize) -> Result<Vec<Worker>, String> {
+    let mut workers: Vec<_> = (0..count).map(|_| Worker::start(server)).collect();
+    for worker in &mut workers {
+        worker.ask(&format!("connect {}", kind.word())).await?;
+    }
+    Ok(workers)
+}
+
+/// Has all do the same at the same time. Returns their answers.
+pub async fn ask_all(workers: &mut [Worker], line: &str) -> Result<Vec<String>, String> {
+    for worker in &mut *workers {
+        worker.tell(line).await?;
+    }
+    let mut answers = Vec::new();
+    for worker in workers {
+        answers.push(worker.answer().await?);
+    }
+    Ok(answers)
+}
+
+/// The moment, for all processes, that comes after so much time.
+pub fn moment(after: Duration) -> u64 {
+    clock::nanos() + after.as_nanos() as u64
+}

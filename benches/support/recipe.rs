@@ -1,0 +1,64 @@
+//! The textbook recipe, by hand.
+
+use std::sync::Arc;
+
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, RedisResult};
+
+use crate::common::RedisServer;
+
+/// `SET name token NX PX ttl` to take the lock, a compare-and-delete by `EVALSHA` to release it, both awaited, on one
+/// multiplexed connection that all clones share.
+#[derive(Clone)]
+pub struct Recipe {
+    redis: MultiplexedConnection,
+    release: Arc<redis::Script>,
+}
+
+impl Recipe {
+    pub async fn new(server: &RedisServer) -> Self {
+        Self::connect(&server.url()).await.unwrap()
+    }
+
+    pub async fn connect(url: &str) -> RedisResult<Self> {
+        let release = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
+        Ok(Self {
+            redis: connection(url).await?,
+            release: Arc::new(redis::Script::new(release)),
+        })
+    }
+
+    /// The token that the lock was taken with, if it was free.
+    pub async fn try_acquire(&mut self, name: &str) -> RedisResult<Option<String>> {
+        let token = uuid::Uuid::new_v4().simple().to_string();
+        let taken: bool = redis::cmd("SET")
+            .arg(name)
+            .arg(&token)
+            .arg("NX")
+            .arg("PX")
+            .arg(10_000)
+            .query_async(&mut self.redis)
+            .await?;
+        Ok(taken.then_some(token))
+    }
+
+    /// Whether there was something to release.
+    pub async fn release(&mut self, name: &str, token: &str) -> RedisResult<bool> {
+        let released: u32 = self
+            .release
+            .key(name)
+            .arg(token)
+            .invoke_async(&mut self.redis)
+            .await?;
+        Ok(released == 1)
+    }
+}
+
+/// A connection with the settings that the crate gives its own.
+pub async fn connection(url: &str) -> Result<MultiplexedConnection, RedisError> {
+    use redis::IntoConnectionInfo;
+    let info = url.into_connection_info()?;
+    let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true);
+    let client = redis::Client::open(info.set_tcp_settings(tcp))?;
+    client.get_multiplexed_async_connection().await
+}
