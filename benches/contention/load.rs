@@ -108,13 +108,10 @@ pub async fn run(contender: &Contender, load: &Load) -> Result<Tally, String> {
         tasks.spawn(async move { contend(&contender, &load, number, &tally).await });
     }
     let end = load.until + DRAIN;
-    loop {
-        match tokio::time::timeout_at(end.into(), tasks.join_next()).await {
-            Ok(Some(done)) => done.map_err(text)??,
-            // All are done, or some starve: the rest is aborted.
-            Ok(None) | Err(_) => break,
-        }
+    while let Ok(Some(done)) = tokio::time::timeout_at(end.into(), tasks.join_next()).await {
+        done.map_err(text)??;
     }
+    // Those that starve are left.
     tasks.shutdown().await;
     let mut sum = Tally::default();
     for tally in &tallies {

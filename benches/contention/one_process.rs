@@ -14,7 +14,7 @@ use crate::random::Zipf;
 use crate::rounds::Rounds;
 use crate::support::recipe::Recipe;
 use crate::support::{self, Figures, Goal, median};
-use crate::table::Table;
+use crate::table::{Table, Values};
 
 const HOLD: Duration = Duration::from_millis(1);
 /// No workload may take longer, by far.
@@ -55,7 +55,7 @@ fn with(local: Kind) -> Vec<Kind> {
 }
 
 /// Sections a second, and commands for each of them, which are counted apart: that costs Redis time.
-async fn race(server: &RedisServer, kind: Kind, key: &str) -> Result<Vec<f64>, String> {
+async fn race(server: &RedisServer, kind: Kind, key: &str) -> Values {
     let contender = Contender::connect(kind, &server.url()).await?;
     let _ = sections(&contender, key, Duration::from_millis(50)).await?;
     let time = Duration::from_millis(400);
@@ -115,7 +115,7 @@ pub async fn once(server: &RedisServer, figures: &mut Figures) -> Table {
     table
 }
 
-async fn queue_up(server: &RedisServer, kind: Kind, key: &str) -> Result<Vec<f64>, String> {
+async fn queue_up(server: &RedisServer, kind: Kind, key: &str) -> Values {
     let contender = Contender::connect(kind, &server.url()).await?;
     contender.acquire("first").await?.release().await?;
     let (rate, share) = load::once(&contender, 256, key, &Work::Sleep(HOLD), BOUND).await?;
@@ -150,7 +150,7 @@ pub async fn zipf(server: &RedisServer, figures: &mut Figures) -> Table {
     table
 }
 
-async fn mix(server: &RedisServer, kind: Kind, prefix: &str) -> Result<Vec<f64>, String> {
+async fn mix(server: &RedisServer, kind: Kind, prefix: &str) -> Values {
     const TIME: Duration = Duration::from_millis(1300);
     let contender = Contender::connect(kind, &server.url()).await?;
     let from = Instant::now() + Duration::from_millis(200);
@@ -219,12 +219,8 @@ async fn ours(server: &RedisServer, clients: usize) -> (f64, f64) {
     let measured = support::load(clients, ROUND, move |client, number| {
         let locks = used.clone();
         async move {
-            drop(
-                locks
-                    .try_acquire(format!("{client}/{number}"))
-                    .await
-                    .unwrap(),
-            )
+            let guard = locks.try_acquire(format!("{client}/{number}")).await;
+            drop(guard.unwrap());
         }
     })
     .await;

@@ -18,7 +18,7 @@ const STYLE: &str = "<style>\
     .small{font-size:12px;fill:#59636e}\
     .ground{fill:#ffffff}.grid{stroke:#d1d9e0}\
     .bar{fill:#8c959f}.ours{fill:#0969da}\
-    @media(prefers-color-scheme:dark){\
+    @media (prefers-color-scheme:dark){\
     text{fill:#f0f6fc}.small{fill:#9198a1}.ground{fill:#0d1117}.grid{stroke:#3d444d}\
     .bar{fill:#6e7681}.ours{fill:#4493f8}}\
     </style>";

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use crate::common::{RedisServer, value};
-use crate::contenders::Kind;
-use crate::contenders::text;
+use crate::contenders::{Kind, text};
 use crate::load::Tally;
 use crate::monitor::Monitor;
 use crate::rounds::Rounds;
 use crate::support::{Figures, Goal, median};
-use crate::table::Table;
+use crate::table::{Table, Values};
 use crate::workers::{ask_all, moment, start};
 
 /// Two processes take the lock in turns, and do nothing under it.
@@ -50,7 +49,7 @@ pub async fn gap(server: &RedisServer, figures: &mut Figures) {
     );
 }
 
-async fn alternate(server: &RedisServer, kind: Kind, key: &str) -> Result<Vec<f64>, String> {
+async fn alternate(server: &RedisServer, kind: Kind, key: &str) -> Values {
     let mut workers = start(server, kind, 2).await?;
     let ping: f64 = workers[0].ask("ping 3000").await?.parse().map_err(text)?;
     let until = moment(Duration::from_millis(600));
@@ -157,7 +156,7 @@ pub async fn four(server: &RedisServer, figures: &mut Figures) -> Table {
     table
 }
 
-async fn compete(server: &RedisServer, kind: Kind, key: &str) -> Result<Vec<f64>, String> {
+async fn compete(server: &RedisServer, kind: Kind, key: &str) -> Values {
     const TIME: Duration = Duration::from_millis(2300);
     let tallies = count(server, kind, key, TIME, None).await?;
     // In a run of its own: to count them costs Redis time.

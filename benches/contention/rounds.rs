@@ -2,16 +2,16 @@
 
 use crate::contenders::Kind;
 use crate::support::median;
-use crate::table::Table;
+use crate::table::{Table, Values};
 
-pub struct Rounds(Vec<(Kind, Vec<Result<Vec<f64>, String>>)>);
+pub struct Rounds(Vec<(Kind, Vec<Values>)>);
 
 impl Rounds {
     pub fn new(kinds: &[Kind]) -> Self {
         Self(kinds.iter().map(|kind| (*kind, Vec::new())).collect())
     }
 
-    pub fn add(&mut self, kind: Kind, values: Result<Vec<f64>, String>) {
+    pub fn add(&mut self, kind: Kind, values: Values) {
         let of_kind = self.0.iter_mut().find(|(other, _)| *other == kind);
         of_kind.expect("a known contender").1.push(values);
     }

@@ -2,7 +2,9 @@
 
 use crate::contenders::Kind;
 
-/// Figures of one workload, or the reason why there are none.
+/// What a contender achieved, or the reason why it did not.
+pub type Values = Result<Vec<f64>, String>;
+
 pub struct Table {
     title: String,
     columns: Vec<Column>,
@@ -16,7 +18,7 @@ pub struct Column {
 
 pub struct Row {
     pub kind: Kind,
-    pub values: Result<Vec<f64>, String>,
+    pub values: Values,
 }
 
 impl Table {
@@ -32,7 +34,7 @@ impl Table {
         }
     }
 
-    pub fn row(&mut self, kind: Kind, values: Result<Vec<f64>, String>) {
+    pub fn row(&mut self, kind: Kind, values: Values) {
         self.rows.push(Row { kind, values });
     }
 
