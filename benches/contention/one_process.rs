@@ -1,13 +1,13 @@
 //! What contention costs within one process: `one`, `once`, `zipf`, `distinct`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
 use tower_distributed_lock::LockManager;
 
 use crate::common::RedisServer;
-use crate::contenders::{Contender, Kind};
+use crate::contenders::{Contender, Kind, text};
 use crate::load::{self, Keys, Load, Work};
 use crate::monitor::Monitor;
 use crate::random::Zipf;
@@ -56,12 +56,13 @@ fn with(local: Kind) -> Vec<Kind> {
 
 /// Sections a second, and commands for each of them, which are counted apart: that costs Redis time.
 async fn race(server: &RedisServer, kind: Kind, key: &str) -> Values {
+    const TIME: Duration = Duration::from_millis(400);
     let contender = Contender::connect(kind, &server.url()).await?;
-    let _ = sections(&contender, key, Duration::from_millis(50)).await?;
-    let time = Duration::from_millis(400);
-    let rate = sections(&contender, key, time).await? as f64 / time.as_secs_f64();
+    let _ = sections(&contender, key, TIME / 8).await?;
+    let started = Instant::now();
+    let rate = sections(&contender, key, TIME).await? as f64 / started.elapsed().as_secs_f64();
     let monitor = Monitor::start(server).await;
-    let counted = sections(&contender, key, time / 2).await;
+    let counted = sections(&contender, key, TIME / 2).await;
     let commands = monitor.stop().await;
     contender.close().await;
     Ok(vec![rate, commands as f64 / counted? as f64])
@@ -69,25 +70,28 @@ async fn race(server: &RedisServer, kind: Kind, key: &str) -> Values {
 
 /// How many sections 64 tasks get through.
 async fn sections(contender: &Contender, key: &str, time: Duration) -> Result<u64, String> {
-    let failures = Arc::new(AtomicU64::new(0));
-    let (contender, key, failed) = (contender.clone(), key.to_owned(), Arc::clone(&failures));
-    let load = support::load(64, time, move |_, _| {
-        let (contender, key, failed) = (contender.clone(), key.clone(), Arc::clone(&failed));
-        async move {
-            let section = async { contender.acquire(&key).await?.release().await };
-            if section.await.is_err() {
-                failed.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    });
+    let mut tasks = JoinSet::new();
     let started = Instant::now();
-    let Ok((rate, _)) = tokio::time::timeout(BOUND, load).await else {
-        return Err(format!("a task had not got the lock after {BOUND:?}"));
-    };
-    match failures.load(Ordering::Relaxed) {
-        0 => Ok((rate * started.elapsed().as_secs_f64()) as u64),
-        count => Err(format!("{count} errors")),
+    for _ in 0..64 {
+        let (contender, key) = (contender.clone(), key.to_owned());
+        tasks.spawn(async move {
+            let mut count = 0;
+            while started.elapsed() < time {
+                contender.acquire(&key).await?.release().await?;
+                count += 1;
+            }
+            Ok::<u64, String>(count)
+        });
     }
+    let all_done = async {
+        let mut sum = 0;
+        while let Some(count) = tasks.join_next().await {
+            sum += count.map_err(text)??;
+        }
+        Ok(sum)
+    };
+    let done = tokio::time::timeout(BOUND, all_done).await;
+    done.unwrap_or_else(|_| Err(format!("a task had not got the lock after {BOUND:?}")))
 }
 
 /// 256 tasks want the same lock once.
