@@ -5,6 +5,8 @@
 use std::io::{BufRead, Write};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::mpsc;
 
@@ -13,7 +15,7 @@ use crate::contenders::{Contender, Kind, text};
 use crate::load::{self, Keys, Load, Work};
 use crate::memory;
 use crate::support::median;
-use crate::support::recipe::connection;
+use crate::support::recipe::{client, connection};
 
 pub fn run(url: &str) {
     // Of one thread: several processes share few cores.
@@ -69,6 +71,11 @@ impl Worker {
                 Ok("ready".to_owned())
             }
             ["ping", count] => ping(&self.url, count.parse().map_err(text)?).await,
+            ["hop", inbox, other, count] => {
+                let count = count.parse().map_err(text)?;
+                let times = hop(&self.url, inbox, other, count).await;
+                Ok(median(&mut times.map_err(text)?).to_string())
+            }
             ["alternate", key, until] => {
                 let until = clock::instant(until.parse().map_err(text)?);
                 let (contender, _) = self.connected()?;
@@ -109,6 +116,25 @@ async fn ping(url: &str, count: usize) -> Result<String, String> {
         times.push(started.elapsed().as_nanos() as f64);
     }
     Ok(median(&mut times).to_string())
+}
+
+/// Sends a message back and forth between two processes. The times, in ns, that one way takes.
+async fn hop(url: &str, inbox: &str, other: &str, count: usize) -> RedisResult<Vec<f64>> {
+    let mut redis = connection(url).await?;
+    let mut pubsub = client(url)?.get_async_pubsub().await?;
+    pubsub.subscribe(inbox).await?;
+    let mut messages = pubsub.on_message();
+    let publish = redis::cmd("PUBLISH").arg(other).arg("").to_owned();
+    let mut times = Vec::new();
+    let mut started = Instant::now();
+    // The first to come speaks to nobody, the second begins.
+    publish.exec_async(&mut redis).await?;
+    while times.len() < count && messages.next().await.is_some() {
+        times.push(started.elapsed().as_nanos() as f64 / 2.0);
+        started = Instant::now();
+        publish.exec_async(&mut redis).await?;
+    }
+    Ok(times)
 }
 
 /// Takes the lock again as soon as it has released it. Tells of each section the moments at which it began and ended,

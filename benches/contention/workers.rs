@@ -44,13 +44,13 @@ impl Worker {
         self.answer().await
     }
 
-    async fn tell(&mut self, line: &str) -> Result<(), String> {
+    pub async fn tell(&mut self, line: &str) -> Result<(), String> {
         let line = format!("{line}\n");
         let told = self.input.write_all(line.as_bytes()).await;
         told.map_err(|error| format!("a worker ended: {error}"))
     }
 
-    async fn answer(&mut self) -> Result<String, String> {
+    pub async fn answer(&mut self) -> Result<String, String> {
         let answer = tokio::time::timeout(BOUND, self.output.next_line()).await;
         let answer = answer.map_err(|_| format!("a worker did not answer within {BOUND:?}"))?;
         match answer {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
-use redis::{RedisError, RedisResult};
 
 use crate::common::RedisServer;
 
@@ -55,10 +55,12 @@ impl Recipe {
 }
 
 /// A connection with the settings that the crate gives its own.
-pub async fn connection(url: &str) -> Result<MultiplexedConnection, RedisError> {
+pub async fn connection(url: &str) -> RedisResult<MultiplexedConnection> {
+    client(url)?.get_multiplexed_async_connection().await
+}
+
+pub fn client(url: &str) -> RedisResult<redis::Client> {
     use redis::IntoConnectionInfo;
-    let info = url.into_connection_info()?;
     let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true);
-    let client = redis::Client::open(info.set_tcp_settings(tcp))?;
-    client.get_multiplexed_async_connection().await
+    redis::Client::open(url.into_connection_info()?.set_tcp_settings(tcp))
 }
