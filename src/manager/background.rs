@@ -7,14 +7,17 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::core::{Core, StoreEvents};
-use super::slot::Slot;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::store::Store;
 use crate::store::redis::Link;
 
-/// Slots are not looked at more often than this, whatever their number.
+/// Slots are not looked at more often than this…
 const MIN_PAUSE: Duration = Duration::from_millis(1);
+/// …and with many of them, only so often that looking takes a small part of the time.
+const PAUSE_FACTOR: u32 = 20;
+/// Time after which others get their turn.
+const LONG: Duration = Duration::from_micros(20);
 
 impl Core {
     pub(super) fn ensure_running(self: &Arc<Self>) {
@@ -60,10 +63,7 @@ impl Core {
     pub(super) async fn close(self: &Arc<Self>) {
         self.is_closed.store(true, Ordering::SeqCst);
         let closed = Error::of(ErrorKind::Closed);
-        self.with_every_slot(
-            |_| true,
-            |slot, _, effects| slot.reject_all(&closed, effects),
-        );
+        self.with_every_slot(|slot, _, effects| slot.reject_all(&closed, effects));
         loop {
             let stopped = self.stopped.notified();
             tokio::pin!(stopped);
@@ -125,25 +125,30 @@ fn on_own_thread(core: Arc<Core>) {
 
 async fn look_after_slots(core: &Arc<Core>) {
     loop {
-        let now = Time::now();
         core.look.clear();
-        core.with_every_slot(
-            |slot| slot.next_tick().is_some_and(|at| at <= now),
-            Slot::tick,
-        );
+        let (mut next, mut took) = (None, Duration::ZERO);
+        for shard in 0..core.shards() {
+            let now = Time::now();
+            next = core.tick(shard, now).into_iter().chain(next).min();
+            let one_took = Time::now().since(now);
+            took += one_took;
+            if one_took > LONG {
+                // This task has other things to do.
+                tokio::task::yield_now().await;
+            }
+        }
         if core.is_ending() && core.is_at_rest() {
             return;
         }
-        let next = core.next_tick();
         if let Some(at) = next {
             core.look.set(at.as_nanos());
         }
-        let earliest = (now + MIN_PAUSE).instant();
+        let rested = Time::now() + MIN_PAUSE.max(took * PAUSE_FACTOR);
         tokio::select! {
             () = sleep_until(next) => {}
             () = core.look.rung() => {}
         }
-        tokio::time::sleep_until(earliest).await;
+        tokio::time::sleep_until(rested.instant()).await;
     }
 }
 

@@ -23,7 +23,7 @@ use crate::store::redis::{Address, RedisStore, Settings};
 /// | [`command_timeout`](Self::command_timeout) | 1 s | how long Redis may take to answer, or to connect |
 /// | [`max_waiters_per_key`](Self::max_waiters_per_key) | 10 000 | how many requests of this process wait for one lock |
 /// | [`max_waiters`](Self::max_waiters) | 100 000 | how many wait for all locks together |
-/// | [`burst`](Self::burst) | 16, 20 ms | how many go before another process that waits, and for how long |
+/// | [`burst`](Self::burst) | 16, 50 ms | how many go before another process that waits, and for how long |
 /// | `tls_root_certificate` | the system's | the authority to trust with `rediss://` (feature `tls`) |
 ///
 /// Nothing is checked until the last step, which refuses settings that make no sense.
@@ -65,7 +65,7 @@ impl Default for LockManagerBuilder {
             max_waiters_per_key: 10_000,
             max_waiters: 100_000,
             burst: 16,
-            burst_time: Duration::from_millis(20),
+            burst_time: Duration::from_millis(50),
             root_certificate: None,
         }
     }

@@ -243,32 +243,33 @@ impl Core {
     /// Lets an event happen to every slot.
     pub(super) fn with_every_slot(
         self: &Arc<Self>,
-        concerns: impl Fn(&Slot<Waiter>) -> bool,
         event: impl Fn(&mut Slot<Waiter>, &Env<'_>, &mut Effects<Waiter>),
     ) {
         for shard in &self.shards {
-            let keys: Vec<LockKey> = lock(shard)
-                .iter()
-                .filter(|(_, entry)| concerns(&entry.slot))
-                .map(|(key, _)| key.clone())
-                .collect();
+            let keys: Vec<LockKey> = lock(shard).keys().cloned().collect();
             for key in keys {
                 self.with_slot(&key, None, &event);
             }
         }
     }
 
-    /// When the first slot has something to do.
-    pub(super) fn next_tick(&self) -> Option<Time> {
-        self.shards
-            .iter()
-            .filter_map(|shard| {
-                lock(shard)
-                    .values()
-                    .filter_map(|entry| entry.slot.next_tick())
-                    .min()
-            })
-            .min()
+    pub(super) fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Tells the slots of a shard the time, if they have something to do by now. Returns when the first of the others has.
+    pub(super) fn tick(self: &Arc<Self>, shard: usize, now: Time) -> Option<Time> {
+        let (mut due, mut next) = (Vec::new(), None);
+        for (key, entry) in lock(&self.shards[shard]).iter() {
+            match entry.slot.next_tick() {
+                Some(at) if at <= now => due.push(key.clone()),
+                at => next = at.into_iter().chain(next).min(),
+            }
+        }
+        for key in due {
+            self.with_slot(&key, None, Slot::tick);
+        }
+        next
     }
 
     /// No more locks will be asked for.
@@ -327,7 +328,7 @@ impl Events for StoreEvents<'_> {
 
     fn reconnected(&self) {
         self.0
-            .with_every_slot(|_| true, |slot, _, effects| slot.reconnected(effects));
+            .with_every_slot(|slot, _, effects| slot.reconnected(effects));
     }
 
     fn awaits_grants(&self) -> bool {

@@ -87,6 +87,50 @@ pub(super) fn call<'a>(
     call
 }
 
+/// Reads the owners that these commands want to be told about when they change: whatever is read, Redis watches, if it
+/// was told so by the command before.
+///
+/// A command of its own, behind the script: what a script reads is watched as well, but a Redis 7.0 would go through
+/// all keys of the batch for each one that it reads.
+pub(super) fn look<'a>(
+    settings: &Settings,
+    commands: impl Iterator<Item = (&'a LockKey, Command)>,
+) -> Option<Cmd> {
+    let mut look = redis::cmd("MGET");
+    let mut watched = commands
+        .filter(|(_, command)| is_watched(*command))
+        .peekable();
+    watched.peek()?;
+    for (key, _) in watched {
+        look.arg(format!("{}{}", settings.prefix, key.as_str()));
+    }
+    Some(look)
+}
+
+pub(super) fn is_watched(command: Command) -> bool {
+    matches!(
+        command,
+        Command::Renew { .. } | Command::Acquire { watch: true, .. }
+    )
+}
+
+/// Whether what [`look`] saw behind the script is what the answer to a command says: nobody was in between.
+pub(super) fn is_as_left(
+    settings: &Settings,
+    command: Command,
+    answer: Answer,
+    seen: &Value,
+) -> bool {
+    match (command, answer) {
+        (Command::Renew { token }, Answer::Renewed { .. }) => {
+            let owner = format!("{}:{token}", settings.manager.simple());
+            matches!(seen, Value::BulkString(seen) if *seen == owner.as_bytes())
+        }
+        (Command::Acquire { .. }, Answer::Held { .. }) => *seen != Value::Nil,
+        _ => true,
+    }
+}
+
 /// Turns an owner's name into that of its queue: outside of the names that owners have (a prefix holds no brace), and
 /// in the owner's slot of a Redis Cluster.
 fn write_queue_name(owner: &mut String) {

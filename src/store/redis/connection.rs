@@ -26,6 +26,8 @@ pub(crate) struct Link {
     pub(super) commands: MultiplexedConnection,
     pub(super) pushes: mpsc::UnboundedReceiver<Push>,
     pub(super) observed: Observed,
+    /// Whether the server tells when somebody else changes what was read.
+    pub(super) watches: bool,
     pub(super) wire: Wire,
 }
 
@@ -115,13 +117,12 @@ async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, Red
     let config = config().set_push_sender(pushes::forward(sender, observed.clone()));
     let (commands, mut wire) = open_connection(client, config).await?;
     let ready = prepare(commands.clone(), Some(settings.inbox()));
-    wire.run_until(ready)
-        .await
-        .unwrap_or_else(|| Err(closed()))?;
+    let watches = wire.run_until(ready).await;
     Ok(Link {
         commands,
         pushes,
         observed,
+        watches: watches.unwrap_or_else(|| Err(closed()))?,
         wire,
     })
 }
@@ -140,6 +141,7 @@ async fn connect_resp2(client: &Client, settings: &Settings) -> Result<Link, Red
         commands,
         pushes,
         observed: Observed::now(),
+        watches: false,
         wire,
     })
 }
@@ -198,11 +200,11 @@ fn refuses_resp3(error: &RedisError) -> bool {
     }
 }
 
-/// Loads the script, and with RESP3 subscribes to the inbox and has the server watch keys for us.
+/// Loads the script, and with RESP3 subscribes to the inbox and has the server watch keys for us. Returns whether it does.
 async fn prepare(
     mut commands: MultiplexedConnection,
     inbox: Option<String>,
-) -> Result<(), RedisError> {
+) -> Result<bool, RedisError> {
     let can_push = inbox.is_some();
     if let Some(inbox) = inbox {
         commands.subscribe(inbox).await?;
@@ -214,17 +216,18 @@ async fn prepare(
         .arg(script().source())
         .ignore();
     pipeline.exec_async(&mut commands).await?;
-    if can_push {
-        // Without it, a lock that somebody else deletes is noticed later: by a renewal or when it would have expired.
-        let tracking: Result<(), RedisError> = redis::cmd("CLIENT")
-            .arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"])
-            .query_async(&mut commands)
-            .await;
-        if let Err(error) = tracking {
-            crate::trace::no_tracking(&error);
-        }
+    if !can_push {
+        return Ok(false);
     }
-    Ok(())
+    // Without it, a lock that somebody else deletes is noticed later: by a renewal or when it would have expired.
+    let tracking: Result<(), RedisError> = redis::cmd("CLIENT")
+        .arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"])
+        .query_async(&mut commands)
+        .await;
+    if let Err(error) = &tracking {
+        crate::trace::no_tracking(error);
+    }
+    Ok(tracking.is_ok())
 }
 
 impl Settings {

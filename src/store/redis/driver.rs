@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
-use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind as RedisKind, RedisError, ServerErrorKind, Value};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
@@ -26,6 +25,9 @@ const RETRY: Duration = Duration::from_millis(100);
 const MIN_BACKOFF: Duration = Duration::from_millis(20);
 /// …and after several.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
+
+/// What a call returned, and the owners that were [looked](batch::look) at behind it.
+type Reply = (Value, Vec<Value>);
 
 /// Why a connection is no longer used.
 #[derive(Debug)]
@@ -129,7 +131,7 @@ impl RedisStore {
                     break;
                 };
                 last_sent = Time::now();
-                replies.push_back(self.send(&link.commands, &commands, how));
+                replies.push_back(self.send(&link, &commands, how));
                 on_the_way.push(last_sent, commands);
                 how = Call::ByHash;
                 if self.has_releases_waiting() {
@@ -192,7 +194,7 @@ impl RedisStore {
                     let silent = Time::now().since(last_sent);
                     if replies.is_empty() && silent > self.longest_silence(events) {
                         last_sent = Time::now();
-                        replies.push_back(self.send(&link.commands, &[], Call::ByHash));
+                        replies.push_back(self.send(&link, &[], Call::ByHash));
                         on_the_way.push(last_sent, Vec::new());
                     }
                 }
@@ -212,10 +214,10 @@ impl RedisStore {
     /// Sends one call, and resolves to its reply.
     fn send(
         &self,
-        connection: &MultiplexedConnection,
+        link: &Link,
         commands: &[Pending],
         how: Call,
-    ) -> impl Future<Output = Result<Result<Value, RedisError>, Elapsed>> + use<> {
+    ) -> impl Future<Output = Result<Result<Reply, RedisError>, Elapsed>> + use<> {
         let call = batch::call(
             &self.settings,
             commands
@@ -223,26 +225,31 @@ impl RedisStore {
                 .map(|pending| (&pending.key, pending.command)),
             how,
         );
-        let watch = commands.iter().any(|pending| {
-            matches!(
-                pending.command,
-                Command::Renew { .. } | Command::Acquire { watch: true, .. }
-            )
-        });
-        let mut connection = connection.clone();
+        let look = commands
+            .iter()
+            .map(|pending| (&pending.key, pending.command));
+        let look = batch::look(&self.settings, look).filter(|_| link.watches);
+        let mut connection = link.commands.clone();
         timeout(self.settings.command_timeout, async move {
-            if !watch {
-                return connection.send_packed_command(&call).await?.extract_error();
-            }
-            // What the call reads, Redis watches for us.
+            let Some(look) = look else {
+                let reply = connection.send_packed_command(&call).await?;
+                let reply = reply.extract_error()?;
+                return Ok((reply, Vec::new()));
+            };
             let mut pipeline = redis::pipe();
             pipeline
+                .add_command(call)
                 .cmd("CLIENT")
                 .arg("CACHING")
                 .arg("YES")
-                .add_command(call);
-            let mut replies = connection.send_packed_commands(&pipeline, 0, 2).await?;
-            replies.pop().unwrap_or(Value::Nil).extract_error()
+                .add_command(look);
+            let mut replies = connection.send_packed_commands(&pipeline, 0, 3).await?;
+            let seen = match replies.pop() {
+                Some(Value::Array(seen)) => seen,
+                _ => Vec::new(),
+            };
+            let reply = replies.into_iter().next().unwrap_or(Value::Nil);
+            Ok((reply.extract_error()?, seen))
         })
     }
 
@@ -305,7 +312,7 @@ impl RedisStore {
 
 /// Hands out the answers of the oldest call. An error says that the connection is of no use.
 fn deliver(
-    reply: Value,
+    (reply, seen): Reply,
     on_the_way: &mut OnTheWay<'_>,
     grants: &mut Grants,
     events: &impl Events,
@@ -317,6 +324,7 @@ fn deliver(
     let answers = batch::answers(commands.iter().map(|pending| pending.command), reply)
         .map_err(|error| refused(&error))?;
     let (sent_at, commands) = on_the_way.pop();
+    let mut seen = seen.into_iter();
     let mut of_no_use = Ok(());
     let now = Time::now();
     for (pending, answer) in commands.into_iter().zip(answers) {
@@ -326,6 +334,17 @@ fn deliver(
             let expires = now + on_the_way.store.settings.grant_ttl + Duration::from_millis(1);
             grants.passed_on(pending.key.clone(), token, expires);
         }
+        let seen = batch::is_watched(pending.command)
+            .then(|| seen.next())
+            .flatten();
+        let settings = &on_the_way.store.settings;
+        let changed = match (&answer, seen) {
+            (Ok(answer), Some(seen)) => {
+                let as_left = batch::is_as_left(settings, pending.command, *answer, &seen);
+                (!as_left).then(|| pending.key.clone())
+            }
+            _ => None,
+        };
         let is_release = matches!(pending.command, Command::Release { .. });
         let result = match answer {
             Ok(answer) => Ok(answer),
@@ -346,6 +365,9 @@ fn deliver(
             }
         };
         pending.finish(sent_at, result, events);
+        if let Some(key) = changed {
+            events.notice(&key, Notice::Changed);
+        }
     }
     of_no_use
 }

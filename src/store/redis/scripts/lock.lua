@@ -120,7 +120,6 @@ local function renew(owner, queue, token)
     return 1
   end
   call('PEXPIRE', owner, ttl)
-  call('GET', owner) -- Read last, so that the server tells when somebody else changes it.
   return 2 + some(call('LLEN', queue))
 end
 
