@@ -260,7 +260,7 @@ fn a_release_without_token_check_overlaps() {
 #[test]
 fn a_renewal_that_re_creates_overlaps() {
     let mutant = Mutant::Script(Mutation::RenewalRecreates);
-    finds(OVERLAP, mutant, &[2, 1], Faults { delays: 4, ..NONE });
+    finds(OVERLAP, mutant, &[2, 2], Faults { delays: 2, ..NONE });
 }
 
 #[test]

@@ -1132,7 +1132,7 @@ const SLIPS: [(&str, &str); 29] = [
     ("'PX', grant_ttl)", "'PX', ttl)"),
     ("math.max(remaining, 0) + 3 * ttl", "3 * ttl"),
     ("    call('PEXPIRE', owner, ttl)\n    return", "    return"),
-    ("  call('PEXPIRE', owner, ttl)\n  call('GET'", "  call('GET'"),
+    ("  call('PEXPIRE', owner, ttl)\n  return 2", "  return 2"),
     ("return -(4 + 2 * remaining", "return -(4 + 2 * grant_ttl"),
     // The queue.
     ("call('RPUSH', queue, token)", "call('LPUSH', queue, token)"),
@@ -1142,7 +1142,7 @@ const SLIPS: [(&str, &str); 29] = [
     ("  if current then\n    call('DEL', owner)\n  end\n", ""),
     ("return reply + 2", "return reply"),
     // Whether others wait.
-    ("local waiting = may_queue and call('LLEN', queue) or 0", "local waiting = call('LLEN', queue)"),
+    ("local waiting = call('LLEN', queue)", "local waiting = 0"),
     ("2 * next_fence() + some(waiting)", "2 * next_fence()"),
     ("2 * next_fence() + some(call('LLEN', queue))", "2 * next_fence()"),
     ("return 2 + some(call('LLEN', queue))", "return 2"),

@@ -54,7 +54,7 @@ end
 -- Held: - (4 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of another kind).
 local function acquire(owner, queue, token, may_queue)
   if call('SET', owner, token, 'NX', 'PX', ttl) then
-    local waiting = may_queue and call('LLEN', queue) or 0
+    local waiting = call('LLEN', queue)
     if waiting > 0 then
       waiting = waiting - call('LREM', queue, 0, token)
     end
