@@ -663,6 +663,50 @@ async fn a_lock_that_somebody_deletes_is_lost_at_once() {
 }
 
 #[tokio::test]
+async fn who_waits_goes_on_after_an_accident() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    // With RESP3, Redis tells of it: the time to live explains nothing. Without, that is what ends the wait.
+    let builder = match has_resp3() {
+        true => minute(),
+        false => short_lived(1500),
+    };
+    let one = builder.clone().connect(&server.url()).await.unwrap();
+    let two = builder.connect(&server.url()).await.unwrap();
+    for harm in [
+        "DEL lock:a",
+        "FLUSHALL",
+        "SCRIPT FLUSH",
+        "CLIENT KILL TYPE normal",
+        "CLIENT KILL TYPE pubsub",
+    ] {
+        let guard = one.try_acquire("a").await.unwrap();
+        let before = script_calls(&redis).await;
+        eventually("the lease has been looked at", || async {
+            script_calls(&redis).await > before
+        })
+        .await;
+        let locks = two.clone();
+        let waiting = tokio::spawn(async move { locks.acquire("a", WAIT).await });
+        eventually("the other process waits", || async {
+            queue_length(&redis, "a").await == 1
+        })
+        .await;
+        run(&redis, harm).await;
+        if ["DEL lock:a", "FLUSHALL"].contains(&harm) {
+            assert_eq!(soon(harm, guard.lost()).await, LostReason::Taken);
+        }
+        drop(guard);
+        let guard = soon(harm, waiting).await.unwrap().unwrap();
+        guard.release().await.unwrap();
+        eventually("nothing is left", || async {
+            value(&redis, "lock:a").await.is_none()
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn a_release_never_touches_a_lock_that_is_not_ours_any_more() {
     let server = RedisServer::start().await;
     let redis = server.client().await;

@@ -381,6 +381,24 @@ async fn an_acl_user_with_just_these_rights_and_a_database_number_work() {
 }
 
 #[tokio::test]
+async fn an_inbox_that_can_no_longer_be_subscribed_to_is_told() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let locks = LockManager::connect(&server.url()).await.unwrap();
+    drop(locks.try_acquire("a").await.unwrap());
+    // Without an inbox, nobody would be told of a grant. Redis also ends connections that have what they may not.
+    run(&redis, "ACL SETUSER default resetchannels").await;
+    let error = unavailable(&locks).await;
+    assert!(
+        error.to_string().contains("inbox channels"),
+        "{}",
+        error.to_string()
+    );
+    run(&redis, "ACL SETUSER default allchannels").await;
+    recovers(&locks).await;
+}
+
+#[tokio::test]
 async fn a_read_only_replica_gives_no_locks_until_it_is_promoted() {
     let primary = RedisServer::start().await;
     let port = primary.port.to_string();

@@ -116,7 +116,8 @@ impl LockManagerBuilder {
     }
 
     /// How many requests of this process may wait, for all locks together. More are
-    /// [refused](ErrorKind::QueueFull). A waiter takes about FIXME KiB of memory, beside the request itself.
+    /// [refused](ErrorKind::QueueFull). A waiter takes less than 1 KiB of memory, its task included
+    /// (`cargo bench --bench contention -- memory`).
     pub fn max_waiters(mut self, max_waiters: usize) -> Self {
         self.max_waiters = max_waiters;
         self

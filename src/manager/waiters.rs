@@ -1,22 +1,25 @@
 //! [`Waiters`]: who waits for a key in this process, in order of arrival.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 /// A queue from whose middle one can leave. Numbers rise with every arrival.
 ///
-/// The first has a place of its own: most keys never have a second, and need no tree.
+/// The first has a place of its own: most keys never have a second, and need no memory for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Waiters<T> {
     first: Option<(u64, T)>,
-    /// All behind the first. Empty if there is none.
-    others: BTreeMap<u64, T>,
+    /// All behind the first, with the empty places of those who left. Neither end is empty.
+    others: VecDeque<(u64, Option<T>)>,
+    /// How many of them left.
+    empty: usize,
 }
 
 impl<T> Default for Waiters<T> {
     fn default() -> Self {
         Self {
             first: None,
-            others: BTreeMap::new(),
+            others: VecDeque::new(),
+            empty: 0,
         }
     }
 }
@@ -27,36 +30,47 @@ impl<T> Waiters<T> {
     }
 
     pub(super) fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.others.len()
+        usize::from(self.first.is_some()) + self.others.len() - self.empty
     }
 
     pub(super) fn push(&mut self, number: u64, waiter: T) {
         match self.first {
             None => self.first = Some((number, waiter)),
-            Some(_) => {
-                self.others.insert(number, waiter);
-            }
+            Some(_) => self.others.push_back((number, Some(waiter))),
         }
     }
 
     pub(super) fn pop(&mut self) -> Option<T> {
-        let next = self.others.pop_first();
+        let next = self.others.pop_front();
+        let next = next.and_then(|(number, waiter)| Some((number, waiter?)));
         let (_, first) = std::mem::replace(&mut self.first, next)?;
+        self.tidy_up();
         Some(first)
     }
 
     pub(super) fn remove(&mut self, number: u64) -> Option<T> {
         match &self.first {
             Some((first, _)) if *first == number => self.pop(),
-            _ => self.others.remove(&number),
+            _ => {
+                let place = self
+                    .others
+                    .binary_search_by_key(&number, |(number, _)| *number);
+                let waiter = self.others[place.ok()?].1.take()?;
+                self.empty += 1;
+                self.tidy_up();
+                Some(waiter)
+            }
         }
     }
 
     /// Takes out, in order, all for which `is_out` holds.
     pub(super) fn take_if(&mut self, is_out: impl Fn(&T) -> bool) -> Vec<T> {
-        let mut out = Vec::new();
-        let (mut kept, all) = (Self::default(), std::mem::take(self));
-        for (number, waiter) in all.first.into_iter().chain(all.others) {
+        let (mut kept, mut out) = (Self::default(), Vec::new());
+        let Self { first, others, .. } = std::mem::take(self);
+        let others = others
+            .into_iter()
+            .filter_map(|(number, waiter)| Some((number, waiter?)));
+        for (number, waiter) in first.into_iter().chain(others) {
             match is_out(&waiter) {
                 true => out.push(waiter),
                 false => kept.push(number, waiter),
@@ -64,6 +78,30 @@ impl<T> Waiters<T> {
         }
         *self = kept;
         out
+    }
+
+    /// No empty places at the ends, and not more of them in between than waiters.
+    fn tidy_up(&mut self) {
+        while self
+            .others
+            .front()
+            .is_some_and(|(_, waiter)| waiter.is_none())
+        {
+            self.others.pop_front();
+            self.empty -= 1;
+        }
+        while self
+            .others
+            .back()
+            .is_some_and(|(_, waiter)| waiter.is_none())
+        {
+            self.others.pop_back();
+            self.empty -= 1;
+        }
+        if self.empty * 2 > self.others.len() {
+            self.others.retain(|(_, waiter)| waiter.is_some());
+            self.empty = 0;
+        }
     }
 }
 
@@ -97,6 +135,25 @@ mod tests {
             assert_eq!(waiters.len(), left.len());
             assert_eq!(rest(waiters), left);
         }
+    }
+
+    #[test]
+    fn those_who_leave_take_their_places_with_them() {
+        let mut waiters = Waiters::default();
+        for number in 0..1000 {
+            waiters.push(number, number);
+        }
+        for number in (0..1000).filter(|number| number % 10 != 3) {
+            assert_eq!(waiters.remove(number), Some(number));
+            assert_eq!(waiters.remove(number), None);
+            assert!(waiters.others.len() <= 2 * waiters.len());
+        }
+        assert_eq!(waiters.len(), 100);
+        for round in 0..100 {
+            assert_eq!(waiters.pop(), Some(10 * round + 3));
+        }
+        assert!(waiters.is_empty() && waiters.others.is_empty());
+        assert_eq!(waiters.pop(), None);
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub(crate) enum Answer {
         wanted: bool,
     },
     Held {
-        /// The holder's remaining time to live, `None` if it has no limit.
+        /// When to ask again at the latest: the holder's remaining time to live, `None` if it has no limit.
         remaining: Option<Duration>,
         /// Whether the holder is a client of another kind, whose release is not announced.
         foreign: bool,

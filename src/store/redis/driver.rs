@@ -21,6 +21,8 @@ use crate::store::{Answer, Command, Events, Failure, Notice};
 
 /// How long until a release that Redis refused is tried again.
 const RETRY: Duration = Duration::from_millis(100);
+/// How often to look at a lock of a client of another kind, where Redis does not tell that it is released.
+const FOREIGN: Duration = Duration::from_millis(100);
 /// How long Redis is left alone after a failure, unless a request wants it…
 const MIN_BACKOFF: Duration = Duration::from_millis(20);
 /// …and after several.
@@ -169,7 +171,7 @@ impl RedisStore {
                         if let Some((sent_at, _)) = on_the_way.calls.front() {
                             link.observed.reply_to(*sent_at);
                         }
-                        if let Err(error) = deliver(reply, &mut on_the_way, grants, events) {
+                        if let Err(error) = deliver(reply, &mut on_the_way, link.watches, grants, events) {
                             return End::Closed(error);
                         }
                     }
@@ -314,6 +316,7 @@ impl RedisStore {
 fn deliver(
     (reply, seen): Reply,
     on_the_way: &mut OnTheWay<'_>,
+    watches: bool,
     grants: &mut Grants,
     events: &impl Events,
 ) -> Result<(), Error> {
@@ -347,6 +350,10 @@ fn deliver(
         };
         let is_release = matches!(pending.command, Command::Release { .. });
         let result = match answer {
+            Ok(Answer::Held { remaining, foreign }) if foreign && !watches => Ok(Answer::Held {
+                remaining: Some(remaining.unwrap_or(FOREIGN).min(FOREIGN)),
+                foreign,
+            }),
             Ok(answer) => Ok(answer),
             Err(_) if is_release && !on_the_way.store.has_expired(&pending, now) => {
                 on_the_way.keep(pending);
