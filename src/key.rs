@@ -22,7 +22,8 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::sync::{Arc, OnceLock};
 
 use http::HeaderName;
 use http::request::Parts;
@@ -44,8 +45,18 @@ use crate::error::{Error, ErrorKind};
 /// assert!(LockKey::new("").is_err());
 /// # Ok::<(), tower_distributed_lock::Error>(())
 /// ```
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct LockKey(Arc<str>);
+#[derive(Clone, PartialEq, Eq)]
+pub struct LockKey {
+    /// Keyed, so that nobody can choose keys with equal hashes. Taken once: a key is looked up several times on its way.
+    hash: u64,
+    text: Arc<str>,
+}
+
+impl Hash for LockKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
 
 /// What stands between the parts of a joined key.
 const SEPARATOR: &str = ":";
@@ -71,9 +82,22 @@ impl LockKey {
         // A short key that looks like a hash is hashed too: it must not name a long key's lock.
         if key.len() > Self::MAX_LEN || key.starts_with(HASHED) {
             let digest = Sha256::digest(key.as_bytes());
-            return Ok(Self(format!("{HASHED}{}", Hex(&digest)).into()));
+            return Ok(Self::of(&format!("{HASHED}{}", Hex(&digest))));
         }
-        Ok(Self(key.into()))
+        Ok(Self::of(key))
+    }
+
+    fn of(text: &str) -> Self {
+        static KEYED: OnceLock<RandomState> = OnceLock::new();
+        Self {
+            hash: KEYED.get_or_init(RandomState::new).hash_one(text),
+            text: text.into(),
+        }
+    }
+
+    /// The hash that it was made with.
+    pub(crate) fn hashed(&self) -> u64 {
+        self.hash
     }
 
     /// A key of several parts, `a:b:c`. A part's own `:`, `%`, braces and control characters are percent-escaped, so
@@ -107,24 +131,24 @@ impl LockKey {
 
     /// A key whose text came from a store.
     pub(crate) fn from_store(text: &str) -> Option<Self> {
-        (!text.is_empty()).then(|| Self(text.into()))
+        (!text.is_empty()).then(|| Self::of(text))
     }
 
     /// This key inside a scope of its own: the key as it is, behind the escaped name.
     fn within(&self, scope: &str) -> Result<Self, Error> {
         let scope = Self::join([scope])?;
-        Self::new(format!("{}{SEPARATOR}{}", scope.0, self.0))
+        Self::new(format!("{}{SEPARATOR}{}", scope.text, self.text))
     }
 
     /// The key's text, as it stands in Redis behind the prefix.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// Sixteen hexadecimal digits of the key's SHA-256: enough to follow one key through a log,
     /// not enough to read it there. This is what `Debug` and the `tracing` events show.
     pub fn fingerprint(&self) -> String {
-        Hex(&Sha256::digest(self.0.as_bytes())[..8]).to_string()
+        Hex(&Sha256::digest(self.text.as_bytes())[..8]).to_string()
     }
 }
 

@@ -1,9 +1,8 @@
 //! What all clones of a manager share: the slots, and the store.
 
 use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
 use std::fmt;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,7 +28,6 @@ pub(crate) struct Core {
     pub(super) rules: Rules,
     pub(crate) command_timeout: Duration,
     shards: Box<[Shard]>,
-    hasher: RandomState,
     /// Numbers for tokens, leases and waiters, each used once.
     ids: AtomicU64,
     /// Requests that wait.
@@ -48,7 +46,8 @@ pub(crate) struct Core {
     pub(super) look: Alarm,
 }
 
-type Shard = Mutex<HashMap<LockKey, Entry>>;
+type Slots = HashMap<LockKey, Entry, BuildHasherDefault<Prehashed>>;
+type Shard = Mutex<Slots>;
 type Answer = Result<LockGuard, Error>;
 type Waiter = oneshot::Sender<Answer>;
 
@@ -93,7 +92,6 @@ impl Core {
             rules,
             command_timeout,
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            hasher: RandomState::new(),
             ids: AtomicU64::new(1),
             waiting: AtomicUsize::new(0),
             max_waiters,
@@ -290,13 +288,14 @@ impl Core {
         }
     }
 
-    fn shard(&self, key: &LockKey) -> MutexGuard<'_, HashMap<LockKey, Entry>> {
-        let index = self.hasher.hash_one(key) as usize % SHARDS;
+    fn shard(&self, key: &LockKey) -> MutexGuard<'_, Slots> {
+        // Bits that the map itself does not begin with.
+        let index = (key.hashed() >> 32) as usize % SHARDS;
         lock(&self.shards[index])
     }
 }
 
-fn lock(shard: &Shard) -> MutexGuard<'_, HashMap<LockKey, Entry>> {
+fn lock(shard: &Shard) -> MutexGuard<'_, Slots> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -305,6 +304,24 @@ fn count(total: &AtomicUsize, before: usize, after: usize) {
         total.fetch_add(after - before, Ordering::Relaxed);
     } else if after < before {
         total.fetch_sub(before - after, Ordering::Relaxed);
+    }
+}
+
+/// Passes on the hash that a [`LockKey`] was made with.
+#[derive(Default)]
+struct Prehashed(u64);
+
+impl Hasher for Prehashed {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a key writes its hash");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 

@@ -327,37 +327,35 @@ fn deliver(
     let answers = batch::answers(commands.iter().map(|pending| pending.command), reply)
         .map_err(|error| refused(&error))?;
     let (sent_at, commands) = on_the_way.pop();
+    let settings = &on_the_way.store.settings;
     let mut seen = seen.into_iter();
     let mut of_no_use = Ok(());
     let now = Time::now();
     for (pending, answer) in commands.into_iter().zip(answers) {
-        if let (Command::Release { token, .. }, Ok(Answer::Released { granted: true, .. })) =
-            (pending.command, &answer)
-        {
-            let expires = now + on_the_way.store.settings.grant_ttl + Duration::from_millis(1);
-            grants.passed_on(pending.key.clone(), token, expires);
-        }
-        let seen = batch::is_watched(pending.command)
-            .then(|| seen.next())
-            .flatten();
-        let settings = &on_the_way.store.settings;
-        let changed = match (&answer, seen) {
-            (Ok(answer), Some(seen)) => {
-                let as_left = batch::is_as_left(settings, pending.command, *answer, &seen);
-                (!as_left).then(|| pending.key.clone())
+        let command = pending.command;
+        let seen = batch::is_watched(command).then(|| seen.next()).flatten();
+        match answer {
+            Ok(answer) => {
+                if let Command::Release { token, .. } = command
+                    && matches!(answer, Answer::Released { granted: true, .. })
+                {
+                    let expires = now + settings.grant_ttl + Duration::from_millis(1);
+                    grants.passed_on(pending.key.clone(), token, expires);
+                }
+                let changed = seen
+                    .filter(|seen| !batch::is_as_left(settings, command, answer, seen))
+                    .map(|_| pending.key.clone());
+                let answer = if watches { answer } else { unwatched(answer) };
+                pending.finish(sent_at, Ok(answer), events);
+                if let Some(key) = changed {
+                    events.notice(&key, Notice::Changed);
+                }
             }
-            _ => None,
-        };
-        let is_release = matches!(pending.command, Command::Release { .. });
-        let result = match answer {
-            Ok(Answer::Held { remaining, foreign }) if foreign && !watches => Ok(Answer::Held {
-                remaining: Some(remaining.unwrap_or(FOREIGN).min(FOREIGN)),
-                foreign,
-            }),
-            Ok(answer) => Ok(answer),
-            Err(_) if is_release && !on_the_way.store.has_expired(&pending, now) => {
+            Err(_)
+                if matches!(command, Command::Release { .. })
+                    && !on_the_way.store.has_expired(&pending, now) =>
+            {
                 on_the_way.keep(pending);
-                continue;
             }
             Err(error) => {
                 // A replica stays one, but behind the same address there may be a primary now.
@@ -365,18 +363,26 @@ fn deliver(
                     of_no_use = Err(error.clone());
                 }
                 // It may have failed half-way.
-                Err(Failure {
-                    error,
-                    unknown: true,
-                })
+                let unknown = true;
+                pending.finish(sent_at, Err(Failure { error, unknown }), events);
             }
-        };
-        pending.finish(sent_at, result, events);
-        if let Some(key) = changed {
-            events.notice(&key, Notice::Changed);
         }
     }
     of_no_use
+}
+
+/// Nobody tells when a client of another kind releases its lock: look every so often.
+fn unwatched(answer: Answer) -> Answer {
+    match answer {
+        Answer::Held {
+            remaining,
+            foreign: true,
+        } => Answer::Held {
+            remaining: Some(remaining.unwrap_or(FOREIGN).min(FOREIGN)),
+            foreign: true,
+        },
+        answer => answer,
+    }
 }
 
 /// Whether the server answered, and carried out nothing.
