@@ -169,6 +169,50 @@ async fn a_wait_that_ends_while_redis_is_away_says_so_and_one_that_does_not_goes
 }
 
 #[tokio::test]
+async fn a_wait_outlasts_an_outage_that_is_longer_than_the_time_to_live() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let proxy = Proxy::start(server.port).await;
+    let one = short_lived(1000).connect(&server.url()).await.unwrap();
+    let two = short_lived(1000).connect(&proxy.url()).await.unwrap();
+    let guard = one.try_acquire("a").await.unwrap();
+    let waiting = tokio::spawn(async move { two.acquire("a", PATIENCE).await });
+    eventually("it waits", || async {
+        queue_length(&redis, "a").await == 1
+    })
+    .await;
+    proxy.set(Mode::Close);
+    // The outage itself.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(!waiting.is_finished());
+    proxy.set(Mode::Forward);
+    drop(guard);
+    let guard = soon("it is served", waiting).await.unwrap().unwrap();
+    guard.release().await.unwrap();
+    eventually_no_trace(&redis).await;
+}
+
+#[tokio::test]
+async fn a_foreign_holder_is_looked_at_where_redis_may_not_tell() {
+    for rule in ["-client|caching", "-mget", "-client|tracking"] {
+        let user = format!("worker on >secret ~* &* +@all {rule}");
+        let server = RedisServer::start_with(&acl(&user)).await;
+        let redis = server.client().await;
+        let url = format!("redis://worker:secret@127.0.0.1:{}", server.port);
+        let locks = LockManager::connect(&url).await.unwrap();
+        run(&redis, "SET lock:a somebody PX 60000").await;
+        let waiting = tokio::spawn(async move { locks.acquire("a", PATIENCE).await });
+        eventually("it waits", || async {
+            queue_length(&redis, "a").await == 1
+        })
+        .await;
+        run(&redis, "DEL lock:a").await;
+        let guard = soon(rule, waiting).await.unwrap().unwrap();
+        guard.release().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_is_stopped_for_a_while_is_used_again() {
     let server = RedisServer::start().await;
     let redis = server.client().await;
@@ -646,6 +690,22 @@ async fn a_release_that_redis_refuses_for_a_while_is_tried_again() {
         guard.release().await.unwrap_err().kind(),
         ErrorKind::Unavailable
     );
+    run(&redis, "CONFIG SET min-replicas-to-write 0").await;
+    eventually_no_trace(&redis).await;
+
+    // Every so often, however long there was nothing to try again.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let guard = locks.try_acquire("a").await.unwrap();
+    run(&redis, "CONFIG SET min-replicas-to-write 1").await;
+    let (before, started) = (script_calls(&redis).await, Instant::now());
+    drop(guard);
+    eventually("it is tried again", || async {
+        script_calls(&redis).await >= before + 4
+    })
+    .await;
+    let calls = script_calls(&redis).await - before;
+    let expected = 3 + started.elapsed().as_millis() as u64 / 100;
+    assert!(calls <= expected, "{calls} instead of {expected}");
     run(&redis, "CONFIG SET min-replicas-to-write 0").await;
     eventually_no_trace(&redis).await;
 }

@@ -143,13 +143,19 @@ async fn look_after_slots(core: &Arc<Core>) {
         if let Some(at) = next {
             core.look.set(at.as_nanos());
         }
-        let rested = Time::now() + MIN_PAUSE.max(took * PAUSE_FACTOR);
+        let rested = Time::now() + pause(took, core.rules.renewal);
         tokio::select! {
             () = sleep_until(next) => {}
             () = core.look.rung() => {}
         }
         tokio::time::sleep_until(rested.instant()).await;
     }
+}
+
+/// How long the slots are left alone after a look that took so long. It may have taken long because the process was
+/// stopped: renewals must not wait for that.
+fn pause(took: Duration, renewal: Duration) -> Duration {
+    (took * PAUSE_FACTOR).min(renewal / 8).max(MIN_PAUSE)
 }
 
 async fn sleep_until(at: Option<Time>) {
@@ -166,5 +172,20 @@ async fn drive_store(core: &Arc<Core>, link: Option<Link>) {
             redis.run(link, &StoreEvents(core), is_finished).await;
         }
         Store::Memory(_) => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_was_stopped_goes_on_to_renew() {
+        let ms = Duration::from_millis;
+        let renewal = ms(3333);
+        assert_eq!(pause(Duration::ZERO, renewal), ms(1));
+        assert_eq!(pause(ms(8), renewal), ms(160));
+        assert!(pause(ms(500), renewal) < renewal / 4);
+        assert_eq!(pause(ms(500), ms(2)), ms(1));
     }
 }

@@ -33,6 +33,10 @@ impl<T> Waiters<T> {
         usize::from(self.first.is_some()) + self.others.len() - self.empty
     }
 
+    pub(super) fn first(&self) -> Option<&T> {
+        self.first.as_ref().map(|(_, waiter)| waiter)
+    }
+
     pub(super) fn push(&mut self, number: u64, waiter: T) {
         match self.first {
             None => self.first = Some((number, waiter)),

@@ -55,9 +55,25 @@ impl Rules {
         self.renewal.min(Duration::from_millis(100))
     }
 
-    /// A lease that is trusted for less than this is not given to a request.
-    fn worth_giving(&self) -> Duration {
+    /// When a grant is renewed for the first time: before long, as little of it may be left. Most who hold a lock that
+    /// others wait for are done before.
+    fn first_renewal_of_grant(&self) -> Duration {
+        self.grant_ttl / 200
+    }
+
+    /// A grant that is trusted for less than this is confirmed before it is acted upon.
+    fn worth_acting_upon(&self) -> Duration {
+        self.grant_ttl / 2
+    }
+
+    /// A lease that is trusted for less than this is not handed on.
+    fn worth_handing_on(&self) -> Duration {
         self.grant_ttl / 4
+    }
+
+    /// When to try again what failed.
+    fn soon(&self) -> Duration {
+        self.renewal / 8
     }
 }
 
@@ -223,6 +239,8 @@ struct Held {
     limit: Time,
     renew_at: Time,
     renewing: bool,
+    /// Renew once more after that: something changed in the meantime.
+    hinted: bool,
     wanted: Option<Burst>,
 }
 
@@ -255,9 +273,10 @@ impl<W> Default for Slot<W> {
 impl<W> Slot<W> {
     /// Who waits.
     pub(crate) fn waiting(&self) -> Waiting {
-        let asks = matches!(self.state, State::Asking { question, .. } if question.first);
+        let asks = matches!(self.state, State::Asking { question, .. } if question.first)
+            && self.waiters.first().is_some_and(|first| first.patient);
         Waiting {
-            requests: self.waiters.len() - usize::from(asks),
+            requests: self.waiters.len() - self.impatient - usize::from(asks),
             in_store: matches!(self.state, State::Queued { .. }),
         }
     }
@@ -393,14 +412,19 @@ impl<W> Slot<W> {
                     self.fail(&Error::of(ErrorKind::Unavailable), effects);
                     return;
                 }
-                let wanted = wanted || more;
-                self.hold(env, token, fence, trusted_until, wanted, effects);
+                let renew_at = env.now + env.rules.first_check();
+                let held = Held::new(env, token, fence, trusted_until, renew_at);
+                self.hold(env, held, wanted || more, effects);
                 self.reject_impatient(effects);
             }
             Ok(Answer::Held { remaining, foreign }) => {
                 self.reject_impatient(effects);
                 if question.first && !env.has_room {
-                    self.reject_waiting(&Error::of(ErrorKind::QueueFull), effects);
+                    // Whoever asked has to wait now, as those behind it do already.
+                    effects.extend(self.waiters.pop().map(|first| Effect::Reject {
+                        waiter: first.handle,
+                        error: Error::of(ErrorKind::QueueFull),
+                    }));
                 }
                 if self.waiters.is_empty() {
                     self.state = State::Idle;
@@ -419,38 +443,23 @@ impl<W> Slot<W> {
                 }
             }
             Ok(_) => debug_assert!(false, "not an answer to an acquire"),
-            Err(Failure { error, unknown }) => {
+            Err(Failure { error, unknown }) if question.first => {
                 if unknown {
                     effects.push(release(token));
                 }
                 self.fail(&error, effects);
             }
+            // Who waits already goes on to wait.
+            Err(_) => {
+                let poll_at = env.now + env.rules.soon();
+                self.state = State::Queued { token, poll_at };
+            }
         }
     }
 
     /// The lock is ours: the first waiter gets it.
-    fn hold(
-        &mut self,
-        env: &Env<'_>,
-        token: u64,
-        fence: u64,
-        trusted_until: Time,
-        wanted: bool,
-        effects: &mut Effects<W>,
-    ) {
-        let fencing_token = fence * HANDOFFS_PER_FENCE;
-        let trusted_for = trusted_until.since(env.now);
-        let held = Held {
-            token,
-            lease: env.next_id(),
-            fencing_token,
-            last_fencing_token: fencing_token + HANDOFFS_PER_FENCE - 1,
-            trusted_until,
-            limit: env.now + env.rules.max_hold,
-            renew_at: env.now + env.rules.first_check().min(trusted_for / 2),
-            renewing: false,
-            wanted: wanted.then(|| Burst::begin(env)),
-        };
+    fn hold(&mut self, env: &Env<'_>, mut held: Held, wanted: bool, effects: &mut Effects<W>) {
+        held.wanted = wanted.then(|| Burst::begin(env));
         let grant = held.grant();
         self.state = State::Held(held);
         self.grant_first(grant, effects);
@@ -465,8 +474,12 @@ impl<W> Slot<W> {
             after,
         } = granted;
         let trusted_until = after.map(|after| after + Rules::trust(env.rules.grant_ttl));
-        match trusted_until.filter(|until| *until > env.now + env.rules.worth_giving()) {
-            Some(until) => self.hold(env, token, fence, until, wanted, effects),
+        match trusted_until.filter(|until| *until > env.now + env.rules.worth_acting_upon()) {
+            Some(until) => {
+                let renew_at = env.now + env.rules.first_renewal_of_grant();
+                let held = Held::new(env, token, fence, until, renew_at);
+                self.hold(env, held, wanted, effects);
+            }
             // It may have run out by now.
             None => self.ask(Question::again(token, false), effects),
         }
@@ -501,10 +514,13 @@ impl<W> Slot<W> {
                 }
                 let until = held.grant().until;
                 effects.push(Effect::Extend { until });
+                if held.hinted {
+                    held.renew(effects);
+                }
             }
             Ok(_) => self.lose(env, LostReason::Taken, effects),
             // Not known to be lost: the lease is good until it runs out. Try again soon.
-            Err(_) => held.renew_at = env.now + env.rules.renewal / 8,
+            Err(_) => held.renew_at = env.now + env.rules.soon(),
         }
     }
 
@@ -515,8 +531,8 @@ impl<W> Slot<W> {
                 self.ask(Question::again(token, false), effects);
             }
             (State::Asking { hinted, .. }, Notice::Changed) => *hinted = true,
-            (State::Held(held), Notice::Changed) if !held.renewing => held.renew(effects),
-            (_, Notice::Changed) => {}
+            (State::Held(held), Notice::Changed) => held.check(effects),
+            (State::Idle, Notice::Changed) => {}
 
             (&mut State::Queued { token, .. }, Notice::Granted(granted))
                 if token == granted.token =>
@@ -581,7 +597,7 @@ impl<W> Slot<W> {
     /// Notices may have been missed: look at what the store has.
     pub(crate) fn reconnected(&mut self, effects: &mut Effects<W>) {
         match &mut self.state {
-            State::Held(held) if !held.renewing => held.renew(effects),
+            State::Held(held) => held.check(effects),
             State::Queued { token, .. } => {
                 let token = *token;
                 self.ask(Question::again(token, false), effects);
@@ -691,9 +707,25 @@ pub(super) fn release<W>(token: u64) -> Effect<W> {
 }
 
 impl Held {
+    fn new(env: &Env<'_>, token: u64, fence: u64, trusted_until: Time, renew_at: Time) -> Self {
+        let fencing_token = fence * HANDOFFS_PER_FENCE;
+        Self {
+            token,
+            lease: env.next_id(),
+            fencing_token,
+            last_fencing_token: fencing_token + HANDOFFS_PER_FENCE - 1,
+            trusted_until,
+            limit: env.now + env.rules.max_hold,
+            renew_at,
+            renewing: false,
+            hinted: false,
+            wanted: None,
+        }
+    }
+
     fn may_hand_on(&self, env: &Env<'_>) -> bool {
         self.fencing_token < self.last_fencing_token
-            && self.trusted_until > env.now + env.rules.worth_giving()
+            && self.trusted_until > env.now + env.rules.worth_handing_on()
             && self
                 .wanted
                 .is_none_or(|burst| burst.left > 0 && env.now < burst.ends)
@@ -709,8 +741,16 @@ impl Held {
         }
     }
 
+    /// Something may have happened to it.
+    fn check<W>(&mut self, effects: &mut Effects<W>) {
+        match self.renewing {
+            true => self.hinted = true,
+            false => self.renew(effects),
+        }
+    }
+
     fn renew<W>(&mut self, effects: &mut Effects<W>) {
-        self.renewing = true;
+        (self.renewing, self.hinted) = (true, false);
         effects.push(Effect::Send(Command::Renew { token: self.token }));
     }
 }

@@ -204,11 +204,11 @@ fn who_does_not_wait_is_refused_and_who_does_gets_in_line() {
 fn a_grant_needs_no_confirmation_while_enough_of_it_is_left_and_is_renewed_soon() {
     let mut table = Table::queued();
     assert_eq!(table.granted(1, Duration::ZERO), ["grant a 9216"]);
-    assert_eq!(table.pass(Duration::from_millis(100)), ["renew 1"]);
+    assert_eq!(table.pass(Duration::from_millis(10)), ["renew 1"]);
 
     let mut table = Table::queued();
     let trust = Rules::trust(table.rules.grant_ttl);
-    let least = table.rules.grant_ttl / 4;
+    let least = table.rules.grant_ttl / 2;
     let enough = trust - least - Duration::from_millis(1);
     assert_eq!(table.granted(1, enough), ["grant a 9216"]);
     let State::Held(held) = &table.slot.state else {
@@ -353,6 +353,32 @@ fn a_question_that_may_have_been_carried_out_is_taken_back() {
 }
 
 #[test]
+fn who_waits_already_goes_on_to_wait_when_the_store_is_away() {
+    let mut table = Table::queued();
+    assert_eq!(table.pass(Duration::from_secs(5)), ["acquire 1 queue"]);
+    assert!(
+        table
+            .acquire_answered(1, Duration::ZERO, failed(true))
+            .is_empty()
+    );
+    assert_eq!(table.pass(TTL / 24), ["acquire 1 queue"]);
+    let effects = table.acquire_answered(1, Duration::ZERO, ACQUIRED);
+    assert_eq!(effects, ["grant a 7168"]);
+}
+
+#[test]
+fn what_changes_while_a_renewal_is_on_its_way_is_looked_at_after_it() {
+    let mut table = Table::held();
+    let renew = Command::Renew { token: 1 };
+    let renewed = || Ok(Answer::Renewed { wanted: false });
+    assert_eq!(table.notice(Notice::Changed), ["renew 1"]);
+    assert!(table.notice(Notice::Changed).is_empty());
+    let effects = table.answered(renew, Duration::ZERO, renewed());
+    assert_eq!(effects, ["extend", "renew 1"]);
+    assert_eq!(table.answered(renew, Duration::ZERO, renewed()), ["extend"]);
+}
+
+#[test]
 fn a_failed_renewal_is_tried_again_and_is_no_loss_before_its_time() {
     let mut table = Table::held();
     let renew = Command::Renew { token: 1 };
@@ -469,6 +495,17 @@ fn the_lines_for_all_keys_together_are_bounded() {
     let effects = table.acquire_answered(1, Duration::ZERO, HELD);
     assert_eq!(effects, ["reject a QueueFull", "release 1"]);
     assert!(table.slot.is_idle());
+
+    // Only whoever asked is one too many: those behind it were counted when they came.
+    let mut table = Table::new();
+    table.request('a', true);
+    table.request('b', true);
+    table.request('c', false);
+    assert_eq!(table.slot.waiting().requests, 1);
+    table.has_room = false;
+    let effects = table.acquire_answered(1, Duration::ZERO, HELD);
+    assert_eq!(effects, ["reject c Held", "reject a QueueFull"]);
+    assert_eq!(table.slot.waiting().requests, 1);
 
     // Who waits already stays.
     let mut table = Table::held();

@@ -26,6 +26,8 @@ pub(crate) struct Link {
     pub(super) commands: MultiplexedConnection,
     pub(super) pushes: mpsc::UnboundedReceiver<Push>,
     pub(super) observed: Observed,
+    /// Whether it can be told how old a grant is.
+    pub(super) dates_grants: bool,
     /// Whether the server tells when somebody else changes what was read.
     pub(super) watches: bool,
     pub(super) wire: Wire,
@@ -122,6 +124,7 @@ async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, Red
         commands,
         pushes,
         observed,
+        dates_grants: true,
         watches: watches.unwrap_or_else(|| Err(closed()))?,
         wire,
     })
@@ -141,6 +144,7 @@ async fn connect_resp2(client: &Client, settings: &Settings) -> Result<Link, Red
         commands,
         pushes,
         observed: Observed::now(),
+        dates_grants: false,
         watches: false,
         wire,
     })
@@ -219,7 +223,7 @@ async fn prepare(
     if !can_push {
         return Ok(false);
     }
-    // Without it, a lock that somebody else deletes is noticed later: by a renewal or when it would have expired.
+    // Without it, a lock that somebody else deletes is noticed by the next renewal.
     let tracking: Result<(), RedisError> = redis::cmd("CLIENT")
         .arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"])
         .query_async(&mut commands)

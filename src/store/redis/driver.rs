@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
 use redis::{ErrorKind as RedisKind, RedisError, ServerErrorKind, Value};
+use tokio::time::MissedTickBehavior;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
@@ -28,8 +29,12 @@ const MIN_BACKOFF: Duration = Duration::from_millis(20);
 /// …and after several.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
-/// What a call returned, and the owners that were [looked](batch::look) at behind it.
-type Reply = (Value, Vec<Value>);
+struct Reply {
+    /// What the script returned.
+    answers: Value,
+    /// The owners that were [looked](batch::look) at behind it.
+    seen: Result<Vec<Value>, RedisError>,
+}
 
 /// Why a connection is no longer used.
 #[derive(Debug)]
@@ -119,11 +124,11 @@ impl RedisStore {
     ) -> End {
         let mut on_the_way = OnTheWay::new(self);
         let mut replies = FuturesOrdered::new();
-        let mut heartbeat = tokio::time::interval(self.settings.grant_ttl / 4);
+        let mut heartbeat = interval(self.settings.grant_ttl / 4);
         let mut last_sent = Time::now();
         let look_after_grants = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(look_after_grants);
-        let mut retry = tokio::time::interval(RETRY);
+        let mut retry = interval(RETRY);
         let mut how = Call::ByHash;
         loop {
             self.fail_overdue(events);
@@ -161,8 +166,7 @@ impl RedisStore {
                     }
                     Some(Ok(Err(error))) if is_refusal(&error) => {
                         let error = refused(&error);
-                        let failure = Failure { error: error.clone(), unknown: false };
-                        self.fail(on_the_way.pop(), &failure, events);
+                        self.fail(on_the_way.pop(), &error, false, events);
                         return End::Closed(error);
                     }
                     Some(Ok(Err(error))) => return End::Closed(refused(&error)),
@@ -170,6 +174,10 @@ impl RedisStore {
                         *backoff = MIN_BACKOFF;
                         if let Some((sent_at, _)) = on_the_way.calls.front() {
                             link.observed.reply_to(*sent_at);
+                        }
+                        if let Err(error) = &reply.seen {
+                            crate::trace::no_tracking(error);
+                            link.watches = false;
                         }
                         if let Err(error) = deliver(reply, &mut on_the_way, link.watches, grants, events) {
                             return End::Closed(error);
@@ -180,10 +188,11 @@ impl RedisStore {
                         return End::Silent;
                     }
                 },
-                push = link.pushes.recv() => match push {
-                    None | Some(Push::Closed) => return End::Closed(closed()),
-                    Some(push) => self.pushed(push, events),
-                },
+                push = link.pushes.recv() => {
+                    if self.pushed(push, events).is_err() {
+                        return End::Closed(closed());
+                    }
+                }
                 () = self.submitted.rung() => {}
                 _ = retry.tick(), if !on_the_way.refused.is_empty() => on_the_way.retry(),
                 () = &mut look_after_grants, if grants.next().is_some() => {
@@ -194,7 +203,7 @@ impl RedisStore {
                 }
                 _ = heartbeat.tick() => {
                     let silent = Time::now().since(last_sent);
-                    if replies.is_empty() && silent > self.longest_silence(events) {
+                    if replies.is_empty() && silent > self.longest_silence(&link, events) {
                         last_sent = Time::now();
                         replies.push_back(self.send(&link, &[], Call::ByHash));
                         on_the_way.push(last_sent, Vec::new());
@@ -204,13 +213,14 @@ impl RedisStore {
         }
     }
 
-    /// For how long nothing need be sent. A dead connection is to be found before the next request needs it, and a grant
-    /// is worth the more the newer the last reply before it.
-    fn longest_silence(&self, events: &impl Events) -> Duration {
-        match events.awaits_grants() {
-            true => self.settings.grant_ttl / 8,
-            false => (self.settings.ttl / 3).max(Duration::from_secs(1)),
+    /// For how long nothing need be sent. A dead connection is to be found before the next request needs it, and before
+    /// somebody on the way takes it for dead; and a grant is worth the more the newer the last reply before it.
+    fn longest_silence(&self, link: &Link, events: &impl Events) -> Duration {
+        if link.dates_grants && events.awaits_grants() {
+            return self.settings.grant_ttl / 8;
         }
+        let (second, most) = (Duration::from_secs(1), Duration::from_secs(15));
+        (self.settings.ttl / 3).clamp(second, most)
     }
 
     /// Sends one call, and resolves to its reply.
@@ -220,23 +230,19 @@ impl RedisStore {
         commands: &[Pending],
         how: Call,
     ) -> impl Future<Output = Result<Result<Reply, RedisError>, Elapsed>> + use<> {
-        let call = batch::call(
-            &self.settings,
-            commands
-                .iter()
-                .map(|pending| (&pending.key, pending.command)),
-            how,
-        );
-        let look = commands
+        let commands = commands
             .iter()
             .map(|pending| (&pending.key, pending.command));
-        let look = batch::look(&self.settings, look).filter(|_| link.watches);
+        let call = batch::call(&self.settings, commands.clone(), how);
+        let look = batch::look(&self.settings, commands.clone()).filter(|_| link.watches);
         let mut connection = link.commands.clone();
         timeout(self.settings.command_timeout, async move {
             let Some(look) = look else {
                 let reply = connection.send_packed_command(&call).await?;
-                let reply = reply.extract_error()?;
-                return Ok((reply, Vec::new()));
+                return Ok(Reply {
+                    answers: reply.extract_error()?,
+                    seen: Ok(Vec::new()),
+                });
             };
             let mut pipeline = redis::pipe();
             pipeline
@@ -246,12 +252,16 @@ impl RedisStore {
                 .arg("YES")
                 .add_command(look);
             let mut replies = connection.send_packed_commands(&pipeline, 0, 3).await?;
-            let seen = match replies.pop() {
-                Some(Value::Array(seen)) => seen,
-                _ => Vec::new(),
-            };
-            let reply = replies.into_iter().next().unwrap_or(Value::Nil);
-            Ok((reply.extract_error()?, seen))
+            let mut replies = replies.drain(..).map(Value::extract_error);
+            let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
+            let (answers, caching, seen) = (next()?, next(), next());
+            Ok(Reply {
+                answers,
+                seen: caching.and(seen).map(|seen| match seen {
+                    Value::Array(seen) => seen,
+                    _ => Vec::new(),
+                }),
+            })
         })
     }
 
@@ -270,12 +280,9 @@ impl RedisStore {
                 _ => None,
             })
             .collect();
-        let failure = Failure {
-            error: no_answer(&self.settings.command_timeout),
-            unknown: true,
-        };
+        let error = no_answer(&self.settings.command_timeout);
         while !on_the_way.calls.is_empty() {
-            self.fail(on_the_way.pop(), &failure, events);
+            self.fail(on_the_way.pop(), &error, true, events);
         }
         if !releases.is_empty() {
             let commands = releases.iter().map(|(key, command)| (key, *command));
@@ -289,9 +296,10 @@ impl RedisStore {
         }
     }
 
-    fn pushed(&self, push: Push, events: &impl Events) {
+    /// Takes what the server sent unasked. An error says that there is nothing more to come.
+    fn pushed(&self, push: Option<Push>, events: &impl Events) -> Result<(), ()> {
         let prefix = &self.settings.prefix;
-        match push {
+        match push.ok_or(())? {
             Push::Message { payload, after } => {
                 if let Some((key, notice)) = batch::message(prefix, &payload, after) {
                     events.notice(&key, notice);
@@ -307,14 +315,15 @@ impl RedisStore {
                 }
             }
             Push::AllChanged => events.reconnected(),
-            Push::Closed => {}
+            Push::Closed => return Err(()),
         }
+        Ok(())
     }
 }
 
 /// Hands out the answers of the oldest call. An error says that the connection is of no use.
 fn deliver(
-    (reply, seen): Reply,
+    reply: Reply,
     on_the_way: &mut OnTheWay<'_>,
     watches: bool,
     grants: &mut Grants,
@@ -324,11 +333,11 @@ fn deliver(
         .calls
         .front()
         .map_or(&[][..], |(_, commands)| commands);
-    let answers = batch::answers(commands.iter().map(|pending| pending.command), reply)
-        .map_err(|error| refused(&error))?;
+    let commands = commands.iter().map(|pending| pending.command);
+    let answers = batch::answers(commands, reply.answers).map_err(|error| refused(&error))?;
     let (sent_at, commands) = on_the_way.pop();
     let settings = &on_the_way.store.settings;
-    let mut seen = seen.into_iter();
+    let mut seen = reply.seen.unwrap_or_default().into_iter();
     let mut of_no_use = Ok(());
     let now = Time::now();
     for (pending, answer) in commands.into_iter().zip(answers) {
@@ -388,6 +397,13 @@ fn unwatched(answer: Answer) -> Answer {
 /// Whether the server answered, and carried out nothing.
 fn is_refusal(error: &RedisError) -> bool {
     matches!(error.kind(), RedisKind::Server(_) | RedisKind::Extension)
+}
+
+/// Ticks that were missed are not made up for.
+fn interval(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
 }
 
 fn closed() -> Error {

@@ -4,7 +4,7 @@
 //! So whoever passed the lock on looks after it, once the grant must have expired: by releasing it
 //! once more, which gives a lock that is free to the next in the queue.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 
 use crate::clock::Time;
 use crate::key::LockKey;
@@ -13,33 +13,39 @@ use crate::key::LockKey;
 pub(super) struct Grants {
     /// For each key, the token that had it last, and when the last grant must have expired.
     last: HashMap<LockKey, (u64, Time)>,
-    /// When to look at which key: each stands here once, and the times rise.
-    order: VecDeque<(Time, LockKey)>,
+    /// When to look at which key. Each stands here once, with a number to tell equal times apart.
+    order: BTreeMap<(Time, u64), LockKey>,
+    next_number: u64,
 }
 
 impl Grants {
     /// A lock that this token had was passed on. Of several for one key, only the last one matters.
     pub(super) fn passed_on(&mut self, key: LockKey, token: u64, expires: Time) {
         if self.last.insert(key.clone(), (token, expires)).is_none() {
-            self.order.push_back((expires, key));
+            self.look_at(expires, key);
         }
+    }
+
+    fn look_at(&mut self, at: Time, key: LockKey) {
+        self.order.insert((at, self.next_number), key);
+        self.next_number += 1;
     }
 
     /// When the next one is to be looked at.
     pub(super) fn next(&self) -> Option<Time> {
-        self.order.front().map(|(at, _)| *at)
+        self.order.first_key_value().map(|((at, _), _)| *at)
     }
 
     /// Takes one whose grant must have expired by now.
     pub(super) fn expired(&mut self, now: Time) -> Option<(LockKey, u64)> {
         while self.next().is_some_and(|at| at <= now) {
-            let (_, key) = self.order.pop_front()?;
+            let (_, key) = self.order.pop_first()?;
             let (token, expires) = self.last[&key];
             if expires <= now {
                 self.last.remove(&key);
                 return Some((key, token));
             }
-            self.order.push_back((expires, key));
+            self.look_at(expires, key);
         }
         None
     }
@@ -59,13 +65,15 @@ mod tests {
         let mut grants = Grants::default();
         grants.passed_on(key("a"), 1, at(10));
         grants.passed_on(key("b"), 2, at(11));
+        grants.passed_on(key("c"), 4, at(16));
         grants.passed_on(key("a"), 3, at(15));
         assert_eq!(grants.next(), Some(at(10)));
         assert_eq!(grants.expired(at(9)), None);
         assert_eq!(grants.expired(at(12)), Some((key("b"), 2)));
         assert_eq!(grants.expired(at(12)), None);
         assert_eq!(grants.next(), Some(at(15)));
-        assert_eq!(grants.expired(at(20)), Some((key("a"), 3)));
+        assert_eq!(grants.expired(at(15)), Some((key("a"), 3)));
+        assert_eq!(grants.expired(at(20)), Some((key("c"), 4)));
         assert_eq!(grants.expired(at(30)), None);
         assert_eq!(grants.next(), None);
         assert!(grants.last.is_empty());

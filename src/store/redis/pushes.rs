@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use redis::aio::PubSub;
 use redis::{Msg, PushInfo, PushKind, Value};
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, timeout};
 
 use crate::clock::Time;
 
@@ -80,6 +80,7 @@ fn read(push: PushInfo, after: Time) -> Option<Push> {
 pub(super) async fn listen(inbox: PubSub, pushes: UnboundedSender<Push>, limit: Duration) {
     let (mut sink, mut messages) = inbox.split();
     let mut heartbeat = tokio::time::interval(limit.max(Duration::from_secs(1)));
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             message = messages.next() => match message.as_ref().map(Msg::get_payload_bytes) {

@@ -223,7 +223,8 @@ impl RedisStore {
     pub(super) fn fail(
         &self,
         (sent_at, commands): (Time, Vec<Pending>),
-        failure: &Failure,
+        error: &Error,
+        is_unknown: bool,
         events: &impl Events,
     ) {
         let (releases, others) = commands
@@ -231,7 +232,10 @@ impl RedisStore {
             .partition(|pending| matches!(pending.command, Command::Release { .. }));
         self.put_back(releases);
         for pending in others {
-            pending.finish(sent_at, Err(failure.clone()), events);
+            // An earlier attempt may have been carried out.
+            let unknown = is_unknown || pending.attempts > 1 || pending.is_asked_again();
+            let error = error.clone();
+            pending.finish(sent_at, Err(Failure { error, unknown }), events);
         }
     }
 }
@@ -246,7 +250,11 @@ impl Pending {
 
     /// Whether the token of an acquire may be known to Redis.
     fn is_known_there(&self) -> bool {
-        self.attempts > 0 || matches!(self.command, Command::Acquire { again: true, .. })
+        self.attempts > 0 || self.is_asked_again()
+    }
+
+    fn is_asked_again(&self) -> bool {
+        matches!(self.command, Command::Acquire { again: true, .. })
     }
 
     pub(super) fn finish(

@@ -84,9 +84,7 @@ local function grant(owner, queue)
     local process, number = parts_of(token)
     if process and is_there(process) then
       local fence = next_fence()
-      if redis.pcall('SET', owner, token, 'PX', grant_ttl).err then
-        return false -- Out of memory: the lock is freed, and the next one asks for it.
-      end
+      call('SET', owner, token, 'PX', grant_ttl)
       tell(process, string.format('g%s:%.0f:%d:%s', number, fence, some(call('LLEN', queue)), owner))
       return true
     end
