@@ -51,11 +51,10 @@ fn holds(requests: &'static [u8], faults: Faults) {
 }
 
 fn finds(property: &'static str, mutant: Mutant, requests: &'static [u8], faults: Faults) {
-    let mutant = Some(mutant);
     let plan = Plan {
         requests,
         faults,
-        mutant,
+        mutant: Some(mutant),
     };
     let checker = plan
         .checker()
@@ -64,8 +63,7 @@ fn finds(property: &'static str, mutant: Mutant, requests: &'static [u8], faults
         .join();
     let found = checker.discovery(property).expect("it is found");
     println!(
-        "{:?} breaks \"{property}\": {:?}",
-        mutant.unwrap(),
+        "{mutant:?} breaks \"{property}\": {:?}",
         found.into_actions()
     );
 }

@@ -544,7 +544,7 @@ impl World {
             Message::Wanted { number, .. } => Notice::Wanted { token: number },
         };
         self.event(plan, node, |slot, env, effects| {
-            slot.notice(env, notice, effects)
+            slot.notice(env, notice, effects);
         });
     }
 
@@ -659,14 +659,14 @@ impl World {
         event(&mut self.nodes[node].slot, &env, &mut effects);
         self.nodes[node].ids = ids.into_inner() - 1;
         for effect in effects {
-            self.follow(node, effect);
+            self.follow(node, &effect);
         }
     }
 
-    fn follow(&mut self, number: usize, effect: Effect<u64>) {
+    fn follow(&mut self, number: usize, effect: &Effect<u64>) {
         let now = at(self.now);
         let node = &mut self.nodes[number];
-        match effect {
+        match *effect {
             Effect::Send(command) => self.send(number, command),
             Effect::Grant { waiter, grant } => {
                 node.waiting.retain(|waiting| *waiting != waiter);
