@@ -74,6 +74,9 @@ impl Default for LockManagerBuilder {
 impl LockManagerBuilder {
     /// Time to live of a lease in Redis: how long a lock stays taken when its holder's process dies, and how long a
     /// holder that cannot reach Redis goes on before it is told that the lock is lost. 100 ms to 24 h.
+    ///
+    /// A lock that another process handed over begins with two seconds (or the time to live, if that is less), and is
+    /// renewed within a few milliseconds: a process that does not take it up keeps it from the others no longer than that.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self

@@ -419,8 +419,8 @@ impl<W> Slot<W> {
             }
             Ok(Answer::Held { remaining, foreign }) => {
                 self.reject_impatient(effects);
-                if question.first && !env.has_room {
-                    // Whoever asked has to wait now, as those behind it do already.
+                if question.first && question.queue && !env.has_room {
+                    // Whoever asked would have to wait now, as those behind it do already.
                     effects.extend(self.waiters.pop().map(|first| Effect::Reject {
                         waiter: first.handle,
                         error: Error::of(ErrorKind::QueueFull),

@@ -507,6 +507,14 @@ fn the_lines_for_all_keys_together_are_bounded() {
     assert_eq!(effects, ["reject c Held", "reject a QueueFull"]);
     assert_eq!(table.slot.waiting().requests, 1);
 
+    // Who asked without waiting does not take the place of one who waits.
+    let mut table = Table::new();
+    table.request('a', false);
+    table.request('b', true);
+    table.has_room = false;
+    let effects = table.acquire_answered(1, Duration::ZERO, HELD);
+    assert_eq!(effects, ["reject a Held", "acquire 1 queue"]);
+
     // Who waits already stays.
     let mut table = Table::held();
     table.request('b', true);
