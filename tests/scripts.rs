@@ -1142,7 +1142,7 @@ const SLIPS: [(&str, &str); 29] = [
     ("  if current then\n    call('DEL', owner)\n  end\n", ""),
     ("return reply + 2", "return reply"),
     // Whether others wait.
-    ("local waiting = call('LLEN', queue)", "local waiting = 0"),
+    ("may_queue and call('LLEN', queue) or 0", "0"),
     ("2 * next_fence() + some(waiting)", "2 * next_fence()"),
     ("2 * next_fence() + some(call('LLEN', queue))", "2 * next_fence()"),
     ("return 2 + some(call('LLEN', queue))", "return 2"),
@@ -1152,8 +1152,8 @@ const SLIPS: [(&str, &str); 29] = [
     ("'w' .. number", "'w1'"),
     ("number, fence, some", "1, fence, some"),
     // Errors.
-    ("local ok, reply = pcall(carry_out,", "local ok, reply = true, carry_out("),
-    ("replies[count + 1] = failure", ""),
+    ("local ok, reason = pcall(carry_out_the_rest)", "local ok, reason = true, carry_out_the_rest()"),
+    ("replies[at / 2 - 1] = failure", ""),
 ];
 
 #[test]

@@ -36,7 +36,7 @@ pub(crate) enum Answer {
     Acquired {
         /// Larger than every fence the store gave out for this key before.
         fence: u64,
-        /// Whether other processes wait for this key.
+        /// Whether other processes are known to wait for this key.
         wanted: bool,
     },
     Held {

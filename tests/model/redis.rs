@@ -246,9 +246,11 @@ impl Redis {
     ) -> Result<Reply, Failure> {
         if self.is_free() {
             self.set_owner(lease(token, now_ms + self.rules.ttl_ms));
-            self.leave_queue(token)?;
+            if may_queue {
+                self.leave_queue(token)?;
+            }
             let fence = self.next_fence(now_ms)?;
-            let wanted = self.is_wanted()?;
+            let wanted = may_queue && self.is_wanted()?;
             return Ok(Reply::Acquired { fence, wanted });
         }
         let Some(holder) = self.read_owner()? else {

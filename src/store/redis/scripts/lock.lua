@@ -50,11 +50,12 @@ local function some(count)
   return math.min(count, 1)
 end
 
--- Acquired: 2 × fence, + 1 if processes wait.
+-- Acquired: 2 × fence, + 1 if processes wait. (Whoever does not queue does not look: a lock that was free has waiters only
+-- after an accident, and the first renewal tells.)
 -- Held: - (4 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of another kind).
 local function acquire(owner, queue, token, may_queue)
   if call('SET', owner, token, 'NX', 'PX', ttl) then
-    local waiting = call('LLEN', queue)
+    local waiting = may_queue and call('LLEN', queue) or 0
     if waiting > 0 then
       waiting = waiting - call('LREM', queue, 0, token)
     end
@@ -121,27 +122,31 @@ local function renew(owner, queue, token)
   return 2 + some(call('LLEN', queue))
 end
 
-local function carry_out(operation, owner, queue, token)
-  if operation == 'release' then
-    return release(owner, queue, token)
-  elseif operation == 'renew' then
-    return renew(owner, queue, token)
+local replies, failure, at, last = {}, nil, 4, #ARGV
+local function carry_out_the_rest()
+  while at <= last do
+    local operation, owner, queue, token = ARGV[at], KEYS[at - 2], KEYS[at - 1], ARGV[at + 1]
+    if operation == 'release' then
+      replies[at / 2 - 1] = release(owner, queue, token)
+    elseif operation == 'renew' then
+      replies[at / 2 - 1] = renew(owner, queue, token)
+    else
+      replies[at / 2 - 1] = acquire(owner, queue, token, operation == 'queue')
+    end
+    at = at + 2
   end
-  return acquire(owner, queue, token, operation == 'queue')
 end
 
-local replies, count, failure = {}, 0, nil
-for i = 4, #ARGV, 2 do
-  local ok, reply = pcall(carry_out, ARGV[i], KEYS[i - 2], KEYS[i - 1], ARGV[i + 1])
+while at <= last do
+  local ok, reason = pcall(carry_out_the_rest)
   if not ok then
-    failure = type(reply) == 'table' and reply.err or tostring(reply)
-    reply = 0
+    failure = type(reason) == 'table' and reason.err or tostring(reason)
+    replies[at / 2 - 1] = 0
+    at = at + 2
   end
-  count = count + 1
-  replies[count] = reply
 end
 if fence and fence ~= stored then
   call('SET', clock, fence)
 end
-replies[count + 1] = failure
+replies[at / 2 - 1] = failure
 return replies
