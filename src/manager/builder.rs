@@ -76,7 +76,7 @@ impl LockManagerBuilder {
     /// holder that cannot reach Redis goes on before it is told that the lock is lost. 100 ms to 24 h.
     ///
     /// A lock that another process handed over begins with two seconds (or the time to live, if that is less), and is
-    /// renewed within a few milliseconds: a process that does not take it up keeps it from the others no longer than that.
+    /// renewed soon after: a process that does not take it up keeps it from the others no longer than that.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self

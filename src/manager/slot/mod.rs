@@ -56,9 +56,9 @@ impl Rules {
     }
 
     /// When a grant is renewed for the first time: before long, as little of it may be left. Most who hold a lock that
-    /// others wait for are done before.
+    /// others wait for have passed it on before.
     fn first_renewal_of_grant(&self) -> Duration {
-        self.grant_ttl / 200
+        self.grant_ttl / 40
     }
 
     /// A grant that is trusted for less than this is confirmed before it is acted upon.

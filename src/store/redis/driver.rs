@@ -235,23 +235,34 @@ impl RedisStore {
             .map(|pending| (&pending.key, pending.command));
         let call = batch::call(&self.settings, commands.clone(), how);
         let look = batch::look(&self.settings, commands.clone()).filter(|_| link.watches);
+        // Redis writes first to the client to which it had something to say last. A reply that comes before the call's makes
+        // that the process that is granted the lock, and not this one, whose reply nobody waits for: a fifth less of a gap.
+        let gives_way = commands
+            .clone()
+            .any(|(_, command)| matches!(command, Command::Release { wanted: true, .. }));
         let mut connection = link.commands.clone();
         timeout(self.settings.command_timeout, async move {
-            let Some(look) = look else {
+            if look.is_none() && !gives_way {
                 let reply = connection.send_packed_command(&call).await?;
                 return Ok(Reply {
                     answers: reply.extract_error()?,
                     seen: Ok(Vec::new()),
                 });
-            };
+            }
             let mut pipeline = redis::pipe();
-            pipeline
-                .add_command(call)
-                .cmd("CLIENT")
-                .arg("CACHING")
-                .arg("YES")
-                .add_command(look);
-            let mut replies = connection.send_packed_commands(&pipeline, 0, 3).await?;
+            let (mut before, mut replies) = (0, 1);
+            if gives_way {
+                pipeline.cmd("PING");
+                before = 1;
+            }
+            pipeline.add_command(call);
+            if let Some(look) = look {
+                let caching = pipeline.cmd("CLIENT").arg("CACHING").arg("YES");
+                caching.add_command(look);
+                replies = 3;
+            }
+            let replies = connection.send_packed_commands(&pipeline, before, replies);
+            let mut replies = replies.await?;
             let mut replies = replies.drain(..).map(Value::extract_error);
             let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
             let (answers, caching, seen) = (next()?, next(), next());
