@@ -56,8 +56,8 @@ async fn count(mut lines: Lines<BufReader<OwnedReadHalf>>) -> u64 {
         let from = words.next().unwrap_or("");
         let command = words.next().unwrap_or("").to_uppercase();
         let key = words.next().unwrap_or("");
-        let is_own = matches!(command.as_str(), "\"INFO\"" | "\"LLEN\"")
-            || key.starts_with("\"count");
+        let is_own =
+            matches!(command.as_str(), "\"INFO\"" | "\"LLEN\"") || key.starts_with("\"count");
         if from != "lua]" && !is_own {
             commands += 1;
         }
