@@ -125,6 +125,18 @@ fn with_connections_that_break() {
 }
 
 #[test]
+fn with_answers_that_do_not_come_in_time() {
+    let disconnections = 2;
+    holds(
+        &[1, 2],
+        Faults {
+            disconnections,
+            ..NONE
+        },
+    );
+}
+
+#[test]
 fn with_processes_that_die() {
     let (delays, crashes) = (2, 1);
     holds(

@@ -41,6 +41,7 @@ tests! {
     processes_in_competition_lose_no_update_and_each_has_a_share
     a_waiting_process_that_was_killed_is_passed_over_at_once
     waiting_processes_that_are_frozen_do_not_keep_the_lock_from_the_others
+    an_answer_that_came_while_the_process_was_frozen_is_not_late
     processes_killed_and_frozen_at_random_lose_no_update
     a_process_that_ends_right_after_close_leaves_no_lock
     a_process_that_drops_its_runtime_and_lives_on_leaves_no_lock
@@ -549,10 +550,38 @@ async fn waiting_processes_that_are_frozen_do_not_keep_the_lock_from_the_others(
     }
     assert_eq!(next.ask("look").await, "held: true, lost: false");
     assert_eq!(next.ask("release").await, "ok");
-    for frozen in &mut workers {
+    // They ask again, in either order.
+    let served = workers.iter_mut().map(|frozen| async move {
         assert!(frozen.acquired().await > token);
         assert_eq!(frozen.ask("release").await, "ok");
-    }
+    });
+    futures_util::future::join_all(served).await;
+    eventually_no_trace(&redis).await;
+}
+
+async fn an_answer_that_came_while_the_process_was_frozen_is_not_late() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let mut worker = Worker::start(&server, MINUTE).await;
+    run(&redis, "CLIENT PAUSE 60000 WRITE").await;
+    worker.tell("acquire").await;
+    eventually("the command is there", || async {
+        let list = run(&redis, "CLIENT LIST").await;
+        let list: String = redis::from_redis_value(list).unwrap();
+        list.contains("cmd=evalsha")
+    })
+    .await;
+    worker.freeze().await;
+    run(&redis, "CLIENT UNPAUSE").await;
+    eventually("it is carried out", || async {
+        value(&redis, "lock:a").await.is_some()
+    })
+    .await;
+    // That is the fault itself: longer than a command may take.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    worker.signal("-CONT");
+    worker.acquired().await;
+    assert_eq!(worker.ask("release").await, "ok");
     eventually_no_trace(&redis).await;
 }
 

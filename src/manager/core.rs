@@ -344,8 +344,7 @@ impl Events for StoreEvents<'_> {
     }
 
     fn reconnected(&self) {
-        self.0
-            .with_every_slot(|slot, _, effects| slot.reconnected(effects));
+        self.0.with_every_slot(Slot::reconnected);
     }
 
     fn awaits_grants(&self) -> bool {

@@ -149,10 +149,9 @@ pub(crate) enum Action {
     Tick(usize),
     LookAfterGrant(usize),
     TimePasses,
-    /// All commands without a reply are sent again, or fail.
     Reconnect {
         node: usize,
-        fails: bool,
+        unanswered: Unanswered,
     },
     Crash(usize),
     NoticeCrash(usize),
@@ -160,6 +159,17 @@ pub(crate) enum Action {
     ForeignTakes,
     ForeignReleases,
     LoseData,
+}
+
+/// What becomes of the commands without a reply when there is a new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unanswered {
+    /// They are sent again.
+    SentAgain,
+    /// They fail.
+    Fail,
+    /// They fail, as no answer came in time. Behind them, on the old connection, go releases for what they asked for.
+    GivenUp,
 }
 
 impl Plan {
@@ -320,9 +330,9 @@ impl Plan {
             actions.push(Action::LookAfterGrant(number));
         }
         if world.left.disconnections > 0 && !node.slot.is_idle() {
-            for fails in [false, true] {
+            for unanswered in [Unanswered::SentAgain, Unanswered::Fail, Unanswered::GivenUp] {
                 let node = number;
-                actions.push(Action::Reconnect { node, fails });
+                actions.push(Action::Reconnect { node, unanswered });
             }
         }
         if world.left.crashes > 0 && !node.slot.is_idle() {
@@ -447,7 +457,7 @@ impl World {
                     self.now = self.next_moment(plan).expect("time passes");
                 }
             }
-            Action::Reconnect { node, fails } => self.reconnect(plan, node, fails),
+            Action::Reconnect { node, unanswered } => self.reconnect(plan, node, unanswered),
             Action::Crash(node) => {
                 self.left.crashes -= 1;
                 let node = &mut self.nodes[node];
@@ -549,7 +559,7 @@ impl World {
     }
 
     /// The connection breaks, and there is a new one.
-    fn reconnect(&mut self, plan: &Plan, number: usize, fails: bool) {
+    fn reconnect(&mut self, plan: &Plan, number: usize, how: Unanswered) {
         self.left.disconnections -= 1;
         let node = &mut self.nodes[number];
         let replies = node
@@ -562,6 +572,17 @@ impl World {
         let unanswered: Vec<Sent> = replies.chain(node.outgoing.clone()).collect();
         node.late
             .extend(node.outgoing.drain(..).map(|sent| sent.command));
+        if how == Unanswered::GivenUp {
+            let releases = unanswered.iter().filter_map(|sent| match sent.command {
+                Command::Acquire { token, .. } => Some(Command::Release {
+                    token,
+                    wanted: false,
+                }),
+                _ => None,
+            });
+            node.late.extend(releases);
+        }
+        let fails = how != Unanswered::SentAgain;
         node.observed = self.now;
         if plan.is(Mutant::ReconnectUnnoticed) {
             return;
@@ -572,7 +593,7 @@ impl World {
                 self.send(number, sent.command);
             }
         }
-        self.event(plan, number, |slot, _, effects| slot.reconnected(effects));
+        self.event(plan, number, Slot::reconnected);
         for sent in unanswered {
             if fails {
                 let error = Error::of(ErrorKind::Unavailable);

@@ -183,6 +183,10 @@ enum State {
         token: u64,
         poll_at: Time,
     },
+    /// The store did not answer. Ask anew then.
+    Resting {
+        until: Time,
+    },
     Held(Held),
 }
 
@@ -297,6 +301,7 @@ impl<W> Slot<W> {
     ) {
         let reject = match self.state {
             State::Held(_) | State::Queued { .. } if !patient => Some(ErrorKind::Held),
+            State::Resting { .. } if !patient => Some(ErrorKind::Unavailable),
             State::Idle => None,
             _ if patient && !(env.has_room && self.waiters.len() < env.rules.max_waiters) => {
                 Some(ErrorKind::QueueFull)
@@ -326,11 +331,8 @@ impl<W> Slot<W> {
         if !self.waiters.is_empty() {
             return;
         }
-        if let Some(token) = self.asked_for() {
-            // Whatever comes of the question, this follows it on the same connection.
-            self.state = State::Idle;
-            effects.push(release(token));
-        }
+        // Whatever comes of the question, this follows it on the same connection.
+        self.stop_asking(effects);
     }
 
     /// A holder is done. Returns whether that concerned a lock that was still held.
@@ -415,10 +417,10 @@ impl<W> Slot<W> {
                 let renew_at = env.now + env.rules.first_check();
                 let held = Held::new(env, token, fence, trusted_until, renew_at);
                 self.hold(env, held, wanted || more, effects);
-                self.reject_impatient(effects);
+                self.reject_impatient(ErrorKind::Held, effects);
             }
             Ok(Answer::Held { remaining, foreign }) => {
-                self.reject_impatient(effects);
+                self.reject_impatient(ErrorKind::Held, effects);
                 if question.first && question.queue && !env.has_room {
                     // Whoever asked would have to wait now, as those behind it do already.
                     effects.extend(self.waiters.pop().map(|first| Effect::Reject {
@@ -443,16 +445,19 @@ impl<W> Slot<W> {
                 }
             }
             Ok(_) => debug_assert!(false, "not an answer to an acquire"),
-            Err(Failure { error, unknown }) if question.first => {
+            Err(Failure { error, unknown }) => {
+                // Never to be asked for again: on the old connection, the store may get a release for it at any time.
                 if unknown {
                     effects.push(release(token));
                 }
-                self.fail(&error, effects);
-            }
-            // Who waits already goes on to wait.
-            Err(_) => {
-                let poll_at = env.now + env.rules.soon();
-                self.state = State::Queued { token, poll_at };
+                if question.first {
+                    self.fail(&error, effects);
+                } else {
+                    // Who waits already goes on to wait.
+                    let until = env.now + env.rules.soon();
+                    self.state = State::Resting { until };
+                    self.reject_impatient(ErrorKind::Unavailable, effects);
+                }
             }
         }
     }
@@ -532,7 +537,7 @@ impl<W> Slot<W> {
             }
             (State::Asking { hinted, .. }, Notice::Changed) => *hinted = true,
             (State::Held(held), Notice::Changed) => held.check(effects),
-            (State::Idle, Notice::Changed) => {}
+            (State::Idle | State::Resting { .. }, Notice::Changed) => {}
 
             (&mut State::Queued { token, .. }, Notice::Granted(granted))
                 if token == granted.token =>
@@ -590,19 +595,23 @@ impl<W> Slot<W> {
                 let token = *token;
                 self.ask(Question::again(token, false), effects);
             }
+            State::Resting { until } if env.now >= *until => {
+                self.ask(Question::anew(env.next_id()), effects);
+            }
             _ => {}
         }
     }
 
     /// Notices may have been missed: look at what the store has.
-    pub(crate) fn reconnected(&mut self, effects: &mut Effects<W>) {
+    pub(crate) fn reconnected(&mut self, env: &Env<'_>, effects: &mut Effects<W>) {
         match &mut self.state {
             State::Held(held) => held.check(effects),
             State::Queued { token, .. } => {
                 let token = *token;
                 self.ask(Question::again(token, false), effects);
             }
-            _ => {}
+            State::Resting { .. } => self.ask(Question::anew(env.next_id()), effects),
+            State::Idle | State::Asking { .. } => {}
         }
     }
 
@@ -618,6 +627,7 @@ impl<W> Slot<W> {
                 })
             }
             State::Queued { poll_at, .. } => Some(*poll_at),
+            State::Resting { until } => Some(*until),
             State::Idle | State::Asking { .. } => None,
         }
     }
@@ -625,10 +635,7 @@ impl<W> Slot<W> {
     /// Answers every waiter with the same error; a holder stays.
     pub(crate) fn reject_all(&mut self, error: &Error, effects: &mut Effects<W>) {
         self.reject_waiting(error, effects);
-        if let Some(token) = self.asked_for() {
-            self.state = State::Idle;
-            effects.push(release(token));
-        }
+        self.stop_asking(effects);
     }
 
     fn ask(&mut self, question: Question, effects: &mut Effects<W>) {
@@ -645,13 +652,16 @@ impl<W> Slot<W> {
         }));
     }
 
-    /// The token that is asked for, or waits in the store.
-    fn asked_for(&self) -> Option<u64> {
-        match self.state {
+    /// Nobody here waits any longer. A holder stays.
+    fn stop_asking(&mut self, effects: &mut Effects<W>) {
+        let token = match self.state {
             State::Asking { question, .. } => Some(question.token),
             State::Queued { token, .. } => Some(token),
-            State::Idle | State::Held(_) => None,
-        }
+            State::Resting { .. } => None,
+            State::Idle | State::Held(_) => return,
+        };
+        self.state = State::Idle;
+        effects.extend(token.map(release));
     }
 
     fn fail(&mut self, error: &Error, effects: &mut Effects<W>) {
@@ -688,14 +698,14 @@ impl<W> Slot<W> {
         }));
     }
 
-    fn reject_impatient(&mut self, effects: &mut Effects<W>) {
+    fn reject_impatient(&mut self, kind: ErrorKind, effects: &mut Effects<W>) {
         if std::mem::take(&mut self.impatient) == 0 {
             return;
         }
         let impatient = self.waiters.take_if(|waiter| !waiter.patient);
         effects.extend(impatient.into_iter().map(|waiter| Effect::Reject {
             waiter: waiter.handle,
-            error: Error::of(ErrorKind::Held),
+            error: Error::of(kind),
         }));
     }
 }

@@ -356,14 +356,35 @@ fn a_question_that_may_have_been_carried_out_is_taken_back() {
 fn who_waits_already_goes_on_to_wait_when_the_store_is_away() {
     let mut table = Table::queued();
     assert_eq!(table.pass(Duration::from_secs(5)), ["acquire 1 queue"]);
-    assert!(
-        table
-            .acquire_answered(1, Duration::ZERO, failed(true))
-            .is_empty()
-    );
-    assert_eq!(table.pass(TTL / 24), ["acquire 1 queue"]);
-    let effects = table.acquire_answered(1, Duration::ZERO, ACQUIRED);
+    // The store may get the release at any time: the token is not used again.
+    let effects = table.acquire_answered(1, Duration::ZERO, failed(true));
+    assert_eq!(effects, ["release 1"]);
+    assert_eq!(table.request('b', false), ["reject b Unavailable"]);
+    assert!(table.pass(TTL / 25).is_empty());
+    assert_eq!(table.pass(TTL / 24), ["acquire 2 queue"]);
+    let effects = table.acquire_answered(2, Duration::ZERO, failed(false));
+    assert!(effects.is_empty());
+    assert_eq!(table.on(Slot::reconnected), ["acquire 3 queue"]);
+    let effects = table.acquire_answered(3, Duration::ZERO, ACQUIRED);
     assert_eq!(effects, ["grant a 7168"]);
+}
+
+#[test]
+fn a_waiter_that_leaves_while_the_store_is_away_leaves_nothing() {
+    let mut table = Table::queued();
+    table.pass(Duration::from_secs(5));
+    table.acquire_answered(1, Duration::ZERO, failed(true));
+    assert!(table.cancel('a').is_empty());
+    assert!(table.slot.is_idle());
+}
+
+#[test]
+fn who_does_not_wait_is_told_when_the_store_is_away() {
+    let mut table = Table::queued();
+    table.pass(Duration::from_secs(5));
+    table.request('b', false);
+    let effects = table.acquire_answered(1, Duration::ZERO, failed(false));
+    assert_eq!(effects, ["reject b Unavailable"]);
 }
 
 #[test]

@@ -6,7 +6,6 @@ use std::time::Duration;
 use futures_util::stream::FuturesOrdered;
 use redis::{ErrorKind as RedisKind, RedisError, ServerErrorKind, Value};
 use tokio::time::MissedTickBehavior;
-use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::RedisStore;
@@ -22,6 +21,8 @@ use crate::store::{Answer, Command, Events, Failure, Notice};
 
 /// How long until a release that Redis refused is tried again.
 const RETRY: Duration = Duration::from_millis(100);
+/// For what lies in the socket already.
+const A_MOMENT: Duration = Duration::from_millis(1);
 /// How often to look at a lock of a client of another kind, where Redis does not tell that it is released.
 const FOREIGN: Duration = Duration::from_millis(100);
 /// How long Redis is left alone after a failure, unless a request wants it…
@@ -126,6 +127,9 @@ impl RedisStore {
         let mut replies = FuturesOrdered::new();
         let mut heartbeat = interval(self.settings.grant_ttl / 4);
         let mut last_sent = Time::now();
+        let overdue = tokio::time::sleep(self.settings.command_timeout);
+        tokio::pin!(overdue);
+        let mut looked_again = false;
         let look_after_grants = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(look_after_grants);
         let mut retry = interval(RETRY);
@@ -157,20 +161,20 @@ impl RedisStore {
                 biased;
                 reply = link.wire.next_reply(&mut replies) => match reply {
                     None => return End::Closed(closed()),
-                    Some(Ok(Err(error))) if error.kind() == ServerErrorKind::NoScript.into() => {
+                    Some(Err(error)) if error.kind() == ServerErrorKind::NoScript.into() => {
                         // Somebody flushed the scripts. All is sent again, in order: somebody may have loaded ours
                         // in the meantime, and the second call been carried out.
                         replies = FuturesOrdered::new();
                         on_the_way.recall();
                         how = Call::Whole;
                     }
-                    Some(Ok(Err(error))) if is_refusal(&error) => {
+                    Some(Err(error)) if is_refusal(&error) => {
                         let error = refused(&error);
                         self.fail(on_the_way.pop(), &error, false, events);
                         return End::Closed(error);
                     }
-                    Some(Ok(Err(error))) => return End::Closed(refused(&error)),
-                    Some(Ok(Ok(reply))) => {
+                    Some(Err(error)) => return End::Closed(refused(&error)),
+                    Some(Ok(reply)) => {
                         *backoff = MIN_BACKOFF;
                         if let Some((sent_at, _)) = on_the_way.calls.front() {
                             link.observed.reply_to(*sent_at);
@@ -183,15 +187,25 @@ impl RedisStore {
                             return End::Closed(error);
                         }
                     }
-                    Some(Err(Elapsed { .. })) => {
-                        self.give_up(link, &mut on_the_way, events);
-                        return End::Silent;
-                    }
                 },
                 push = link.pushes.recv() => {
                     if self.pushed(push, events).is_err() {
                         return End::Closed(closed());
                     }
+                }
+                () = &mut overdue => {
+                    let now = Time::now();
+                    let oldest = on_the_way.calls.front().map_or(now, |(sent_at, _)| *sent_at);
+                    let due = oldest + self.settings.command_timeout;
+                    let is_late = due <= now;
+                    if is_late && looked_again {
+                        self.give_up(link, &mut on_the_way, events);
+                        return End::Silent;
+                    }
+                    // A process that was stopped is told of the time before it is told of what came meanwhile.
+                    looked_again = is_late;
+                    let next = if is_late { now + A_MOMENT } else { due };
+                    overdue.as_mut().reset(next.instant());
                 }
                 () = self.submitted.rung() => {}
                 _ = retry.tick(), if !on_the_way.refused.is_empty() => on_the_way.retry(),
@@ -229,7 +243,7 @@ impl RedisStore {
         link: &Link,
         commands: &[Pending],
         how: Call,
-    ) -> impl Future<Output = Result<Result<Reply, RedisError>, Elapsed>> + use<> {
+    ) -> impl Future<Output = Result<Reply, RedisError>> + use<> {
         let commands = commands
             .iter()
             .map(|pending| (&pending.key, pending.command));
@@ -241,7 +255,7 @@ impl RedisStore {
             .clone()
             .any(|(_, command)| matches!(command, Command::Release { wanted: true, .. }));
         let mut connection = link.commands.clone();
-        timeout(self.settings.command_timeout, async move {
+        async move {
             if look.is_none() && !gives_way {
                 let reply = connection.send_packed_command(&call).await?;
                 return Ok(Reply {
@@ -273,7 +287,7 @@ impl RedisStore {
                     _ => Vec::new(),
                 }),
             })
-        })
+        }
     }
 
     /// No answer came in time. Nobody waits for one any longer, but what was sent may arrive yet: a release follows it
