@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::manager::Core;
 use crate::manager::slot::{Grant, LostReason};
-use crate::store::Receipt;
+use crate::store::{Receipt, Record};
 use crate::sync::{HELD, Term};
 
 /// A held lock. It is held, and its lease renewed, for as long as this value lives.
@@ -240,6 +240,20 @@ impl LockGuard {
         self.finish(Some(receipt));
         match timeout(self.core.command_timeout, released).await {
             Ok(Ok(Ok(()))) if !held => Err(Error::of(ErrorKind::Lost)),
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(Error::of(ErrorKind::Unavailable)),
+        }
+    }
+
+    /// Puts a record in the lock's place, and tells whether it is there. It is tried for as long as the lock may be ours,
+    /// even if this future is dropped.
+    pub(crate) async fn complete(mut self, record: Record) -> Result<(), Error> {
+        let (receipt, completed) = oneshot::channel();
+        self.is_finished = true;
+        if !self.core.complete(&self.lease, record, receipt) {
+            return Err(Error::of(ErrorKind::Lost));
+        }
+        match timeout(self.core.command_timeout, completed).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(Error::of(ErrorKind::Unavailable)),
         }

@@ -49,7 +49,16 @@ use crate::error::{Error, ErrorKind};
 pub struct LockKey {
     /// Keyed, so that nobody can choose keys with equal hashes. Taken once: a key is looked up several times on its way.
     hash: u64,
+    kind: Kind,
     text: Arc<str>,
+}
+
+/// What a key names. Keys of different kinds have nothing to do with each other, whatever their texts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Lock,
+    /// What was answered to an idempotency key, and before that, who is about to answer.
+    Record,
 }
 
 impl Hash for LockKey {
@@ -82,17 +91,27 @@ impl LockKey {
         // A short key that looks like a hash is hashed too: it must not name a long key's lock.
         if key.len() > Self::MAX_LEN || key.starts_with(HASHED) {
             let digest = Sha256::digest(key.as_bytes());
-            return Ok(Self::of(&format!("{HASHED}{}", Hex(&digest))));
+            return Ok(Self::of(Kind::Lock, &format!("{HASHED}{}", Hex(&digest))));
         }
-        Ok(Self::of(key))
+        Ok(Self::of(Kind::Lock, key))
     }
 
-    fn of(text: &str) -> Self {
+    fn of(kind: Kind, text: &str) -> Self {
         static KEYED: OnceLock<RandomState> = OnceLock::new();
         Self {
-            hash: KEYED.get_or_init(RandomState::new).hash_one(text),
+            hash: KEYED.get_or_init(RandomState::new).hash_one((kind, text)),
+            kind,
             text: text.into(),
         }
+    }
+
+    /// The key of a record, of several parts. Its text holds no braces.
+    pub(crate) fn record<'a>(parts: impl IntoIterator<Item = &'a str>) -> Result<Self, Error> {
+        Ok(Self::of(Kind::Record, &Self::join(parts)?.text))
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// The hash that it was made with.
@@ -130,8 +149,8 @@ impl LockKey {
     }
 
     /// A key whose text came from a store.
-    pub(crate) fn from_store(text: &str) -> Option<Self> {
-        (!text.is_empty()).then(|| Self::of(text))
+    pub(crate) fn from_store(kind: Kind, text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self::of(kind, text))
     }
 
     /// This key inside a scope of its own: the key as it is, behind the escaped name.

@@ -59,6 +59,35 @@ pub(crate) fn refused(key: &LockKey, error: &Error, waited: &Stopwatch) {
     );
 }
 
+pub(crate) fn recorded(key: &LockKey, waited: &Stopwatch) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(
+        key = %Fingerprint(key),
+        waited_ms = waited.elapsed_ms(),
+        "answer found"
+    );
+}
+
+/// The work was done, and a duplicate may do it again.
+pub(crate) fn not_recorded(key: &LockKey, error: &Error) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(
+        key = %Fingerprint(key),
+        %error,
+        "the answer to an idempotency key could not be recorded: a duplicate may run again once the lock has expired"
+    );
+}
+
+/// Nobody gets an answer until it is gone.
+pub(crate) fn unreadable(key: &LockKey, reason: &dyn Display) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(
+        key = %Fingerprint(key),
+        %reason,
+        "the record of an idempotency key cannot be read: the request does not run"
+    );
+}
+
 pub(crate) fn released(lease: &Lease) {
     #[cfg(feature = "tracing")]
     tracing::debug!(

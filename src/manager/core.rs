@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 
@@ -15,7 +16,7 @@ use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Lease, LockGuard};
 use crate::key::LockKey;
-use crate::store::{Command, Events, Notice, Outcome, Receipt, Store};
+use crate::store::{Command, Events, Farewell, Notice, Outcome, Receipt, Record, Store};
 use crate::sync::Alarm;
 
 /// Keys that share a mutex. Many, so that requests for different keys do not wait for each other.
@@ -48,14 +49,28 @@ pub(crate) struct Core {
 
 type Slots = HashMap<LockKey, Entry, BuildHasherDefault<Prehashed>>;
 type Shard = Mutex<Slots>;
-type Answer = Result<LockGuard, Error>;
+type Answer = Result<Taken, Error>;
 type Waiter = oneshot::Sender<Answer>;
+
+/// What a request gets.
+pub(crate) enum Taken {
+    Held(LockGuard),
+    /// There is a record in the lock's place.
+    Recorded(Bytes),
+}
 
 #[derive(Default)]
 struct Entry {
     slot: Slot<Waiter>,
     /// The current holder's.
     lease: Option<Lease>,
+}
+
+/// An [`Answer`], as long as its slot is locked: a guard could not be dropped there.
+enum Answered {
+    Granted(Lease),
+    Recorded(Bytes),
+    Rejected(Error),
 }
 
 /// A request for a lock, as long as it has no answer. Cancelled if it is dropped.
@@ -71,7 +86,7 @@ impl Drop for Request<'_> {
     fn drop(&mut self) {
         if !self.is_answered {
             let number = self.number;
-            self.core.with_slot(self.key, None, |slot, _, effects| {
+            self.core.with_slot(self.key, |slot, _, effects| {
                 slot.cancel(number, effects);
             });
         }
@@ -113,7 +128,7 @@ impl Core {
             return Err(Error::of(ErrorKind::Closed));
         }
         let (reply, answer) = oneshot::channel();
-        let number = self.with_slot(key, None, |slot, env, effects| {
+        let number = self.with_slot(key, |slot, env, effects| {
             let number = env.ids.fetch_add(1, Ordering::Relaxed);
             slot.request(env, number, reply, patient, effects);
             number
@@ -133,7 +148,9 @@ impl Core {
         lease.end(LostReason::Released);
         crate::trace::released(lease);
         let grant = lease.grant();
-        self.with_slot(lease.key(), receipt, |slot, env, effects| {
+        let record = None;
+        let farewell = Farewell { receipt, record };
+        self.with_slot_and(farewell, lease.key(), |slot, env, effects| {
             if !slot.finished(env, grant.lease, effects) {
                 // The slot gave it up as lost. If it has not expired yet, others need not wait until then.
                 effects.push(slot::release(grant.token));
@@ -143,12 +160,45 @@ impl Core {
         self.ensure_running();
     }
 
-    /// Lets an event happen to a key's slot, and carries out what follows from it. The receipt goes with the release
-    /// that follows; if none does, the lock was handed on here.
+    /// Ends a holder's lease with a record in the lock's place. Returns whether the lock was still held here.
+    pub(crate) fn complete(
+        self: &Arc<Self>,
+        lease: &Lease,
+        record: Record,
+        receipt: Receipt,
+    ) -> bool {
+        lease.end(LostReason::Released);
+        crate::trace::released(lease);
+        let grant = lease.grant();
+        let farewell = Farewell {
+            receipt: Some(receipt),
+            record: Some(record),
+        };
+        let was_held = self.with_slot_and(farewell, lease.key(), |slot, env, effects| {
+            let was_held = slot.completed(env, grant.lease, effects);
+            if !was_held {
+                effects.push(slot::release(grant.token));
+            }
+            was_held
+        });
+        self.ensure_running();
+        was_held
+    }
+
     fn with_slot<R>(
         self: &Arc<Self>,
         key: &LockKey,
-        mut receipt: Option<Receipt>,
+        event: impl FnOnce(&mut Slot<Waiter>, &Env<'_>, &mut Effects<Waiter>) -> R,
+    ) -> R {
+        self.with_slot_and(Farewell::default(), key, event)
+    }
+
+    /// Lets an event happen to a key's slot, and carries out what follows from it. The farewell goes with the
+    /// command that ends the hold; if none does, the lock was handed on here.
+    fn with_slot_and<R>(
+        self: &Arc<Self>,
+        mut farewell: Farewell,
+        key: &LockKey,
         event: impl FnOnce(&mut Slot<Waiter>, &Env<'_>, &mut Effects<Waiter>) -> R,
     ) -> R {
         let env = Env {
@@ -157,7 +207,7 @@ impl Core {
             ids: &self.ids,
             has_room: self.waiting.load(Ordering::Relaxed) < self.max_waiters,
         };
-        let mut answers = SmallVec::<[(Waiter, Result<Lease, Error>); 1]>::new();
+        let mut answers = SmallVec::<[(Waiter, Answered); 1]>::new();
         let mut effects = Effects::new();
         let mut shard = self.shard(key);
         let mut before = Waiting::default();
@@ -181,12 +231,14 @@ impl Core {
                 for effect in std::mem::take(&mut effects) {
                     match effect {
                         Effect::Send(command) => {
-                            let receipt = match command {
-                                Command::Release { .. } => receipt.take(),
-                                _ => None,
+                            let farewell = match command {
+                                Command::Release { .. } | Command::Complete { .. } => {
+                                    std::mem::take(&mut farewell)
+                                }
+                                _ => Farewell::default(),
                             };
                             if let Some((outcome, notice)) =
-                                self.store.submit(env.now, key, command, receipt)
+                                self.store.submit(env.now, key, command, farewell)
                             {
                                 entry.slot.answered(&env, command, outcome, &mut effects);
                                 if let Some(notice) = notice {
@@ -197,9 +249,14 @@ impl Core {
                         Effect::Grant { waiter, grant } => {
                             let lease = Lease::new(self.id, key.clone(), grant);
                             entry.lease = Some(lease.clone());
-                            answers.push((waiter, Ok(lease)));
+                            answers.push((waiter, Answered::Granted(lease)));
                         }
-                        Effect::Reject { waiter, error } => answers.push((waiter, Err(error))),
+                        Effect::Replay { waiter, record } => {
+                            answers.push((waiter, Answered::Recorded(record)));
+                        }
+                        Effect::Reject { waiter, error } => {
+                            answers.push((waiter, Answered::Rejected(error)));
+                        }
                         Effect::Extend { until } => {
                             if let Some(lease) = &entry.lease {
                                 lease.extend(until);
@@ -228,12 +285,18 @@ impl Core {
             }
         }
         drop(shard);
-        if let Some(receipt) = receipt {
+        if let Some(receipt) = farewell.receipt {
             let _ = receipt.send(Ok(()));
         }
-        // A waiter that is gone drops its guard, which passes the lock on.
         for (waiter, answer) in answers {
-            let _ = waiter.send(answer.map(|lease| LockGuard::new(Arc::clone(self), lease)));
+            // A waiter that is gone drops its guard, which passes the lock on.
+            let _ = waiter.send(match answer {
+                Answered::Granted(lease) => {
+                    Ok(Taken::Held(LockGuard::new(Arc::clone(self), lease)))
+                }
+                Answered::Recorded(record) => Ok(Taken::Recorded(record)),
+                Answered::Rejected(error) => Err(error),
+            });
         }
         result
     }
@@ -246,7 +309,7 @@ impl Core {
         for shard in &self.shards {
             let keys: Vec<LockKey> = lock(shard).keys().cloned().collect();
             for key in keys {
-                self.with_slot(&key, None, &event);
+                self.with_slot(&key, &event);
             }
         }
     }
@@ -265,7 +328,7 @@ impl Core {
             }
         }
         for key in due {
-            self.with_slot(&key, None, Slot::tick);
+            self.with_slot(&key, Slot::tick);
         }
         next
     }
@@ -330,15 +393,15 @@ pub(super) struct StoreEvents<'a>(pub(super) &'a Arc<Core>);
 
 impl Events for StoreEvents<'_> {
     fn answered(&self, key: &LockKey, command: Command, outcome: Outcome) {
-        if !matches!(command, Command::Release { .. }) {
-            self.0.with_slot(key, None, |slot, env, effects| {
+        if !matches!(command, Command::Release { .. } | Command::Complete { .. }) {
+            self.0.with_slot(key, |slot, env, effects| {
                 slot.answered(env, command, outcome, effects);
             });
         }
     }
 
     fn notice(&self, key: &LockKey, notice: Notice) {
-        self.0.with_slot(key, None, |slot, env, effects| {
+        self.0.with_slot(key, |slot, env, effects| {
             slot.notice(env, notice, effects);
         });
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 pub use self::builder::LockManagerBuilder;
-pub(crate) use self::core::Core;
+pub(crate) use self::core::{Core, Taken};
 use crate::error::{Error, ErrorKind};
 use crate::guard::LockGuard;
 use crate::key::LockKey;
@@ -115,20 +115,25 @@ impl LockManager {
         key: LockKey,
         wait: Option<Duration>,
     ) -> Result<LockGuard, Error> {
+        match self.claim(key, wait).await? {
+            Taken::Held(guard) => Ok(guard),
+            Taken::Recorded(_) => unreachable!("no record takes the place of a lock"),
+        }
+    }
+
+    /// Takes the lock of a record, or what is in its place.
+    pub(crate) async fn claim(&self, key: LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
         let waited = Stopwatch::start();
-        let result = self.take_untraced(&key, wait).await;
+        let result = self.claim_untraced(&key, wait).await;
         match &result {
-            Ok(guard) => trace::acquired(guard.lease(), &waited),
+            Ok(Taken::Held(guard)) => trace::acquired(guard.lease(), &waited),
+            Ok(Taken::Recorded(_)) => trace::recorded(&key, &waited),
             Err(error) => trace::refused(&key, error, &waited),
         }
         result
     }
 
-    async fn take_untraced(
-        &self,
-        key: &LockKey,
-        wait: Option<Duration>,
-    ) -> Result<LockGuard, Error> {
+    async fn claim_untraced(&self, key: &LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
         let mut request = self.core.request(key, wait.is_some())?;
         let answer = match wait {
             // The store answers in time, or says that it cannot: a timer for each request would be

@@ -1,10 +1,12 @@
 //! Locks kept in this process: for tests, examples, and services of one node.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Answer, Command, Granted, Notice, Outcome};
+use bytes::Bytes;
+
+use super::{Answer, Command, Granted, Notice, Outcome, Record};
 use crate::clock::Time;
 use crate::key::LockKey;
 
@@ -18,6 +20,9 @@ pub(crate) struct MemoryStore {
 #[derive(Debug)]
 struct State {
     locks: HashMap<LockKey, Lock>,
+    records: HashMap<LockKey, Bytes>,
+    /// When they expire, with a number to tell equal times apart.
+    expiries: BTreeMap<(Time, u64), LockKey>,
     last_fence: u64,
 }
 
@@ -38,6 +43,8 @@ impl MemoryStore {
             ttl,
             state: Mutex::new(State {
                 locks: HashMap::new(),
+                records: HashMap::new(),
+                expiries: BTreeMap::new(),
                 last_fence: since_epoch.as_micros() as u64,
             }),
         }
@@ -49,13 +56,19 @@ impl MemoryStore {
         now: Time,
         key: &LockKey,
         command: Command,
+        record: Option<Record>,
     ) -> (Outcome, Option<Notice>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.drop_expired_records(now);
         let (answer, notice) = match command {
             Command::Acquire { token, queue, .. } => {
                 (state.acquire(key, token, queue, now, self.ttl), None)
             }
             Command::Release { token, .. } => state.release(key, token, now, self.ttl),
+            Command::Complete { token } => {
+                let record = record.expect("a completion has a record");
+                (state.complete(key, token, now, record), None)
+            }
             Command::Renew { token } => (state.renew(key, token, now + self.ttl), None),
         };
         let outcome = Outcome {
@@ -75,6 +88,9 @@ impl State {
         now: Time,
         ttl: Duration,
     ) -> Answer {
+        if let Some(record) = self.records.get(key) {
+            return Answer::Recorded(record.clone());
+        }
         match self.locks.get_mut(key) {
             Some(lock) if lock.token != token && lock.expires > now => {
                 if queue && !lock.queue.contains(&token) {
@@ -135,6 +151,29 @@ impl State {
         }
         let granted = notice.is_some();
         (Answer::Released { had_it, granted }, notice)
+    }
+
+    fn complete(&mut self, key: &LockKey, token: u64, now: Time, record: Record) -> Answer {
+        // Nobody needs to be told: the only ones who can wait are this process's.
+        match self.locks.get(key) {
+            Some(lock) if lock.token == token && lock.expires > now => {
+                self.locks.remove(key);
+                self.last_fence += 1;
+                let expiry = (now + record.retention, self.last_fence);
+                self.expiries.insert(expiry, key.clone());
+                self.records.insert(key.clone(), record.content);
+                Answer::Completed
+            }
+            _ => Answer::Gone,
+        }
+    }
+
+    fn drop_expired_records(&mut self, now: Time) {
+        while let Some(first) = self.expiries.first_entry()
+            && first.key().0 <= now
+        {
+            self.records.remove(&first.remove());
+        }
     }
 
     fn renew(&mut self, key: &LockKey, token: u64, expires: Time) -> Answer {

@@ -7,6 +7,9 @@ pub(crate) mod memory;
 mod protocol;
 pub(crate) mod redis;
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 pub(crate) use self::protocol::{Answer, Command, Failure, Granted, Notice, Outcome};
@@ -16,6 +19,22 @@ use crate::key::LockKey;
 
 /// Tells whoever released a lock how that went.
 pub(crate) type Receipt = oneshot::Sender<Result<(), Error>>;
+
+/// What takes the place of a lock.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) content: Bytes,
+    /// For how long.
+    pub(crate) retention: Duration,
+}
+
+/// What goes along with the command that ends a hold.
+#[derive(Debug, Default)]
+pub(crate) struct Farewell {
+    pub(crate) receipt: Option<Receipt>,
+    /// For a [`Command::Complete`].
+    pub(crate) record: Option<Record>,
+}
 
 /// What a store calls back.
 pub(crate) trait Events {
@@ -42,18 +61,18 @@ impl Store {
         now: Time,
         key: &LockKey,
         command: Command,
-        receipt: Option<Receipt>,
+        farewell: Farewell,
     ) -> Option<(Outcome, Option<Notice>)> {
         match self {
             Self::Memory(memory) => {
-                let answered = memory.execute(now, key, command);
-                if let Some(receipt) = receipt {
+                let answered = memory.execute(now, key, command, farewell.record);
+                if let Some(receipt) = farewell.receipt {
                     let _ = receipt.send(settled(&answered.0.result));
                 }
                 Some(answered)
             }
             Self::Redis(redis) => {
-                redis.submit(now, key, command, receipt);
+                redis.submit(now, key, command, farewell);
                 None
             }
         }
@@ -76,10 +95,10 @@ impl Store {
     }
 }
 
-/// What a release's answer means for whoever waits for it.
+/// What the answer to a release, or to a completion, means for whoever waits for it.
 fn settled(result: &Result<Answer, Failure>) -> Result<(), Error> {
     match result {
-        Ok(Answer::Released { had_it: true, .. }) => Ok(()),
+        Ok(Answer::Released { had_it: true, .. } | Answer::Completed) => Ok(()),
         Ok(_) => Err(Error::of(crate::error::ErrorKind::Lost)),
         Err(failure) => Err(failure.error.clone()),
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::clock::Time;
 use crate::error::Error;
 
@@ -26,12 +28,15 @@ pub(crate) enum Command {
         /// Another process is known to wait for it: not to be kept back.
         wanted: bool,
     },
+    /// If the lock still is this token's, put the record that goes along in its place, and tell all in the queue, which is
+    /// no more. Answer: [`Answer::Completed`] or [`Answer::Gone`].
+    Complete { token: u64 },
     /// Let the lease last for a whole time to live again, if it still is this token's; never create one.
     /// Answer: [`Answer::Renewed`] or [`Answer::Gone`].
     Renew { token: u64 },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Answer {
     Acquired {
         /// Larger than every fence the store gave out for this key before.
@@ -45,6 +50,9 @@ pub(crate) enum Answer {
         /// Whether the holder is a client of another kind, whose release is not announced.
         foreign: bool,
     },
+    /// The lock of a record cannot be had any more, for this was put in its place.
+    Recorded(Bytes),
+    Completed,
     Released {
         /// Whether the token had the lock.
         had_it: bool,
@@ -65,7 +73,7 @@ pub(crate) enum Notice {
     Granted(Granted),
     /// Another process began to wait for the lock that this token holds.
     Wanted { token: u64 },
-    /// Somebody else changed or deleted the lock.
+    /// Somebody else changed or deleted the lock, or put a record in its place.
     Changed,
 }
 

@@ -9,6 +9,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::waiters::Waiters;
@@ -112,6 +113,11 @@ pub(crate) enum Effect<W> {
     Reject {
         waiter: W,
         error: Error,
+    },
+    /// There is a record in the lock's place.
+    Replay {
+        waiter: W,
+        record: Bytes,
     },
     /// The current holder's lease is good until then.
     Extend {
@@ -264,6 +270,15 @@ impl Burst {
     }
 }
 
+impl State {
+    fn held(&mut self, lease: u64) -> Option<&mut Held> {
+        match self {
+            Self::Held(held) if held.lease == lease => Some(held),
+            _ => None,
+        }
+    }
+}
+
 impl<W> Default for Slot<W> {
     fn default() -> Self {
         Self {
@@ -337,12 +352,9 @@ impl<W> Slot<W> {
 
     /// A holder is done. Returns whether that concerned a lock that was still held.
     pub(crate) fn finished(&mut self, env: &Env<'_>, lease: u64, effects: &mut Effects<W>) -> bool {
-        let State::Held(held) = &mut self.state else {
+        let Some(held) = self.state.held(lease) else {
             return false;
         };
-        if held.lease != lease {
-            return false;
-        }
         if self.waiters.is_empty() {
             let (token, wanted) = (held.token, held.wanted.is_some());
             self.state = State::Idle;
@@ -365,6 +377,27 @@ impl<W> Slot<W> {
         true
     }
 
+    /// A holder puts a record in the lock's place. Returns whether that concerned a lock that was still held.
+    pub(crate) fn completed(
+        &mut self,
+        env: &Env<'_>,
+        lease: u64,
+        effects: &mut Effects<W>,
+    ) -> bool {
+        let Some(held) = self.state.held(lease) else {
+            return false;
+        };
+        let token = held.token;
+        effects.push(Effect::Send(Command::Complete { token }));
+        if self.waiters.is_empty() {
+            self.state = State::Idle;
+        } else {
+            // Right behind it: they get the record if it was put there, and the lock if it was lost.
+            self.ask(Question::anew(env.next_id()), effects);
+        }
+        true
+    }
+
     /// The store answered, or did not.
     pub(crate) fn answered(
         &mut self,
@@ -376,7 +409,7 @@ impl<W> Slot<W> {
         match command {
             Command::Acquire { token, .. } => self.acquire_answered(env, token, outcome, effects),
             Command::Renew { token } => self.renew_answered(env, token, &outcome, effects),
-            Command::Release { .. } => {}
+            Command::Release { .. } | Command::Complete { .. } => {}
         }
     }
 
@@ -443,6 +476,15 @@ impl<W> Slot<W> {
                         poll_at: env.now + poll_in,
                     };
                 }
+            }
+            Ok(Answer::Recorded(record)) => {
+                self.state = State::Idle;
+                self.impatient = 0;
+                let waiters = self.waiters.take_if(|_| true);
+                effects.extend(waiters.into_iter().map(|waiter| Effect::Replay {
+                    waiter: waiter.handle,
+                    record: record.clone(),
+                }));
             }
             Ok(_) => debug_assert!(false, "not an answer to an acquire"),
             Err(Failure { error, unknown }) => {

@@ -169,6 +169,8 @@ fn describe(effect: Effect<char>) -> String {
         Effect::Send(Command::Release { token, .. }) => format!("release {token}"),
         Effect::Send(Command::Renew { token }) => format!("renew {token}"),
         Effect::Grant { waiter, grant } => format!("grant {waiter} {}", grant.fencing_token),
+        Effect::Send(Command::Complete { token }) => format!("complete {token}"),
+        Effect::Replay { waiter, record } => format!("replay {waiter} {record:?}"),
         Effect::Reject { waiter, error } => format!("reject {waiter} {:?}", error.kind()),
         Effect::Extend { .. } => "extend".to_owned(),
         Effect::Lose { reason } => format!("lose {reason:?}"),

@@ -9,8 +9,8 @@ use redis::{Cmd, RedisError, Value};
 use super::Settings;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::key::LockKey;
-use crate::store::{Answer, Command, Granted, Notice};
+use crate::key::{Kind, LockKey};
+use crate::store::{Answer, Command, Granted, Notice, Record};
 
 /// The crate's script, with the SHA-1 that Redis knows it by.
 pub(super) struct Script {
@@ -42,13 +42,17 @@ pub(super) enum Call {
     Whole,
 }
 
+/// How the name of a record ends.
+const RECORD: &str = ":record";
+
 /// Lua's numbers are exact up to here.
 const MAX_FENCE: u64 = 1 << 53;
 
-/// One call for all commands, which are carried out in order.
+/// One call for all commands, which are carried out in order. The records are those of the completions among them.
 pub(super) fn call<'a>(
     settings: &Settings,
     commands: impl ExactSizeIterator<Item = (&'a LockKey, Command)> + Clone,
+    mut records: impl Iterator<Item = &'a Record>,
     how: Call,
 ) -> Cmd {
     let count = commands.len();
@@ -63,7 +67,7 @@ pub(super) fn call<'a>(
     call.arg(&name);
     for (key, _) in commands.clone() {
         name.clear();
-        let _ = write!(name, "{}{}", settings.prefix, key.as_str());
+        write_owner_name(&mut name, &settings.prefix, key);
         call.arg(&name);
         write_queue_name(&mut name);
         call.arg(&name);
@@ -71,18 +75,27 @@ pub(super) fn call<'a>(
     call.arg(settings.inbox_prefix());
     call.arg(settings.ttl.as_millis() as u64);
     call.arg(settings.grant_ttl.as_millis() as u64);
-    for (_, command) in commands {
+    for (key, command) in commands {
         let (operation, token) = match command {
-            Command::Acquire { token, queue, .. } => {
-                (if queue { "queue" } else { "acquire" }, token)
-            }
+            Command::Acquire { token, queue, .. } => match (key.kind(), queue) {
+                (Kind::Lock, false) => ("acquire", token),
+                (Kind::Lock, true) => ("queue", token),
+                (Kind::Record, false) => ("claim", token),
+                (Kind::Record, true) => ("claim and queue", token),
+            },
             Command::Release { token, .. } => ("release", token),
+            Command::Complete { token } => ("complete", token),
             Command::Renew { token } => ("renew", token),
         };
         call.arg(operation);
         name.clear();
         let _ = write!(name, "{}:{token}", settings.manager.simple());
         call.arg(&name);
+        if let Command::Complete { .. } = command {
+            let record = records.next().expect("a completion has a record");
+            call.arg(&record.content[..]);
+            call.arg(record.retention.as_millis() as u64);
+        }
     }
     call
 }
@@ -102,7 +115,9 @@ pub(super) fn look<'a>(
         .peekable();
     watched.peek()?;
     for (key, _) in watched {
-        look.arg(format!("{}{}", settings.prefix, key.as_str()));
+        let mut name = String::new();
+        write_owner_name(&mut name, &settings.prefix, key);
+        look.arg(name);
     }
     Some(look)
 }
@@ -118,7 +133,7 @@ pub(super) fn is_watched(command: Command) -> bool {
 pub(super) fn is_as_left(
     settings: &Settings,
     command: Command,
-    answer: Answer,
+    answer: &Answer,
     seen: &Value,
 ) -> bool {
     match (command, answer) {
@@ -129,6 +144,15 @@ pub(super) fn is_as_left(
         (Command::Acquire { .. }, Answer::Held { .. }) => *seen != Value::Nil,
         _ => true,
     }
+}
+
+/// A lock is named as other clients would name it; a record with a brace in front, as no lock is (a prefix holds none).
+fn write_owner_name(name: &mut String, prefix: &str, key: &LockKey) {
+    let key_text = key.as_str();
+    let _ = match key.kind() {
+        Kind::Lock => write!(name, "{prefix}{key_text}"),
+        Kind::Record => write!(name, "{{{prefix}{key_text}}}{RECORD}"),
+    };
 }
 
 /// Turns an owner's name into that of its queue: outside of the names that owners have (a prefix holds no brace), and
@@ -171,6 +195,9 @@ pub(super) fn answers(
                 ),
             ))),
             Value::Int(reply) => Ok(Ok(answer(command, reply))),
+            Value::BulkString(record) if matches!(command, Command::Acquire { .. }) => {
+                Ok(Ok(Answer::Recorded(record.into())))
+            }
             _ => Err(unexpected()),
         })
         .collect()
@@ -188,7 +215,8 @@ fn answer(command: Command, reply: i64) -> Answer {
             fence: number / 2,
             wanted: number % 2 == 1,
         },
-        (Command::Renew { .. }, 1) => Answer::Gone,
+        (Command::Renew { .. } | Command::Complete { .. }, 1) => Answer::Gone,
+        (Command::Complete { .. }, _) => Answer::Completed,
         (Command::Renew { .. }, _) => Answer::Renewed { wanted: reply == 3 },
         (Command::Release { .. }, _) => Answer::Released {
             had_it: reply % 2 == 0,
@@ -235,6 +263,7 @@ pub(super) fn message(
             (Notice::Granted(granted), owner)
         }
         "w" => (Notice::Wanted { token }, rest),
+        "c" => (Notice::Changed, rest),
         _ => return None,
     };
     Some((key_of(prefix, owner)?, notice))
@@ -242,7 +271,14 @@ pub(super) fn message(
 
 /// The key whose owner has this name.
 pub(super) fn key_of(prefix: &str, owner: &str) -> Option<LockKey> {
-    LockKey::from_store(owner.strip_prefix(prefix)?)
+    let (kind, name) = match owner.strip_prefix('{') {
+        Some(record) => {
+            let name = record.strip_suffix(RECORD)?.strip_suffix('}')?;
+            (Kind::Record, name)
+        }
+        None => (Kind::Lock, owner),
+    };
+    LockKey::from_store(kind, name.strip_prefix(prefix)?)
 }
 
 #[cfg(test)]

@@ -17,9 +17,9 @@ use super::queue::{MAX_CALLS, OnTheWay, Pending, no_answer};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
-use crate::store::{Answer, Command, Events, Failure, Notice};
+use crate::store::{Answer, Command, Events, Failure, Farewell, Notice};
 
-/// How long until a release that Redis refused is tried again.
+/// How long until a release, or a completion, that Redis refused is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 /// For what lies in the socket already.
 const A_MOMENT: Duration = Duration::from_millis(1);
@@ -212,7 +212,7 @@ impl RedisStore {
                 () = &mut look_after_grants, if grants.next().is_some() => {
                     let (now, wanted) = (Time::now(), true);
                     while let Some((key, token)) = grants.expired(now) {
-                        self.submit(now, &key, Command::Release { token, wanted }, None);
+                        self.submit(now, &key, Command::Release { token, wanted }, Farewell::default());
                     }
                 }
                 _ = heartbeat.tick() => {
@@ -241,13 +241,16 @@ impl RedisStore {
     fn send(
         &self,
         link: &Link,
-        commands: &[Pending],
+        pending_commands: &[Pending],
         how: Call,
     ) -> impl Future<Output = Result<Reply, RedisError>> + use<> {
-        let commands = commands
+        let commands = pending_commands
             .iter()
             .map(|pending| (&pending.key, pending.command));
-        let call = batch::call(&self.settings, commands.clone(), how);
+        let records = pending_commands
+            .iter()
+            .filter_map(|pending| pending.farewell.record.as_ref());
+        let call = batch::call(&self.settings, commands.clone(), records, how);
         let look = batch::look(&self.settings, commands.clone()).filter(|_| link.watches);
         // Redis writes first to the client to which it had something to say last. A reply that comes before the call's makes
         // that the process that is granted the lock, and not this one, whose reply nobody waits for: a fifth less of a gap.
@@ -311,7 +314,8 @@ impl RedisStore {
         }
         if !releases.is_empty() {
             let commands = releases.iter().map(|(key, command)| (key, *command));
-            let call = batch::call(&self.settings, commands, Call::Whole);
+            let none = std::iter::empty();
+            let call = batch::call(&self.settings, commands, none, Call::Whole);
             // What arrives later than that, if anything does, expires by itself.
             let patience = Duration::from_secs(30);
             tokio::spawn(async move {
@@ -377,7 +381,7 @@ fn deliver(
                     grants.passed_on(pending.key.clone(), token, expires);
                 }
                 let changed = seen
-                    .filter(|seen| !batch::is_as_left(settings, command, answer, seen))
+                    .filter(|seen| !batch::is_as_left(settings, command, &answer, seen))
                     .map(|_| pending.key.clone());
                 let answer = if watches { answer } else { unwatched(answer) };
                 pending.finish(sent_at, Ok(answer), events);
@@ -385,10 +389,7 @@ fn deliver(
                     events.notice(&key, Notice::Changed);
                 }
             }
-            Err(_)
-                if matches!(command, Command::Release { .. })
-                    && !on_the_way.store.has_expired(&pending, now) =>
-            {
+            Err(_) if pending.ends_hold() && !on_the_way.store.has_expired(&pending, now) => {
                 on_the_way.keep(pending);
             }
             Err(error) => {

@@ -20,7 +20,7 @@ use uuid::Uuid;
 pub(crate) use connection::{Address, Link};
 use queue::{Pending, Queue};
 
-use super::{Command, Receipt};
+use super::{Command, Farewell};
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
@@ -61,13 +61,7 @@ impl RedisStore {
         }
     }
 
-    pub(crate) fn submit(
-        &self,
-        now: Time,
-        key: &LockKey,
-        command: Command,
-        receipt: Option<Receipt>,
-    ) {
+    pub(crate) fn submit(&self, now: Time, key: &LockKey, command: Command, farewell: Farewell) {
         let mut queue = self.queue();
         let number = queue.next_number;
         queue.next_number += 1;
@@ -75,7 +69,7 @@ impl RedisStore {
             number,
             key: key.clone(),
             command,
-            receipt,
+            farewell,
             submitted: now,
             attempts: 0,
             has_waited: false,

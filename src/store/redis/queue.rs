@@ -9,7 +9,7 @@ use super::RedisStore;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
-use crate::store::{Answer, Command, Events, Failure, Outcome, Receipt, settled};
+use crate::store::{Answer, Command, Events, Failure, Farewell, Outcome, settled};
 
 /// Script calls on their way at once. What is submitted meanwhile goes out together, in the next.
 pub(super) const MAX_CALLS: usize = 2;
@@ -31,7 +31,7 @@ pub(super) struct Pending {
     pub(super) number: u64,
     pub(super) key: LockKey,
     pub(super) command: Command,
-    pub(super) receipt: Option<Receipt>,
+    pub(super) farewell: Farewell,
     pub(super) submitted: Time,
     /// How often it has been sent. It may have been carried out as often.
     pub(super) attempts: u32,
@@ -178,7 +178,7 @@ impl RedisStore {
         (!taken.is_empty()).then_some(taken)
     }
 
-    /// Fails commands in the queue, but for the releases: those stay for as long as there may be something to release.
+    /// Fails commands in the queue, but for those that end a hold: they stay for as long as there may be a lock.
     pub(super) fn fail_if(
         &self,
         fails: impl Fn(&Pending) -> bool,
@@ -190,9 +190,9 @@ impl RedisStore {
         let (failed, kept): (Vec<Pending>, Vec<Pending>) =
             queued
                 .into_iter()
-                .partition(|pending| match pending.command {
-                    Command::Release { .. } => self.has_expired(pending, now),
-                    _ => fails(pending),
+                .partition(|pending| match pending.ends_hold() {
+                    true => self.has_expired(pending, now),
+                    false => fails(pending),
                 });
         // What was never sent needs no release.
         let unsent: HashSet<u64> = failed
@@ -214,12 +214,12 @@ impl RedisStore {
         }
     }
 
-    /// Whether there is nothing left to release.
-    pub(super) fn has_expired(&self, release: &Pending, now: Time) -> bool {
-        now.since(release.submitted) > self.settings.ttl
+    /// Whether there is no lock left to release or to complete.
+    pub(super) fn has_expired(&self, pending: &Pending, now: Time) -> bool {
+        now.since(pending.submitted) > self.settings.ttl
     }
 
-    /// The commands of a call fail, but for the releases: those are put back.
+    /// The commands of a call fail, but for those that end a hold: they are put back.
     pub(super) fn fail(
         &self,
         (sent_at, commands): (Time, Vec<Pending>),
@@ -227,10 +227,8 @@ impl RedisStore {
         is_unknown: bool,
         events: &impl Events,
     ) {
-        let (releases, others) = commands
-            .into_iter()
-            .partition(|pending| matches!(pending.command, Command::Release { .. }));
-        self.put_back(releases);
+        let (ends, others) = commands.into_iter().partition(Pending::ends_hold);
+        self.put_back(ends);
         for pending in others {
             // An earlier attempt may have been carried out.
             let unknown = is_unknown || pending.attempts > 1 || pending.is_asked_again();
@@ -241,10 +239,18 @@ impl RedisStore {
 }
 
 impl Pending {
+    /// Whether it is worth trying again for as long as there may be a lock.
+    pub(super) fn ends_hold(&self) -> bool {
+        matches!(
+            self.command,
+            Command::Release { .. } | Command::Complete { .. }
+        )
+    }
+
     /// Whether nobody waits for what this does.
     fn can_wait(&self) -> bool {
         matches!(self.command, Command::Release { wanted: false, .. })
-            && self.receipt.is_none()
+            && self.farewell.receipt.is_none()
             && !self.has_waited
     }
 
@@ -263,7 +269,7 @@ impl Pending {
         result: Result<Answer, Failure>,
         events: &impl Events,
     ) {
-        if let Some(receipt) = self.receipt {
+        if let Some(receipt) = self.farewell.receipt {
             let _ = receipt.send(match result {
                 // Perhaps by an earlier attempt, whose answer was lost.
                 Ok(Answer::Released { had_it: false, .. }) if self.attempts > 1 => {

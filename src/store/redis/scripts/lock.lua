@@ -5,11 +5,12 @@
 --       The queue is a list of the tokens that wait, one for each process.
 -- ARGV  1: what the name of a process's inbox channel begins with. 2: time to live of a lease, in ms.
 --       3: time to live of a grant that its process has not taken up yet, in ms.
---       Then for each operation: what to do, token.
+--       Then for each operation: what to do, token; to complete, also the record, and how long to keep it, in ms.
 -- Returns one integer for each operation: 0 for an error, else what stands above its function. Behind them all comes the
 -- text of the error (of the last one, if there were several).
 --
--- A token is the process's id, a colon, and a number. Any other value of an owner is a client of another kind.
+-- A token is the process's id, a colon, and a number. Any other value of an owner is a client of another kind; or, where
+-- records are kept, the record.
 
 local call = redis.call
 local clock, inbox, ttl, grant_ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
@@ -53,7 +54,8 @@ end
 -- Acquired: 2 × fence, + 1 if processes wait. (Whoever does not queue does not look: a lock that was free has waiters only
 -- after an accident, and the first renewal tells.)
 -- Held: - (4 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of another kind).
-local function acquire(owner, queue, token, may_queue)
+-- The record, if there is one.
+local function acquire(owner, queue, token, may_queue, may_be_record)
   if call('SET', owner, token, 'NX', 'PX', ttl) then
     local waiting = may_queue and call('LLEN', queue) or 0
     if waiting > 0 then
@@ -66,8 +68,11 @@ local function acquire(owner, queue, token, may_queue)
     call('PEXPIRE', owner, ttl)
     return 2 * next_fence() + some(call('LLEN', queue))
   end
-  local remaining = call('PTTL', owner)
   local process, number = parts_of(current)
+  if may_be_record and not process then
+    return current
+  end
+  local remaining = call('PTTL', owner)
   if may_queue then
     if not call('LPOS', queue, token) and call('RPUSH', queue, token) == 1 and process then
       tell(process, 'w' .. number .. ':' .. owner)
@@ -113,6 +118,25 @@ local function release(owner, queue, token)
   return reply
 end
 
+-- 2: the record is there, by this call or by one whose reply was lost. 1: the lock is not this token's.
+local function complete(owner, queue, token, record, retention)
+  local current = call('GET', owner)
+  if current == record then
+    return 2
+  elseif current ~= token then
+    return 1
+  end
+  call('SET', owner, record, 'PX', retention)
+  for _, waiting in ipairs(call('LRANGE', queue, 0, -1)) do
+    local process, number = parts_of(waiting)
+    if process then
+      tell(process, 'c' .. number .. ':' .. owner)
+    end
+  end
+  call('DEL', queue)
+  return 2
+end
+
 -- 2: renewed. 3: renewed, and processes wait. 1: it is not this token's.
 local function renew(owner, queue, token)
   if call('GET', owner) ~= token then
@@ -122,18 +146,24 @@ local function renew(owner, queue, token)
   return 2 + some(call('LLEN', queue))
 end
 
-local replies, failure, at, last = {}, nil, 4, #ARGV
+local replies, failure, number, at, last = {}, nil, 0, 4, #ARGV
 local function carry_out_the_rest()
   while at <= last do
-    local operation, owner, queue, token = ARGV[at], KEYS[at - 2], KEYS[at - 1], ARGV[at + 1]
+    local operation, token = ARGV[at], ARGV[at + 1]
+    number, at = number + 1, at + 2
+    local owner, queue = KEYS[2 * number], KEYS[2 * number + 1]
     if operation == 'release' then
-      replies[at / 2 - 1] = release(owner, queue, token)
+      replies[number] = release(owner, queue, token)
     elseif operation == 'renew' then
-      replies[at / 2 - 1] = renew(owner, queue, token)
+      replies[number] = renew(owner, queue, token)
+    elseif operation == 'complete' then
+      at = at + 2
+      replies[number] = complete(owner, queue, token, ARGV[at - 2], ARGV[at - 1])
     else
-      replies[at / 2 - 1] = acquire(owner, queue, token, operation == 'queue')
+      local may_queue = operation == 'queue' or operation == 'claim and queue'
+      local may_be_record = operation == 'claim' or operation == 'claim and queue'
+      replies[number] = acquire(owner, queue, token, may_queue, may_be_record)
     end
-    at = at + 2
   end
 end
 
@@ -141,12 +171,11 @@ while at <= last do
   local ok, reason = pcall(carry_out_the_rest)
   if not ok then
     failure = type(reason) == 'table' and reason.err or tostring(reason)
-    replies[at / 2 - 1] = 0
-    at = at + 2
+    replies[number] = 0
   end
 end
 if fence and fence ~= stored then
   call('SET', clock, fence)
 end
-replies[at / 2 - 1] = failure
+replies[number + 1] = failure
 return replies
