@@ -76,15 +76,21 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        DetachFuture {
-            task: tokio::spawn(self.inner.call(request)),
-        }
+        DetachFuture::spawn(self.inner.call(request))
     }
 }
 
 /// The response of a [`Detach`].
 pub struct DetachFuture<T, E> {
     task: JoinHandle<Result<T, E>>,
+}
+
+impl<T: Send + 'static, E: Send + 'static> DetachFuture<T, E> {
+    pub(crate) fn spawn(work: impl Future<Output = Result<T, E>> + Send + 'static) -> Self {
+        Self {
+            task: tokio::spawn(crate::trace::in_current_span(work)),
+        }
+    }
 }
 
 impl<T, E> Future for DetachFuture<T, E> {

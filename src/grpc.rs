@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
 use http::header::CONTENT_TYPE;
+use http::{HeaderMap, StatusCode};
 
 /// `application/grpc`, and with a suffix or parameters. Not gRPC-Web, whose clients read HTTP statuses.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
@@ -37,6 +37,25 @@ pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
         "u" => Duration::from_micros(number),
         "n" => Duration::from_nanos(number),
         _ => return None,
+    })
+}
+
+/// The HTTP status that a call's `grpc-status` stands for, if there is one. Of those that say nothing about the call itself,
+/// `ABORTED` and `CANCELLED`, 503.
+pub(crate) fn status(fields: &HeaderMap) -> Option<StatusCode> {
+    let code = fields.get("grpc-status")?.to_str().ok()?;
+    Some(match code {
+        "0" => StatusCode::OK,
+        "3" | "9" | "11" => StatusCode::BAD_REQUEST,
+        "16" => StatusCode::UNAUTHORIZED,
+        "7" => StatusCode::FORBIDDEN,
+        "5" => StatusCode::NOT_FOUND,
+        "6" => StatusCode::CONFLICT,
+        "8" => StatusCode::TOO_MANY_REQUESTS,
+        "12" => StatusCode::NOT_IMPLEMENTED,
+        "1" | "10" | "14" => StatusCode::SERVICE_UNAVAILABLE,
+        "4" => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
     })
 }
 

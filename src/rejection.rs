@@ -9,35 +9,55 @@ use crate::error::ErrorKind;
 /// Why a request did not run, or did not run to its end.
 ///
 /// [`to_response`](Self::to_response) makes the default response of it, which a closure given to
-/// [`DistributedLockLayer::rejection`](crate::DistributedLockLayer::rejection) can replace. It is also in the
+/// [`DistributedLockLayer::rejection`](crate::DistributedLockLayer::rejection) or
+/// [`IdempotencyLayer::rejection`](crate::IdempotencyLayer::rejection) can replace. It is also in the
 /// extensions of that response, for layers outside that log or count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rejection {
     kind: RejectionKind,
+    by: Layer,
     is_grpc: bool,
+}
+
+/// Which layer rejects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Layer {
+    Lock,
+    Idempotency,
 }
 
 /// The cases of [`Rejection`], with the default response of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RejectionKind {
-    /// Another request holds the lock. 409, gRPC `ABORTED`.
+    /// Another request holds the lock, or runs with the same idempotency key. 409, gRPC `ABORTED`.
     Held,
-    /// The lock did not become free in the time given to wait. 409, gRPC `ABORTED`.
+    /// The lock did not become free, or that request did not end, in the time given to wait. 409, gRPC `ABORTED`.
     TimedOut,
-    /// Too many requests wait for the lock already. 503, gRPC `RESOURCE_EXHAUSTED`.
+    /// Too many requests wait already. 503, gRPC `RESOURCE_EXHAUSTED`.
     QueueFull,
-    /// The request has no key that can name a lock. 400, gRPC `INVALID_ARGUMENT`.
+    /// The request has no key that can be used. 400, gRPC `INVALID_ARGUMENT`.
     InvalidKey,
     /// Redis cannot say who holds the lock, or the manager is closed. 503, gRPC `UNAVAILABLE`.
     Unavailable,
     /// The lock was lost before the request had run to its end. 503, gRPC `ABORTED`.
     Lost,
+    /// The idempotency key was used with another payload. 422, gRPC `INVALID_ARGUMENT`.
+    Mismatch,
+    /// The request's body is longer than an [`IdempotencyLayer`](crate::IdempotencyLayer) may keep in memory.
+    /// 413, gRPC `RESOURCE_EXHAUSTED`.
+    TooLarge,
+    /// The request's body did not arrive. 400, gRPC `CANCELLED`.
+    Incomplete,
+    /// What was recorded for the idempotency key cannot be read. 500, gRPC `DATA_LOSS`.
+    Unreadable,
+    /// The request was completed before, and its answer was not kept. Only gRPC calls are told so: `ALREADY_EXISTS`.
+    NotKept,
 }
 
 impl Rejection {
-    pub(crate) fn new(kind: RejectionKind, is_grpc: bool) -> Self {
-        Self { kind, is_grpc }
+    pub(crate) fn new(kind: RejectionKind, by: Layer, is_grpc: bool) -> Self {
+        Self { kind, by, is_grpc }
     }
 
     /// Which case this is.
@@ -53,8 +73,13 @@ impl Rejection {
     /// The status of the default response to an HTTP request.
     pub fn status(&self) -> StatusCode {
         match self.kind {
-            RejectionKind::Held | RejectionKind::TimedOut => StatusCode::CONFLICT,
-            RejectionKind::InvalidKey => StatusCode::BAD_REQUEST,
+            RejectionKind::Held | RejectionKind::TimedOut | RejectionKind::NotKept => {
+                StatusCode::CONFLICT
+            }
+            RejectionKind::InvalidKey | RejectionKind::Incomplete => StatusCode::BAD_REQUEST,
+            RejectionKind::Mismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            RejectionKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            RejectionKind::Unreadable => StatusCode::INTERNAL_SERVER_ERROR,
             RejectionKind::QueueFull | RejectionKind::Unavailable | RejectionKind::Lost => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -62,62 +87,88 @@ impl Rejection {
     }
 
     /// The default response. To an HTTP request: [`status`](Self::status), `Retry-After` where trying again makes sense,
-    /// and a body of `application/problem+json` as in RFC 9457. To a gRPC call: a status without a message.
+    /// and a body of `application/problem+json` as in RFC 9457. To a gRPC call: a status without a body.
     /// Neither repeats the key.
     pub fn to_response(&self) -> Response<Bytes> {
         let mut response = Response::new(Bytes::new());
+        let detail = self.detail();
         if self.is_grpc {
-            let (code, message) = self.grpc();
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", HeaderValue::from_static(code));
-            headers.insert("grpc-message", HeaderValue::from_static(message));
-        } else {
-            *response.status_mut() = self.status();
-            *response.body_mut() = Bytes::from_static(self.problem().as_bytes());
-            let headers = response.headers_mut();
-            headers.insert(
-                CONTENT_TYPE,
-                HeaderValue::from_static("application/problem+json"),
-            );
-            if self.kind != RejectionKind::InvalidKey {
-                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            }
+            headers.insert("grpc-status", HeaderValue::from_static(self.grpc_status()));
+            // Percent-encoded by rule: these need no escape.
+            headers.insert("grpc-message", HeaderValue::from_static(detail));
+            return response;
+        }
+        let status = self.status();
+        let title = status.canonical_reason().unwrap_or_default();
+        let (first, rest) = detail.split_at(1);
+        let problem = format!(
+            r#"{{"title":"{title}","status":{},"detail":"{}{rest}."}}"#,
+            status.as_u16(),
+            first.to_ascii_uppercase()
+        );
+        *response.status_mut() = status;
+        *response.body_mut() = Bytes::from(problem);
+        let headers = response.headers_mut();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if matches!(
+            status,
+            StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE
+        ) {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
     }
 
-    /// Code and message. A gRPC message is percent-encoded: these need no escape.
-    fn grpc(&self) -> (&'static str, &'static str) {
+    fn grpc_status(&self) -> &'static str {
         match self.kind {
-            RejectionKind::Held => ("10", "the resource is locked by another request"),
-            RejectionKind::TimedOut => ("10", "the resource stayed locked by other requests"),
-            RejectionKind::Lost => ("10", "the lock was lost while the request ran"),
-            RejectionKind::QueueFull => ("8", "too many requests wait for the resource"),
-            RejectionKind::InvalidKey => ("3", "the request does not name what is to be locked"),
-            RejectionKind::Unavailable => ("14", "the lock service is not available"),
+            RejectionKind::Incomplete => "1",
+            RejectionKind::InvalidKey | RejectionKind::Mismatch => "3",
+            RejectionKind::NotKept => "6",
+            RejectionKind::QueueFull | RejectionKind::TooLarge => "8",
+            RejectionKind::Held | RejectionKind::TimedOut | RejectionKind::Lost => "10",
+            RejectionKind::Unavailable => "14",
+            RejectionKind::Unreadable => "15",
         }
     }
 
-    fn problem(&self) -> &'static str {
-        match self.kind {
-            RejectionKind::Held => {
-                r#"{"title":"Conflict","status":409,"detail":"The resource is locked by another request."}"#
+    /// The sentence that says what happened, without a capital and a full stop.
+    fn detail(&self) -> &'static str {
+        match (self.kind, self.by) {
+            (RejectionKind::Held, Layer::Lock) => "the resource is locked by another request",
+            (RejectionKind::Held, Layer::Idempotency) => {
+                "a request with this idempotency key is still running"
             }
-            RejectionKind::TimedOut => {
-                r#"{"title":"Conflict","status":409,"detail":"The resource stayed locked by other requests."}"#
+            (RejectionKind::TimedOut, Layer::Lock) => {
+                "the resource stayed locked by other requests"
             }
-            RejectionKind::QueueFull => {
-                r#"{"title":"Service Unavailable","status":503,"detail":"Too many requests wait for the resource."}"#
+            (RejectionKind::TimedOut, Layer::Idempotency) => {
+                "a request with this idempotency key went on running"
             }
-            RejectionKind::InvalidKey => {
-                r#"{"title":"Bad Request","status":400,"detail":"The request does not name what is to be locked."}"#
+            (RejectionKind::QueueFull, Layer::Lock) => "too many requests wait for the resource",
+            (RejectionKind::QueueFull, Layer::Idempotency) => {
+                "too many requests with this idempotency key wait"
             }
-            RejectionKind::Unavailable => {
-                r#"{"title":"Service Unavailable","status":503,"detail":"The lock service is not available."}"#
+            (RejectionKind::InvalidKey, Layer::Lock) => {
+                "the request does not name what is to be locked"
             }
-            RejectionKind::Lost => {
-                r#"{"title":"Service Unavailable","status":503,"detail":"The lock was lost while the request ran."}"#
+            (RejectionKind::InvalidKey, Layer::Idempotency) => {
+                "the request has no valid idempotency key"
+            }
+            (RejectionKind::Unavailable, _) => "the lock service is not available",
+            (RejectionKind::Lost, _) => "the lock was lost while the request ran",
+            (RejectionKind::Mismatch, _) => {
+                "the idempotency key was used before, with another payload"
+            }
+            (RejectionKind::TooLarge, _) => "the body of the request is too long",
+            (RejectionKind::Incomplete, _) => "the body of the request did not arrive",
+            (RejectionKind::Unreadable, _) => "the recorded answer to the request cannot be read",
+            (RejectionKind::NotKept, _) => {
+                "the request was completed before, and its answer was not kept"
             }
         }
     }

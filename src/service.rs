@@ -17,7 +17,7 @@ use crate::grpc;
 use crate::guard::Lease;
 use crate::key::LockKey;
 use crate::layer::Config;
-use crate::rejection::{Rejection, RejectionKind};
+use crate::rejection::{Layer, Rejection, RejectionKind};
 
 /// Runs every request of the service inside under a lock. Made by a [`DistributedLockLayer`](crate::DistributedLockLayer).
 ///
@@ -54,7 +54,7 @@ pub(crate) struct Protocol {
 }
 
 impl Protocol {
-    fn of(request: &Parts) -> Self {
+    pub(crate) fn of(request: &Parts) -> Self {
         Self {
             is_grpc: grpc::is_grpc(&request.headers),
             is_http1: request.version <= Version::HTTP_11,
@@ -62,13 +62,17 @@ impl Protocol {
     }
 
     /// How long the request is to wait, if at all: no longer than its client does.
-    fn wait(self, configured: Option<Duration>, request: &Parts) -> Option<Duration> {
+    pub(crate) fn wait(self, configured: Option<Duration>, request: &Parts) -> Option<Duration> {
         let deadline = self.is_grpc.then(|| grpc::timeout(&request.headers));
         configured.map(|wait| wait.min(deadline.flatten().unwrap_or(wait)))
     }
 
+    pub(crate) fn is_grpc(self) -> bool {
+        self.is_grpc
+    }
+
     pub(crate) fn reject(self, kind: RejectionKind) -> Rejection {
-        Rejection::new(kind, self.is_grpc)
+        Rejection::new(kind, Layer::Lock, self.is_grpc)
     }
 
     /// How many bytes the client takes for the whole body, whatever the body itself knows. In HTTP/2 the end is marked.

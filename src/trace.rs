@@ -38,6 +38,13 @@ impl Stopwatch {
     }
 }
 
+/// Has a task of its own belong to the span in which it was made.
+pub(crate) fn in_current_span<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    #[cfg(feature = "tracing")]
+    let work = tracing::Instrument::in_current_span(work);
+    work
+}
+
 pub(crate) fn acquired(lease: &Lease, waited: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(

@@ -1,0 +1,193 @@
+//! [`Record`]: an answer, as it is kept in Redis.
+//!
+//! Binary, in this order; numbers are big-endian:
+//!
+//! | | |
+//! |---|---|
+//! | `TDLR` | no token of a lock begins like that |
+//! | version, 1 byte | 1 |
+//! | flags, 1 byte | 1: a fingerprint, 2: a body, 4: trailers |
+//! | fingerprint, 32 bytes | if there is one |
+//! | status, 2 bytes | |
+//! | header fields | |
+//! | length of the body, 4 bytes; the body | if there is one |
+//! | trailer fields | if there are any |
+//!
+//! Fields are their number in 2 bytes, and for each the length of its name in 2 bytes, the name, the length of its
+//! value in 4 bytes, the value.
+
+use std::fmt;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+const MAGIC: &[u8] = b"TDLR";
+const VERSION: u8 = 1;
+
+const FINGERPRINT: u8 = 1;
+const BODY: u8 = 2;
+const TRAILERS: u8 = 4;
+
+/// The SHA-256 of a request's payload.
+pub(crate) type Fingerprint = [u8; 32];
+
+/// What was answered to an idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    /// `None`: it was not kept.
+    pub(crate) body: Option<Whole>,
+}
+
+/// A body that has come to its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Whole {
+    pub(crate) data: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+/// Why a record cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    /// A newer version of this crate wrote it.
+    Version(u8),
+    Corrupt,
+}
+
+impl Record {
+    pub(crate) fn encode(&self) -> Bytes {
+        let body = self.body.as_ref();
+        let trailers = body.and_then(|body| body.trailers.as_ref());
+        let mut flags = 0;
+        for (flag, is_there) in [
+            (FINGERPRINT, self.fingerprint.is_some()),
+            (BODY, body.is_some()),
+            (TRAILERS, trailers.is_some()),
+        ] {
+            flags |= if is_there { flag } else { 0 };
+        }
+        let length = body.map_or(0, |body| body.data.len());
+        let mut out = BytesMut::with_capacity(512 + length);
+        out.put_slice(MAGIC);
+        out.put_u8(VERSION);
+        out.put_u8(flags);
+        out.put_slice(self.fingerprint.as_ref().map_or(&[], |hash| hash));
+        out.put_u16(self.status.as_u16());
+        put_fields(&mut out, &self.headers);
+        if let Some(body) = body {
+            put(&mut out, &body.data);
+        }
+        if let Some(trailers) = trailers {
+            put_fields(&mut out, trailers);
+        }
+        out.freeze()
+    }
+
+    pub(crate) fn decode(mut record: Bytes) -> Result<Self, Unreadable> {
+        let magic = record.get(..MAGIC.len());
+        if magic != Some(MAGIC) {
+            return Err(Unreadable::Corrupt);
+        }
+        record.advance(MAGIC.len());
+        match byte(&mut record)? {
+            VERSION => {}
+            0 => return Err(Unreadable::Corrupt),
+            version => return Err(Unreadable::Version(version)),
+        }
+        let flags = byte(&mut record)?;
+        let has = |flag| flags & flag != 0;
+        if flags & !(FINGERPRINT | BODY | TRAILERS) != 0 || has(TRAILERS) && !has(BODY) {
+            return Err(Unreadable::Corrupt);
+        }
+        let fingerprint = match has(FINGERPRINT) {
+            true => Some(array(&mut record)?),
+            false => None,
+        };
+        let status = u16::from_be_bytes(array(&mut record)?);
+        let status = StatusCode::from_u16(status).map_err(|_| Unreadable::Corrupt)?;
+        let headers = fields(&mut record)?;
+        let body = match has(BODY) {
+            true => Some(Whole {
+                data: take(&mut record)?,
+                trailers: match has(TRAILERS) {
+                    true => Some(fields(&mut record)?),
+                    false => None,
+                },
+            }),
+            false => None,
+        };
+        if !record.is_empty() {
+            return Err(Unreadable::Corrupt);
+        }
+        Ok(Self {
+            fingerprint,
+            status,
+            headers,
+            body,
+        })
+    }
+}
+
+fn put(out: &mut BytesMut, bytes: &[u8]) {
+    out.put_u32(u32::try_from(bytes.len()).expect("bodies and headers are limited to less"));
+    out.put_slice(bytes);
+}
+
+fn put_fields(out: &mut BytesMut, fields: &HeaderMap) {
+    out.put_u16(u16::try_from(fields.len()).expect("a HeaderMap holds no more than 2^15 fields"));
+    for (name, value) in fields {
+        let name = name.as_str();
+        out.put_u16(u16::try_from(name.len()).expect("a HeaderName is no longer than 2^16 - 1"));
+        out.put_slice(name.as_bytes());
+        put(out, value.as_bytes());
+    }
+}
+
+fn split(record: &mut Bytes, length: usize) -> Result<Bytes, Unreadable> {
+    match length <= record.len() {
+        true => Ok(record.split_to(length)),
+        false => Err(Unreadable::Corrupt),
+    }
+}
+
+fn array<const N: usize>(record: &mut Bytes) -> Result<[u8; N], Unreadable> {
+    let bytes = split(record, N)?;
+    Ok(bytes[..].try_into().expect("as long as it was split"))
+}
+
+fn byte(record: &mut Bytes) -> Result<u8, Unreadable> {
+    array(record).map(|[byte]| byte)
+}
+
+fn take(record: &mut Bytes) -> Result<Bytes, Unreadable> {
+    let length = u32::from_be_bytes(array(record)?);
+    split(record, length as usize)
+}
+
+fn fields(record: &mut Bytes) -> Result<HeaderMap, Unreadable> {
+    let mut fields = HeaderMap::new();
+    for _ in 0..u16::from_be_bytes(array(record)?) {
+        let length = u16::from_be_bytes(array(record)?);
+        let name = split(record, length.into())?;
+        let name = HeaderName::from_bytes(&name).map_err(|_| Unreadable::Corrupt)?;
+        let value = HeaderValue::from_maybe_shared(take(record)?);
+        let value = value.map_err(|_| Unreadable::Corrupt)?;
+        let appended = fields.try_append(name, value);
+        appended.map_err(|_| Unreadable::Corrupt)?;
+    }
+    Ok(fields)
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version(version) => write!(
+                f,
+                "it has version {version}, and this crate reads version {VERSION}: a newer one wrote it"
+            ),
+            Self::Corrupt => f.write_str("it is not what this crate wrote"),
+        }
+    }
+}
