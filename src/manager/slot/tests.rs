@@ -87,11 +87,22 @@ impl Table {
         })
     }
 
+    fn lease(&self) -> u64 {
+        match &self.slot.state {
+            State::Held(held) => held.lease,
+            _ => panic!("not held: {:?}", self.slot),
+        }
+    }
+
+    fn complete(&mut self) -> Vec<String> {
+        let lease = self.lease();
+        self.on(|slot, env, effects| {
+            slot.completed(env, lease, effects);
+        })
+    }
+
     fn finish(&mut self) -> Vec<String> {
-        let State::Held(held) = &self.slot.state else {
-            panic!("not held: {:?}", self.slot);
-        };
-        let lease = held.lease;
+        let lease = self.lease();
         self.on(|slot, env, effects| {
             slot.finished(env, lease, effects);
         })
@@ -144,6 +155,10 @@ const HELD: Result<Answer, Failure> = Ok(Answer::Held {
     remaining: Some(Duration::from_secs(4)),
     foreign: false,
 });
+
+fn recorded() -> Result<Answer, Failure> {
+    Ok(Answer::Recorded("done".into()))
+}
 
 fn failed(unknown: bool) -> Result<Answer, Failure> {
     let error = Error::of(ErrorKind::Unavailable);
@@ -387,6 +402,58 @@ fn who_does_not_wait_is_told_when_the_store_is_away() {
     table.request('b', false);
     let effects = table.acquire_answered(1, Duration::ZERO, failed(false));
     assert_eq!(effects, ["reject b Unavailable"]);
+}
+
+#[test]
+fn who_completes_leaves_a_record_and_those_who_wait_ask_for_it_right_behind() {
+    let mut table = Table::held();
+    assert!(table.request('b', true).is_empty());
+    assert!(table.request('c', true).is_empty());
+    assert_eq!(table.complete(), ["complete 1", "acquire 3 queue"]);
+    assert!(table.request('d', false).is_empty());
+    let effects = table.acquire_answered(3, Duration::ZERO, recorded());
+    let replays = ["b", "c", "d"].map(|waiter| format!("replay {waiter} b\"done\""));
+    assert_eq!(effects, replays);
+    assert!(table.slot.is_idle());
+}
+
+#[test]
+fn who_completes_a_lock_that_was_lost_leaves_nothing() {
+    let mut table = Table::held();
+    table.request('b', true);
+    table.complete();
+    // It had expired, and somebody else has it now.
+    assert!(table.acquire_answered(3, Duration::ZERO, HELD).is_empty());
+    assert_eq!(table.slot.waiting().requests, 1);
+
+    let mut table = Table::held();
+    let lease = table.lease();
+    assert_eq!(table.pass(TTL), ["lose Expired"]);
+    let was_held = table.on(|slot, env, effects| {
+        assert!(!slot.completed(env, lease, effects));
+    });
+    assert!(was_held.is_empty());
+}
+
+#[test]
+fn without_waiters_nothing_is_left_of_a_completed_lock() {
+    let mut table = Table::held();
+    assert_eq!(table.complete(), ["complete 1"]);
+    assert!(table.slot.is_idle());
+    // The next one asks, behind it.
+    assert_eq!(table.request('b', false), ["acquire 3"]);
+    let effects = table.acquire_answered(3, Duration::ZERO, recorded());
+    assert_eq!(effects, ["replay b b\"done\""]);
+}
+
+#[test]
+fn waiters_in_the_stores_queue_get_the_record_that_they_are_told_of() {
+    let mut table = Table::queued();
+    table.request('b', true);
+    assert_eq!(table.notice(Notice::Changed), ["acquire 1 queue"]);
+    let effects = table.acquire_answered(1, Duration::ZERO, recorded());
+    assert_eq!(effects.len(), 2);
+    assert!(table.slot.is_idle());
 }
 
 #[test]

@@ -299,6 +299,31 @@ mod tests {
     }
 
     #[test]
+    fn a_record_is_named_as_no_lock_and_no_queue_is() {
+        let name = |key: &LockKey| {
+            let mut name = String::new();
+            write_owner_name(&mut name, "lock:", key);
+            name
+        };
+        let record = LockKey::record(["a{b}", "c"]).unwrap();
+        assert_eq!(name(&record), "{lock:a%7Bb%7D:c}:record");
+        assert_eq!(
+            queue(&name(&record)),
+            "{lock:a%7Bb%7D:c}:queue:{lock:a%7Bb%7D:c}:record"
+        );
+        assert_eq!(key_of("lock:", &name(&record)), Some(record));
+        for text in ["a:c", "{lock:a:c}:record", "a:c}:record"] {
+            let lock = LockKey::new(text).unwrap();
+            assert_eq!(name(&lock), format!("lock:{text}"));
+            assert_eq!(key_of("lock:", &name(&lock)), Some(lock));
+        }
+        let record = LockKey::record(["a:c"]).unwrap();
+        assert!(record != LockKey::new(record.as_str()).unwrap());
+        assert_eq!(key_of("lock:", "{lock:a"), None);
+        assert_eq!(key_of("lock:", "{other:a}:record"), None);
+    }
+
+    #[test]
     fn keys_with_braces_cannot_reach_the_queue_of_another() {
         let owners = [
             "lock:{lock:x}:queue",
@@ -332,6 +357,11 @@ mod tests {
         assert_eq!(
             message("lock:", b"w7:lock:a:b", after),
             Some((key, Notice::Wanted { token: 7 }))
+        );
+        let record = LockKey::record(["a", "b"]).unwrap();
+        assert_eq!(
+            message("lock:", b"c7:{lock:a:b}:record", after),
+            Some((record, Notice::Changed))
         );
         for nonsense in [
             &b"g:lock:a"[..],
