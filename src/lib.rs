@@ -27,11 +27,15 @@
 //! # }
 //! ```
 //!
+//! An [`IdempotencyLayer`] goes one step further: it runs the service once for each idempotency key or webhook, and gives
+//! every duplicate the same answer.
+//!
 //! # What to read for what you want
 //!
 //! - Answer 409 instead of waiting, wait, keep the lock for the head of the response only, run without Redis: the settings
 //!   of [`DistributedLockLayer`].
 //! - Lock an account, an order, a header's value, what the body says: [`key`], [`DistributedLockLayer::from_extension`].
+//! - Handle a webhook or a payment once, however often it arrives: [`idempotency`].
 //! - Let a request run to its end when its client leaves: [`DetachLayer`].
 //! - Take a lock without HTTP: [`LockManager::acquire`], [`LockGuard`].
 //! - Change the time to live, the prefix, the timeouts: [`LockManagerBuilder`].
@@ -58,7 +62,8 @@
 //!
 //! - *acquire* takes a free lock; or puts the process, not the request, into the key's queue, and tells the holder that it is wanted;
 //! - *release* gives the lock to the first living process of the queue, and publishes that to its inbox; or deletes it;
-//! - *renew* prolongs what is still ours, and never creates anything.
+//! - *renew* prolongs what is still ours, and never creates anything;
+//! - *complete* puts the answer to an idempotency key in the place of its lock, and tells all who wait.
 //!
 //! Inside of a process, requests for one key form a line of their own, and the lease passes from one to the next in memory, with
 //! the next fencing token.
