@@ -299,6 +299,8 @@ pub fn header(name: &str) -> impl Fn(&Parts) -> KeyResult + Clone + Send + Sync 
 
 /// The request's method and path, `POST:/accounts/7`. The query does not count.
 ///
+/// In a nested axum router, the path is what is left of it there: give each a [`scope`] of its own.
+///
 /// The path is percent-decoded first, as routers do: `/accounts/%37` must not get past the lock of `/accounts/7`.
 ///
 /// ```

@@ -39,8 +39,21 @@ pub(crate) fn hold(lease: Lease, extensions: &mut Extensions) {
     }
 }
 
+/// The same for a lease that is not what the handler looks for: that on what the request works on goes first.
+pub(crate) fn hold_beside(lease: Lease, extensions: &mut Extensions) {
+    if extensions.get::<Lease>().is_none() {
+        extensions.insert(lease);
+    } else {
+        extensions.get_or_insert_default::<Outer>().0.push(lease);
+    }
+}
+
 /// The lease on that key, if the request runs under one already.
-fn held<'a>(extensions: &'a Extensions, manager: u64, key: &LockKey) -> Option<&'a Lease> {
+pub(crate) fn held<'a>(
+    extensions: &'a Extensions,
+    manager: u64,
+    key: &LockKey,
+) -> Option<&'a Lease> {
     let outer = extensions.get::<Outer>().map_or(&[][..], |outer| &outer.0);
     let mut leases = extensions.get::<Lease>().into_iter().chain(outer);
     leases.find(|lease| lease.is_on(manager, key))

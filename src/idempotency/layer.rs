@@ -36,7 +36,9 @@ use crate::rejection::Rejection;
 /// | [`on_lost`](Self::on_lost) | the handler is stopped, 503 | the same |
 /// | [`rejection`](Self::rejection) | problem+json, or a gRPC status | the same |
 ///
-/// See the [module](crate::idempotency) for what it does and what it cannot do.
+/// See the [module](crate::idempotency) for what it does and what it cannot do. A handler finds the [`Lease`](crate::Lease)
+/// of its key in the request's extensions; with a [`DistributedLockLayer`](crate::DistributedLockLayer) as well, on
+/// either side, it finds that one's.
 ///
 /// ```
 /// use axum::{Router, routing::post};
@@ -50,6 +52,16 @@ use crate::rejection::Rejection;
 /// # let _ = app;
 /// # }
 /// ```
+///
+/// # Where to put it
+///
+/// Inside of authentication, and of what verifies a webhook's signature. Outside of a
+/// [`DistributedLockLayer`](crate::DistributedLockLayer), rather than inside. Outside of gRPC-Web's translation, the failure of a
+/// call can only be seen if the answer has no body: put it inside.
+///
+/// Inside of it, a request has another type of body, [`IdempotencyBody`](super::IdempotencyBody). Handlers, routers and
+/// the layers of this crate take it as it is. A function of axum's `from_fn` takes one type only: give it a `route_layer`
+/// call of its own, before the one with this layer.
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct IdempotencyLayer {
@@ -149,7 +161,7 @@ impl IdempotencyLayer {
     }
 
     /// Where the key is, if not in a header: what `key` makes of a request and its body. See [`IntoLockKey`] for what it may
-    /// return.
+    /// return. The header that was named before is not looked at any more.
     ///
     /// Stripe, for one, has the event's id in the body. With any JSON parser:
     ///
@@ -158,7 +170,7 @@ impl IdempotencyLayer {
     /// # mod serde_json { pub struct Value; impl Value { pub fn as_str(&self) -> Option<&str> { None } }
     /// #   pub fn from_slice(_: &[u8]) -> Result<std::collections::HashMap<String, Value>, ()> { Err(()) } }
     /// # fn layer(locks: LockManager) -> IdempotencyLayer {
-    /// IdempotencyLayer::webhook(locks, "stripe-signature").key(|_parts, body| {
+    /// IdempotencyLayer::webhook(locks, "webhook-id").key(|_parts, body| {
     ///     let event = serde_json::from_slice(body).ok()?;
     ///     Some(event.get("id")?.as_str()?.to_owned())
     /// })
@@ -174,6 +186,9 @@ impl IdempotencyLayer {
     }
 
     /// Within what a key is unique. Default: the method and the path, [`key::method_and_path`].
+    ///
+    /// In a nested axum router, the path is what is left of it there: two of them share a scope, unless each has a name
+    /// of its own ([`key::scope`]).
     ///
     /// Put the **caller's identity** into it wherever callers are not one and the same. Keys are chosen by
     /// clients: without it, whoever guesses or repeats another's key gets the other's answer. A scope that is not found

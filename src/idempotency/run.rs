@@ -99,9 +99,8 @@ where
     let response = service.call(request).await?;
     let did_run = response.extensions().get::<Rejection>().is_none();
     let (head, body) = response.into_parts();
-    let is_grpc = run.protocol.is_grpc();
     // What a gRPC answer says is in its trailers, unless it has no body.
-    let in_head = meaning(is_grpc, head.status, &head.headers, None);
+    let in_head = meaning(head.status, &head.headers, None);
     if !did_run || !run.config.remembers(in_head) {
         let response = Response::from_parts(head, IdempotencyBody::through(body));
         let record = None;
@@ -110,7 +109,7 @@ where
     let (body, kept) = match read::response(body, run.config.max_response_body).await {
         read::Response::Whole(whole) => {
             let trailers = whole.trailers.as_ref();
-            let status = meaning(is_grpc, head.status, &head.headers, trailers);
+            let status = meaning(head.status, &head.headers, trailers);
             let kept = run.config.remembers(status).then(|| Some(whole.clone()));
             (IdempotencyBody::whole(whole), kept)
         }
@@ -128,14 +127,9 @@ where
 }
 
 /// The status that an answer comes to.
-fn meaning(
-    is_grpc: bool,
-    status: StatusCode,
-    headers: &HeaderMap,
-    trailers: Option<&HeaderMap>,
-) -> StatusCode {
+fn meaning(status: StatusCode, headers: &HeaderMap, trailers: Option<&HeaderMap>) -> StatusCode {
     let code = trailers.into_iter().chain([headers]).find_map(grpc::status);
-    code.filter(|_| is_grpc).unwrap_or(status)
+    code.unwrap_or(status)
 }
 
 /// The fields that belong to the answer, and not to the connection that it was sent on (RFC 9110, section 7.6.1), nor to a body

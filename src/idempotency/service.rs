@@ -19,11 +19,9 @@ use super::record::Whole;
 use super::replay::replay;
 use super::run::{Run, run};
 use crate::detach::DetachFuture;
-use crate::guard::Lease;
-use crate::key::LockKey;
 use crate::manager::Taken;
 use crate::rejection::{Layer, Rejection, RejectionKind};
-use crate::service::Protocol;
+use crate::service::{Protocol, held, hold_beside};
 
 /// Runs the service inside once for each idempotency key. Made by an [`IdempotencyLayer`](super::IdempotencyLayer).
 ///
@@ -81,10 +79,6 @@ where
     }
 }
 
-/// The keys that a request runs with already, in its extensions: a layer that is applied twice looks at it once.
-#[derive(Clone, Default)]
-struct Running(Vec<Lease>);
-
 /// A request that may have a key.
 async fn once<S, ReqB, ResB>(
     config: Arc<Config>,
@@ -126,7 +120,8 @@ where
             Err(error) => return reject(error.kind().into()),
         },
     };
-    let key = key.filter(|key| !runs_with(&parts, &config, key));
+    // A layer that is applied twice looks at a request once.
+    let key = key.filter(|key| held(&parts.extensions, config.locks.id(), key).is_none());
     let Some(key) = key else {
         let request = Request::from_parts(parts, IdempotencyBody::whole(whole));
         let response = service.call(request).await?;
@@ -147,8 +142,7 @@ where
         }
         Err(error) => return reject(error.kind().into()),
     };
-    let running = parts.extensions.get_or_insert_default::<Running>();
-    running.0.push(guard.lease().clone());
+    hold_beside(guard.lease().clone(), &mut parts.extensions);
     let request = Request::from_parts(parts, IdempotencyBody::whole(whole));
     let run = run(
         service,
@@ -161,14 +155,6 @@ where
         },
     );
     DetachFuture::spawn(run).await
-}
-
-fn runs_with(parts: &Parts, config: &Config, key: &LockKey) -> bool {
-    let running = parts.extensions.get::<Running>();
-    running.is_some_and(|running| {
-        let mut leases = running.0.iter();
-        leases.any(|lease| lease.is_held() && lease.is_on(config.locks.id(), key))
-    })
 }
 
 /// A body of our own.
