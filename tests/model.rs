@@ -23,7 +23,7 @@ mod world;
 
 use redis::Mutation;
 use stateright::{Checker, HasDiscoveries, Model};
-use world::{FENCES, Faults, Mutant, OVERLAP, Plan, SERVED};
+use world::{FENCES, Faults, LAST, Mutant, OVERLAP, Plan, SERVED};
 
 const NONE: Faults = Faults {
     delays: 0,
@@ -37,14 +37,28 @@ const NONE: Faults = Faults {
 };
 
 fn holds(requests: &'static [u8], faults: Faults) {
-    let plan = Plan {
+    explore(Plan {
         requests,
         faults,
+        records: false,
         mutant: None,
-    };
+    });
+}
+
+fn holds_with_records(requests: &'static [u8], faults: Faults) {
+    explore(Plan {
+        requests,
+        faults,
+        records: true,
+        mutant: None,
+    });
+}
+
+fn explore(plan: Plan) {
     let checker = plan.checker().threads(2).spawn_dfs().join();
     println!(
-        "{requests:?} {faults:?}: {} states",
+        "{:?}: {} states",
+        checker.model(),
         checker.unique_state_count()
     );
     checker.assert_properties();
@@ -54,6 +68,8 @@ fn finds(property: &'static str, mutant: Mutant, requests: &'static [u8], faults
     let plan = Plan {
         requests,
         faults,
+        // Only a plan with records has that property.
+        records: property == LAST,
         mutant: Some(mutant),
     };
     let checker = plan
@@ -197,6 +213,80 @@ fn with_data_that_is_lost() {
 }
 
 #[test]
+fn with_records() {
+    holds_with_records(&[2, 2], NONE);
+    holds_with_records(&[1, 1, 1], NONE);
+}
+
+#[test]
+fn with_records_and_slow_networks() {
+    let delays = 3;
+    holds_with_records(&[1, 1], Faults { delays, ..NONE });
+}
+
+#[test]
+fn with_records_and_connections_that_break() {
+    let (delays, disconnections) = (1, 1);
+    holds_with_records(
+        &[1, 1],
+        Faults {
+            delays,
+            disconnections,
+            ..NONE
+        },
+    );
+    holds_with_records(
+        &[2, 1],
+        Faults {
+            disconnections,
+            ..NONE
+        },
+    );
+    let disconnections = 2;
+    holds_with_records(
+        &[1, 1],
+        Faults {
+            disconnections,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn with_records_and_processes_that_die() {
+    let (delays, crashes) = (2, 1);
+    holds_with_records(
+        &[1, 1],
+        Faults {
+            delays,
+            crashes,
+            ..NONE
+        },
+    );
+    holds_with_records(&[1, 1, 1], Faults { crashes, ..NONE });
+}
+
+#[test]
+fn with_records_and_pushes_that_are_lost() {
+    let (delays, lost_pushes) = (2, 2);
+    holds_with_records(
+        &[1, 1],
+        Faults {
+            delays,
+            lost_pushes,
+            ..NONE
+        },
+    );
+    holds_with_records(
+        &[1, 1, 1],
+        Faults {
+            lost_pushes,
+            ..NONE
+        },
+    );
+}
+
+#[test]
 fn a_lease_that_counts_from_the_reply_overlaps() {
     finds(
         OVERLAP,
@@ -285,4 +375,10 @@ fn fences_that_only_count_fall_when_the_data_is_lost() {
             ..NONE
         },
     );
+}
+
+#[test]
+fn a_completion_without_token_check_ends_what_another_holds() {
+    let mutant = Mutant::Script(Mutation::CompletionWithoutTokenCheck);
+    finds(LAST, mutant, &[1, 1], Faults { crashes: 1, ..NONE });
 }

@@ -11,7 +11,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, RedisServer};
-use model::{Message, Mutation, Owner, Process, Redis, Reply, Rules, Token};
+use model::{Message, Mutation, Owner, Process, Record, Redis, Reply, Rules, Token};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -42,10 +42,17 @@ const FOREIGN: [&str; 9] = [
     "000000000000000000000000000000g0:1",
 ];
 
+/// What is put in a lock's place: any bytes that are no token. None of it is among `FOREIGN`.
+const RECORDS: [&[u8]; 2] = [
+    b"\x01\0\xff\r\n:\"1",
+    b"000000000000000000000000000000a0:-1",
+];
+
 // None of them runs out by itself, and no two are alike within the tolerance, nor are the queue's that follow from them.
 const TTL_MS: u64 = 60_000;
 const GRANT_TTL_MS: u64 = 20_000;
 const FOREIGN_TTL_MS: u64 = 100_000;
+const RETENTION_MS: u64 = 150_000;
 const TOLERANCE_MS: u64 = 5_000;
 
 type Check = Result<(), String>;
@@ -66,7 +73,10 @@ fn same<T: PartialEq + Debug>(what: &str, real: &T, model: &T) -> Check {
 enum Kind {
     Acquire,
     Queue,
+    Claim,
+    ClaimAndQueue,
     Release,
+    Complete(Record),
     Renew,
 }
 
@@ -113,9 +123,12 @@ fn key() -> impl Strategy<Value = usize> {
 fn operation(process: impl Strategy<Value = Process>) -> impl Strategy<Value = Operation> {
     let kind = prop_oneof![
         5 => Just(Kind::Queue),
-        4 => Just(Kind::Release),
+        3 => Just(Kind::ClaimAndQueue),
+        5 => Just(Kind::Release),
+        2 => (0..RECORDS.len() as Record).prop_map(Kind::Complete),
         2 => Just(Kind::Renew),
         1 => Just(Kind::Acquire),
+        1 => Just(Kind::Claim),
     ];
     (kind, key(), process, select(&NUMBERS[..])).prop_map(|(kind, key, process, number)| {
         Operation {
@@ -189,13 +202,20 @@ fn process_of(token_or_inbox: &str) -> Option<Process> {
     (0..PROCESSES).find(|process| token_or_inbox.contains(&id(*process)))
 }
 
-fn token(text: &str) -> Token {
-    let ours = (0..PROCESSES).find_map(|process| {
-        let number = text.strip_prefix(&id(process))?.strip_prefix(':')?;
-        let number = number.parse().ok()?;
-        Some(Token::Ours { process, number })
-    });
-    ours.unwrap_or(Token::Foreign)
+fn token(bytes: &[u8]) -> Token {
+    let ours = |text: &str| {
+        (0..PROCESSES).find_map(|process| {
+            let number = text.strip_prefix(&id(process))?.strip_prefix(':')?;
+            let number = number.parse().ok()?;
+            Some(Token::Ours { process, number })
+        })
+    };
+    let record = || (0..).zip(RECORDS).find(|(_, record)| *record == bytes);
+    std::str::from_utf8(bytes)
+        .ok()
+        .and_then(ours)
+        .or_else(|| record().map(|(record, _)| Token::Record(record)))
+        .unwrap_or(Token::Foreign)
 }
 
 /// The call that the crate makes for a batch.
@@ -213,10 +233,16 @@ fn call(how: &str, script: &str, batch: &[Operation]) -> Cmd {
         let kind = match operation.kind {
             Kind::Acquire => "acquire",
             Kind::Queue => "queue",
+            Kind::Claim => "claim",
+            Kind::ClaimAndQueue => "claim and queue",
             Kind::Release => "release",
+            Kind::Complete(_) => "complete",
             Kind::Renew => "renew",
         };
         call.arg(kind).arg(format!("{}:{number}", id(*process)));
+        if let Kind::Complete(record) = operation.kind {
+            call.arg(RECORDS[usize::from(record)]).arg(RETENTION_MS);
+        }
     }
     call
 }
@@ -259,6 +285,14 @@ impl Event {
     }
 }
 
+/// What the server has for a token, or in its place.
+fn owner(value: &Value) -> Option<Token> {
+    match value {
+        Value::BulkString(bytes) => Some(token(bytes)),
+        _ => None,
+    }
+}
+
 fn text(value: &Value) -> Option<String> {
     match value {
         Value::BulkString(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
@@ -269,27 +303,36 @@ fn text(value: &Value) -> Option<String> {
 }
 
 /// The reply to an operation, as the comments in the script say it, and nothing else.
-fn reply(kind: Kind, number: i64) -> Result<Reply, String> {
+fn reply(kind: Kind, value: &Value) -> Result<Reply, String> {
+    let nonsense = || format!("{value:?} is no reply to {kind:?}");
+    let is_claim = matches!(kind, Kind::Claim | Kind::ClaimAndQueue);
+    let number = match value {
+        Value::Int(number) => *number,
+        Value::BulkString(record) if is_claim => return Ok(Reply::Recorded(token(record))),
+        _ => return Err(nonsense()),
+    };
     let held = |number: u64| Reply::Held {
         remaining_ms: (number / 2).checked_sub(2),
         foreign: number % 2 == 1,
     };
     Ok(match (kind, number) {
         (_, 0) => Reply::Failed,
-        (Kind::Acquire | Kind::Queue, 2..) => Reply::Acquired {
-            fence: number as u64 / 2,
-            wanted: number % 2 == 1,
-        },
-        (Kind::Acquire | Kind::Queue, ..=-2) => held(number.unsigned_abs()),
         (Kind::Release, 1..=4) => Reply::Released {
             had_it: number % 2 == 0,
             granted: number > 2,
         },
-        (Kind::Renew, 1) => Reply::Gone,
+        (Kind::Complete(_) | Kind::Renew, 1) => Reply::Gone,
+        (Kind::Complete(_), 2) => Reply::Completed,
         (Kind::Renew, 2..=3) => Reply::Renewed {
             wanted: number == 3,
         },
-        _ => return Err(format!("{number} is no reply to {kind:?}")),
+        (Kind::Release | Kind::Complete(_) | Kind::Renew, _) => return Err(nonsense()),
+        (_, 2..) => Reply::Acquired {
+            fence: number as u64 / 2,
+            wanted: number % 2 == 1,
+        },
+        (_, ..=-2) => held(number.unsigned_abs()),
+        _ => return Err(nonsense()),
     })
 }
 
@@ -298,12 +341,8 @@ fn replies(batch: &[Operation], value: &Value) -> Result<Vec<Reply>, String> {
     let Value::Array(values) = value else {
         return Err(nonsense());
     };
-    let replies = batch.iter().zip(values).map(|(operation, value)| {
-        let Value::Int(number) = value else {
-            return Err(nonsense());
-        };
-        reply(operation.kind, *number)
-    });
+    let replies = batch.iter().zip(values);
+    let replies = replies.map(|(operation, value)| reply(operation.kind, value));
     let replies = replies.collect::<Result<Vec<_>, _>>()?;
     let failures = usize::from(replies.contains(&Reply::Failed));
     ensure(values.len() == batch.len() + failures, nonsense)?;
@@ -321,6 +360,7 @@ fn message(process: Process, payload: &str) -> Option<(usize, Message)> {
     let number = head.get(1..)?.parse().ok()?;
     let (message, owner) = match &head[..1] {
         "w" => (Message::Wanted { process, number }, rest),
+        "c" => (Message::Completed { process, number }, rest),
         "g" => {
             let mut parts = rest.splitn(3, ':');
             let fence = parts.next()?.parse().ok()?;
@@ -420,7 +460,10 @@ impl Oracle {
         let outcome = match operation.kind {
             Kind::Acquire => lock.acquire(now_ms, token, false),
             Kind::Queue => lock.acquire(now_ms, token, true),
+            Kind::Claim => lock.claim(now_ms, token, false),
+            Kind::ClaimAndQueue => lock.claim(now_ms, token, true),
             Kind::Release => lock.release(now_ms, token, is_there),
+            Kind::Complete(record) => lock.complete(now_ms, token, record, RETENTION_MS),
             Kind::Renew => lock.renew(now_ms, token),
         };
         self.last_fence = lock.last_fence;
@@ -555,16 +598,15 @@ impl Oracle {
     /// Compares what the server has under the lock's keys: the answers to `look`.
     fn keys(&self, now_ms: u64, key: usize, found: &[Value]) -> Check {
         let lock = &self.locks[key];
-        let [owner, owner_ttl, queue, queue_ttl] = found else {
+        let [real, owner_ttl, queue, queue_ttl] = found else {
             return Err(format!("found {found:?}"));
         };
         let name = OWNERS[key];
         if lock.wrong_type.owner {
-            return ensure(is_wrong_type(owner), || format!("{name}: found {owner:?}"));
+            return ensure(is_wrong_type(real), || format!("{name}: found {real:?}"));
         }
-        let real = text(owner).map(|text| token(&text));
         let model = lock.owner.map(|owner| owner.token);
-        same(name, &real, &model)?;
+        same(name, &owner(real), &model)?;
         let expires = lock.owner.map(|Owner { expires_ms, .. }| expires_ms);
         time_to_live(name, owner_ttl, expires, now_ms)?;
 
@@ -575,7 +617,7 @@ impl Oracle {
         let Value::Array(queue) = queue else {
             return Err(format!("{name}: found {queue:?}"));
         };
-        let real: Vec<_> = queue.iter().filter_map(text).map(|t| token(&t)).collect();
+        let real: Vec<_> = queue.iter().filter_map(owner).collect();
         same(name, &real, &lock.queue)?;
         let expires = (!lock.queue.is_empty()).then_some(lock.queue_expires_ms);
         time_to_live(name, queue_ttl, expires, now_ms)
@@ -610,7 +652,7 @@ impl Oracle {
 fn fence_of(message: Message) -> u64 {
     match message {
         Message::Granted { fence, .. } => fence,
-        Message::Wanted { .. } => 0,
+        Message::Wanted { .. } | Message::Completed { .. } => 0,
     }
 }
 
@@ -933,7 +975,10 @@ impl Crowd {
                 to_us: served_us + PATIENCE.as_micros() as u64,
             };
             let client = match words[0].as_str() {
-                "EVALSHA" | "SUBSCRIBE" | "UNSUBSCRIBE" => process_of(words.last().unwrap()),
+                // The first one: behind its token, there may be a record that looks like another's.
+                "EVALSHA" | "SUBSCRIBE" | "UNSUBSCRIBE" => {
+                    words.iter().find_map(|word| process_of(word))
+                }
                 "SET" | "RPUSH" | "DEL" | "PERSIST" | "FLUSHALL" => Some(PROCESSES),
                 _ => continue,
             };
@@ -1079,7 +1124,7 @@ fn is_the_models(mutation: Mutation, source: &str) {
 fn a_release_without_a_look_at_the_token_is_noticed() {
     is_the_models(
         Mutation::ReleaseWithoutTokenCheck,
-        &changed("if current ~= token then", "if not current then"),
+        &changed("  if current ~= token then", "  if not current then"),
     );
 }
 
@@ -1115,9 +1160,23 @@ fn a_grant_to_a_process_that_is_gone_is_noticed() {
     is_the_models(Mutation::GrantsToTheGone, &changed(from, to));
 }
 
+#[test]
+fn a_completion_without_a_look_at_the_token_is_noticed() {
+    is_the_models(
+        Mutation::CompletionWithoutTokenCheck,
+        &changed("elseif current ~= token then", "elseif not current then"),
+    );
+}
+
+#[test]
+fn a_completion_that_tells_nobody_is_noticed() {
+    let from = "tell(process, 'c' .. number .. ':' .. owner)";
+    is_the_models(Mutation::CompletionInSilence, &changed(from, ""));
+}
+
 /// Without a name in the model: small slips, one for each thing that is compared.
 #[rustfmt::skip]
-const SLIPS: [(&str, &str); 29] = [
+const SLIPS: [(&str, &str); 37] = [
     // Fences.
     ("1000000 + now[2]", "1000000"),
     ("fence = fence + 1", "fence = fence + 0"),
@@ -1147,13 +1206,22 @@ const SLIPS: [(&str, &str); 29] = [
     ("2 * next_fence() + some(call('LLEN', queue))", "2 * next_fence()"),
     ("return 2 + some(call('LLEN', queue))", "return 2"),
     ("some(call('LLEN', queue)), owner))", "0, owner))"),
+    // Records.
+    ("if may_be_record and not process then", "if may_be_record then"),
+    ("if may_be_record and not process then", "if not process then"),
+    ("  if current == record then\n    return 2\n  elseif", "  if"),
+    ("'PX', retention)", "'PX', ttl)"),
+    ("  call('DEL', queue)\n", ""),
+    ("LRANGE', queue, 0, -1", "LRANGE', queue, 0, 0"),
     // Messages.
     ("call('RPUSH', queue, token) == 1", "call('RPUSH', queue, token)"),
     ("'w' .. number", "'w1'"),
+    ("'c' .. number", "'c1'"),
     ("number, fence, some", "1, fence, some"),
     // Errors.
     ("local ok, reason = pcall(carry_out_the_rest)", "local ok, reason = true, carry_out_the_rest()"),
-    ("replies[at / 2 - 1] = failure", ""),
+    ("replies[number + 1] = failure", ""),
+    ("    replies[number] = 0\n", ""),
 ];
 
 #[test]
@@ -1167,7 +1235,8 @@ fn every_slip_is_noticed() {
 #[test]
 fn a_mistake_is_also_noticed_among_clients_at_the_same_time() {
     for (from, to) in [
-        ("if current ~= token then", "if not current then"),
+        ("  if current ~= token then", "  if not current then"),
+        ("elseif current ~= token then", "elseif not current then"),
         ("if process and is_there(process) then", "if process then"),
     ] {
         let mut crowd = Crowd::start(&changed(from, to));

@@ -13,6 +13,9 @@
 /// A process that is the store's client, by its number.
 pub type Process = u8;
 
+/// What may take the place of a lock, by its number.
+pub type Record = u8;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Token {
     Ours {
@@ -21,6 +24,7 @@ pub enum Token {
     },
     /// Any value that a client of another kind writes.
     Foreign,
+    Record(Record),
 }
 
 /// What an operation answers.
@@ -41,6 +45,9 @@ pub enum Reply {
     Renewed {
         wanted: bool,
     },
+    /// This is in the lock's place, and no token of ours.
+    Recorded(Token),
+    Completed,
     /// The lock is not this token's.
     Gone,
     /// An error. What was done before it stays done.
@@ -60,12 +67,25 @@ pub enum Message {
         process: Process,
         number: u64,
     },
+    /// There is a record in the place of the lock that the token waits for.
+    Completed {
+        process: Process,
+        number: u64,
+    },
+}
+
+impl Token {
+    fn is_ours(self) -> bool {
+        matches!(self, Self::Ours { .. })
+    }
 }
 
 impl Message {
     pub fn process(self) -> Process {
         match self {
-            Self::Granted { process, .. } | Self::Wanted { process, .. } => process,
+            Self::Granted { process, .. }
+            | Self::Wanted { process, .. }
+            | Self::Completed { process, .. } => process,
         }
     }
 }
@@ -90,6 +110,10 @@ pub enum Mutation {
     NoQueueOnce,
     /// The first in the queue gets the lock, whether its process is there or not.
     GrantsToTheGone,
+    /// Whoever completes a held lock puts its record there.
+    CompletionWithoutTokenCheck,
+    /// Nobody in the queue is told of a record.
+    CompletionInSilence,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -150,6 +174,14 @@ impl Redis {
         })
     }
 
+    /// Acquires where a record may be in the lock's place: then that is the answer.
+    pub fn claim(&mut self, now_ms: u64, token: Token, may_queue: bool) -> Outcome {
+        self.carry_out(now_ms, |redis, messages| match redis.owner {
+            Some(owner) if !owner.token.is_ours() => Ok(Reply::Recorded(owner.token)),
+            _ => redis.try_acquire(now_ms, token, may_queue, messages),
+        })
+    }
+
     /// Gives up the lock, or the token's place in the queue. A free lock goes to the first whose process listens.
     pub fn release(
         &mut self,
@@ -159,6 +191,20 @@ impl Redis {
     ) -> Outcome {
         self.carry_out(now_ms, |redis, messages| {
             redis.try_release(now_ms, token, is_there, messages)
+        })
+    }
+
+    /// Puts a record in the place of the lock, if that is this token's, and tells all in the queue, which is no more.
+    pub fn complete(
+        &mut self,
+        now_ms: u64,
+        token: Token,
+        record: Record,
+        retention_ms: u64,
+    ) -> Outcome {
+        self.carry_out(now_ms, |redis, messages| {
+            let record = lease(Token::Record(record), now_ms + retention_ms);
+            redis.try_complete(token, record, messages)
         })
     }
 
@@ -268,7 +314,7 @@ impl Redis {
             let lives_on = remaining_ms.unwrap_or(0) + 3 * self.rules.ttl_ms;
             self.queue_expires_ms = Some(now_ms + lives_on);
         }
-        let foreign = holder.token == Token::Foreign;
+        let foreign = !holder.token.is_ours();
         Ok(Reply::Held {
             remaining_ms,
             foreign,
@@ -299,6 +345,29 @@ impl Redis {
             self.owner = None;
         }
         Ok(Reply::Released { had_it, granted })
+    }
+
+    fn try_complete(
+        &mut self,
+        token: Token,
+        record: Owner,
+        messages: &mut Vec<Message>,
+    ) -> Result<Reply, Failure> {
+        match self.read_owner()?.map(|owner| owner.token) {
+            Some(there) if there == record.token => return Ok(Reply::Completed),
+            Some(_) if self.has(Mutation::CompletionWithoutTokenCheck) => {}
+            holder if holder == Some(token) => {}
+            _ => return Ok(Reply::Gone),
+        }
+        self.set_owner(record);
+        let told = !self.has(Mutation::CompletionInSilence);
+        for waiting in self.queue()?.iter().filter(|_| told) {
+            if let Token::Ours { process, number } = *waiting {
+                messages.push(Message::Completed { process, number });
+            }
+        }
+        self.delete_queue();
+        Ok(Reply::Completed)
     }
 
     fn try_renew(&mut self, now_ms: u64, token: Token) -> Result<Reply, Failure> {

@@ -10,6 +10,7 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use bytes::Bytes;
 use stateright::{Model, Property};
 
 use crate::clock::Time;
@@ -23,9 +24,12 @@ pub(crate) const FENCES: &str = "fences rise, whatever happens to the data";
 pub(crate) const FENCING_TOKENS: &str = "fencing tokens rise in the order of trusted holding";
 pub(crate) const SERVED: &str = "who waits is served in the end";
 pub(crate) const FREED: &str = "nothing stays locked";
+pub(crate) const LAST: &str = "who completed was the last to hold";
 
 const TTL: u64 = 200;
 const GRANT_TTL: u64 = 100;
+/// No record expires while we look.
+const RETENTION: u64 = 1000 * TTL;
 /// How far the clock goes at once.
 const STEP: u64 = 50;
 
@@ -35,6 +39,8 @@ pub(crate) struct Plan {
     /// How many requests each process has.
     pub(crate) requests: &'static [u8],
     pub(crate) faults: Faults,
+    /// Whether a holder may put a record in the lock's place.
+    pub(crate) records: bool,
     /// What is wrong with the crate, to see that it is found.
     pub(crate) mutant: Option<Mutant>,
 }
@@ -89,6 +95,10 @@ pub(crate) struct World {
     last_fencing_token: u64,
     fences_fell: bool,
     fencing_tokens_fell: bool,
+    /// A record was put in the lock's place.
+    is_completed: bool,
+    /// A request got it.
+    is_replayed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -128,7 +138,7 @@ struct Sent {
     at: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Incoming {
     Reply(Sent, Answer),
     /// With what had been observed when it came, if it lies here already.
@@ -140,6 +150,7 @@ pub(crate) enum Action {
     Request(usize),
     Cancel(usize),
     End(usize, usize),
+    Complete(usize, usize),
     CarryOut(usize),
     CarryOutLate(usize),
     Deliver(usize),
@@ -226,6 +237,8 @@ impl Model for Plan {
             last_fencing_token: 0,
             fences_fell: false,
             fencing_tokens_fell: false,
+            is_completed: false,
+            is_replayed: false,
         }]
     }
 
@@ -261,7 +274,7 @@ impl Model for Plan {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        vec![
+        let mut properties = vec![
             Property::<Self>::always(OVERLAP, |plan, world| {
                 world.has_lost_data(plan) || world.trusting() <= 1
             }),
@@ -285,7 +298,17 @@ impl Model for Plan {
                         .living()
                         .all(|node| node.requests == 0 && node.waiting.is_empty())
             }),
-        ]
+        ];
+        if self.records {
+            properties.push(Property::<Self>::always(LAST, |plan, world| {
+                world.has_lost_data(plan) || !world.is_completed || world.trusting() == 0
+            }));
+            properties.push(Property::<Self>::sometimes(
+                "somebody gets the record",
+                |_, world| world.is_replayed,
+            ));
+        }
+        properties
     }
 }
 
@@ -299,6 +322,9 @@ impl Plan {
         }
         for holder in 0..node.holders.len() {
             actions.push(Action::End(number, holder));
+            if self.records {
+                actions.push(Action::Complete(number, holder));
+            }
         }
         if !node.outgoing.is_empty() {
             actions.push(Action::CarryOut(number));
@@ -329,13 +355,16 @@ impl Plan {
         if node.passed_on.is_some_and(|(_, at)| at <= world.now) {
             actions.push(Action::LookAfterGrant(number));
         }
-        if world.left.disconnections > 0 && !node.slot.is_idle() {
+        // A slot may be idle while a completion is on its way, which can still be lost.
+        let is_busy = !node.slot.is_idle()
+            || self.records && !(node.outgoing.is_empty() && node.incoming.is_empty());
+        if world.left.disconnections > 0 && is_busy {
             for unanswered in [Unanswered::SentAgain, Unanswered::Fail, Unanswered::GivenUp] {
                 let node = number;
                 actions.push(Action::Reconnect { node, unanswered });
             }
         }
-        if world.left.crashes > 0 && !node.slot.is_idle() {
+        if world.left.crashes > 0 && is_busy {
             actions.push(Action::Crash(number));
         }
     }
@@ -392,15 +421,18 @@ impl World {
         Some(next.div_ceil(STEP) * STEP)
     }
 
-    /// Once everything has come to its end, the lock is free. After an accident, at the latest when it expires.
+    /// Once everything has come to its end, the lock is free, or a record in its place. After an accident, at the latest
+    /// when it expires.
     fn leaves_nothing(&self, plan: &Plan) -> bool {
         let had_accidents = self.left.disconnections < plan.faults.disconnections
             || self.left.crashes < plan.faults.crashes
             || self.left.foreign < plan.faults.foreign
             || self.has_lost_data(plan);
         match &self.redis.owner {
-            Some(owner) => had_accidents && owner.expires_ms.is_some(),
-            None => had_accidents || self.redis.queue.is_empty(),
+            Some(owner) if !matches!(owner.token, Token::Record(_)) => {
+                had_accidents && owner.expires_ms.is_some()
+            }
+            _ => had_accidents || self.redis.queue.is_empty(),
         }
     }
 
@@ -421,17 +453,18 @@ impl World {
                 let number = self.nodes[node].waiting.pop().expect("one waits");
                 self.event(plan, node, |slot, _, effects| slot.cancel(number, effects));
             }
-            Action::End(node, holder) => self.end(plan, node, holder),
+            Action::End(node, holder) => self.end(plan, node, holder, Slot::finished),
+            Action::Complete(node, holder) => self.end(plan, node, holder, Slot::completed),
             Action::CarryOut(node) => {
                 let sent = self.nodes[node].outgoing.remove(0);
-                let answer = self.carry_out(node, sent.command);
+                let answer = self.carry_out(plan, node, sent.command);
                 self.nodes[node]
                     .incoming
                     .push(Incoming::Reply(sent, answer));
             }
             Action::CarryOutLate(node) => {
                 let command = self.nodes[node].late.remove(0);
-                self.carry_out(node, command);
+                self.carry_out(plan, node, command);
             }
             Action::Deliver(node) => match self.nodes[node].incoming.remove(0) {
                 Incoming::Reply(sent, answer) => self.reply(plan, node, sent, answer),
@@ -488,10 +521,16 @@ impl World {
     }
 
     /// A request is done with its lock, held or lost.
-    fn end(&mut self, plan: &Plan, node: usize, holder: usize) {
+    fn end(
+        &mut self,
+        plan: &Plan,
+        node: usize,
+        holder: usize,
+        how: impl FnOnce(&mut Slot<u64>, &Env<'_>, u64, &mut Effects<u64>) -> bool,
+    ) {
         let holder = self.nodes[node].holders.remove(holder);
         self.event(plan, node, |slot, env, effects| {
-            if !slot.finished(env, holder.lease, effects) {
+            if !how(slot, env, holder.lease, effects) {
                 effects.push(crate::slot::release(holder.token));
             }
         });
@@ -520,7 +559,7 @@ impl World {
         let now = self.now;
         self.nodes[node].observed = self.nodes[node].observed.max(sent.at);
         if let (Command::Release { token, .. }, Answer::Released { granted: true, .. }) =
-            (sent.command, answer)
+            (sent.command, &answer)
         {
             self.nodes[node].passed_on = Some((token, now + GRANT_TTL + 1));
         }
@@ -552,6 +591,7 @@ impl World {
                 after: Some(at(after)),
             }),
             Message::Wanted { number, .. } => Notice::Wanted { token: number },
+            Message::Completed { .. } => Notice::Changed,
         };
         self.event(plan, node, |slot, env, effects| {
             slot.notice(env, notice, effects);
@@ -589,7 +629,11 @@ impl World {
         }
         // What is sent again goes first, as it was submitted first.
         for sent in &unanswered {
-            if !fails || matches!(sent.command, Command::Release { .. }) {
+            let ends_hold = matches!(
+                sent.command,
+                Command::Release { .. } | Command::Complete { .. }
+            );
+            if !fails || ends_hold {
                 self.send(number, sent.command);
             }
         }
@@ -608,11 +652,14 @@ impl World {
     }
 
     /// Redis does what it is told, and publishes what there is to publish.
-    fn carry_out(&mut self, node: usize, command: Command) -> Answer {
+    fn carry_out(&mut self, plan: &Plan, node: usize, command: Command) -> Answer {
         let process = node as Process;
         let ours = |number| Token::Ours { process, number };
         let there: Vec<bool> = self.nodes.iter().map(|node| node.is_subscribed).collect();
         let outcome = match command {
+            Command::Acquire { token, queue, .. } if plan.records => {
+                self.redis.claim(self.now, ours(token), queue)
+            }
             Command::Acquire { token, queue, .. } => {
                 self.redis.acquire(self.now, ours(token), queue)
             }
@@ -620,6 +667,7 @@ impl World {
                 let is_there = |process: Process| there[usize::from(process)];
                 self.redis.release(self.now, ours(token), is_there)
             }
+            Command::Complete { token } => self.redis.complete(self.now, ours(token), 0, RETENTION),
             Command::Renew { token } => self.redis.renew(self.now, ours(token)),
         };
         for message in &outcome.messages {
@@ -647,6 +695,11 @@ impl World {
             },
             Reply::Released { had_it, granted } => Answer::Released { had_it, granted },
             Reply::Renewed { wanted } => Answer::Renewed { wanted },
+            Reply::Recorded(_) => Answer::Recorded(Bytes::new()),
+            Reply::Completed => {
+                self.is_completed = true;
+                Answer::Completed
+            }
             Reply::Gone => Answer::Gone,
             Reply::Failed => unreachable!("no key has a wrong type"),
         }
@@ -699,6 +752,10 @@ impl World {
                 });
                 self.fencing_tokens_fell |= grant.fencing_token <= self.last_fencing_token;
                 self.last_fencing_token = grant.fencing_token;
+            }
+            Effect::Replay { waiter, .. } => {
+                node.waiting.retain(|waiting| *waiting != waiter);
+                self.is_replayed = true;
             }
             Effect::Reject { waiter, .. } => node.waiting.retain(|waiting| *waiting != waiter),
             Effect::Extend { until } => {
