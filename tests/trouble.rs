@@ -98,6 +98,23 @@ async fn a_server_that_never_answers_is_told_within_the_command_timeout() {
 }
 
 #[tokio::test]
+async fn after_repeated_failures_requests_are_answered_at_once_until_redis_is_back() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port).await;
+    let locks = impatient().connect(&proxy.url()).await.unwrap();
+    proxy.set(Mode::Hold);
+    let all = async {
+        // If each waited for the timeout, it would take two minutes.
+        for _ in 0..400 {
+            unavailable(&locks).await;
+        }
+    };
+    soon("they are answered", all).await;
+    proxy.set(Mode::Forward);
+    recovers(&locks).await;
+}
+
+#[tokio::test]
 async fn answers_that_stop_are_noticed_and_what_arrives_late_leaves_no_lock() {
     let server = RedisServer::start().await;
     let redis = server.client().await;

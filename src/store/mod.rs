@@ -72,8 +72,8 @@ impl Store {
                 Some(answered)
             }
             Self::Redis(redis) => {
-                redis.submit(now, key, command, farewell);
-                None
+                let outcome = redis.submit(now, key, command, farewell)?;
+                Some((outcome, None))
             }
         }
     }

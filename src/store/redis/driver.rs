@@ -57,12 +57,14 @@ impl RedisStore {
         let mut backoff = MIN_BACKOFF;
         let mut grants = Grants::default();
         loop {
+            let began = Time::now();
             let ready = match link.take() {
                 Some(link) => Ok(link),
                 None => self.connect().await,
             };
-            match ready {
+            let error = match ready {
                 Ok(link) => {
+                    self.breaker.close();
                     events.reconnected();
                     self.connected.store(true, Ordering::Relaxed);
                     let end = self
@@ -72,22 +74,25 @@ impl RedisStore {
                     match end {
                         End::Finished => return,
                         End::Closed(error) => {
-                            crate::trace::disconnected(&error);
                             // Twice is no accident.
                             self.fail_if(|pending| pending.attempts >= 2, &error, events);
+                            error
                         }
-                        End::Silent => {
-                            crate::trace::disconnected(&no_answer(&self.settings.command_timeout));
-                        }
+                        End::Silent => no_answer(&self.settings.command_timeout),
                     }
                 }
                 Err(error) => {
-                    crate::trace::disconnected(&error);
                     self.fail_if(|_| true, &error, events);
+                    error
                 }
-            }
+            };
+            crate::trace::disconnected(&error);
             if is_finished() {
                 return;
+            }
+            // Not for the first time since Redis has answered, and not at once: a refusal costs no request any time.
+            if backoff > MIN_BACKOFF && Time::now().since(began) >= self.settings.command_timeout {
+                self.breaker.open(error);
             }
             self.rest(backoff).await;
             backoff = (backoff * 2).min(MAX_BACKOFF);
@@ -212,7 +217,8 @@ impl RedisStore {
                 () = &mut look_after_grants, if grants.next().is_some() => {
                     let (now, wanted) = (Time::now(), true);
                     while let Some((key, token)) = grants.expired(now) {
-                        self.submit(now, &key, Command::Release { token, wanted }, Farewell::default());
+                        let release = Command::Release { token, wanted };
+                        let _ = self.submit(now, &key, release, Farewell::default());
                     }
                 }
                 _ = heartbeat.tick() => {

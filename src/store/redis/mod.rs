@@ -4,6 +4,7 @@
 //! them in batches over one connection, re-connects, and takes what the server tells unasked.
 
 mod batch;
+mod breaker;
 mod connection;
 mod driver;
 mod grants;
@@ -17,10 +18,11 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use breaker::Breaker;
 pub(crate) use connection::{Address, Link};
 use queue::{Pending, Queue};
 
-use super::{Command, Farewell};
+use super::{Command, Failure, Farewell, Outcome};
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
@@ -47,6 +49,7 @@ pub(crate) struct RedisStore {
     submitted: Doorbell,
     /// Whether there is a connection.
     connected: AtomicBool,
+    breaker: Breaker,
 }
 
 impl RedisStore {
@@ -58,10 +61,27 @@ impl RedisStore {
             on_the_way: AtomicUsize::new(0),
             submitted: Doorbell::default(),
             connected: AtomicBool::new(false),
+            breaker: Breaker::default(),
         }
     }
 
-    pub(crate) fn submit(&self, now: Time, key: &LockKey, command: Command, farewell: Farewell) {
+    /// Queues a command, or tells at once that it would fail.
+    pub(crate) fn submit(
+        &self,
+        now: Time,
+        key: &LockKey,
+        command: Command,
+        farewell: Farewell,
+    ) -> Option<Outcome> {
+        if let Command::Acquire { again, .. } = command
+            && let Some(error) = self.breaker.refuses()
+        {
+            let unknown = again;
+            return Some(Outcome {
+                sent_at: now,
+                result: Err(Failure { error, unknown }),
+            });
+        }
         let mut queue = self.queue();
         let number = queue.next_number;
         queue.next_number += 1;
@@ -76,6 +96,7 @@ impl RedisStore {
         });
         drop(queue);
         self.submitted.ring();
+        None
     }
 
     pub(crate) fn is_drained(&self) -> bool {
