@@ -22,6 +22,7 @@ const SCRIPT: &str = include_str!("../src/store/redis/scripts/lock.lua");
 
 // The names that the crate gives to its keys and channels, with the prefix `lock:`.
 const FENCE: &str = "{lock:}:fence";
+const EPOCH: &str = "{lock:}:epoch";
 const INBOX: &str = "lock:inbox:";
 const OWNERS: [&str; 2] = ["lock:a", "lock:{u}b"];
 const QUEUES: [&str; 2] = ["{lock:a}:queue", "{u}:queue:lock:{u}b"];
@@ -221,11 +222,13 @@ fn token(bytes: &[u8]) -> Token {
 /// The call that the crate makes for a batch.
 fn call(how: &str, script: &str, batch: &[Operation]) -> Cmd {
     let mut call = cmd(how);
-    call.arg(script).arg(1 + 2 * batch.len()).arg(FENCE);
+    call.arg(script).arg(2 + 2 * batch.len());
+    call.arg(FENCE).arg(EPOCH);
     for operation in batch {
         call.arg(OWNERS[operation.key]).arg(QUEUES[operation.key]);
     }
-    call.arg(INBOX).arg(TTL_MS).arg(GRANT_TTL_MS);
+    // Without a quarantine.
+    call.arg(INBOX).arg(TTL_MS).arg(GRANT_TTL_MS).arg(0);
     for operation in batch {
         let Operation {
             process, number, ..

@@ -24,6 +24,7 @@ use crate::store::redis::{Address, RedisStore, Settings};
 /// | [`max_waiters_per_key`](Self::max_waiters_per_key) | 10 000 | how many requests of this process wait for one lock |
 /// | [`max_waiters`](Self::max_waiters) | 100 000 | how many wait for all locks together |
 /// | [`burst`](Self::burst) | 16, 50 ms | how many go before another process that waits, and for how long |
+/// | [`quarantine`](Self::quarantine) | no | after Redis lost data, give no lock until those who had one must have lost it |
 /// | `tls_root_certificate` | the system's | the authority to trust with `rediss://` (feature `tls`) |
 ///
 /// Nothing is checked until the last step, which refuses settings that make no sense.
@@ -51,6 +52,7 @@ pub struct LockManagerBuilder {
     max_waiters: usize,
     burst: u32,
     burst_time: Duration,
+    quarantine: bool,
     root_certificate: Option<Vec<u8>>,
 }
 
@@ -66,6 +68,7 @@ impl Default for LockManagerBuilder {
             max_waiters: 100_000,
             burst: 16,
             burst_time: Duration::from_millis(50),
+            quarantine: false,
             root_certificate: None,
         }
     }
@@ -138,6 +141,22 @@ impl LockManagerBuilder {
         self
     }
 
+    /// After Redis lost data, gives no lock until every lease that somebody may still trust has run out: for one
+    /// [time to live](Self::ttl). Requests are told that Redis is [unavailable](ErrorKind::Unavailable) meanwhile. Default: `false`.
+    ///
+    /// Without it, a server that was restarted empty, or a replica that was promoted without the last writes, gives locks away
+    /// that others hold until they find out. This is the delayed restart that the
+    /// [Redis documentation](https://redis.io/docs/latest/develop/use/patterns/distributed-locks/) advises, done by the manager: a
+    /// key in Redis holds the replication id of the server. If the key is gone, or the id is another one, data may have been lost.
+    /// So it is when a server is used for the first time, and whenever it is restarted, with its data or without.
+    ///
+    /// All managers of a prefix must have it, with the same time to live. It costs one `INFO` with each call, and an ACL user needs
+    /// `+info`.
+    pub fn quarantine(mut self, quarantine: bool) -> Self {
+        self.quarantine = quarantine;
+        self
+    }
+
     /// The certificate, in PEM form, of the authority to trust when connecting with `rediss://`, in place of the
     /// operating system's.
     #[cfg(feature = "tls")]
@@ -193,6 +212,7 @@ impl LockManagerBuilder {
                     ttl: self.ttl,
                     grant_ttl: rules.grant_ttl,
                     command_timeout: self.command_timeout,
+                    quarantine: self.quarantine,
                 };
                 Store::Redis(RedisStore::new(settings, address))
             }

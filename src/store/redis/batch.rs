@@ -42,6 +42,9 @@ pub(super) enum Call {
     Whole,
 }
 
+const QUARANTINED: &str = "Redis lost data, or another server took over: no lock is given until those who had one before must have \
+                           lost it";
+
 /// How the name of a record ends.
 const RECORD: &str = ":record";
 
@@ -56,15 +59,18 @@ pub(super) fn call<'a>(
     how: Call,
 ) -> Cmd {
     let count = commands.len();
-    let mut call = Cmd::with_capacity(7 + 4 * count, 256 + 192 * count);
+    let mut call = Cmd::with_capacity(9 + 4 * count, 256 + 192 * count);
     match how {
         Call::ByHash => call.arg("EVALSHA").arg(script().script.get_hash()),
         Call::Whole => call.arg("EVAL").arg(script().source),
     };
-    call.arg(1 + 2 * count);
+    call.arg(2 + 2 * count);
     let mut name = String::with_capacity(128);
-    let _ = write!(name, "{{{}}}:fence", settings.prefix);
-    call.arg(&name);
+    for what in ["fence", "epoch"] {
+        name.clear();
+        let _ = write!(name, "{{{}}}:{what}", settings.prefix);
+        call.arg(&name);
+    }
     for (key, _) in commands.clone() {
         name.clear();
         write_owner_name(&mut name, &settings.prefix, key);
@@ -75,6 +81,10 @@ pub(super) fn call<'a>(
     call.arg(settings.inbox_prefix());
     call.arg(settings.ttl.as_millis() as u64);
     call.arg(settings.grant_ttl.as_millis() as u64);
+    call.arg(match settings.quarantine {
+        true => settings.ttl.as_millis() as u64,
+        false => 0,
+    });
     for (key, command) in commands {
         let (operation, token) = match command {
             Command::Acquire { token, queue, .. } => match (key.kind(), queue) {
@@ -194,6 +204,9 @@ pub(super) fn answers(
                     failure.as_deref().unwrap_or("no reason given")
                 ),
             ))),
+            Value::Int(-1) if matches!(command, Command::Acquire { .. }) => {
+                Ok(Err(Error::new(ErrorKind::Unavailable, QUARANTINED)))
+            }
             Value::Int(reply) => Ok(Ok(answer(command, reply))),
             Value::BulkString(record) if matches!(command, Command::Acquire { .. }) => {
                 Ok(Ok(Answer::Recorded(record.into())))

@@ -139,6 +139,11 @@ impl RedisStore {
         tokio::pin!(look_after_grants);
         let mut retry = interval(RETRY);
         let mut how = Call::ByHash;
+        if self.settings.quarantine {
+            // It begins now, if there is to be one, and not when somebody wants a lock.
+            replies.push_back(self.send(&link, &[], how));
+            on_the_way.push(last_sent, Vec::new());
+        }
         loop {
             self.fail_overdue(events);
             while replies.len() < MAX_CALLS {

@@ -36,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) ttl: Duration,
     pub(crate) grant_ttl: Duration,
     pub(crate) command_timeout: Duration,
+    /// Whether no lock is given for a while after data was lost.
+    pub(crate) quarantine: bool,
 }
 
 #[derive(Debug)]

@@ -1,10 +1,12 @@
 -- Carries out a batch of lock operations, in order.
 --
--- KEYS  1: the highest fence given out so far. Then for each operation: owner, queue.
+-- KEYS  1: the highest fence given out so far. 2: the epoch. Then for each operation: owner, queue.
 --       The owner is a plain string, the token of whoever holds the lock, with an expiry: what SET NX PX makes.
 --       The queue is a list of the tokens that wait, one for each process.
+--       The epoch says which server has the data, and since when it may give locks: see is_quarantined.
 -- ARGV  1: what the name of a process's inbox channel begins with. 2: time to live of a lease, in ms.
---       3: time to live of a grant that its process has not taken up yet, in ms.
+--       3: time to live of a grant that its process has not taken up yet, in ms. 4: how long no lock is given after data was
+--       lost, in ms; 0: that is not looked at.
 --       Then for each operation: what to do, token; to complete, also the record, and how long to keep it, in ms.
 -- Returns one integer for each operation: 0 for an error, else what stands above its function. Behind them all comes the
 -- text of the error (of the last one, if there were several).
@@ -13,7 +15,27 @@
 -- records are kept, the record.
 
 local call = redis.call
-local clock, inbox, ttl, grant_ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local clock, epoch, inbox, ttl, grant_ttl, quarantine = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+
+-- Whether somebody may trust a lease that this server knows nothing of. A server that lost its data has no epoch; one that
+-- took over from another, or was started again and may lack the last writes, has another replication id than the epoch.
+local quarantined
+local function is_quarantined()
+  if quarantine == '0' then
+    return false
+  elseif quarantined == nil then
+    local time = call('TIME')
+    local now = time[1] * 1000 + math.floor(time[2] / 1000)
+    local server = string.match(call('INFO', 'replication'), 'master_replid:(%x+)')
+    local known, ends = string.match(call('GET', epoch) or '', '^(%x+) (%d+)$')
+    if known ~= server then
+      ends = now + quarantine
+      call('SET', epoch, string.format('%s %.0f', server, ends))
+    end
+    quarantined = now < tonumber(ends)
+  end
+  return quarantined
+end
 
 -- Fences follow the server's clock, in µs, so that they go on rising when all keys are lost; the highest one is
 -- remembered, so that they go on rising when the clock is set back.
@@ -54,8 +76,11 @@ end
 -- Acquired: 2 × fence, + 1 if processes wait. (Whoever does not queue does not look: a lock that was free has waiters only
 -- after an accident, and the first renewal tells.)
 -- Held: - (4 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of another kind).
--- The record, if there is one.
+-- Quarantined: -1. The record, if there is one.
 local function acquire(owner, queue, token, may_queue, may_be_record)
+  if is_quarantined() then
+    return -1
+  end
   if call('SET', owner, token, 'NX', 'PX', ttl) then
     local waiting = may_queue and call('LLEN', queue) or 0
     if waiting > 0 then
@@ -85,6 +110,9 @@ end
 
 -- Gives the lock to the first in the queue whose process is there. Returns whether there was one.
 local function grant(owner, queue)
+  if is_quarantined() then
+    return false
+  end
   local token = call('LPOP', queue)
   while token do
     local process, number = parts_of(token)
@@ -146,12 +174,12 @@ local function renew(owner, queue, token)
   return 2 + some(call('LLEN', queue))
 end
 
-local replies, failure, number, at, last = {}, nil, 0, 4, #ARGV
+local replies, failure, number, at, last = {}, nil, 0, 5, #ARGV
 local function carry_out_the_rest()
   while at <= last do
     local operation, token = ARGV[at], ARGV[at + 1]
     number, at = number + 1, at + 2
-    local owner, queue = KEYS[2 * number], KEYS[2 * number + 1]
+    local owner, queue = KEYS[2 * number + 1], KEYS[2 * number + 2]
     if operation == 'release' then
       replies[number] = release(owner, queue, token)
     elseif operation == 'renew' then
@@ -167,6 +195,10 @@ local function carry_out_the_rest()
   end
 end
 
+-- A call without operations looks after the epoch.
+if at > last then
+  is_quarantined()
+end
 while at <= last do
   local ok, reason = pcall(carry_out_the_rest)
   if not ok then
