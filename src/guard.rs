@@ -151,7 +151,7 @@ impl Lease {
 
     /// Why it is lost if it was good until then, should that be over.
     fn late(&self, until: u64) -> Option<u8> {
-        let now = Time::now();
+        let now = Time::now_for_certain();
         (now >= Time::from_nanos(until)).then(|| match now >= self.0.grant.limit {
             true => code(LostReason::MaxHold),
             false => code(LostReason::Expired),

@@ -115,9 +115,9 @@ async fn while_the_data_is_kept_nobody_waits_for_anything() {
     })
     .await;
     guard.release().await.unwrap();
-    soon("it is granted", waiting).await.unwrap().unwrap();
+    drop(soon("it is granted", waiting).await.unwrap().unwrap());
     // Whoever asks now is answered: with the lock, and not with an error.
-    one.try_acquire("c").await.unwrap();
+    drop(one.try_acquire("c").await.unwrap());
     assert_eq!(epoch(&redis).await, before);
 }
 

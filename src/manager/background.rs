@@ -16,6 +16,8 @@ use crate::store::redis::Link;
 const MIN_PAUSE: Duration = Duration::from_millis(1);
 /// …and with many of them, only so often that looking takes a small part of the time.
 const PAUSE_FACTOR: u32 = 20;
+/// While there is something to do later, the time is looked at this often: the machine may have been suspended.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Time after which others get their turn.
 const LONG: Duration = Duration::from_micros(20);
 
@@ -126,6 +128,7 @@ fn on_own_thread(core: Arc<Core>) {
 async fn look_after_slots(core: &Arc<Core>) {
     loop {
         core.look.clear();
+        Time::now_for_certain();
         let (mut next, mut took) = (None, Duration::ZERO);
         for shard in 0..core.shards() {
             let now = Time::now();
@@ -140,7 +143,8 @@ async fn look_after_slots(core: &Arc<Core>) {
         if core.is_ending() && core.is_at_rest() {
             return;
         }
-        if let Some(at) = next {
+        if let Some(at) = &mut next {
+            *at = (*at).min(Time::now() + MAX_PAUSE);
             core.look.set(at.as_nanos());
         }
         let rested = Time::now() + pause(took, core.rules.renewal);
