@@ -79,6 +79,8 @@ mod clock;
 mod detach;
 mod error;
 mod future;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod grpc;
 mod guard;
 pub mod idempotency;

@@ -91,6 +91,9 @@ mod replay;
 mod run;
 mod service;
 
+#[cfg(fuzzing)]
+pub(crate) use self::{header::parse as parse_key, record::Record};
+
 pub use self::body::IdempotencyBody;
 pub use self::layer::IdempotencyLayer;
 pub use self::service::{Idempotency, IdempotencyFuture};

@@ -7,6 +7,9 @@ pub(crate) mod memory;
 mod protocol;
 pub(crate) mod redis;
 
+#[cfg(fuzzing)]
+pub(crate) use self::redis::fuzzing;
+
 use std::time::Duration;
 
 use bytes::Bytes;

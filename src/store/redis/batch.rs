@@ -125,9 +125,7 @@ pub(super) fn look<'a>(
         .peekable();
     watched.peek()?;
     for (key, _) in watched {
-        let mut name = String::new();
-        write_owner_name(&mut name, &settings.prefix, key);
-        look.arg(name);
+        look.arg(owner_name(&settings.prefix, key));
     }
     Some(look)
 }
@@ -163,6 +161,12 @@ fn write_owner_name(name: &mut String, prefix: &str, key: &LockKey) {
         Kind::Lock => write!(name, "{prefix}{key_text}"),
         Kind::Record => write!(name, "{{{prefix}{key_text}}}{RECORD}"),
     };
+}
+
+pub(super) fn owner_name(prefix: &str, key: &LockKey) -> String {
+    let mut name = String::new();
+    write_owner_name(&mut name, prefix, key);
+    name
 }
 
 /// Turns an owner's name into that of its queue: outside of the names that owners have (a prefix holds no brace), and
@@ -313,11 +317,7 @@ mod tests {
 
     #[test]
     fn a_record_is_named_as_no_lock_and_no_queue_is() {
-        let name = |key: &LockKey| {
-            let mut name = String::new();
-            write_owner_name(&mut name, "lock:", key);
-            name
-        };
+        let name = |key: &LockKey| owner_name("lock:", key);
         let record = LockKey::record(["a{b}", "c"]).unwrap();
         assert_eq!(name(&record), "{lock:a%7Bb%7D:c}:record");
         assert_eq!(

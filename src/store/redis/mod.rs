@@ -7,6 +7,8 @@ mod batch;
 mod breaker;
 mod connection;
 mod driver;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod grants;
 mod pushes;
 mod queue;

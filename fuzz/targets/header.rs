@@ -1,0 +1,4 @@
+//! A request's headers.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tower_distributed_lock::fuzzing::header(data));

@@ -1,0 +1,4 @@
+//! A request's path.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|path: &str| tower_distributed_lock::fuzzing::path(path));

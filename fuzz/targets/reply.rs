@@ -1,0 +1,4 @@
+//! What Redis answers.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tower_distributed_lock::fuzzing::reply(data));

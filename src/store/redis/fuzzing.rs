@@ -1,0 +1,44 @@
+//! What Redis sends, read from whatever bytes there are: see [`crate::fuzzing`].
+
+#![allow(missing_docs)]
+
+use super::batch;
+use crate::store::Command;
+
+const PREFIX: &str = "lock:";
+
+/// A message in the inbox, or the name of a key that was changed.
+pub fn push(bytes: &[u8]) {
+    if let Some((key, _)) = batch::message(PREFIX, bytes, None) {
+        assert!(!key.as_str().is_empty());
+    }
+    if let Ok(owner) = std::str::from_utf8(bytes)
+        && let Some(key) = batch::key_of(PREFIX, owner)
+    {
+        assert_eq!(batch::owner_name(PREFIX, &key), owner);
+    }
+}
+
+/// A reply of the script, as it comes over the wire.
+pub fn reply(bytes: &[u8]) {
+    let token = 1;
+    let commands = [
+        Command::Acquire {
+            token,
+            queue: true,
+            watch: false,
+            again: false,
+        },
+        Command::Release {
+            token,
+            wanted: false,
+        },
+        Command::Renew { token },
+        Command::Complete { token },
+    ];
+    if let Ok(value) = redis::parse_redis_value(bytes)
+        && let Ok(answers) = batch::answers(commands.into_iter(), value)
+    {
+        assert_eq!(answers.len(), commands.len());
+    }
+}
