@@ -48,12 +48,12 @@
 //! settings, the request is stopped and answered with 503.
 //!
 //! A lock with a time to live cannot promise more. A process may be stopped for longer than the time to live, and go on before
-//! it has looked; a promoted replica, or a server restarted without its data, may not know of the last locks. Then there
-//! can be two holders for a while. What still keeps their writes apart is the [fencing token](Lease::fencing_token), which
+//! it has looked; a promoted replica, or a server restarted without its data, may not know of the last locks (unless
+//! [`quarantine`](LockManagerBuilder::quarantine) is on). Then there can be two holders for a while. What still keeps their writes apart is the [fencing token](Lease::fencing_token), which
 //! is larger for every later holder: send it along with every write, and have the storage refuse a lower one than it has seen.
 //! [Martin Kleppmann describes why](https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html).
 //!
-//! The README has the whole list, and when not to use this crate.
+//! The README has the whole list, and when not to use this crate; `SECURITY.md` says what is trusted.
 //!
 //! # How it works
 //!
