@@ -26,14 +26,50 @@ where
         return Err(NotRead::TooLong);
     }
     let mut body = Box::pin(body);
-    let mut frames = Frames::default();
+    let mut joined = Joined::default();
+    let mut trailers = None;
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-        frames.push(frame.map_err(|_| NotRead::Broken)?);
-        if frames.length > limit {
+        match frame.map_err(|_| NotRead::Broken)?.into_data() {
+            Ok(data) => joined.push(data),
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+        if joined.length() > limit {
             return Err(NotRead::TooLong);
         }
     }
-    Ok(frames.join())
+    let data = joined.finish();
+    Ok(Whole { data, trailers })
+}
+
+/// Data in one piece. The first is not copied, as mostly it is all.
+#[derive(Default)]
+struct Joined {
+    first: Bytes,
+    all: BytesMut,
+}
+
+impl Joined {
+    fn push(&mut self, data: Bytes) {
+        if self.length() == 0 {
+            self.first = data;
+            return;
+        }
+        if self.all.is_empty() {
+            self.all.extend_from_slice(&self.first);
+        }
+        self.all.extend_from_slice(&data);
+    }
+
+    fn length(&self) -> usize {
+        self.first.len().max(self.all.len())
+    }
+
+    fn finish(self) -> Bytes {
+        match self.all.is_empty() {
+            true => self.first,
+            false => self.all.freeze(),
+        }
+    }
 }
 
 /// What became of a response's body.
@@ -94,22 +130,15 @@ impl Frames {
     }
 
     fn join(self) -> Whole {
-        let mut whole = Whole::default();
-        let mut parts = Vec::with_capacity(self.frames.len());
+        let mut joined = Joined::default();
+        let mut trailers = None;
         for frame in self.frames {
             match frame.into_data() {
-                Ok(data) => parts.push(data),
-                Err(frame) => whole.trailers = frame.into_trailers().ok(),
+                Ok(data) => joined.push(data),
+                Err(frame) => trailers = frame.into_trailers().ok(),
             }
         }
-        whole.data = match parts.len() {
-            1 => parts.remove(0),
-            _ => {
-                let mut joined = BytesMut::with_capacity(self.length);
-                parts.iter().for_each(|part| joined.extend_from_slice(part));
-                joined.freeze()
-            }
-        };
-        whole
+        let data = joined.finish();
+        Whole { data, trailers }
     }
 }

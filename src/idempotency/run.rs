@@ -149,14 +149,14 @@ fn to_keep(headers: &HeaderMap, body: Option<&Whole>) -> HeaderMap {
         PROXY_AUTHENTICATE,
         PROXY_CONNECTION,
         TE,
-        TRAILER,
         TRANSFER_ENCODING,
         UPGRADE,
     ] {
         kept.remove(name);
     }
     if body.is_none() {
-        let about_body = |name: &HeaderName| name.as_str().starts_with("content-");
+        let about_body =
+            |name: &HeaderName| name == TRAILER || name.as_str().starts_with("content-");
         let names: Vec<HeaderName> = kept
             .keys()
             .filter(|name| about_body(name))

@@ -232,9 +232,11 @@ impl Core {
                     match effect {
                         Effect::Send(command) => {
                             let farewell = match command {
-                                Command::Release { .. } | Command::Complete { .. } => {
-                                    std::mem::take(&mut farewell)
-                                }
+                                Command::Complete { .. } => std::mem::take(&mut farewell),
+                                Command::Release { .. } => Farewell {
+                                    receipt: farewell.receipt.take(),
+                                    record: None,
+                                },
                                 _ => Farewell::default(),
                             };
                             if let Some((outcome, notice)) =

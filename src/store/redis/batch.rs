@@ -51,11 +51,10 @@ const RECORD: &str = ":record";
 /// Lua's numbers are exact up to here.
 const MAX_FENCE: u64 = 1 << 53;
 
-/// One call for all commands, which are carried out in order. The records are those of the completions among them.
+/// One call for all commands, which are carried out in order. A completion comes with its record.
 pub(super) fn call<'a>(
     settings: &Settings,
-    commands: impl ExactSizeIterator<Item = (&'a LockKey, Command)> + Clone,
-    mut records: impl Iterator<Item = &'a Record>,
+    commands: impl ExactSizeIterator<Item = (&'a LockKey, Command, Option<&'a Record>)> + Clone,
     how: Call,
 ) -> Cmd {
     let count = commands.len();
@@ -71,7 +70,7 @@ pub(super) fn call<'a>(
         let _ = write!(name, "{{{}}}:{what}", settings.prefix);
         call.arg(&name);
     }
-    for (key, _) in commands.clone() {
+    for (key, ..) in commands.clone() {
         name.clear();
         write_owner_name(&mut name, &settings.prefix, key);
         call.arg(&name);
@@ -85,7 +84,7 @@ pub(super) fn call<'a>(
         true => settings.ttl.as_millis() as u64,
         false => 0,
     });
-    for (key, command) in commands {
+    for (key, command, record) in commands {
         let (operation, token) = match command {
             Command::Acquire { token, queue, .. } => match (key.kind(), queue) {
                 (Kind::Lock, false) => ("acquire", token),
@@ -102,7 +101,7 @@ pub(super) fn call<'a>(
         let _ = write!(name, "{}:{token}", settings.manager.simple());
         call.arg(&name);
         if let Command::Complete { .. } = command {
-            let record = records.next().expect("a completion has a record");
+            let record = record.expect("a completion has a record");
             call.arg(&record.content[..]);
             call.arg(record.retention.as_millis() as u64);
         }

@@ -252,16 +252,20 @@ impl RedisStore {
     fn send(
         &self,
         link: &Link,
-        pending_commands: &[Pending],
+        pending: &[Pending],
         how: Call,
     ) -> impl Future<Output = Result<Reply, RedisError>> + use<> {
-        let commands = pending_commands
+        let call = batch::call(
+            &self.settings,
+            pending.iter().map(|pending| {
+                let record = pending.farewell.record.as_ref();
+                (&pending.key, pending.command, record)
+            }),
+            how,
+        );
+        let commands = pending
             .iter()
             .map(|pending| (&pending.key, pending.command));
-        let records = pending_commands
-            .iter()
-            .filter_map(|pending| pending.farewell.record.as_ref());
-        let call = batch::call(&self.settings, commands.clone(), records, how);
         let look = batch::look(&self.settings, commands.clone()).filter(|_| link.watches);
         // Redis writes first to the client to which it had something to say last. A reply that comes before the call's makes
         // that the process that is granted the lock, and not this one, whose reply nobody waits for: a fifth less of a gap.
@@ -324,9 +328,8 @@ impl RedisStore {
             self.fail(on_the_way.pop(), &error, true, events);
         }
         if !releases.is_empty() {
-            let commands = releases.iter().map(|(key, command)| (key, *command));
-            let none = std::iter::empty();
-            let call = batch::call(&self.settings, commands, none, Call::Whole);
+            let commands = releases.iter().map(|(key, command)| (key, *command, None));
+            let call = batch::call(&self.settings, commands, Call::Whole);
             // What arrives later than that, if anything does, expires by itself.
             let patience = Duration::from_secs(30);
             tokio::spawn(async move {
