@@ -47,6 +47,7 @@ pub struct RedisServer {
     pub port: u16,
     dir: PathBuf,
     args: Vec<String>,
+    env: Vec<(String, String)>,
 }
 
 impl RedisServer {
@@ -55,6 +56,11 @@ impl RedisServer {
     }
 
     pub async fn start_with(args: &[&str]) -> Self {
+        Self::start_in(&[], args).await
+    }
+
+    /// With these variables in its environment.
+    pub async fn start_in(env: &[(String, String)], args: &[&str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("tower-distributed-lock-{}-{number}", std::process::id());
@@ -75,13 +81,14 @@ impl RedisServer {
                     arg => arg.to_owned(),
                 })
                 .collect();
-            if let Some((child, pid)) = launch(port, &dir, &args).await {
+            if let Some((child, pid)) = launch(port, &dir, env, &args).await {
                 return Self {
                     child,
                     pid,
                     port,
                     dir,
                     args,
+                    env: env.to_vec(),
                 };
             }
         }
@@ -129,7 +136,7 @@ impl RedisServer {
         args.extend(more.iter().map(ToString::to_string));
         let started = Instant::now();
         loop {
-            if let Some((child, pid)) = launch(self.port, &self.dir, &args).await {
+            if let Some((child, pid)) = launch(self.port, &self.dir, &self.env, &args).await {
                 (self.child, self.pid) = (child, pid);
                 return;
             }
@@ -160,7 +167,12 @@ pub fn free_port() -> u16 {
         .port()
 }
 
-async fn launch(port: u16, dir: &PathBuf, args: &[String]) -> Option<(Child, u32)> {
+async fn launch(
+    port: u16,
+    dir: &PathBuf,
+    env: &[(String, String)],
+    args: &[String],
+) -> Option<(Child, u32)> {
     // The shell ends the server when this process ends, however it ends: then its standard input is closed.
     let script = "exec 3<&0; redis-server \"$@\" >redis.log 2>&1 3<&- & redis=$!; echo $redis >pid; \
                   (read -r _ <&3; kill -9 $redis) 2>/dev/null & watch=$!; exec 3<&-; wait $redis; kill $watch; wait $watch";
@@ -185,6 +197,7 @@ async fn launch(port: u16, dir: &PathBuf, args: &[String]) -> Option<(Child, u32
         ])
         .args(["--enable-debug-command", "yes"])
         .args(args)
+        .envs(env.iter().map(|(name, value)| (name, value)))
         .current_dir(dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

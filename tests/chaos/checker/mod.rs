@@ -1,0 +1,134 @@
+//! Says from the history alone what was not as it should be.
+
+mod holds;
+mod order;
+mod overlap;
+pub mod promptness;
+mod signals;
+mod stuck;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::clock::MS;
+use crate::history::{Event, What};
+pub use holds::Hold;
+
+/// What may be demanded in a phase.
+#[derive(Clone, Copy, Debug)]
+pub struct Demands {
+    /// No two hold at a time. Else that is only counted.
+    pub exclusive: bool,
+    /// Redis keeps the answers to events.
+    pub keeps_data: bool,
+    /// Redis' clock is the machine's, and fencing tokens tell it.
+    pub tokens_tell_time: bool,
+    /// A token of the crate stands for a grant of the server, followed by hand-offs in one process.
+    pub has_handoffs: bool,
+    /// Answers come in time.
+    pub prompt: bool,
+    /// Within what time a lock that nobody has goes to somebody who waits, if nothing is wrong.
+    pub stuck_after: Option<Duration>,
+    /// How far the wall's clock and ours went apart in the course of the phase.
+    pub drift: u64,
+    /// The wall's clock less ours.
+    pub wall_ahead: u64,
+}
+
+#[derive(Debug)]
+pub struct Violation {
+    pub rule: &'static str,
+    pub what: String,
+    /// The key, and the time around which it happened.
+    pub key: String,
+    pub at: u64,
+    pub requests: Vec<(u32, u64)>,
+}
+
+#[derive(Debug, Default)]
+pub struct Report {
+    pub requests: u64,
+    pub holds: u64,
+    pub runs: u64,
+    pub losses: u64,
+    pub refused_writes: u64,
+    pub overlaps: u64,
+    pub cancelled: u64,
+    /// By how much an answer was late, beyond what the process did not run.
+    pub latest_answer: u64,
+    /// The longest that a lock was free, and wanted, while nothing was wrong.
+    pub longest_stuck: u64,
+    /// The shortest time from the last moment of trust until the server gave a lost lock to another.
+    pub closest_loss: Option<u64>,
+    pub violations: Vec<Violation>,
+}
+
+pub fn check(events: &[Event], stored: &[(String, Vec<u64>)], demands: &Demands) -> Report {
+    let mut report = Report::default();
+    for event in events {
+        match event.what {
+            What::Asked | What::Tried | What::Delivered => report.requests += 1,
+            What::Signal => report.losses += 1,
+            What::Rejected => report.refused_writes += 1,
+            What::Cancelled => report.cancelled += 1,
+            _ => {}
+        }
+    }
+    let holds = holds::build(events);
+    for hold in &holds {
+        match hold.is_run {
+            true => report.runs += 1,
+            false => report.holds += 1,
+        }
+    }
+    let mut by_key: HashMap<&str, Vec<&Hold>> = HashMap::new();
+    for hold in &holds {
+        by_key.entry(&hold.key).or_default().push(hold);
+    }
+    let stalls = promptness::Stalls::of(events);
+    for holds in by_key.values() {
+        overlap::check(holds, demands, &mut report);
+        order::check(holds, demands, &mut report);
+        signals::check(holds, demands, &stalls, &mut report);
+    }
+    order::check_store(stored, &mut report);
+    order::check_refusals(events, &holds, demands, &mut report);
+    order::check_replays(events, &holds, demands, &mut report);
+    if demands.prompt {
+        promptness::check(events, &stalls, &mut report);
+    }
+    stuck::check(events, &holds, demands, &mut report);
+    report
+}
+
+/// What happened to the requests of a violation, and what went wrong around it.
+pub fn piece(events: &[Event], violation: &Violation) -> Vec<String> {
+    let about = |event: &&Event| {
+        violation.requests.contains(&(event.by, event.id))
+            || matches!(
+                event.what,
+                What::FaultBegins | What::FaultEnds | What::Killed
+            ) && event.at.abs_diff(violation.at) < 1500 * MS
+    };
+    let line = |event: &Event| {
+        let Event {
+            at,
+            by,
+            what,
+            id,
+            number,
+            before,
+            text,
+        } = event;
+        let ms = (*at as f64 - violation.at as f64) / MS as f64;
+        let took = if *before == 0 {
+            0.0
+        } else {
+            (at - before) as f64 / MS as f64
+        };
+        format!(
+            "{ms:+10.3} ms  process {by:3} request {id:4} {what:?} {number} {text} (took {took:.3} ms)"
+        )
+    };
+    events.iter().filter(about).map(line).collect()
+}

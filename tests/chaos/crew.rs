@@ -1,0 +1,119 @@
+//! The worker processes of a phase, each behind a proxy of its own.
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, Command};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use crate::history::{Log, What};
+use crate::proxy::Proxy;
+use crate::random::Random;
+use crate::worker::Orders;
+use crate::{PATIENCE, WORKER};
+
+pub struct Place {
+    pub proxy: Arc<Proxy>,
+    worker: Mutex<Worker>,
+}
+
+struct Worker {
+    child: Child,
+    orders: Orders,
+}
+
+pub struct Crew {
+    pub places: Vec<Place>,
+    log: Log,
+    next: AtomicU32,
+}
+
+impl Worker {
+    fn start(orders: Orders) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .env(WORKER, orders.line())
+            .stdin(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        Self { child, orders }
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = self.child.id().unwrap() as i32;
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+}
+
+impl Crew {
+    pub async fn start(
+        size: u32,
+        orders: &Orders,
+        target: u16,
+        log: &Log,
+        random: &mut Random,
+    ) -> Self {
+        let mut places = Vec::new();
+        for number in 1..=size {
+            let proxy = Proxy::start(target).await;
+            let mut orders = orders.clone();
+            (orders.number, orders.seed, orders.url) = (number, random.next(), proxy.url());
+            let worker = Mutex::new(Worker::start(orders));
+            places.push(Place { proxy, worker });
+        }
+        let (log, next) = (log.clone(), AtomicU32::new(size + 1));
+        Self { places, log, next }
+    }
+
+    /// Stops a worker for some time.
+    pub async fn stop(&self, place: usize, time: Duration) {
+        let worker = self.places[place].worker.lock().await;
+        worker.signal(rustix::process::Signal::STOP);
+        tokio::time::sleep(time).await;
+        worker.signal(rustix::process::Signal::CONT);
+    }
+
+    /// Kills a worker. A new one takes its place.
+    pub async fn replace(&self, place: usize) {
+        let mut worker = self.places[place].worker.lock().await;
+        let mut orders = worker.orders.clone();
+        worker.child.kill().await.unwrap();
+        self.log.of(orders.number).note(What::Killed, 0, 0, "");
+        let step = self.places.len() as u32;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        // Of the same kind: see `worker::main`.
+        orders.number = number * step * 2 + orders.number % 2;
+        orders.seed ^= u64::from(orders.number);
+        *worker = Worker::start(orders);
+    }
+
+    pub async fn tell(&self, line: &str) {
+        for place in &self.places {
+            let mut worker = place.worker.lock().await;
+            let input = worker.child.stdin.as_mut().unwrap();
+            input
+                .write_all(format!("{line}\n").as_bytes())
+                .await
+                .unwrap();
+        }
+    }
+
+    /// Waits until all have ended by themselves. Returns how many did not, or not well.
+    pub async fn ended(&self) -> usize {
+        let mut stuck = 0;
+        for place in &self.places {
+            let mut worker = place.worker.lock().await;
+            // `wait` would close it, and the worker end at once.
+            let _input = worker.child.stdin.take();
+            let ended = timeout(PATIENCE, worker.child.wait()).await;
+            stuck +=
+                usize::from(!ended.is_ok_and(|status| status.is_ok_and(|status| status.success())));
+        }
+        stuck
+    }
+}

@@ -1,0 +1,79 @@
+//! Redis loses data: it starts again without, is emptied, or gives way to a replica that has missed the last writes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Scene;
+use crate::proxy::Cut;
+use crate::random::Random;
+
+/// A pair: the replica can be promoted at once.
+pub const PAIR: &[&str] = &[
+    "--repl-diskless-sync",
+    "yes",
+    "--repl-diskless-sync-delay",
+    "0",
+];
+
+pub async fn disturb(scene: Arc<Scene>, mut random: Random) {
+    let mut primary = 0;
+    while scene.pause(random.ms(100, 900)).await {
+        match random.below(4) {
+            0 => scene.fault("FLUSHALL", flush(&scene, primary)).await,
+            1 => {
+                scene
+                    .fault(
+                        "Redis killed, empty",
+                        restart(&scene, primary, random.ms(0, 200)),
+                    )
+                    .await;
+            }
+            _ => {
+                scene
+                    .fault("replica promoted", promote(&scene, primary, &mut random))
+                    .await;
+                primary = 1 - primary;
+            }
+        }
+    }
+}
+
+pub async fn pair(scene: &Scene, primary: usize) {
+    let port = scene.servers[primary].lock().await.port;
+    scene
+        .command(1 - primary, &format!("REPLICAOF 127.0.0.1 {port}"))
+        .await;
+}
+
+async fn flush(scene: &Scene, primary: usize) {
+    scene.command(primary, "FLUSHALL").await;
+}
+
+async fn restart(scene: &Scene, primary: usize, after: Duration) {
+    let mut server = scene.servers[primary].lock().await;
+    server.kill();
+    tokio::time::sleep(after).await;
+    server.restart().await;
+}
+
+async fn promote(scene: &Scene, primary: usize, random: &mut Random) {
+    let replica = 1 - primary;
+    for _ in 0..200 {
+        let info = scene.command(replica, "INFO replication").await;
+        if info.contains("master_link_status:up") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // From here on, it misses what is written.
+    scene.command(replica, "REPLICAOF NO ONE").await;
+    tokio::time::sleep(random.ms(0, 300)).await;
+    let port = scene.servers[replica].lock().await.port;
+    // Not all hear of it at the same moment.
+    for place in &scene.crew.places {
+        place.proxy.target.send_replace(port);
+        place.proxy.cut(random.pick(&[Cut::Close, Cut::Reset]));
+        tokio::time::sleep(random.ms(0, 200)).await;
+    }
+    pair(scene, replica).await;
+}

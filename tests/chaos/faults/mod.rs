@@ -1,0 +1,111 @@
+//! What goes wrong, at random times. Each fault is counted, and stands in the history.
+
+pub mod clock;
+pub mod loss;
+pub mod network;
+pub mod processes;
+pub mod server;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client};
+use tokio::sync::watch;
+
+use crate::common::RedisServer;
+use crate::crew::Crew;
+use crate::history::{Log, What};
+
+/// What those who make the faults of a phase share.
+pub struct Scene {
+    pub crew: Crew,
+    pub servers: Vec<tokio::sync::Mutex<RedisServer>>,
+    pub log: Log,
+    pub dir: PathBuf,
+    pub goes_on: watch::Sender<bool>,
+    pub counts: Mutex<BTreeMap<&'static str, u64>>,
+    pub ids: AtomicU64,
+}
+
+impl Scene {
+    /// Carries out a fault that lasts until `fault` is over.
+    pub async fn fault(&self, name: &'static str, fault: impl Future<Output = ()>) {
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        self.log.note(What::FaultBegins, id, 0, name);
+        fault.await;
+        self.log.note(What::FaultEnds, id, 0, name);
+        *self.counts.lock().unwrap().entry(name).or_default() += 1;
+    }
+
+    /// Waits for some time. Returns whether there is to be another fault.
+    pub async fn pause(&self, time: Duration) -> bool {
+        let mut goes_on = self.goes_on.subscribe();
+        let ended = goes_on.wait_for(|goes_on| !goes_on);
+        tokio::time::timeout(time, ended).await.is_err()
+    }
+
+    pub async fn command(&self, server: usize, command: &str) -> String {
+        let url = self.servers[server].lock().await.url();
+        let mut words = command.split(' ');
+        let mut cmd = redis::cmd(words.next().unwrap());
+        words.for_each(|word| {
+            cmd.arg(word);
+        });
+        // Some of them end this connection too.
+        match admin(&url).await {
+            Some(mut connection) => match cmd.query_async::<redis::Value>(&mut connection).await {
+                Ok(value) => redis::from_redis_value(value).unwrap_or_default(),
+                Err(_) => String::new(),
+            },
+            None => String::new(),
+        }
+    }
+}
+
+/// A connection that waits for as long as it takes.
+async fn admin(url: &str) -> Option<MultiplexedConnection> {
+    let patient = AsyncConnectionConfig::new().set_response_timeout(None);
+    let client = Client::open(url).unwrap();
+    client
+        .get_multiplexed_async_connection_with_config(&patient)
+        .await
+        .ok()
+}
+
+/// Those who make faults, each at its own pace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gremlin {
+    Network,
+    /// Of the network: around as long as a lock lives, one after the other.
+    Outages,
+    Processes,
+    Server,
+    Loss,
+    ClockBack,
+    ClockForward,
+}
+
+pub fn spawn(
+    gremlin: Gremlin,
+    scene: &Arc<Scene>,
+    random: &mut crate::random::Random,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    let scene = || Arc::clone(scene);
+    match gremlin {
+        Gremlin::Network => (0..scene().crew.places.len())
+            .map(|place| tokio::spawn(network::disturb(scene(), place, random.fork())))
+            .collect(),
+        Gremlin::Outages => (0..scene().crew.places.len())
+            .map(|place| tokio::spawn(network::outages(scene(), place, random.fork())))
+            .collect(),
+        Gremlin::Processes => vec![tokio::spawn(processes::disturb(scene(), random.fork()))],
+        Gremlin::Server => vec![tokio::spawn(server::disturb(scene(), random.fork()))],
+        Gremlin::Loss => vec![tokio::spawn(loss::disturb(scene(), random.fork()))],
+        Gremlin::ClockBack => vec![tokio::spawn(clock::disturb(scene(), false, random.fork()))],
+        Gremlin::ClockForward => vec![tokio::spawn(clock::disturb(scene(), true, random.fork()))],
+    }
+}

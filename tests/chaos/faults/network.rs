@@ -1,0 +1,117 @@
+//! The network between one worker and Redis.
+
+use std::sync::Arc;
+
+use super::Scene;
+use crate::proxy::{Cut, Way, Weather};
+use crate::random::Random;
+
+pub async fn disturb(scene: Arc<Scene>, place: usize, mut random: Random) {
+    let proxy = Arc::clone(&scene.crew.places[place].proxy);
+    while scene.pause(random.ms(50, 1500)).await {
+        let late = Way::Late(random.ms(5, 300));
+        let (name, weather, cut, longest) = match random.below(12) {
+            0 => ("latency", both(late), None, 1000),
+            1 => ("latency one way", one(late, &mut random), None, 1000),
+            2 => (
+                "black hole up",
+                Weather {
+                    up: Way::Hold,
+                    ..Weather::FINE
+                },
+                None,
+                1000,
+            ),
+            3 => (
+                "black hole down",
+                Weather {
+                    down: Way::Hold,
+                    ..Weather::FINE
+                },
+                None,
+                1000,
+            ),
+            4 => ("black hole", both(Way::Hold), None, 1000),
+            5 => ("slow drip", both(Way::Drip), None, 600),
+            6 => ("tiny packets", both(Way::Split), None, 600),
+            7 => ("reset", Weather::FINE, Some(Cut::Reset), 1),
+            8 => (
+                "half-open, Redis not told",
+                Weather::FINE,
+                Some(Cut::TellOnlyClient),
+                900,
+            ),
+            9 => (
+                "half-open, worker not told",
+                Weather::FINE,
+                Some(Cut::TellOnlyServer),
+                900,
+            ),
+            10 => (
+                "refused",
+                Weather {
+                    refuses: true,
+                    ..Weather::FINE
+                },
+                Some(Cut::Close),
+                800,
+            ),
+            // What is in it never arrives.
+            _ => (
+                "black hole, then reset",
+                one(Way::Hold, &mut random),
+                None,
+                800,
+            ),
+        };
+        scene
+            .fault(name, async {
+                if let Some(cut) = cut {
+                    proxy.cut(cut);
+                }
+                proxy.weather.send_replace(weather);
+                tokio::time::sleep(random.ms(0, longest)).await;
+                if name == "black hole, then reset" {
+                    proxy.cut(Cut::Reset);
+                    tokio::time::sleep(random.ms(1, 5)).await;
+                }
+                proxy.weather.send_replace(Weather::FINE);
+            })
+            .await;
+    }
+}
+
+pub async fn outages(scene: Arc<Scene>, place: usize, mut random: Random) {
+    let proxy = Arc::clone(&scene.crew.places[place].proxy);
+    while scene.pause(random.ms(200, 900)).await {
+        let weather = one(Way::Hold, &mut random);
+        scene
+            .fault("outage one way", async {
+                proxy.weather.send_replace(weather);
+                tokio::time::sleep(random.ms(400, 800)).await;
+                proxy.weather.send_replace(Weather::FINE);
+            })
+            .await;
+    }
+}
+
+fn both(way: Way) -> Weather {
+    Weather {
+        up: way,
+        down: way,
+        ..Weather::FINE
+    }
+}
+
+fn one(way: Way, random: &mut Random) -> Weather {
+    match random.chance(50) {
+        true => Weather {
+            up: way,
+            ..Weather::FINE
+        },
+        false => Weather {
+            down: way,
+            ..Weather::FINE
+        },
+    }
+}

@@ -1,0 +1,167 @@
+//! Real processes, a real Redis and all that can go wrong between them, at random, from a seed that is printed. What happened
+//! is written down, and a checker proves from that history alone what the crate promises.
+//!
+//! This program is its own worker: started with [`WORKER`] set, it makes requests. Started without, it runs the phases:
+//! `CHAOS_SECONDS` (45) in total, with `CHAOS_SEED`, or a seed from the clock. The seed fixes what is tried, not how the
+//! processes run: the same one again is likely, not sure, to show the same.
+
+#![allow(unreachable_pub)]
+
+mod checker;
+mod client;
+mod clock;
+#[path = "../common/mod.rs"]
+mod common;
+mod crew;
+mod faults;
+mod handling;
+mod history;
+mod holding;
+mod mutants;
+mod phases;
+mod proxy;
+mod random;
+mod report;
+mod requests;
+mod selftest;
+mod store;
+mod textbook;
+mod worker;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use common::PATIENCE;
+use faults::Gremlin;
+use phases::{Outcome, Phase};
+use random::Random;
+
+/// Set in the environment: this is a worker, and these are its orders.
+const WORKER: &str = "TOWER_DISTRIBUTED_LOCK_CHAOS_WORKER";
+
+fn phases() -> Vec<Phase> {
+    use Gremlin::{ClockBack, ClockForward, Loss, Network, Processes, Server};
+    let phase = Phase {
+        name: "Redis keeps its data",
+        part: 38.0,
+        gremlins: &[Network, Processes, Processes, Server],
+        workers: 5,
+        textbook: None,
+        quarantine: false,
+        exclusive: true,
+    };
+    let quarantines = [
+        (false, "its data is lost"),
+        // No two hold a lock even then.
+        (true, "the same, quarantine"),
+    ];
+    let losses = quarantines.map(|(quarantine, name)| Phase {
+        name,
+        part: 18.0 / quarantines.len() as f64,
+        gremlins: &[Loss, Network, Processes],
+        workers: 4,
+        quarantine,
+        exclusive: quarantine,
+        ..phase
+    });
+    let mut phases = vec![
+        phase.clone(),
+        Phase {
+            name: "its clock is set back",
+            part: 11.0,
+            gremlins: &[ClockBack, Processes],
+            workers: 3,
+            ..phase
+        },
+        // The server lets locks expire too early then. Nobody can know.
+        Phase {
+            name: "its clock is set forward",
+            part: 10.0,
+            gremlins: &[ClockForward, Processes],
+            workers: 3,
+            exclusive: false,
+            ..phase
+        },
+    ];
+    phases.extend(losses);
+    phases
+}
+
+async fn run(seconds: f64, seed: u64) -> bool {
+    let mut random = Random(seed);
+    let dir = std::env::temp_dir().join(format!(
+        "tower-distributed-lock-chaos-{}",
+        std::process::id()
+    ));
+    let _dir = Remove(dir.clone());
+    let has_clock = faults::clock::library().await.is_some();
+    if !has_clock {
+        println!(
+            "NOT DONE: the clock of Redis is not set. libfaketime is not installed (Debian: apt-get install faketime), or this \
+             redis-server does not run with it."
+        );
+    }
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for (number, phase) in phases().into_iter().enumerate() {
+        if phase.sets_clock() && !has_clock {
+            continue;
+        }
+        let time = Duration::from_secs_f64(seconds * phase.part / 100.0);
+        let dir = dir.join(number.to_string());
+        outcomes.push(phase.run(time, &dir, random.fork()).await);
+    }
+    let rest = Duration::from_secs_f64(seconds * mutants::PART / 100.0);
+    outcomes.extend(mutants::run(rest, &dir, &mut random).await);
+    report::table(&outcomes);
+    report::figures(&outcomes);
+    report::failures(&outcomes, seed);
+    outcomes.iter().all(Outcome::is_as_expected)
+}
+
+/// A directory that goes when this does.
+struct Remove(std::path::PathBuf);
+
+impl Drop for Remove {
+    fn drop(&mut self) {
+        if std::env::var_os("CHAOS_KEEP").is_none() {
+            let _ = std::fs::remove_dir_all(&self.0);
+        } else {
+            println!("the history is in {}", self.0.display());
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    if let Ok(orders) = std::env::var(WORKER) {
+        worker::main(&orders);
+        return ExitCode::SUCCESS;
+    }
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    // Of `cargo test NAME`: is it this one?
+    let filter = args.iter().find(|arg| !arg.starts_with('-'));
+    if filter.is_some_and(|filter| !"chaos".contains(filter.as_str())) {
+        return ExitCode::SUCCESS;
+    }
+    if args.iter().any(|arg| arg == "--list") {
+        println!("chaos: test");
+        return ExitCode::SUCCESS;
+    }
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .map(|value| value.parse().expect(name))
+    };
+    let seed = number("CHAOS_SEED").unwrap_or_else(|| clock::nanos() ^ clock::wall_ahead());
+    let seconds = number("CHAOS_SECONDS").unwrap_or(45);
+    println!("CHAOS_SEED={seed} CHAOS_SECONDS={seconds}");
+    let wrong = selftest::wrong();
+    if !wrong.is_empty() {
+        println!("FAILED: the checker is wrong\n{}", wrong.join("\n"));
+        return ExitCode::from(101);
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    match runtime.block_on(run(seconds as f64, seed)) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(101),
+    }
+}

@@ -1,0 +1,200 @@
+//! A phase: workers, servers, those who disturb them; then some quiet, and the check.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::checker::{self, Demands, Report, Violation};
+use crate::clock::wall_ahead;
+use crate::common::RedisServer;
+use crate::crew::Crew;
+use crate::faults::{self, Gremlin, Scene, clock, loss};
+use crate::history::{self, Log};
+use crate::random::Random;
+use crate::requests::KEYS;
+use crate::store::Store;
+use crate::textbook::Flaw;
+use crate::worker::{COMMAND_TIMEOUT, Orders, TTL};
+
+#[derive(Clone, Debug)]
+pub struct Phase {
+    pub name: &'static str,
+    /// Its part of the time, in percent.
+    pub part: f64,
+    pub gremlins: &'static [Gremlin],
+    pub workers: u32,
+    /// None: this crate.
+    pub textbook: Option<Flaw>,
+    pub quarantine: bool,
+    /// Whether two holders at a time are a violation.
+    pub exclusive: bool,
+}
+
+pub struct Outcome {
+    pub phase: Phase,
+    pub time: Duration,
+    pub faults: BTreeMap<&'static str, u64>,
+    pub report: Report,
+    /// The first violations, with the history around them.
+    pub pieces: Vec<String>,
+}
+
+/// How long nothing goes wrong at the end of a phase.
+const QUIET: Duration = Duration::from_millis(2500);
+
+/// Within what time a lock that nobody has goes to somebody who waits. It was locked by somebody who cannot release it (a time
+/// to live), then granted to somebody who is not there any more (another), and whoever asks may do so in vain once.
+pub const STUCK: Duration =
+    Duration::from_millis(2 * TTL.as_millis() as u64 + COMMAND_TIMEOUT.as_millis() as u64 + 600);
+
+impl Phase {
+    fn has(&self, gremlin: Gremlin) -> bool {
+        self.gremlins.contains(&gremlin)
+    }
+
+    pub fn sets_clock(&self) -> bool {
+        self.has(Gremlin::ClockBack) || self.has(Gremlin::ClockForward)
+    }
+
+    pub async fn run(self, time: Duration, dir: &Path, mut random: Random) -> Outcome {
+        let started = Instant::now();
+        std::fs::create_dir_all(dir).unwrap();
+        let store_server = RedisServer::start().await;
+        let mut store = Store::connect(&store_server.url()).await;
+        let log = Log::create(&dir.join("driver.history"), 0);
+        let mut servers = vec![self.server(dir).await];
+        if self.has(Gremlin::Loss) {
+            servers.push(self.server(dir).await);
+        }
+        let orders = Orders {
+            number: 0,
+            seed: 0,
+            url: String::new(),
+            store_url: store_server.url(),
+            textbook: self.textbook,
+            quarantine: self.quarantine,
+            dir: dir.to_owned(),
+        };
+        let wall_before = wall_ahead();
+        let crew = Crew::start(self.workers, &orders, servers[0].port, &log, &mut random).await;
+        let scene = Arc::new(Scene {
+            crew,
+            servers: servers.into_iter().map(tokio::sync::Mutex::new).collect(),
+            log,
+            dir: dir.to_owned(),
+            goes_on: watch::Sender::new(true),
+            counts: Mutex::default(),
+            ids: AtomicU64::new(1),
+        });
+        if self.has(Gremlin::Loss) {
+            loss::pair(&scene, 0).await;
+        }
+        let disturbing = self
+            .gremlins
+            .iter()
+            .flat_map(|gremlin| faults::spawn(*gremlin, &scene, &mut random));
+        let disturbing: Vec<_> = disturbing.collect();
+        let quiet = if self.textbook.is_some() {
+            QUIET / 5
+        } else {
+            QUIET
+        };
+        tokio::time::sleep(time.saturating_sub(quiet)).await;
+        scene.goes_on.send_replace(false);
+        for gremlin in disturbing {
+            gremlin.await.unwrap();
+        }
+        scene.crew.tell("patient").await;
+        tokio::time::sleep(quiet).await;
+        scene.crew.tell("finished").await;
+        let stuck = scene.crew.ended().await;
+        let left = self.left_in_redis(&scene).await;
+
+        let wall_after = wall_ahead();
+        let demands = self.demands(wall_before, wall_after);
+        let events = history::read(dir);
+        let mut report = checker::check(&events, &store.accepted().await, &demands);
+        if stuck > 0 {
+            report
+                .violations
+                .push(violation("every worker ends", format!("{stuck} did not")));
+        }
+        if !left.is_empty() {
+            report
+                .violations
+                .push(violation("nothing is left in Redis", left.join(", ")));
+        }
+        let pieces = report.violations.iter().take(3).map(|violation| {
+            let lines = checker::piece(&events, violation).join("\n  ");
+            format!(
+                "{}: {} (key {}, at {})\n  {lines}",
+                violation.rule, violation.what, violation.key, violation.at
+            )
+        });
+        Outcome {
+            time: started.elapsed(),
+            faults: scene.counts.lock().unwrap().clone(),
+            pieces: pieces.collect(),
+            report,
+            phase: self,
+        }
+    }
+
+    async fn server(&self, dir: &Path) -> RedisServer {
+        match clock::library().await.filter(|_| self.sets_clock()) {
+            Some(library) => {
+                clock::set(dir, 0);
+                RedisServer::start_in(&clock::environment(library, dir), &[]).await
+            }
+            None => RedisServer::start_with(loss::PAIR).await,
+        }
+    }
+
+    fn demands(&self, wall_before: u64, wall_after: u64) -> Demands {
+        Demands {
+            exclusive: self.exclusive,
+            keeps_data: !self.has(Gremlin::Loss) && !self.has(Gremlin::ClockForward),
+            tokens_tell_time: self.textbook.is_none() && !self.sets_clock(),
+            has_handoffs: self.textbook.is_none(),
+            prompt: self.textbook.is_none(),
+            stuck_after: (!self.sets_clock() && self.textbook.is_none()).then_some(STUCK),
+            drift: wall_before.abs_diff(wall_after),
+            wall_ahead: wall_before,
+        }
+    }
+
+    /// Locks and queues that should not be there any more, when even those of killed workers have expired.
+    async fn left_in_redis(&self, scene: &Scene) -> Vec<String> {
+        if self.textbook.is_some() || self.gremlins.contains(&Gremlin::Loss) || self.sets_clock() {
+            return Vec::new();
+        }
+        let names = KEYS.map(|key| [format!("lock:{key}"), format!("{{lock:{key}}}:queue")]);
+        let names = names.as_flattened().join(" ");
+        let started = Instant::now();
+        loop {
+            let count = scene.command(0, &format!("EXISTS {names}")).await;
+            if count == "0" {
+                return Vec::new();
+            }
+            if started.elapsed() > 4 * TTL {
+                return vec![format!("{count} of {names}")];
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn violation(rule: &'static str, what: String) -> Violation {
+    Violation {
+        rule,
+        what,
+        key: String::new(),
+        at: 0,
+        requests: Vec::new(),
+    }
+}
