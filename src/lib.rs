@@ -43,7 +43,7 @@
 //!
 //! # Guarantees and limits
 //!
-//! As long as one Redis server keeps its data, no two holders have a lock at the same time, if they stop when they are
+//! As long as one Redis server keeps its data, and its clock is not set forward, no two holders have a lock at the same time, if they stop when they are
 //! told that it is [lost](Lease::lost); and that is told before the server can have expired it. With the default
 //! settings, the request is stopped and answered with 503.
 //!

@@ -614,3 +614,42 @@ async fn managers_with_other_prefixes_have_other_records() {
         app.send(post("k")).await.is_replay_of(number + 1);
     }
 }
+
+/// Redis closes the connection of a subscriber that is to be sent more than 32 MiB at once.
+#[tokio::test]
+async fn long_answers_are_replayed_however_many_are_wanted_at_once() {
+    let server = RedisServer::start().await;
+    let locks = minute().connect(&server.url()).await.unwrap();
+    let held = locks.try_acquire("held").await.unwrap();
+    for (duplicates, mib) in [(40, 1), (1, 33)] {
+        let body = bytes::Bytes::from(vec![b'a'; mib << 20]);
+        let service = tower::ServiceBuilder::new()
+            .layer(IdempotencyLayer::new(locks.clone()).max_response_body(64 << 20))
+            .service(tower::service_fn(move |_| {
+                let response = http::Response::new(http_body_util::Full::new(body.clone()));
+                std::future::ready(Ok::<_, std::convert::Infallible>(response))
+            }));
+        let send = async |key: usize| {
+            let request =
+                http::Request::post("/").header("idempotency-key", format!("{mib}-{key}"));
+            let request = request.body(http_body_util::Full::<bytes::Bytes>::default());
+            let service = service.clone();
+            let response = tower::ServiceExt::oneshot(service, request.unwrap());
+            let response = soon("an answer", response).await.unwrap();
+            let is_replay = response.headers().contains_key("idempotent-replayed");
+            let length = http_body::Body::size_hint(response.body()).exact();
+            assert_eq!(response.status(), 200);
+            assert_eq!(length, Some((mib << 20) as u64));
+            is_replay
+        };
+        for key in 0..duplicates {
+            assert!(!send(key).await);
+        }
+        for _ in 0..2 {
+            let all = futures_util::future::join_all((0..duplicates).map(send)).await;
+            assert!(all.iter().all(|is_replay| *is_replay));
+        }
+    }
+    // They have a connection of their own, and that of the locks has not noticed.
+    held.release().await.unwrap();
+}

@@ -300,6 +300,9 @@ impl IdempotencyLayer {
     /// A longer one, and one of unknown length that is not there at once, passes through untouched. Its request counts as
     /// completed: a duplicate gets its status and headers, without a body, and never runs.
     ///
+    /// An answer of more than 16 KiB is replayed over a second connection to Redis, and takes a second round trip. Redis does
+    /// nothing else while its script writes one: about 1.5 ms for a MiB.
+    ///
     /// # Panics
     ///
     /// If it is more than 256 MiB.

@@ -19,7 +19,7 @@ use super::record::Whole;
 use super::replay::replay;
 use super::run::{Run, run};
 use crate::detach::DetachFuture;
-use crate::manager::Taken;
+use crate::manager::Claimed;
 use crate::rejection::{Layer, Rejection, RejectionKind};
 use crate::service::{Protocol, held, hold_beside};
 
@@ -130,8 +130,8 @@ where
     let fingerprint = config.fingerprint(&parts, &whole.data);
     let wait = protocol.wait(config.wait, &parts);
     let guard = match config.locks.claim(key.clone(), wait).await {
-        Ok(Taken::Held(guard)) => guard,
-        Ok(Taken::Recorded(record)) => {
+        Ok(Claimed::Held(guard)) => guard,
+        Ok(Claimed::Recorded(record)) => {
             return match replay(record, fingerprint, protocol.is_grpc()) {
                 Ok(response) => Ok(response.map(IdempotencyBody::whole)),
                 Err(failure) => {

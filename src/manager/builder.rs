@@ -109,7 +109,7 @@ impl LockManagerBuilder {
     }
 
     /// How long Redis may take to answer a command, or to accept a connection, before a request is told that it is
-    /// [unavailable](ErrorKind::Unavailable). 1 ms up to the time to live: a lease that takes longer to get is of no use.
+    /// [unavailable](ErrorKind::Unavailable): one that needs a new connection may wait for both. 1 ms up to the time to live: a lease that takes longer to get is of no use.
     pub fn command_timeout(mut self, command_timeout: Duration) -> Self {
         self.command_timeout = command_timeout;
         self
@@ -149,6 +149,9 @@ impl LockManagerBuilder {
     /// [Redis documentation](https://redis.io/docs/latest/develop/use/patterns/distributed-locks/) advises, done by the manager: a
     /// key in Redis holds the replication id of the server. If the key is gone, or the id is another one, data may have been lost.
     /// So it is when a server is used for the first time, and whenever it is restarted, with its data or without.
+    ///
+    /// It begins when a manager first gets to that server. Whoever can still reach the old one goes on there meanwhile, and for as
+    /// long as it is there: take it away before another is promoted.
     ///
     /// All managers of a prefix must have it, with the same time to live. It costs one `INFO` with each call, and an ACL user needs
     /// `+info`.

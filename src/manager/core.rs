@@ -55,8 +55,8 @@ type Waiter = oneshot::Sender<Answer>;
 /// What a request gets.
 pub(crate) enum Taken {
     Held(LockGuard),
-    /// There is a record in the lock's place.
-    Recorded(Bytes),
+    /// There is a record in the lock's place. `None`: it is long, and to be fetched.
+    Recorded(Option<Bytes>),
 }
 
 #[derive(Default)]
@@ -69,7 +69,7 @@ struct Entry {
 /// An [`Answer`], as long as its slot is locked: a guard could not be dropped there.
 enum Answered {
     Granted(Lease),
-    Recorded(Bytes),
+    Recorded(Option<Bytes>),
     Rejected(Error),
 }
 

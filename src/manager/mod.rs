@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::timeout;
 
 pub use self::builder::LockManagerBuilder;
-pub(crate) use self::core::{Core, Taken};
+pub(crate) use self::core::Core;
+use self::core::Taken;
 use crate::error::{Error, ErrorKind};
 use crate::guard::LockGuard;
 use crate::key::LockKey;
@@ -115,25 +117,39 @@ impl LockManager {
         key: LockKey,
         wait: Option<Duration>,
     ) -> Result<LockGuard, Error> {
-        match self.claim(key, wait).await? {
-            Taken::Held(guard) => Ok(guard),
-            Taken::Recorded(_) => unreachable!("no record takes the place of a lock"),
-        }
-    }
-
-    /// Takes the lock of a record, or what is in its place.
-    pub(crate) async fn claim(&self, key: LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
         let waited = Stopwatch::start();
-        let result = self.claim_untraced(&key, wait).await;
-        match &result {
-            Ok(Taken::Held(guard)) => trace::acquired(guard.lease(), &waited),
-            Ok(Taken::Recorded(_)) => trace::recorded(&key, &waited),
-            Err(error) => trace::refused(&key, error, &waited),
-        }
+        let result = self.request(&key, wait).await.map(|taken| match taken {
+            Taken::Held(guard) => guard,
+            Taken::Recorded(_) => unreachable!("no record takes the place of a lock"),
+        });
+        tell(&key, result.as_ref(), &waited);
         result
     }
 
-    async fn claim_untraced(&self, key: &LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
+    /// Takes the lock of a record, or what is in its place.
+    pub(crate) async fn claim(
+        &self,
+        key: LockKey,
+        wait: Option<Duration>,
+    ) -> Result<Claimed, Error> {
+        let waited = Stopwatch::start();
+        let record = match self.request(&key, wait).await {
+            Ok(Taken::Recorded(Some(record))) => Ok(record),
+            Ok(Taken::Recorded(None)) => self.core.store.fetch(&key).await,
+            Ok(Taken::Held(guard)) => {
+                tell(&key, Ok(&guard), &waited);
+                return Ok(Claimed::Held(guard));
+            }
+            Err(error) => Err(error),
+        };
+        match &record {
+            Ok(_) => trace::recorded(&key, &waited),
+            Err(error) => tell(&key, Err(error), &waited),
+        }
+        record.map(Claimed::Recorded)
+    }
+
+    async fn request(&self, key: &LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
         let mut request = self.core.request(key, wait.is_some())?;
         let answer = match wait {
             // The store answers in time, or says that it cannot: a timer for each request would be
@@ -173,6 +189,19 @@ impl LockManager {
     pub(crate) fn id(&self) -> u64 {
         self.core.id
     }
+}
+
+fn tell(key: &LockKey, result: Result<&LockGuard, &Error>, waited: &Stopwatch) {
+    match result {
+        Ok(guard) => trace::acquired(guard.lease(), waited),
+        Err(error) => trace::refused(key, error, waited),
+    }
+}
+
+/// What is had of a key that may have a record.
+pub(crate) enum Claimed {
+    Held(LockGuard),
+    Recorded(Bytes),
 }
 
 impl Clone for LockManager {

@@ -81,6 +81,14 @@ impl Store {
         }
     }
 
+    /// A record that is too long to come with an answer.
+    pub(crate) async fn fetch(&self, key: &LockKey) -> Result<Bytes, Error> {
+        match self {
+            Self::Memory(_) => unreachable!("all of its records come with the answer"),
+            Self::Redis(redis) => redis.fetch(key).await,
+        }
+    }
+
     /// Whether the store can be asked at this moment, as far as is known.
     pub(crate) fn is_available(&self) -> bool {
         match self {

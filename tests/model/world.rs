@@ -10,7 +10,6 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use bytes::Bytes;
 use stateright::{Model, Property};
 
 use crate::clock::Time;
@@ -695,7 +694,7 @@ impl World {
             },
             Reply::Released { had_it, granted } => Answer::Released { had_it, granted },
             Reply::Renewed { wanted } => Answer::Renewed { wanted },
-            Reply::Recorded(_) => Answer::Recorded(Bytes::new()),
+            Reply::Recorded(_) => Answer::Recorded(None),
             Reply::Completed => {
                 self.is_completed = true;
                 Answer::Completed

@@ -157,7 +157,7 @@ const HELD: Result<Answer, Failure> = Ok(Answer::Held {
 });
 
 fn recorded() -> Result<Answer, Failure> {
-    Ok(Answer::Recorded("done".into()))
+    Ok(Answer::Recorded(Some("done".into())))
 }
 
 fn failed(unknown: bool) -> Result<Answer, Failure> {
@@ -185,7 +185,9 @@ fn describe(effect: Effect<char>) -> String {
         Effect::Send(Command::Renew { token }) => format!("renew {token}"),
         Effect::Grant { waiter, grant } => format!("grant {waiter} {}", grant.fencing_token),
         Effect::Send(Command::Complete { token }) => format!("complete {token}"),
-        Effect::Replay { waiter, record } => format!("replay {waiter} {record:?}"),
+        Effect::Replay { waiter, record } => {
+            format!("replay {waiter} {:?}", record.unwrap_or_default())
+        }
         Effect::Reject { waiter, error } => format!("reject {waiter} {:?}", error.kind()),
         Effect::Extend { .. } => "extend".to_owned(),
         Effect::Lose { reason } => format!("lose {reason:?}"),

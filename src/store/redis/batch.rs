@@ -212,7 +212,7 @@ pub(super) fn answers(
             }
             Value::Int(reply) => Ok(Ok(answer(command, reply))),
             Value::BulkString(record) if matches!(command, Command::Acquire { .. }) => {
-                Ok(Ok(Answer::Recorded(record.into())))
+                Ok(Ok(Answer::Recorded(Some(record.into()))))
             }
             _ => Err(unexpected()),
         })
@@ -227,6 +227,7 @@ fn answer(command: Command, reply: i64) -> Answer {
             remaining: (number / 2).checked_sub(2).map(Duration::from_millis),
             foreign: number % 2 == 1,
         },
+        (Command::Acquire { .. }, 1) => Answer::Recorded(None),
         (Command::Acquire { .. }, _) => Answer::Acquired {
             fence: number / 2,
             wanted: number % 2 == 1,

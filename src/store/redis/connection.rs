@@ -99,7 +99,15 @@ impl Address {
         }
     }
 
-    fn unavailable(&self, why: &str) -> Error {
+    /// A connection for commands only, which is not kept to what a subscriber may be sent.
+    pub(super) async fn connect_for_long(&self) -> Result<MultiplexedConnection, RedisError> {
+        let client = &self.resp2;
+        client
+            .get_multiplexed_async_connection_with_config(&config())
+            .await
+    }
+
+    pub(super) fn unavailable(&self, why: &str) -> Error {
         let message = format!("cannot use Redis at {}: {why}", self.display());
         Error::new(ErrorKind::Unavailable, message)
     }

@@ -10,6 +10,7 @@ mod driver;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod grants;
+mod long;
 mod pushes;
 mod queue;
 mod wire;
@@ -22,6 +23,7 @@ use uuid::Uuid;
 
 use breaker::Breaker;
 pub(crate) use connection::{Address, Link};
+use long::LongRecords;
 use queue::{Pending, Queue};
 
 use super::{Command, Failure, Farewell, Outcome};
@@ -54,6 +56,7 @@ pub(crate) struct RedisStore {
     /// Whether there is a connection.
     connected: AtomicBool,
     breaker: Breaker,
+    long_records: LongRecords,
 }
 
 impl RedisStore {
@@ -66,6 +69,7 @@ impl RedisStore {
             submitted: Doorbell::default(),
             connected: AtomicBool::new(false),
             breaker: Breaker::default(),
+            long_records: LongRecords::default(),
         }
     }
 

@@ -76,7 +76,8 @@ end
 -- Acquired: 2 × fence, + 1 if processes wait. (Whoever does not queue does not look: a lock that was free has waiters only
 -- after an accident, and the first renewal tells.)
 -- Held: - (4 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of another kind).
--- Quarantined: -1. The record, if there is one.
+-- Quarantined: -1. The record, if there is one; 1 if it is too long to come along: Lua takes its time over long strings, and
+-- keeps Redis from its other clients.
 local function acquire(owner, queue, token, may_queue, may_be_record)
   if is_quarantined() then
     return -1
@@ -88,14 +89,15 @@ local function acquire(owner, queue, token, may_queue, may_be_record)
     end
     return 2 * next_fence() + some(waiting)
   end
-  local current = call('GET', owner)
+  -- A token is shorter than that.
+  local current = may_be_record and call('GETRANGE', owner, 0, 63) or call('GET', owner)
   if current == token then
     call('PEXPIRE', owner, ttl)
     return 2 * next_fence() + some(call('LLEN', queue))
   end
   local process, number = parts_of(current)
   if may_be_record and not process then
-    return current
+    return call('STRLEN', owner) > 16384 and 1 or call('GET', owner)
   end
   local remaining = call('PTTL', owner)
   if may_queue then
