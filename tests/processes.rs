@@ -114,7 +114,10 @@ fn worker(url: &str) {
     let end = runtime.block_on(async {
         let locks = builder.connect(url).await.unwrap();
         let client = redis::Client::open(url).unwrap();
-        let redis = client.get_multiplexed_async_connection().await.unwrap();
+        // A process that was frozen is not too late for an answer.
+        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+        let redis = client.get_multiplexed_async_connection_with_config(&patient);
+        let redis = redis.await.unwrap();
         say("ready");
         obey(locks, &redis, received).await
     });

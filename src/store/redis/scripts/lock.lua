@@ -15,6 +15,8 @@
 -- records are kept, the record.
 
 local call = redis.call
+-- A record of more bytes does not come along. (A token is shorter.)
+local LONG = 16384
 local clock, epoch, inbox, ttl, grant_ttl, quarantine = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
 -- Whether somebody may trust a lease that this server knows nothing of. A server that lost its data has no epoch; one that
@@ -89,15 +91,14 @@ local function acquire(owner, queue, token, may_queue, may_be_record)
     end
     return 2 * next_fence() + some(waiting)
   end
-  -- A token is shorter than that.
-  local current = may_be_record and call('GETRANGE', owner, 0, 63) or call('GET', owner)
+  local current = may_be_record and call('GETRANGE', owner, 0, LONG) or call('GET', owner)
   if current == token then
     call('PEXPIRE', owner, ttl)
     return 2 * next_fence() + some(call('LLEN', queue))
   end
   local process, number = parts_of(current)
   if may_be_record and not process then
-    return call('STRLEN', owner) > 16384 and 1 or call('GET', owner)
+    return #current > LONG and 1 or current
   end
   local remaining = call('PTTL', owner)
   if may_queue then
