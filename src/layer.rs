@@ -12,7 +12,7 @@ use tower_layer::Layer;
 use crate::error::{Error, ErrorKind};
 use crate::key::{IntoLockKey, KeyResult, LockKey};
 use crate::manager::LockManager;
-use crate::rejection::Rejection;
+use crate::rejection::{Rejection, Respond};
 use crate::service::DistributedLock;
 
 /// Runs every request under a lock, so that requests for one key run one at a time, on all nodes.
@@ -74,7 +74,6 @@ pub(crate) struct Config {
 }
 
 type FindKey = dyn Fn(&Parts) -> KeyResult + Send + Sync;
-type Respond = dyn Fn(&Rejection) -> Response<Bytes> + Send + Sync;
 
 /// How long a request holds its lock: see [`DistributedLockLayer::hold`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -265,12 +264,7 @@ impl Config {
     }
 
     pub(crate) fn respond(&self, rejection: Rejection) -> Response<Bytes> {
-        let mut response = match &self.rejection {
-            Some(respond) => respond(&rejection),
-            None => rejection.to_response(),
-        };
-        response.extensions_mut().insert(rejection);
-        response
+        rejection.answer(self.rejection.as_deref())
     }
 }
 

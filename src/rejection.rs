@@ -19,6 +19,9 @@ pub struct Rejection {
     is_grpc: bool,
 }
 
+/// Replaces [`Rejection::to_response`].
+pub(crate) type Respond = dyn Fn(&Rejection) -> Response<Bytes> + Send + Sync;
+
 /// Which layer rejects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Layer {
@@ -121,6 +124,16 @@ impl Rejection {
         ) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        response
+    }
+
+    /// The response by the user's closure, or the default one, with what it is about in its extensions.
+    pub(crate) fn answer(self, respond: Option<&Respond>) -> Response<Bytes> {
+        let mut response = match respond {
+            Some(respond) => respond(&self),
+            None => self.to_response(),
+        };
+        response.extensions_mut().insert(self);
         response
     }
 

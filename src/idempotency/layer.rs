@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind};
 use crate::key::{self, IntoLockKey, KeyResult, LockKey};
 use crate::layer::OnLost;
 use crate::manager::LockManager;
-use crate::rejection::Rejection;
+use crate::rejection::{Rejection, Respond};
 
 /// Runs the service inside once for each idempotency key, and gives every duplicate the same answer.
 ///
@@ -95,7 +95,6 @@ type FindKey = dyn Fn(&Parts, &Bytes) -> KeyResult + Send + Sync;
 type FindScope = dyn Fn(&Parts) -> KeyResult + Send + Sync;
 type TakeFingerprint = dyn Fn(&Parts, &Bytes) -> Fingerprint + Send + Sync;
 type Remember = dyn Fn(StatusCode) -> bool + Send + Sync;
-type Respond = dyn Fn(&Rejection) -> Response<Bytes> + Send + Sync;
 
 const MIB: usize = 1 << 20;
 /// Redis takes no longer strings than this, and a record is a little longer than the body in it.
@@ -384,12 +383,7 @@ impl Config {
     }
 
     pub(super) fn respond(&self, rejection: Rejection) -> Response<Bytes> {
-        let mut response = match &self.rejection {
-            Some(respond) => respond(&rejection),
-            None => rejection.to_response(),
-        };
-        response.extensions_mut().insert(rejection);
-        response
+        rejection.answer(self.rejection.as_deref())
     }
 }
 
