@@ -89,6 +89,7 @@ mod layer;
 mod manager;
 mod rejection;
 mod service;
+mod shield;
 mod store;
 mod sync;
 mod trace;

@@ -177,10 +177,7 @@ impl LockManagerBuilder {
     /// the cause, if the server cannot be used.
     pub async fn connect(self, url: &str) -> Result<LockManager, Error> {
         let locks = self.connect_lazy(url)?;
-        if let Store::Redis(redis) = &locks.core.store {
-            let link = redis.connect().await?;
-            locks.core.start(Some(link));
-        }
+        locks.core.connect().await?;
         Ok(locks)
     }
 

@@ -22,6 +22,9 @@ use crate::guard::LockGuard;
 use crate::key::LockKey;
 use crate::trace::{self, Stopwatch};
 
+/// For an answer that is on its way inside the process.
+const A_MOMENT: Duration = Duration::from_millis(10);
+
 /// Takes locks. One for each process: it owns the connection to Redis, the queues of waiting requests,
 /// and the renewals. A clone is cheap and shares everything.
 ///
@@ -151,27 +154,33 @@ impl LockManager {
 
     async fn request(&self, key: &LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
         let mut request = self.core.request(key, wait.is_some())?;
-        let answer = match wait {
-            // The store answers in time, or says that it cannot: a timer for each request would be
-            // one of its greater costs.
-            None => (&mut request.answer).await.ok(),
-            Some(wait) => match timeout(wait, &mut request.answer).await {
-                Ok(answer) => answer.ok(),
-                // It may have come at the last moment, and would be lost with the request.
-                Err(_) => {
-                    request.answer.close();
-                    request.answer.try_recv().ok()
-                }
-            },
+        let limit = wait.or_else(|| self.core.answers_within());
+        let answer = match limit {
+            Some(limit) => timeout(limit, &mut request.answer).await,
+            None => Ok((&mut request.answer).await),
         };
+        let answer = match answer {
+            Ok(answer) => Some(answer),
+            // A process that was stopped is told of the time before it is told of the answer.
+            Err(_) if wait.is_none() => timeout(A_MOMENT, &mut request.answer).await.ok(),
+            Err(_) => None,
+        };
+        // It may have come at the last moment, and would be lost with the request.
+        let answer = answer.map(Result::ok).or_else(|| {
+            request.answer.close();
+            request.answer.try_recv().ok().map(Some)
+        });
         match answer {
             Some(answer) => {
                 request.is_answered = true;
-                answer
+                // Without one, its slot was given up.
+                answer.unwrap_or_else(|| Err(Error::of(ErrorKind::Unavailable)))
             }
-            None if self.core.store.is_available() => Err(Error::of(ErrorKind::TimedOut)),
-            // The lock may well be free.
-            None => Err(Error::of(ErrorKind::Unavailable)),
+            None => {
+                let overdue = request.give_up();
+                let kind = wait.map_or(ErrorKind::Unavailable, |_| overdue);
+                Err(Error::of(kind))
+            }
         }
     }
 

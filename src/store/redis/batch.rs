@@ -95,6 +95,7 @@ pub(super) fn call<'a>(
             Command::Release { token, .. } => ("release", token),
             Command::Complete { token } => ("complete", token),
             Command::Renew { token } => ("renew", token),
+            Command::Check { token } => ("check", token),
         };
         call.arg(operation);
         name.clear();
@@ -132,7 +133,7 @@ pub(super) fn look<'a>(
 pub(super) fn is_watched(command: Command) -> bool {
     matches!(
         command,
-        Command::Renew { .. } | Command::Acquire { watch: true, .. }
+        Command::Renew { .. } | Command::Check { .. } | Command::Acquire { watch: true, .. }
     )
 }
 
@@ -144,7 +145,8 @@ pub(super) fn is_as_left(
     seen: &Value,
 ) -> bool {
     match (command, answer) {
-        (Command::Renew { token }, Answer::Renewed { .. }) => {
+        (Command::Renew { token }, Answer::Renewed { .. })
+        | (Command::Check { token }, Answer::Intact) => {
             let owner = format!("{}:{token}", settings.manager.simple());
             matches!(seen, Value::BulkString(seen) if *seen == owner.as_bytes())
         }
@@ -232,7 +234,10 @@ fn answer(command: Command, reply: i64) -> Answer {
             fence: number / 2,
             wanted: number % 2 == 1,
         },
-        (Command::Renew { .. } | Command::Complete { .. }, 1) => Answer::Gone,
+        (Command::Renew { .. } | Command::Check { .. } | Command::Complete { .. }, 1) => {
+            Answer::Gone
+        }
+        (Command::Check { .. }, _) => Answer::Intact,
         (Command::Complete { .. }, _) => Answer::Completed,
         (Command::Renew { .. }, _) => Answer::Renewed { wanted: reply == 3 },
         (Command::Release { .. }, _) => Answer::Released {
@@ -270,10 +275,12 @@ pub(super) fn message(
     let (notice, owner) = match kind {
         "g" => {
             let (fence, rest) = rest.split_once(':')?;
+            let (ttl, rest) = rest.split_once(':')?;
             let (wanted, owner) = rest.split_once(':')?;
             let granted = Granted {
                 token,
                 fence: fence.parse().ok().filter(|fence| *fence <= MAX_FENCE)?,
+                ttl: Duration::from_millis(ttl.parse().ok()?),
                 wanted: wanted == "1",
                 after,
             };
@@ -360,11 +367,12 @@ mod tests {
         let granted = Granted {
             token: 12,
             fence: 1_795_000_000_000_000,
+            ttl: Duration::from_millis(300),
             wanted: true,
             after,
         };
         assert_eq!(
-            message("lock:", b"g12:1795000000000000:1:lock:a:b", after),
+            message("lock:", b"g12:1795000000000000:300:1:lock:a:b", after),
             Some((key.clone(), Notice::Granted(granted)))
         );
         assert_eq!(
@@ -384,8 +392,9 @@ mod tests {
             b"",
             b"w7:lock:",
             b"g7:lock:a",
-            b"g7:1:1:other:a",
-            b"g7:9007199254740993:1:lock:a",
+            b"g7:1:300:1:other:a",
+            b"g7:1:lock:a",
+            b"g7:9007199254740993:300:1:lock:a",
         ] {
             assert_eq!(message("lock:", nonsense, None), None);
         }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
 use redis::{ErrorKind as RedisKind, RedisError, ServerErrorKind, Value};
-use tokio::time::MissedTickBehavior;
-use tokio::time::timeout;
+use tokio::sync::oneshot;
+use tokio::time::{MissedTickBehavior, timeout};
 
 use super::RedisStore;
 use super::batch::{self, Call};
@@ -47,10 +47,11 @@ enum End {
 }
 
 impl RedisStore {
-    /// Runs until `is_finished`. If it is dropped before, it can be run again.
+    /// Runs until `is_finished`. If it is dropped before, it can be run again. Where somebody waits to be told that it has
+    /// `connected`, it ends if it cannot.
     pub(crate) async fn run(
         &self,
-        mut link: Option<Link>,
+        mut connected: Option<oneshot::Sender<Result<(), Error>>>,
         events: &impl Events,
         is_finished: impl Fn() -> bool,
     ) {
@@ -58,15 +59,19 @@ impl RedisStore {
         let mut grants = Grants::default();
         loop {
             let began = Time::now();
-            let ready = match link.take() {
-                Some(link) => Ok(link),
-                None => self.connect().await,
-            };
+            let ready = self.connect().await;
+            if let (Some(connected), Err(error)) = (connected.take_if(|_| ready.is_err()), &ready) {
+                let _ = connected.send(Err(error.clone()));
+                return;
+            }
             let error = match ready {
                 Ok(link) => {
                     self.breaker.close();
                     events.reconnected();
                     self.connected.store(true, Ordering::Relaxed);
+                    if let Some(connected) = connected.take() {
+                        let _ = connected.send(Ok(()));
+                    }
                     let end = self
                         .serve(link, events, &is_finished, &mut grants, &mut backoff)
                         .await;
@@ -357,7 +362,7 @@ impl RedisStore {
                     events.notice(&key, Notice::Changed);
                 }
             }
-            Push::AllChanged => events.reconnected(),
+            Push::AllChanged => events.all_changed(),
             Push::Closed => return Err(()),
         }
         Ok(())
@@ -403,7 +408,7 @@ fn deliver(
                     events.notice(&key, Notice::Changed);
                 }
             }
-            Err(_) if pending.ends_hold() && !on_the_way.store.has_expired(&pending, now) => {
+            Err(_) if pending.ends_hold() && !on_the_way.store.is_over(&pending, now, events) => {
                 on_the_way.keep(pending);
             }
             Err(error) => {

@@ -22,9 +22,11 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use breaker::Breaker;
-pub(crate) use connection::{Address, Link};
+pub(crate) use connection::Address;
 use long::LongRecords;
 use queue::{Pending, Queue};
+
+use connection::Link;
 
 use super::{Command, Failure, Farewell, Outcome};
 use crate::clock::Time;
@@ -121,7 +123,7 @@ impl RedisStore {
     }
 
     /// Connects, and readies the connection: the inbox is subscribed to before any command is sent.
-    pub(crate) async fn connect(&self) -> Result<Link, Error> {
+    async fn connect(&self) -> Result<Link, Error> {
         self.address.connect(&self.settings).await
     }
 }

@@ -9,6 +9,7 @@ use super::RedisStore;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
+use crate::shield::shielded;
 use crate::store::{Answer, Command, Events, Failure, Farewell, Outcome, settled};
 
 /// Script calls on their way at once. What is submitted meanwhile goes out together, in the next.
@@ -207,7 +208,7 @@ impl RedisStore {
             queued
                 .into_iter()
                 .partition(|pending| match pending.ends_hold() {
-                    true => self.has_expired(pending, now),
+                    true => self.is_over(pending, now, events),
                     false => fails(pending),
                 });
         // What was never sent needs no release.
@@ -231,8 +232,12 @@ impl RedisStore {
     }
 
     /// Whether there is no lock left to release or to complete.
-    pub(super) fn has_expired(&self, pending: &Pending, now: Time) -> bool {
+    pub(super) fn is_over(&self, pending: &Pending, now: Time, events: &impl Events) -> bool {
         now.since(pending.submitted) > self.settings.ttl
+            && !match pending.command {
+                Command::Complete { token } => events.is_held(&pending.key, token),
+                _ => false,
+            }
     }
 
     /// The commands of a call fail, but for those that end a hold: they are put back.
@@ -291,13 +296,14 @@ impl Pending {
         events: &impl Events,
     ) {
         if let Some(receipt) = self.farewell.receipt {
-            let _ = receipt.send(match result {
+            let settled = match result {
                 // Perhaps by an earlier attempt, whose answer was lost.
                 Ok(Answer::Released { had_it: false, .. }) if self.attempts > 1 => {
                     Err(Error::of(ErrorKind::Unavailable))
                 }
                 _ => settled(&result),
-            });
+            };
+            shielded(|| receipt.send(settled));
         }
         events.answered(&self.key, self.command, Outcome { sent_at, result });
     }

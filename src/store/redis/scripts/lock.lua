@@ -105,8 +105,12 @@ local function acquire(owner, queue, token, may_queue, may_be_record)
     if not call('LPOS', queue, token) and call('RPUSH', queue, token) == 1 and process then
       tell(process, 'w' .. number .. ':' .. owner)
     end
-    -- Every waiter asks again within the holder's time to live, so a queue that expires is one of the dead.
-    call('PEXPIRE', queue, math.max(remaining, 0) + 3 * ttl)
+    -- Every waiter asks again within the holder's time to live, or its own, so a queue that expires is
+    -- one of the dead. It is never shortened: another process may ask less often than this one.
+    local lasts = math.max(remaining, 0) + 3 * ttl
+    if call('PTTL', queue) < lasts then
+      call('PEXPIRE', queue, lasts)
+    end
   end
   return -(4 + 2 * remaining + (process and 0 or 1))
 end
@@ -122,7 +126,8 @@ local function grant(owner, queue)
     if process and is_there(process) then
       local fence = next_fence()
       call('SET', owner, token, 'PX', grant_ttl)
-      tell(process, string.format('g%s:%.0f:%d:%s', number, fence, some(call('LLEN', queue)), owner))
+      local wanted = some(call('LLEN', queue))
+      tell(process, string.format('g%s:%.0f:%s:%d:%s', number, fence, grant_ttl, wanted, owner))
       return true
     end
     token = call('LPOP', queue)
@@ -177,6 +182,12 @@ local function renew(owner, queue, token)
   return 2 + some(call('LLEN', queue))
 end
 
+-- 2: the lock is this token's. 1: it is not. It writes nothing: Redis tells the clients that watch a name of every write
+-- to it, in whatever database, and another's check would follow.
+local function check(owner, token)
+  return call('GET', owner) == token and 2 or 1
+end
+
 local replies, failure, number, at, last = {}, nil, 0, 5, #ARGV
 local function carry_out_the_rest()
   while at <= last do
@@ -187,6 +198,8 @@ local function carry_out_the_rest()
       replies[number] = release(owner, queue, token)
     elseif operation == 'renew' then
       replies[number] = renew(owner, queue, token)
+    elseif operation == 'check' then
+      replies[number] = check(owner, token)
     elseif operation == 'complete' then
       at = at + 2
       replies[number] = complete(owner, queue, token, ARGV[at - 2], ARGV[at - 1])
