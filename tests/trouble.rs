@@ -137,7 +137,7 @@ async fn answers_that_stop_are_noticed_and_what_arrives_late_leaves_no_lock() {
 }
 
 #[tokio::test]
-async fn a_wait_ends_on_time_though_redis_does_not_answer() {
+async fn a_wait_ends_on_time_though_redis_does_not_answer_and_says_so() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port).await;
     let locks = LockManager::builder()
@@ -151,7 +151,8 @@ async fn a_wait_ends_on_time_though_redis_does_not_answer() {
         .acquire("a", Duration::from_millis(100))
         .await
         .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    // The lock may well be free.
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(started.elapsed() < Duration::from_secs(8));
 }
 

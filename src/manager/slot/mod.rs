@@ -392,10 +392,16 @@ impl<W> Slot<W> {
             let held = *held;
             self.grant_first(held, effects);
         } else {
-            // Behind the processes that wait, at once if there are none.
-            let (token, wanted) = (held.token, true);
-            effects.push(Effect::Send(Command::Release { token, wanted }));
+            let release = Effect::Send(Command::Release {
+                token: held.token,
+                wanted: true,
+            });
+            // Behind the processes that wait: they are to learn from their grant that this one waits again. Where none does,
+            // the lock is taken again at once.
+            let in_line = held.wanted.is_some();
             self.ask(Question::anew(env.next_id()), effects);
+            let place = effects.len() - usize::from(!in_line);
+            effects.insert(place, release);
         }
         true
     }

@@ -4,7 +4,8 @@ use super::*;
 
 const TTL: Duration = Duration::from_secs(10);
 
-/// Who acts on what a slot has or wants.
+/// Who acts on what a slot has or wants. For the model, of which this file is a part.
+#[allow(dead_code)]
 pub(crate) enum Standing {
     Nothing,
     Waiters,
@@ -12,6 +13,7 @@ pub(crate) enum Standing {
     Record { token: u64 },
 }
 
+#[allow(dead_code)]
 impl<W> Slot<W> {
     pub(crate) fn stands_for(&self) -> Standing {
         match &self.state {
@@ -760,12 +762,8 @@ fn while_another_process_waits_only_a_burst_goes_first() {
     table.notice(Notice::Wanted { token: 1 });
     assert_eq!(table.finish(), ["grant b 7169"]);
     assert_eq!(table.finish(), ["grant c 7170"]);
-    let effects = table.finish();
-    assert_eq!(effects[0], "release 1");
-    assert!(
-        effects[1].starts_with("acquire "),
-        "behind the others: {effects:?}"
-    );
+    // In line before the lock goes to the next, who so learns of it.
+    assert_eq!(table.finish(), ["acquire 5 queue", "release 1"]);
 }
 
 #[test]
@@ -774,7 +772,7 @@ fn a_burst_ends_by_the_clock_too() {
     table.request('b', true);
     table.notice(Notice::Wanted { token: 1 });
     table.pass(Duration::from_secs(1));
-    assert_eq!(table.finish()[0], "release 1");
+    assert_eq!(table.finish()[1], "release 1");
 }
 
 #[test]
@@ -826,7 +824,7 @@ fn the_lines_for_all_keys_together_are_bounded() {
     table.has_room = false;
     table.notice(Notice::Wanted { token: 1 });
     table.pass(Duration::from_secs(1));
-    assert_eq!(table.finish()[1], "acquire 3 queue");
+    assert_eq!(table.finish()[0], "acquire 3 queue");
     assert!(table.acquire_answered(3, Duration::ZERO, HELD).is_empty());
 }
 

@@ -295,17 +295,18 @@ impl Pending {
         result: Result<Answer, Failure>,
         events: &impl Events,
     ) {
+        let settled = match result {
+            // Perhaps by an earlier attempt, whose answer was lost.
+            Ok(Answer::Released { had_it: false, .. }) if self.attempts > 1 => {
+                Err(Error::of(ErrorKind::Unavailable))
+            }
+            _ => settled(&result),
+        };
+        events.answered(&self.key, self.command, Outcome { sent_at, result });
+        // The next request of whoever waits for this is to find the slot as it now is.
         if let Some(receipt) = self.farewell.receipt {
-            let settled = match result {
-                // Perhaps by an earlier attempt, whose answer was lost.
-                Ok(Answer::Released { had_it: false, .. }) if self.attempts > 1 => {
-                    Err(Error::of(ErrorKind::Unavailable))
-                }
-                _ => settled(&result),
-            };
             shielded(|| receipt.send(settled));
         }
-        events.answered(&self.key, self.command, Outcome { sent_at, result });
     }
 }
 
