@@ -21,6 +21,8 @@ use std::fmt;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use crate::content::Whole;
+
 const MAGIC: &[u8] = b"TDLR";
 const VERSION: u8 = 1;
 
@@ -39,13 +41,6 @@ pub(crate) struct Record {
     pub(crate) headers: HeaderMap,
     /// `None`: it was not kept.
     pub(crate) body: Option<Whole>,
-}
-
-/// A body that has come to its end.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Whole {
-    pub(crate) data: Bytes,
-    pub(crate) trailers: Option<HeaderMap>,
 }
 
 /// Why a record cannot be read.

@@ -11,8 +11,9 @@ use tower::{BoxError, Service};
 use super::body::IdempotencyBody;
 use super::layer::Config;
 use super::read;
-use super::record::{Fingerprint, Record, Whole};
+use super::record::{Fingerprint, Record};
 use super::service::fixed;
+use crate::content::Whole;
 use crate::guard::LockGuard;
 use crate::layer::OnLost;
 use crate::rejection::{Layer, Rejection, RejectionKind};
@@ -106,7 +107,8 @@ where
         let record = None;
         return Ok(Answer { response, record });
     }
-    let (body, kept) = match read::response(body, run.config.max_response_body).await {
+    let limit = run.config.max_response_body;
+    let (body, kept) = match read::response(&head, body, limit, run.protocol).await {
         read::Response::Whole(whole) => {
             let trailers = whole.trailers.as_ref();
             let status = meaning(head.status, &head.headers, trailers);
