@@ -633,12 +633,17 @@ async fn a_record_that_cannot_be_read_is_an_error_and_left_alone() {
     newer[4] += 1;
     let mut flagged = good.clone();
     flagged[5] |= 128;
+    // Another answer, in the right form.
+    let mut damaged = good.clone();
+    let body = damaged.windows(5).position(|text| text == b"run 1");
+    damaged[body.unwrap() + 4] = b'3';
     for bad in [
         b"something else".to_vec(),
         b"".to_vec(),
         b"TDLR".to_vec(),
         newer,
         flagged,
+        damaged,
         good[..good.len() - 1].to_vec(),
         [&good[..], b"x"].concat(),
     ] {
