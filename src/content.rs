@@ -18,8 +18,8 @@ pin_project! {
         Whole { whole: Whole },
         // The frames go first.
         Begun { begun: Frames, rest: Rest<B> },
-        // The server sends none of it, and looks at its length for the head.
-        Unsent { length: SizeHint },
+        // The server sends none of it, and tells its length in the head, if that is known.
+        Unsent { length: Option<u64> },
     }
 }
 
@@ -192,7 +192,7 @@ where
                 }
                 hint
             }
-            Self::Unsent { length } => length.clone(),
+            Self::Unsent { length } => length.map_or_else(SizeHint::new, SizeHint::with_exact),
         }
     }
 }

@@ -301,7 +301,7 @@ where
         (Content::fixed(Bytes::new()), true)
     } else if last_byte == Some(0) || !protocol.has_body(&head) {
         // Dropped: the work ends before its lock does.
-        let length = body.size_hint();
+        let length = body.size_hint().exact();
         (Content::Unsent { length }, true)
     } else if config.release_before_response {
         take(body, last_byte, held, cx)
