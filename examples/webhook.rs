@@ -209,8 +209,9 @@ impl<'a> Delivery<'a> {
             Ok(sent) if is_time(timestamp) => sent,
             _ => return Err("a webhook-timestamp that is not one"),
         };
-        // In what is signed, it must be clear where the id ends: the first time behind a full stop is that of the delivery. Else
-        // whoever can write into an event could have a part of it taken for another one, which nobody signed.
+        // In what is signed, it must be clear where the id ends: the first time behind a full stop
+        // is that of the delivery. Else whoever can write into an event could have a part of it
+        // taken for another one, which nobody signed.
         if id.split('.').skip(1).any(is_time) {
             return Err("a webhook-id with a time behind a full stop");
         }
@@ -225,7 +226,8 @@ impl<'a> Delivery<'a> {
     }
 }
 
-/// Whether that looks like the time of a delivery: seconds since 1970, with ten digits until the year 2286.
+/// Whether that looks like the time of a delivery: seconds since 1970, with ten digits until the
+/// year 2286.
 fn is_time(text: &str) -> bool {
     text.len() == 10 && text.bytes().all(|byte| byte.is_ascii_digit())
 }

@@ -21,7 +21,8 @@ pub fn record(bytes: &[u8]) {
         }
     };
     check(Bytes::copy_from_slice(bytes));
-    // Between a record's beginning and its checksum, which are found by chance only after a long time.
+    // Between a record's beginning and its checksum, which are found by chance only after a long
+    // time.
     check(seal([b"TDLR\x01", bytes].concat()[..].into()));
 }
 

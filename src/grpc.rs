@@ -28,8 +28,9 @@ fn is_type(headers: &HeaderMap, name: &[u8]) -> bool {
     })
 }
 
-/// How much longer the client of a call waits for its answer, gRPC-Web or not, from the header `grpc-timeout`: at most eight
-/// digits and a unit, as the [protocol](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md) has it. `None` if
+/// How much longer the client of a call waits for its answer, gRPC-Web or not, from the header
+/// `grpc-timeout`: at most eight digits and a unit, as the
+/// [protocol](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md) has it. `None` if
 /// there is none, or none that can be read.
 pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     if !is_grpc(headers) && !is_grpc_web(headers) {

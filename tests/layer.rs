@@ -1148,7 +1148,8 @@ async fn release_before_response_withholds_the_head_where_all_is_there_at_once()
     }
 }
 
-/// How a body may come: with so many frames of such a length, and whether it is in one piece behind its head.
+/// How a body may come: with so many frames of such a length, and whether it is in one piece behind
+/// its head.
 #[tokio::test]
 async fn release_before_response_keeps_back_no_more_than_64_kib_of_several_frames() {
     let locks = LockManager::in_memory();

@@ -562,7 +562,9 @@ fn respond(path: &str) -> Response<Body> {
     response.unwrap()
 }
 
-/// A client may go on as soon as it has the head, to another node. In one thread, so that nothing runs beside a write.
+/// A client may go on as soon as it has the head, to another node.
+///
+/// In one thread: what a write finds in Redis is what was there before it.
 #[tokio::test]
 async fn before_the_first_byte_of_a_response_that_is_there_at_once() {
     let stage = Stage::new().await;

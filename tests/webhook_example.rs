@@ -196,7 +196,8 @@ async fn an_id_may_have_full_stops() {
     }
 }
 
-/// What is signed are an id, a time and a body with full stops between them: no more than one way to take that apart is let in.
+/// What is signed are an id, a time and a body with full stops between them: no more than one way
+/// to take that apart is let in.
 #[tokio::test(start_paused = true)]
 async fn a_signature_is_good_for_one_event_alone() {
     let (app, now) = (in_memory(), now());

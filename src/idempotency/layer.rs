@@ -296,9 +296,10 @@ impl IdempotencyLayer {
 
     /// How many bytes of an answer's body are kept. Default: 1 MiB.
     ///
-    /// A longer one, and one that is not there at once and whose length neither it nor a `Content-Length` tells, passes through
-    /// untouched. Its request counts as completed: a duplicate gets its status and headers, without a body, and never runs.
-    /// One that fails, or ends before that length, counts as not completed.
+    /// A longer one, and one that is not there at once and whose length neither it nor a
+    /// `Content-Length` tells, passes through untouched. Its request counts as completed: a
+    /// duplicate gets its status and headers, without a body, and never runs. One that fails, or
+    /// ends before that length, counts as not completed.
     ///
     /// An answer of more than 16 KiB is replayed over a second connection to Redis, and takes a second round trip. Redis does
     /// nothing else while its script writes one: about 1.5 ms for a MiB.

@@ -84,7 +84,8 @@ where
             return Err(error);
         }
     };
-    // A run that was not stopped, as it blocked its thread, is no success if another may have begun beside it.
+    // A run that was not stopped, as it blocked its thread, is no success if another may have begun
+    // beside it.
     match ended {
         Err(error) if error.kind() == ErrorKind::Lost && config.on_lost == OnLost::Cancel => {
             Ok(config.respond(lost).map(fixed))
