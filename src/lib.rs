@@ -76,6 +76,7 @@
 
 mod body;
 mod clock;
+mod content;
 mod detach;
 mod error;
 mod future;
