@@ -696,6 +696,41 @@ async fn managers_with_other_prefixes_have_other_records() {
     }
 }
 
+/// A duplicate that waits, on another node or on the same, makes nobody give up the lock of the first run.
+#[tokio::test]
+async fn an_answer_that_redis_refuses_for_a_moment_is_replayed_to_whoever_waits_for_it() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let waits = |locks: &LockManager| layer(locks).wait(PATIENCE);
+    for (round, is_elsewhere) in [true, false].into_iter().cycle().take(6).enumerate() {
+        let one = minute().connect(&server.url()).await.unwrap();
+        let two = minute().connect(&server.url()).await.unwrap();
+        let (runs, gate) = (Runs::default(), Gate::new());
+        let first = App::new(&waits(&one), runs.gated(&gate));
+        let second = App::new(&waits(&two), runs.handler());
+        let key = format!("refused-{round}");
+        let running = first.begin(post(&key)).await;
+        gate.arrived().await;
+        run(&redis, "CONFIG SET maxmemory 1").await;
+        gate.open();
+        eventually("Redis has refused the answer", || async {
+            let errors = run(&redis, "INFO errorstats").await;
+            let errors: String = redis::from_redis_value(errors).unwrap();
+            errors.contains("OOM")
+        })
+        .await;
+        run(&redis, "CONFIG SET maxmemory 0").await;
+        run(&redis, "CONFIG RESETSTAT").await;
+        let duplicate = match is_elsewhere {
+            true => second.send(post(&key)).await,
+            false => first.send(post(&key)).await,
+        };
+        duplicate.is_replay_of(1);
+        soon("its answer", running).await.unwrap().is_run(1);
+        assert_eq!(runs.count(), 1);
+    }
+}
+
 /// Redis closes the connection of a subscriber that is to be sent more than 32 MiB at once.
 #[tokio::test]
 async fn long_answers_are_replayed_however_many_are_wanted_at_once() {

@@ -385,6 +385,8 @@ pub enum Mode {
     Hold,
     /// Requests get through, answers are kept back.
     HoldAnswers,
+    /// Answers get through, requests are kept back.
+    HoldRequests,
     Close,
 }
 
@@ -450,7 +452,12 @@ async fn forward(
         let Ok(length @ 1..) = read else {
             return;
         };
-        let held = |mode: &Mode| *mode == Mode::Hold || answers && *mode == Mode::HoldAnswers;
+        let held = |mode: &Mode| match mode {
+            Mode::Hold => true,
+            Mode::HoldAnswers => answers,
+            Mode::HoldRequests => !answers,
+            Mode::Forward | Mode::Close => false,
+        };
         match mode.wait_for(|mode| !held(mode)).await {
             Ok(mode) if *mode == Mode::Close => return,
             Ok(_) => {}
