@@ -700,7 +700,7 @@ impl World {
                 Answer::Completed
             }
             Reply::Gone => Answer::Gone,
-            Reply::Failed => unreachable!("no key has a wrong type"),
+            Reply::Failed { .. } => unreachable!("no key has a wrong type"),
         }
     }
 

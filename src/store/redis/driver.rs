@@ -370,7 +370,9 @@ fn deliver(
         .calls
         .front()
         .map_or(&[][..], |(_, commands)| commands);
-    let commands = commands.iter().map(|pending| pending.command);
+    let commands = commands
+        .iter()
+        .map(|pending| (&pending.key, pending.command));
     let answers = batch::answers(commands, reply.answers).map_err(|error| refused(&error))?;
     let (sent_at, commands) = on_the_way.pop();
     let settings = &on_the_way.store.settings;
@@ -400,13 +402,13 @@ fn deliver(
             Err(_) if pending.ends_hold() && !on_the_way.store.has_expired(&pending, now) => {
                 on_the_way.keep(pending);
             }
-            Err(error) => {
+            Err(Failure { error, unknown }) => {
                 // A replica stays one, but behind the same address there may be a primary now.
                 if error.to_string().contains("READONLY") {
                     of_no_use = Err(error.clone());
                 }
-                // It may have failed half-way.
-                let unknown = true;
+                // An earlier attempt may have got it something.
+                let unknown = unknown || pending.may_have_been_carried_out_before();
                 pending.finish(sent_at, Err(Failure { error, unknown }), events);
             }
         }

@@ -236,7 +236,7 @@ impl RedisStore {
         }
         // Shared out among the calls that may go now, so that Redis works on one while we do on another.
         let share = length.div_ceil(FEW_CALLS.saturating_sub(calls).max(1));
-        let count = share.max(FEW).min(MAX_COMMANDS);
+        let count = share.clamp(FEW, MAX_COMMANDS);
         let mut taken: Vec<Pending> = std::iter::from_fn(|| queue.pop()).take(count).collect();
         if length <= FEW {
             let urgent: Vec<LockKey> = taken
@@ -303,8 +303,7 @@ impl RedisStore {
         let (ends, others) = commands.into_iter().partition(Pending::ends_hold);
         self.put_back(ends);
         for pending in others {
-            // An earlier attempt may have been carried out.
-            let unknown = is_unknown || pending.attempts > 1 || pending.is_asked_again();
+            let unknown = is_unknown || pending.may_have_been_carried_out_before();
             let error = error.clone();
             pending.finish(sent_at, Err(Failure { error, unknown }), events);
         }
@@ -330,6 +329,11 @@ impl Pending {
     /// Whether the token of an acquire may be known to Redis.
     fn is_known_there(&self) -> bool {
         self.attempts > 0 || self.is_asked_again()
+    }
+
+    /// By an attempt before the one that failed.
+    pub(super) fn may_have_been_carried_out_before(&self) -> bool {
+        self.attempts > 1 || self.is_asked_again()
     }
 
     fn is_asked_again(&self) -> bool {
