@@ -20,8 +20,9 @@ fn epoch() -> Instant {
 /// For how long the machine has been suspended since then, as far as that was [noticed](Time::now_for_certain).
 static SUSPENDED: AtomicU64 = AtomicU64::new(0);
 
-/// Two clocks cannot be read at once. What passes between their readings, in nanoseconds, is for how long a suspension may
-/// go unnoticed: readings that the scheduler has pulled further apart are taken again…
+/// Two clocks cannot be read at once. What passes between their readings, in nanoseconds, is for
+/// how long a suspension may go unnoticed: readings that the scheduler has pulled further apart are
+/// taken again…
 const TIGHT: u64 = 20_000;
 /// …so often at the most.
 const ATTEMPTS: u32 = 16;
@@ -62,7 +63,8 @@ impl Time {
     }
 }
 
-/// For how long this machine has been suspended since it was started, in nanoseconds: between these bounds.
+/// For how long this machine has been suspended since it was started, in nanoseconds: between these
+/// bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Suspended {
     at_least: u64,
@@ -70,7 +72,8 @@ struct Suspended {
 }
 
 impl Suspended {
-    /// Reads the clock that counts all the time between two readings of the one that stands still during a suspension.
+    /// Reads the clock that counts all the time between two readings of the one that stands still
+    /// during a suspension.
     ///
     /// However far apart they are, `at_least` is not too much, nor `at_most` too little.
     fn read(running: impl Fn() -> u64, all: impl Fn() -> u64) -> Self {
@@ -91,7 +94,8 @@ impl Suspended {
         tightest
     }
 
-    /// What certainly came after an earlier look: never more than there was, and so nothing while the machine runs.
+    /// What certainly came after an earlier look: never more than there was, and so nothing while
+    /// the machine runs.
     fn since(&self, earlier: &Self) -> u64 {
         self.at_least.saturating_sub(earlier.at_most)
     }
@@ -138,7 +142,8 @@ mod tests {
 
     use super::*;
 
-    /// A machine whose process is kept waiting before each reading of a clock, and which is suspended then as well.
+    /// A machine whose process is kept waiting before each reading of a clock, and which is
+    /// suspended then as well.
     #[derive(Default)]
     struct Machine {
         running: Cell<u64>,
@@ -195,7 +200,8 @@ mod tests {
     fn readings_that_are_pulled_apart_are_taken_again() {
         let ms = 1_000_000;
         let machine = Machine::default();
-        // Suspended for 3 ms, and then kept from the second clock, and from the third reading, for longer.
+        // Suspended for 3 ms, and then kept from the second clock, and from the third reading, for
+        // longer.
         machine
             .pauses
             .replace([(30, 3 * ms), (5 * ms, 0), (5 * ms, 0)].into());

@@ -185,8 +185,8 @@ fn write_queue_name(owner: &mut String) {
     }
 }
 
-/// Reads the script's reply: a result for each of the commands, in order. A reply of a form that the script does not
-/// document is an error, whatever it may mean.
+/// Reads the script's reply: a result for each of the commands, in order. A reply of a form that
+/// the script does not document is an error, whatever it may mean.
 pub(super) fn answers<'a>(
     commands: impl ExactSizeIterator<Item = (&'a LockKey, Command)>,
     reply: Value,
@@ -430,6 +430,7 @@ mod tests {
     };
     const COMPLETE: Command = Command::Complete { token: 1 };
     const RENEW: Command = Command::Renew { token: 1 };
+    const COMMANDS: [Command; 4] = [ACQUIRE, RELEASE, COMPLETE, RENEW];
 
     #[test]
     fn replies_say_what_the_script_means() {
@@ -474,7 +475,7 @@ mod tests {
         let lock = LockKey::new("a").unwrap();
         let record = LockKey::record(["a"]).unwrap();
         let too_much = 2 * (MAX_FENCE as i64 + 1);
-        for command in [ACQUIRE, RELEASE, COMPLETE, RENEW] {
+        for command in COMMANDS {
             let refuses = |reply: Value| one(&lock, command, reply).is_none();
             assert!(refuses(Value::Nil));
             assert!(refuses(Value::Int(2)));
@@ -516,7 +517,7 @@ mod tests {
             let reply = Value::Array(vec![Value::Int(reply), reason]);
             one(&key, command, reply).unwrap().unwrap_err()
         };
-        for command in [ACQUIRE, RELEASE, COMPLETE, RENEW] {
+        for command in COMMANDS {
             let failure = failure(command, 0);
             assert!(!failure.unknown && failure.error.to_string().contains("OOM"));
         }
@@ -545,7 +546,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_redis_replies_an_answer_fits_its_command(
-            commands in vec((any::<bool>(), select(&[ACQUIRE, RELEASE, COMPLETE, RENEW][..])), 0..4),
+            commands in vec((any::<bool>(), select(&COMMANDS[..])), 0..4),
             reply in prop_oneof![values(), vec(values(), 0..6).prop_map(Value::Array)],
         ) {
             let (lock, record) = (LockKey::new("a").unwrap(), LockKey::record(["a"]).unwrap());

@@ -8,22 +8,25 @@ use std::time::Duration;
 use super::RedisStore;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::key::LockKey;
+use crate::key::{Kind, LockKey};
 use crate::store::{Answer, Command, Events, Failure, Farewell, Outcome, settled};
 
 /// Script calls on their way at once. What is submitted meanwhile goes out together, in the next.
 const FEW_CALLS: usize = 2;
-/// As many may be, while each of them is full: or what is queued would have to wait for one round trip after the other.
+/// As many may be, while each of them is full and about locks alone: or what is queued would have
+/// to wait for one round trip after the other. Records are longer, and Redis closes a connection
+/// for which it has to keep too much.
 const MAX_CALLS: usize = 16;
 /// Commands in one call: bounds how long the script keeps Redis from its other clients.
 const MAX_COMMANDS: usize = 128;
 /// With more commands queued than this, all go out together.
 const FEW: usize = 8;
 
-/// What is to be sent: two lines, each in order of submission, of which the command with the lower number goes first.
+/// What is to be sent: two lines, each in order of submission, of which the command with the lower
+/// number goes first.
 ///
-/// Apart, so that whatever fails, or expires, is at the front of one of them: an outage may leave any number of releases
-/// behind, and they are not to be gone through time and again.
+/// Apart, so that whatever fails, or expires, is at the front of one of them: an outage may leave
+/// any number of releases behind, and they are not to be gone through time and again.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// What ends a hold. It stays for as long as there may be a lock.
@@ -72,7 +75,8 @@ impl Queue {
         self.len() == 0
     }
 
-    /// Whether an acquire came in since the last look, which had `seen` all that was submitted before.
+    /// Whether an acquire came in since the last look, which had `seen` all that was submitted
+    /// before.
     pub(super) fn has_new_acquire(&self, seen: &mut u64) -> bool {
         let since = std::mem::replace(seen, self.next_number);
         let newest_first = self.others.iter().rev();
@@ -81,7 +85,8 @@ impl Queue {
             .any(|pending| matches!(pending.command, Command::Acquire { .. }))
     }
 
-    /// Takes the releases of acquires that have failed and were never sent. They were submitted behind those.
+    /// Takes the releases of acquires that have failed and were never sent. They were submitted
+    /// behind those.
     fn take_needless(&mut self, failed: &[Pending]) -> Vec<Pending> {
         let unsent = failed.iter().filter_map(|pending| match pending.command {
             Command::Acquire { token, .. } if !pending.is_known_there() => {
@@ -173,7 +178,8 @@ impl<'a> OnTheWay<'a> {
         self.store.put_back(commands);
     }
 
-    /// Keeps a release to try it again.
+    /// Keeps a release to try it again. Later commands for its key overtake it: to them, the lock is
+    /// held until then. Its token is never used again, so it can end nothing that began meanwhile.
     pub(super) fn keep(&mut self, release: Pending) {
         self.store.on_the_way.fetch_add(1, Ordering::AcqRel);
         self.refused.push(release);
@@ -221,12 +227,13 @@ impl RedisStore {
         queue.ends.front().is_some_and(|first| first.has_waited)
     }
 
-    /// Takes what goes out with the next call, behind the `calls` that are on their way, if it may go now: all that is queued, in
-    /// order. While that is little, releases that nobody is known to wait for let others go first, once, and while one of
-    /// the calls is on its way.
+    /// Takes what goes out with the next call, behind the `calls` that are on their way, if it may
+    /// go now: all that is queued, in order. While that is little, releases that nobody is known to
+    /// wait for let others go first, once, and while one of the calls is on its way.
     ///
-    /// Commands for one key go in order of submission: all that are taken are older than all that stay, but for those
-    /// that let others go first, and these stay with all that are queued for their key.
+    /// Commands for one key go in order of submission: all that are taken are older than all that
+    /// stay, but for those that let others go first, and these stay with all that are queued for
+    /// their key.
     pub(super) fn take_commands(&self, calls: usize) -> Option<Vec<Pending>> {
         let mut queue = self.queue();
         let length = queue.len();
@@ -238,6 +245,10 @@ impl RedisStore {
         let share = length.div_ceil(FEW_CALLS.saturating_sub(calls).max(1));
         let count = share.clamp(FEW, MAX_COMMANDS);
         let mut taken: Vec<Pending> = std::iter::from_fn(|| queue.pop()).take(count).collect();
+        if calls >= FEW_CALLS && taken.iter().any(Pending::is_about_record) {
+            queue.put_back(taken);
+            return None;
+        }
         if length <= FEW {
             let urgent: Vec<LockKey> = taken
                 .iter()
@@ -263,8 +274,8 @@ impl RedisStore {
         (!taken.is_empty()).then_some(taken)
     }
 
-    /// Fails what `fails` at the front of the queue, but not what ends a hold: that stays for as long as there may be a
-    /// lock.
+    /// Fails what `fails` at the front of the queue, but not what ends a hold: that stays for as
+    /// long as there may be a lock.
     pub(super) fn fail_first(
         &self,
         fails: impl Fn(&Pending) -> bool,
@@ -317,6 +328,10 @@ impl Pending {
             self.command,
             Command::Release { .. } | Command::Complete { .. }
         )
+    }
+
+    fn is_about_record(&self) -> bool {
+        self.key.kind() == Kind::Record
     }
 
     /// Whether nobody waits for what this does.
@@ -544,6 +559,25 @@ mod tests {
         assert_eq!(lengths, [MAX_COMMANDS; MAX_CALLS]);
         assert_eq!(store.queue().len(), MAX_COMMANDS / 2);
         // The rest waits for the calls before it, as long as two are on their way.
+        assert!(store.take_commands(FEW_CALLS).is_none());
+        assert!(store.take_commands(FEW_CALLS - 1).is_some());
+    }
+
+    #[test]
+    fn records_are_on_their_way_in_few_calls_however_many_are_queued() {
+        let store = store(MINUTE);
+        for number in 0..4 * MAX_COMMANDS {
+            store.put(number, Command::Renew { token: 1 });
+        }
+        let record = LockKey::record(["a"]).unwrap();
+        store.submit(Time::now(), &record, acquire(1), Farewell::default());
+        for number in 0..MAX_COMMANDS {
+            store.put(number, Command::Renew { token: 1 });
+        }
+        assert!(store.take_commands(MAX_CALLS - 1).is_some());
+        for _ in 0..3 {
+            assert!(store.take_commands(FEW_CALLS).is_some());
+        }
         assert!(store.take_commands(FEW_CALLS).is_none());
         assert!(store.take_commands(FEW_CALLS - 1).is_some());
     }

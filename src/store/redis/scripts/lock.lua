@@ -8,9 +8,9 @@
 --       3: time to live of a grant that its process has not taken up yet, in ms. 4: how long no lock is given after data was
 --       lost, in ms; 0: that is not looked at.
 --       Then for each operation: what to do, token; to complete, also the record, and how long to keep it, in ms.
--- Returns one integer for each operation: what stands above its function, or 0 for an error; -2 for an error of an acquire
--- whose token has got something all the same. Behind them all comes the text of the error, if there was one (of the last
--- one, if there were several).
+-- Returns one integer for each operation: what stands above its function, or 0 for an error; -2 for
+-- an error of an acquire whose token has got something all the same. Behind them all comes the text
+-- of the error, if there was one (of the last one, if there were several).
 --
 -- A token is the process's id, a colon, and a number. Any other value of an owner is a client of another kind; or, where
 -- records are kept, the record.
@@ -76,7 +76,7 @@ local function some(count)
   return math.min(count, 1)
 end
 
--- Whether the token of the operation under way has the lock, or a place in the queue, by an acquire.
+-- Whether the acquire under way has got its token the lock, or a place in the queue.
 local got
 
 -- Acquired: 2 × fence, + 1 if processes wait. (Whoever does not queue does not look: a lock that was free has waiters only
