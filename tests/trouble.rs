@@ -752,6 +752,159 @@ async fn an_acquire_that_fails_half_way_leaves_no_lock() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     run(&redis, "DEL {lock:a}:queue").await;
     eventually_no_trace(&redis).await;
+    // The holder cannot be told that another waits, who waits all the same.
+    let guard = locks.try_acquire("a").await.unwrap();
+    run(&redis, "ACL SETUSER u +time -publish").await;
+    let other = LockManager::connect(&url).await.unwrap();
+    let error = other.acquire("a", PATIENCE).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    eventually("it left the queue", || async {
+        queue_length(&redis, "a").await == 0
+    })
+    .await;
+    drop(guard);
+    eventually_no_trace(&redis).await;
+}
+
+#[tokio::test]
+async fn after_an_acquire_that_redis_refused_there_is_nothing_to_release() {
+    let primary = RedisServer::start().await;
+    let port = primary.port.to_string();
+    let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]).await;
+    let scarce = "CONFIG SET min-replicas-to-write";
+    let (none, nine) = (format!("{scarce} 0"), format!("{scarce} 9"));
+    for (reason, server, commands, user) in [
+        ("READONLY", &replica, ["PING"; 2], ""),
+        ("OOM", &primary, ["PING", "CONFIG SET maxmemory 1"], ""),
+        (
+            "NOREPLICAS",
+            &primary,
+            ["CONFIG SET maxmemory 0", &nine],
+            "",
+        ),
+        (
+            "WRONGTYPE",
+            &primary,
+            [&none, "HSET lock:a field value"],
+            "",
+        ),
+        (
+            "Redis refused",
+            &primary,
+            ["DEL lock:a", "ACL SETUSER u on >p ~* &* +@all -set"],
+            "u:p@",
+        ),
+    ] {
+        let redis = server.client().await;
+        for command in commands {
+            run(&redis, command).await;
+        }
+        let url = format!("redis://{user}127.0.0.1:{}", server.port);
+        let minute = LockManager::builder().ttl(Duration::from_secs(60));
+        let locks = minute.connect(&url).await.unwrap();
+        let before = script_calls(&redis).await;
+        let error = unavailable(&locks).await.to_string();
+        assert!(error.contains(reason), "{reason}: {error}");
+        // A release would be refused as well, and be tried again for a minute.
+        soon(reason, locks.close()).await;
+        assert_eq!(script_calls(&redis).await, before + 1, "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_reply_of_a_wrong_form_is_refused_and_what_it_hides_is_released() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    for reply in [
+        "$1\r\nx\r\n",
+        ":1\r\n",
+        ":18014398509481986\r\n",
+        "+OK\r\n",
+        "*0\r\n",
+    ] {
+        let locks = LockManager::builder().ttl(Duration::from_secs(60));
+        let url = garbling_proxy(server.port, reply).await;
+        let locks = locks.connect(&url).await.unwrap();
+        let asked = tokio::spawn({
+            let locks = locks.clone();
+            async move { locks.try_acquire("a").await.map(drop) }
+        });
+        let error = soon("an answer", asked)
+            .await
+            .expect("no panic")
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{reply:?}");
+        assert!(error.to_string().contains("form"), "{error}");
+        eventually_no_trace(&redis).await;
+    }
+}
+
+/// Puts another reply in the place of the fence that comes with a lock.
+async fn garbling_proxy(server: u16, reply: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+            let (mut client_read, mut client_write) = client.into_split();
+            let (mut server_read, mut server_write) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut client_read, &mut server_write).await });
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 1 << 16];
+                while let Ok(length @ 1..) = server_read.read(&mut buffer).await {
+                    let text = str::from_utf8(&buffer[..length]).unwrap();
+                    let garbled = match text.strip_prefix("*1\r\n:") {
+                        Some(fence) if fence.len() > 12 => format!("*1\r\n{reply}"),
+                        _ => text.to_owned(),
+                    };
+                    client_write.write_all(garbled.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    });
+    url
+}
+
+/// How many keys Redis watches for its clients.
+async fn watched_keys(redis: &redis::aio::MultiplexedConnection) -> u64 {
+    let info: String = redis::cmd("INFO")
+        .arg("stats")
+        .query_async(&mut redis.clone())
+        .await
+        .unwrap();
+    let keys = info
+        .lines()
+        .find_map(|line| line.strip_prefix("tracking_total_keys:"));
+    keys.unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_lock_that_redis_evicts_is_told_at_once_if_redis_watches_it_and_else_at_the_first_check()
+{
+    let server = RedisServer::start_with(&["--maxmemory-policy", "allkeys-random"]).await;
+    let redis = server.client().await;
+    // No renewal can be the explanation: the first one comes after eight hours.
+    let day = LockManager::builder().ttl(Duration::from_secs(24 * 3600));
+    let locks = day.connect(&server.url()).await.unwrap();
+    for is_watched in [false, true] {
+        let guard = locks.try_acquire("a").await.unwrap();
+        if is_watched && common::has_resp3() {
+            eventually("it is watched", || async { watched_keys(&redis).await > 0 }).await;
+        } else {
+            assert_eq!(watched_keys(&redis).await, 0);
+        }
+        // Everything goes.
+        run(&redis, "CONFIG SET maxmemory 1").await;
+        let full: Result<(), _> = redis::cmd("SET")
+            .arg(&["x", "x"])
+            .query_async(&mut redis.clone())
+            .await;
+        assert!(full.is_err());
+        run(&redis, "CONFIG SET maxmemory 0").await;
+        assert_eq!(value(&redis, "lock:a").await, None);
+        assert_eq!(soon("it is told", guard.lost()).await, LostReason::Taken);
+    }
 }
 
 #[tokio::test]

@@ -80,6 +80,10 @@ impl LockManagerBuilder {
     ///
     /// A lock that another process handed over begins with two seconds (or the time to live, if that is less), and is
     /// renewed soon after: a process that does not take it up keeps it from the others no longer than that.
+    ///
+    /// Each lock that is held costs a command per [renewal](Self::renewal), of which 2048 are on
+    /// their way at once: with the default settings, a process keeps 250 000 locks at a round trip
+    /// of 10 ms. For more, make this longer.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self

@@ -121,10 +121,14 @@ impl LockManager {
         wait: Option<Duration>,
     ) -> Result<LockGuard, Error> {
         let waited = Stopwatch::start();
-        let result = self.request(&key, wait).await.map(|taken| match taken {
-            Taken::Held(guard) => guard,
-            Taken::Recorded(_) => unreachable!("no record takes the place of a lock"),
-        });
+        let result = match self.request(&key, wait).await {
+            Ok(Taken::Held(guard)) => Ok(guard),
+            Ok(Taken::Recorded(_)) => Err(Error::new(
+                ErrorKind::Unavailable,
+                "the store answered with a record where only a lock can be",
+            )),
+            Err(error) => Err(error),
+        };
         tell(&key, result.as_ref(), &waited);
         result
     }

@@ -53,7 +53,10 @@ pub enum Reply {
     /// The lock is not this token's.
     Gone,
     /// An error. What was done before it stays done.
-    Failed,
+    Failed {
+        /// Whether the token of an acquire has the lock all the same.
+        got: bool,
+    },
 }
 
 /// What is published to a process's inbox, whether it listens or not.
@@ -176,7 +179,7 @@ impl Redis {
     /// Takes the lock if it is free or this token's. If it is held and the token `may_queue`, it does, once.
     pub fn acquire(&mut self, now_ms: u64, times: Times, token: Token, may_queue: bool) -> Outcome {
         self.carry_out(now_ms, |redis, messages| {
-            redis.try_acquire(now_ms, times, token, may_queue, messages)
+            redis.acquire_or_fail(now_ms, times, token, may_queue, messages)
         })
     }
 
@@ -184,7 +187,7 @@ impl Redis {
     pub fn claim(&mut self, now_ms: u64, times: Times, token: Token, may_queue: bool) -> Outcome {
         self.carry_out(now_ms, |redis, messages| match redis.owner {
             Some(owner) if !owner.token.is_ours() => Ok(Reply::Recorded(owner.token)),
-            _ => redis.try_acquire(now_ms, times, token, may_queue, messages),
+            _ => redis.acquire_or_fail(now_ms, times, token, may_queue, messages),
         })
     }
 
@@ -297,8 +300,22 @@ impl Redis {
     ) -> Outcome {
         self.expire(now_ms);
         let mut messages = Vec::new();
-        let reply = operation(self, &mut messages).unwrap_or(Reply::Failed);
+        let failed = Reply::Failed { got: false };
+        let reply = operation(self, &mut messages).unwrap_or(failed);
         Outcome { reply, messages }
+    }
+
+    fn acquire_or_fail(
+        &mut self,
+        now_ms: u64,
+        times: Times,
+        token: Token,
+        may_queue: bool,
+        messages: &mut Vec<Message>,
+    ) -> Result<Reply, Failure> {
+        let reply = self.try_acquire(now_ms, times, token, may_queue, messages);
+        let got = self.owner.is_some_and(|owner| owner.token == token);
+        reply.or(Ok(Reply::Failed { got }))
     }
 
     fn try_acquire(

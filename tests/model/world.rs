@@ -883,7 +883,7 @@ impl World {
             }
             Reply::Intact => Answer::Intact,
             Reply::Gone => Answer::Gone,
-            Reply::Failed => unreachable!("no key has a wrong type"),
+            Reply::Failed { .. } => unreachable!("no key has a wrong type"),
         }
     }
 

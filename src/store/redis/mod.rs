@@ -92,11 +92,8 @@ impl RedisStore {
                 result: Err(Failure { error, unknown }),
             });
         }
-        let mut queue = self.queue();
-        let number = queue.next_number;
-        queue.next_number += 1;
-        queue.commands.push_back(Pending {
-            number,
+        self.queue().push(Pending {
+            number: 0,
             key: key.clone(),
             command,
             farewell,
@@ -104,13 +101,12 @@ impl RedisStore {
             attempts: 0,
             has_waited: false,
         });
-        drop(queue);
         self.submitted.ring();
         None
     }
 
     pub(crate) fn is_drained(&self) -> bool {
-        self.queue().commands.is_empty() && self.on_the_way.load(Ordering::Acquire) == 0
+        self.queue().is_empty() && self.on_the_way.load(Ordering::Acquire) == 0
     }
 
     pub(crate) fn is_connected(&self) -> bool {

@@ -8,8 +8,9 @@
 --       3: time to live of a grant that its process has not taken up yet, in ms. 4: how long no lock is given after data was
 --       lost, in ms; 0: that is not looked at.
 --       Then for each operation: what to do, token; to complete, also the record, and how long to keep it, in ms.
--- Returns one integer for each operation: 0 for an error, else what stands above its function. Behind them all comes the
--- text of the error (of the last one, if there were several).
+-- Returns one integer for each operation: what stands above its function, or 0 for an error; -2 for
+-- an error of an acquire whose token has got something all the same. Behind them all comes the text
+-- of the error, if there was one (of the last one, if there were several).
 --
 -- A token is the process's id, a colon, and a number. Any other value of an owner is a client of another kind; or, where
 -- records are kept, the record.
@@ -75,9 +76,12 @@ local function some(count)
   return math.min(count, 1)
 end
 
+-- Whether the acquire under way has got its token the lock, or a place in the queue.
+local got
+
 -- Acquired: 2 × fence, + 1 if processes wait. (Whoever does not queue does not look: a lock that was free has waiters only
 -- after an accident, and the first renewal tells.)
--- Held: - (4 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of another kind).
+-- Held: - (5 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of another kind).
 -- Quarantined: -1. The record, if there is one; 1 if it is too long to come along: Lua takes its time over long strings, and
 -- keeps Redis from its other clients.
 local function acquire(owner, queue, token, may_queue, may_be_record)
@@ -85,6 +89,7 @@ local function acquire(owner, queue, token, may_queue, may_be_record)
     return -1
   end
   if call('SET', owner, token, 'NX', 'PX', ttl) then
+    got = true
     local waiting = may_queue and call('LLEN', queue) or 0
     if waiting > 0 then
       waiting = waiting - call('LREM', queue, 0, token)
@@ -93,6 +98,7 @@ local function acquire(owner, queue, token, may_queue, may_be_record)
   end
   local current = may_be_record and call('GETRANGE', owner, 0, LONG) or call('GET', owner)
   if current == token then
+    got = true
     call('PEXPIRE', owner, ttl)
     return 2 * next_fence() + some(call('LLEN', queue))
   end
@@ -102,7 +108,9 @@ local function acquire(owner, queue, token, may_queue, may_be_record)
   end
   local remaining = call('PTTL', owner)
   if may_queue then
-    if not call('LPOS', queue, token) and call('RPUSH', queue, token) == 1 and process then
+    local length = not call('LPOS', queue, token) and call('RPUSH', queue, token)
+    got = true
+    if length == 1 and process then
       tell(process, 'w' .. number .. ':' .. owner)
     end
     -- Every waiter asks again within the holder's time to live, or its own, so a queue that expires is
@@ -112,7 +120,7 @@ local function acquire(owner, queue, token, may_queue, may_be_record)
       call('PEXPIRE', queue, lasts)
     end
   end
-  return -(4 + 2 * remaining + (process and 0 or 1))
+  return -(5 + 2 * remaining + (process and 0 or 1))
 end
 
 -- Gives the lock to the first in the queue whose process is there. Returns whether there was one.
@@ -192,7 +200,7 @@ local replies, failure, number, at, last = {}, nil, 0, 5, #ARGV
 local function carry_out_the_rest()
   while at <= last do
     local operation, token = ARGV[at], ARGV[at + 1]
-    number, at = number + 1, at + 2
+    number, at, got = number + 1, at + 2, false
     local owner, queue = KEYS[2 * number + 1], KEYS[2 * number + 2]
     if operation == 'release' then
       replies[number] = release(owner, queue, token)
@@ -219,7 +227,7 @@ while at <= last do
   local ok, reason = pcall(carry_out_the_rest)
   if not ok then
     failure = type(reason) == 'table' and reason.err or tostring(reason)
-    replies[number] = 0
+    replies[number] = got and -2 or 0
   end
 end
 if fence and fence ~= stored then
