@@ -12,7 +12,8 @@ use crate::store::Store;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{Address, RedisStore, Settings};
 
-/// The settings of a [`LockManager`]. All processes that share locks should use the same ones.
+/// The settings of a [`LockManager`]. Processes that share locks need the same [`prefix`](Self::prefix). The others may differ,
+/// as they do while a new version is rolled out, but for the time to live under [`quarantine`](Self::quarantine).
 ///
 /// | Setting | Default | |
 /// |---|---|---|
@@ -98,6 +99,8 @@ impl LockManagerBuilder {
     /// How long one holder may hold a lock. After that it [loses](crate::LostReason::MaxHold) it: a request is stopped, and a
     /// response that is still being sent, a long download or a stream of events, is cut off. For those, make this
     /// longer, or hold the lock for the head only ([`Hold::Head`](crate::Hold::Head)). At most a year.
+    ///
+    /// The next one gets the lock at once then, and not when the lease would have expired.
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.max_hold = max_hold;
         self

@@ -45,6 +45,11 @@ const A_MOMENT: Duration = Duration::from_millis(10);
 /// # Ok(()) }
 /// ```
 ///
+/// With Redis, one background task renews all leases and moves all commands. It runs on the multi-threaded runtime that the
+/// manager was first used in, and otherwise on a thread of its own: a runtime of one thread may be blocked by
+/// one handler, or not be driven at all. (To and from
+/// a thread of its own, an answer takes one more change of threads.)
+///
 /// When the last clone and the last guard are gone, what is still to be released is released, and the connection
 /// is closed. Before the process exits, [`close`](Self::close) waits for that.
 pub struct LockManager {
@@ -101,7 +106,8 @@ impl LockManager {
     ///
     /// # Errors
     ///
-    /// - [`ErrorKind::TimedOut`] if it did not become free within `wait`.
+    /// - [`ErrorKind::TimedOut`] if it did not become free within `wait`. If Redis did not say so in that time, and the lock may
+    ///   well be free, it is [`ErrorKind::Unavailable`].
     /// - [`ErrorKind::QueueFull`] if [too many](LockManagerBuilder::max_waiters) wait already.
     /// - [`ErrorKind::Unavailable`] if Redis cannot be reached, refuses, or does not answer within the
     ///   [command timeout](LockManagerBuilder::command_timeout). A caller that is in the queue already when Redis goes away
