@@ -1116,6 +1116,12 @@ async fn a_grant_is_trusted_for_no_longer_than_the_process_that_gave_it_has_set(
     proxy.set(Mode::HoldRequests);
     drop(guard);
     let begun = Instant::now();
+    if !has_resp3() {
+        // A grant that cannot be dated is confirmed first, which does not get through.
+        drop(eventually_acquired(&short).await);
+        assert!(!waiting.is_finished());
+        return;
+    }
     let granted = soon("the grant", waiting).await.unwrap();
     let third = eventually_acquired(&short).await;
     assert!(!granted.lease().is_held(), "after {:?}", begun.elapsed());
