@@ -63,11 +63,11 @@ where
             response,
             record: Some(record),
         }) => {
-            let record = store::Record {
+            let whole = store::Record {
                 content: record.encode(),
                 retention: run.config.retention,
             };
-            if let Err(error) = run.guard.complete(record).await {
+            if let Err(error) = run.guard.complete(whole, || short(record)).await {
                 trace::not_recorded(lease.key(), &error);
             }
             Ok(response)
@@ -124,6 +124,18 @@ where
     });
     let response = Response::from_parts(head, body);
     Ok(Answer { response, record })
+}
+
+/// What can be kept of an answer in any case: that there was one, and if they are not long themselves, its headers.
+fn short(mut record: Record) -> Bytes {
+    record.headers = to_keep(&record.headers, None);
+    record.body = None;
+    let content = record.encode();
+    if content.len() <= store::LONG {
+        return content;
+    }
+    record.headers.clear();
+    record.encode()
 }
 
 /// The status that an answer comes to.

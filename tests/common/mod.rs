@@ -385,6 +385,10 @@ pub enum Mode {
     Hold,
     /// Requests get through, answers are kept back.
     HoldAnswers,
+    /// Of each connection, a little more than so many bytes get through in each direction.
+    First(u64),
+    /// Each connection is as slow as that, in bytes per second and direction.
+    Throttle(u32),
     Close,
 }
 
@@ -439,6 +443,7 @@ async fn forward(
     answers: bool,
 ) {
     let mut buffer = vec![0; 64 * 1024];
+    let mut forwarded = 0;
     loop {
         let read = tokio::select! {
             read = from.read(&mut buffer) => read,
@@ -450,12 +455,25 @@ async fn forward(
         let Ok(length @ 1..) = read else {
             return;
         };
-        let held = |mode: &Mode| *mode == Mode::Hold || answers && *mode == Mode::HoldAnswers;
-        match mode.wait_for(|mode| !held(mode)).await {
-            Ok(mode) if *mode == Mode::Close => return,
-            Ok(_) => {}
+        let held = |mode: &Mode| match mode {
+            Mode::Hold => true,
+            Mode::HoldAnswers => answers,
+            Mode::First(bytes) => forwarded > *bytes,
+            Mode::Forward | Mode::Throttle(_) | Mode::Close => false,
+        };
+        let now = match mode.wait_for(|mode| !held(mode)).await {
+            Ok(mode) => *mode,
             Err(_) => return,
+        };
+        match now {
+            Mode::Close => return,
+            Mode::Throttle(rate) => {
+                let takes = Duration::from_secs(1) * length as u32 / rate;
+                tokio::time::sleep(takes).await;
+            }
+            _ => {}
         }
+        forwarded += length as u64;
         if to.write_all(&buffer[..length]).await.is_err() {
             return;
         }

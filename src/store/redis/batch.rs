@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use redis::{Cmd, RedisError, Value};
+use uuid::Uuid;
 
 use super::Settings;
 use crate::clock::Time;
@@ -47,6 +48,9 @@ const QUARANTINED: &str = "Redis lost data, or another server took over: no lock
 
 /// How the name of a record ends.
 const RECORD: &str = ":record";
+
+/// More bytes than the longest token has.
+const MAX_TOKEN: usize = 64;
 
 /// Lua's numbers are exact up to here.
 const MAX_FENCE: u64 = 1 << 53;
@@ -109,24 +113,26 @@ pub(super) fn call<'a>(
     call
 }
 
-/// Reads the owners that these commands want to be told about when they change: whatever is read, Redis watches, if it
-/// was told so by the command before.
+/// Reads the owners that these commands want to be told about when they change, one by one: whatever is read, Redis watches,
+/// if it was told so by the command before. No more is read than there is in a token, whatever stands there.
 ///
-/// A command of its own, behind the script: what a script reads is watched as well, but a Redis 7.0 would go through
-/// all keys of the batch for each one that it reads.
+/// Commands of their own, behind the script: what a script reads is watched as well, but a Redis 7.0 would go through
+/// all keys of the batch for each one that it reads. No transaction, which would need another right, and one Cluster slot.
 pub(super) fn look<'a>(
     settings: &Settings,
     commands: impl Iterator<Item = (&'a LockKey, Command)>,
-) -> Option<Cmd> {
-    let mut look = redis::cmd("MGET");
-    let mut watched = commands
-        .filter(|(_, command)| is_watched(*command))
-        .peekable();
-    watched.peek()?;
-    for (key, _) in watched {
-        look.arg(owner_name(&settings.prefix, key));
-    }
-    Some(look)
+) -> impl Iterator<Item = Cmd> {
+    let watched = commands.filter(|(_, command)| is_watched(*command));
+    watched.map(|(key, command)| {
+        let owner = owner_name(&settings.prefix, key);
+        let mut look = Cmd::new();
+        match command {
+            // Empty is not absent.
+            Command::Acquire { .. } => look.arg("EXISTS").arg(owner),
+            _ => look.arg("GETRANGE").arg(owner).arg(0).arg(MAX_TOKEN),
+        };
+        look
+    })
 }
 
 pub(super) fn is_watched(command: Command) -> bool {
@@ -148,7 +154,7 @@ pub(super) fn is_as_left(
             let owner = format!("{}:{token}", settings.manager.simple());
             matches!(seen, Value::BulkString(seen) if *seen == owner.as_bytes())
         }
-        (Command::Acquire { .. }, Answer::Held { .. }) => *seen != Value::Nil,
+        (Command::Acquire { .. }, Answer::Held { .. }) => *seen != Value::Int(0),
         _ => true,
     }
 }
@@ -166,6 +172,13 @@ pub(super) fn owner_name(prefix: &str, key: &LockKey) -> String {
     let mut name = String::new();
     write_owner_name(&mut name, prefix, key);
     name
+}
+
+/// Names a part of a record that is kept in parts: beside the record, in its slot of a Redis Cluster, and outside of the names
+/// that owners and queues have.
+pub(super) fn part_name(prefix: &str, key: &LockKey, id: &Uuid, number: usize) -> String {
+    let key = key.as_str();
+    format!("{{{prefix}{key}}}:part:{}:{number}", id.simple())
 }
 
 /// Turns an owner's name into that of its queue: outside of the names that owners have (a prefix holds no brace), and
@@ -210,9 +223,10 @@ pub(super) fn answers(
             Value::Int(-1) if matches!(command, Command::Acquire { .. }) => {
                 Ok(Err(Error::new(ErrorKind::Unavailable, QUARANTINED)))
             }
+            Value::Int(1) if matches!(command, Command::Acquire { .. }) => Err(unexpected()),
             Value::Int(reply) => Ok(Ok(answer(command, reply))),
             Value::BulkString(record) if matches!(command, Command::Acquire { .. }) => {
-                Ok(Ok(Answer::Recorded(Some(record.into()))))
+                Ok(Ok(Answer::Recorded(record.into())))
             }
             _ => Err(unexpected()),
         })
@@ -227,7 +241,6 @@ fn answer(command: Command, reply: i64) -> Answer {
             remaining: (number / 2).checked_sub(2).map(Duration::from_millis),
             foreign: number % 2 == 1,
         },
-        (Command::Acquire { .. }, 1) => Answer::Recorded(None),
         (Command::Acquire { .. }, _) => Answer::Acquired {
             fence: number / 2,
             wanted: number % 2 == 1,
@@ -324,7 +337,13 @@ mod tests {
             queue(&name(&record)),
             "{lock:a%7Bb%7D:c}:queue:{lock:a%7Bb%7D:c}:record"
         );
-        assert_eq!(key_of("lock:", &name(&record)), Some(record));
+        assert_eq!(key_of("lock:", &name(&record)), Some(record.clone()));
+        let part = part_name("lock:", &record, &Uuid::from_u128(0xa), 12);
+        assert_eq!(
+            part,
+            "{lock:a%7Bb%7D:c}:part:0000000000000000000000000000000a:12"
+        );
+        assert_eq!(key_of("lock:", &part), None);
         for text in ["a:c", "{lock:a:c}:record", "a:c}:record"] {
             let lock = LockKey::new(text).unwrap();
             assert_eq!(name(&lock), format!("lock:{text}"));

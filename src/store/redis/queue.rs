@@ -13,10 +13,9 @@ use crate::store::{Answer, Command, Events, Failure, Farewell, Outcome, settled}
 
 /// Script calls on their way at once. What is submitted meanwhile goes out together, in the next.
 pub(super) const MAX_CALLS: usize = 2;
-/// Commands in one call: bounds how long the script keeps Redis from its other clients.
+/// Commands in one call: bounds how long the script keeps Redis from its other clients, and with it the bytes of the records,
+/// none of which is long.
 const MAX_COMMANDS: usize = 128;
-/// Bytes of records in one call: Redis closes a connection that sends it too much at once.
-const MAX_BYTES: usize = 16 << 20;
 /// With more commands queued than this, all go out together.
 const FEW: usize = 8;
 
@@ -24,19 +23,6 @@ const FEW: usize = 8;
 pub(super) struct Queue {
     pub(super) commands: VecDeque<Pending>,
     pub(super) next_number: u64,
-}
-
-impl Queue {
-    /// How many of the first `count` commands have records of so many bytes together. One goes in any case.
-    fn within(&self, count: usize, bytes: usize) -> usize {
-        let mut sum = 0;
-        let records = self.commands.iter().take(count).map(|pending| {
-            sum += pending.record_length();
-            sum
-        });
-        let within = records.take_while(|sum| *sum <= bytes).count();
-        within.max(count.min(1))
-    }
 }
 
 /// A command that has no answer yet.
@@ -161,7 +147,6 @@ impl RedisStore {
             .max(FEW)
             .min(length)
             .min(MAX_COMMANDS);
-        let count = queue.within(count, MAX_BYTES);
         let mut taken: Vec<Pending> = queue.commands.drain(..count).collect();
         if length <= FEW {
             let urgent: Vec<LockKey> = taken
@@ -263,11 +248,6 @@ impl Pending {
         )
     }
 
-    fn record_length(&self) -> usize {
-        let record = self.farewell.record.as_ref();
-        record.map_or(0, |record| record.content.len())
-    }
-
     /// Whether nobody waits for what this does.
     fn can_wait(&self) -> bool {
         matches!(self.command, Command::Release { wanted: false, .. })
@@ -308,38 +288,4 @@ pub(super) fn no_answer(limit: &Duration) -> Error {
         ErrorKind::Unavailable,
         format!("Redis did not answer within {limit:?}"),
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::{Farewell, Record};
-
-    #[test]
-    fn one_call_takes_no_more_records_than_redis_takes_at_once() {
-        let now = Time::from_nanos(0);
-        let completion = |length: usize| Pending {
-            number: 0,
-            key: LockKey::new("a").unwrap(),
-            command: Command::Complete { token: 1 },
-            farewell: Farewell {
-                receipt: None,
-                record: Some(Record {
-                    content: vec![0; length].into(),
-                    retention: Duration::from_secs(1),
-                }),
-            },
-            submitted: now,
-            attempts: 0,
-            has_waited: false,
-        };
-        let queue = |lengths: &[usize]| Queue {
-            commands: lengths.iter().map(|length| completion(*length)).collect(),
-            next_number: 0,
-        };
-        assert_eq!(queue(&[3, 3, 3, 3]).within(4, 9), 3);
-        assert_eq!(queue(&[3, 3, 3, 3]).within(2, 9), 2);
-        assert_eq!(queue(&[10, 1]).within(2, 9), 1);
-        assert_eq!(queue(&[]).within(0, 9), 0);
-    }
 }
