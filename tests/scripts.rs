@@ -1134,7 +1134,7 @@ fn a_release_without_a_look_at_the_token_is_noticed() {
 #[test]
 fn a_renewal_that_writes_the_lock_is_noticed() {
     let from = "\
-  if call('GET', owner) ~= token then
+  if read(owner) ~= token then
     return 1
   end
   call('PEXPIRE', owner, ttl)
@@ -1179,7 +1179,7 @@ fn a_completion_that_tells_nobody_is_noticed() {
 
 /// Without a name in the model: small slips, one for each thing that is compared.
 #[rustfmt::skip]
-const SLIPS: [(&str, &str); 37] = [
+const SLIPS: [(&str, &str); 38] = [
     // Fences.
     ("1000000 + now[2]", "1000000"),
     ("fence = fence + 1", "fence = fence + 0"),
@@ -1210,6 +1210,7 @@ const SLIPS: [(&str, &str); 37] = [
     ("return 2 + some(call('LLEN', queue))", "return 2"),
     ("some(call('LLEN', queue)), owner))", "0, owner))"),
     // Records.
+    ("(current ~= '' or call('EXISTS', owner) == 1) and current", "current ~= '' and current"),
     ("if may_be_record and not process then", "if may_be_record then"),
     ("if may_be_record and not process then", "if not process then"),
     ("  if current == record then\n    return 2\n  elseif", "  if"),
@@ -1232,6 +1233,42 @@ fn every_slip_is_noticed() {
     for (from, to) in SLIPS {
         let source = changed(from, to);
         assert!(is_noticed_in_steps(&source), "{from} => {to}");
+    }
+}
+
+/// Whatever another client wrote into the place of a lock, or of a record.
+#[test]
+fn no_more_is_answered_than_shows_that_it_is_too_long_for_a_record() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let server = runtime.block_on(RedisServer::start());
+    let mut client = connect(&server);
+    let (key, process, number) = (0, 0, 1);
+    let long = "x".repeat(1 << 20);
+    ask(&mut client, &[command(&["SET", OWNERS[key], &long])]);
+    for (kind, expected) in [
+        (
+            Kind::Claim,
+            Value::BulkString(long.as_bytes()[..16385].into()),
+        ),
+        (
+            Kind::ClaimAndQueue,
+            Value::BulkString(long.as_bytes()[..16385].into()),
+        ),
+        (Kind::Acquire, Value::Int(-3)),
+        (Kind::Complete(0), Value::Int(1)),
+        (Kind::Renew, Value::Int(1)),
+        (Kind::Release, Value::Int(1)),
+    ] {
+        let operation = Operation {
+            kind,
+            key,
+            process,
+            number,
+        };
+        let replies = ask(&mut client, &[call("EVAL", SCRIPT, &[operation])]);
+        assert_eq!(replies, [Value::Array(vec![expected])], "{kind:?}");
+        let length = ask(&mut client, &[command(&["STRLEN", OWNERS[key]])]);
+        assert_eq!(length, [Value::Int(1 << 20)]);
     }
 }
 

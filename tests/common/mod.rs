@@ -444,6 +444,7 @@ async fn forward(
 ) {
     let mut buffer = vec![0; 64 * 1024];
     let mut forwarded = 0;
+    let mut is_free = tokio::time::Instant::now();
     loop {
         let read = tokio::select! {
             read = from.read(&mut buffer) => read,
@@ -468,8 +469,12 @@ async fn forward(
         match now {
             Mode::Close => return,
             Mode::Throttle(rate) => {
-                let takes = Duration::from_secs(1) * length as u32 / rate;
-                tokio::time::sleep(takes).await;
+                let now = tokio::time::Instant::now();
+                is_free = is_free.max(now) + Duration::from_secs(1) * length as u32 / rate;
+                // Timers are not as fine as bytes.
+                if is_free > now + Duration::from_millis(10) {
+                    tokio::time::sleep_until(is_free).await;
+                }
             }
             _ => {}
         }
