@@ -11,6 +11,7 @@ use crate::idempotency::{Record, parse_key};
 use crate::key::LockKey;
 use crate::{grpc, key};
 
+use crate::store::fuzzing::manifest;
 pub use crate::store::fuzzing::{push, reply};
 
 /// What stands in Redis as a record.
@@ -23,6 +24,8 @@ pub fn record(bytes: &[u8]) {
     check(Bytes::copy_from_slice(bytes));
     // Behind what a record begins with, which is found by chance only after a long time.
     check([b"TDLR\x01", bytes].concat().into());
+    manifest(bytes);
+    manifest(&[b"TDLM\x01", bytes].concat());
 }
 
 /// A request's headers, and what is made of them.

@@ -246,10 +246,10 @@ impl LockGuard {
         }
     }
 
-    /// Puts a record in the lock's place, or if it is long and cannot be kept, what there is `instead`, which is not. Tells
-    /// whether it is there.
+    /// Puts a record in the lock's place, and tells whether it is there. If it is long and the store cannot
+    /// keep it, a short one takes its place that is made by `instead`.
     ///
-    /// A long one is written first, for as long as it takes within the store's limits, while the lock is still held.
+    /// The lock stays held while the store writes a long record.
     pub(crate) async fn complete(
         self,
         mut record: Record,
@@ -282,7 +282,8 @@ impl LockGuard {
         result
     }
 
-    /// It is tried for as long as the lock may be ours, even if this future is dropped.
+    /// Puts a short record in the lock's place. It is tried for as long as the lock may be ours, even if
+    /// this future is dropped.
     async fn put(mut self, record: Record) -> Result<(), Error> {
         let (receipt, completed) = oneshot::channel();
         self.is_finished = true;

@@ -85,8 +85,10 @@ impl Store {
         }
     }
 
-    /// Puts a record aside that is too long to go with its completion. Returns what then is to take the lock's place instead of
-    /// it; `None` if the record itself can. `hold` is for how much longer the lock can be held, if it is not `lost` before.
+    /// Puts a record aside that is too long to go with its completion. Returns what is to take the lock's
+    /// place instead, or `None` if the record itself can.
+    ///
+    /// `hold` is how much longer the lock can be held at most. Gives up when it is `lost`.
     pub(crate) async fn put_aside(
         &self,
         key: &LockKey,
@@ -103,14 +105,14 @@ impl Store {
         }
     }
 
-    /// Deletes what was put aside, for it has not taken the lock's place.
+    /// Deletes what was put aside, where the manifest did not take the lock's place.
     pub(crate) async fn discard(&self, key: &LockKey, manifest: Manifest) {
         if let Self::Redis(redis) = self {
             redis.discard(key, manifest.parts()).await;
         }
     }
 
-    /// The record that was completed with, for what stands in the lock's place.
+    /// Returns the record that was put in the lock's place, for what was `found` there.
     pub(crate) async fn fetch(
         &self,
         key: &LockKey,

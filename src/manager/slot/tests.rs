@@ -186,7 +186,7 @@ fn describe(effect: Effect<char>) -> String {
         Effect::Grant { waiter, grant } => format!("grant {waiter} {}", grant.fencing_token),
         Effect::Send(Command::Complete { token }) => format!("complete {token}"),
         Effect::Replay { waiter, record } => {
-            format!("replay {waiter} {:?}", record)
+            format!("replay {waiter} {record:?}")
         }
         Effect::Reject { waiter, error } => format!("reject {waiter} {:?}", error.kind()),
         Effect::Extend { .. } => "extend".to_owned(),

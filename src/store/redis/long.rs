@@ -1,8 +1,9 @@
 //! [`LongRecords`]: the way of records that are too long for the connection of the locks.
 //!
-//! Whoever completes with a long record first writes it in [`Parts`], one after the other, over a connection of its own. A
-//! short [`Manifest`] then takes the lock's place, as a short record would, and a duplicate that finds it there reads the parts
-//! over that other connection. No lock waits behind megabytes, and Redis is never busy for long with one command.
+//! The holder first writes a long record in [`Parts`], one after the other, over a connection that the
+//! process has for that alone. A short [`Manifest`] then takes the lock's place, as a short record
+//! would. A duplicate that finds it there reads the parts over that other connection. No lock waits
+//! behind megabytes, and Redis is never busy for long with one command.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,22 +24,23 @@ use crate::store::{LONG, Record};
 
 /// Bytes of a part.
 const PART: usize = 1 << 20;
-/// Bytes of parts on their way at once. All wait in line for that, so that each gets on, and none is late because of what
-/// went before it.
+/// Bytes of parts in flight at once. Readers and writers wait in line for their share, part by part: so
+/// all of them get on, and little is in front of a part while its timeout runs.
 const WINDOW: usize = 2 * PART;
-/// How often in a row a part is sent, and asked for. The first time may find a connection that was closed while it was idle;
-/// the second follows at once, the third after a pause.
+/// How often in a row a command is tried. The first attempt may find a connection that was closed while
+/// it was idle, so the second follows at once; the third follows after a pause.
 const WRITES: u32 = 3;
 const READS: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(100);
 /// How many times the command timeout it may take to write a record, or to read one.
 const TIMEOUTS: u32 = 10;
-/// For how much longer than they are written parts are kept that have no manifest yet.
+/// How long Redis keeps the parts of a writer that died, beyond the time that writing may take.
 const UNCLAIMED: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct LongRecords {
-    /// A subscriber's would not do: Redis closes that when too much is to be sent there (`client-output-buffer-limit pubsub`).
+    /// Not the locks' connection, for one more reason: Redis closes that of a subscriber when too much is
+    /// to be sent there (`client-output-buffer-limit pubsub`).
     connection: Mutex<Kept>,
     window: Arc<Semaphore>,
 }
@@ -67,10 +69,10 @@ impl Default for LongRecords {
 }
 
 impl RedisStore {
-    /// Writes the parts of a long record, to be kept for its retention and for `hold`, the time until the lock cannot be held
-    /// any more. Returns the manifest that is to take the lock's place.
+    /// Writes the parts of a long record. Returns the manifest that is to take the lock's place, within
+    /// `hold` and a time to live from now.
     ///
-    /// They are not written if the lease is `lost` first.
+    /// Gives up when the lease is `lost`.
     pub(crate) async fn put_aside(
         &self,
         key: &LockKey,
@@ -84,7 +86,8 @@ impl RedisStore {
                 "the record is too long for Redis",
             ));
         };
-        // Until the manifest is there; and a duplicate that has seen it at its last moment reads on.
+        // The parts outlive the manifest, however late it is put there; and a duplicate that has seen it
+        // at its last moment reads them to the end.
         let margin = hold + self.settings.ttl + self.patience();
         let written = tokio::select! {
             _ = lost => Err(Error::of(ErrorKind::Lost)),
@@ -109,8 +112,8 @@ impl RedisStore {
             let part = &record.content[range];
             hash.update(part);
             let mut set = redis::pipe();
-            // What a connection that was given up delivers late must not shorten the expiry again: hence NX. If an
-            // earlier attempt got through, the same is there.
+            // NX: what a connection delivers after it was given up must not shorten the expiry again. If
+            // an earlier attempt got through, the same content is there.
             set.cmd("SET").arg(name).arg(part).arg("NX");
             set.arg("PX").arg(expiry.as_millis() as u64);
             self.ask(set, part.len(), WRITES).await?;
@@ -132,7 +135,7 @@ impl RedisStore {
         }
     }
 
-    /// Deletes parts that no manifest leads to. What is left of them expires.
+    /// Deletes parts that no manifest leads to. What cannot be deleted expires.
     pub(crate) async fn discard(&self, key: &LockKey, parts: Parts) {
         let mut unlink = redis::pipe();
         unlink.cmd("UNLINK");
@@ -143,7 +146,7 @@ impl RedisStore {
         let _ = timeout(self.settings.command_timeout, unlinked).await;
     }
 
-    /// The whole of a record, for what stands in the lock's place.
+    /// Returns the record that stands in the lock's place, or that the manifest there leads to.
     pub(crate) async fn fetch(
         &self,
         key: &LockKey,
@@ -165,13 +168,12 @@ impl RedisStore {
         let mut record = BytesMut::with_capacity(parts.length);
         let mut hash = Sha256::new();
         for (name, range) in self.names(key, parts).zip(parts.ranges()) {
-            // One more, if there is more: then it is not what was written.
             let part = self.get(&name, range.len()).await?;
             if part.len() != range.len() {
                 let owner = batch::owner_name(&self.settings.prefix, key);
                 return match self.get(&owner, LONG).await? == found {
                     true => Ok(Err(Damage::Missing)),
-                    // The record is gone, or is another one by now.
+                    // The record went while it was read. There may be a new run.
                     false => Err(Error::of(ErrorKind::Unavailable)),
                 };
             }
@@ -184,7 +186,7 @@ impl RedisStore {
         })
     }
 
-    /// What stands there, up to one byte more than its length should be; nothing, if nothing does.
+    /// Reads a string, up to one byte more than the `length` it should have. It is empty if it is not there.
     async fn get(&self, name: &str, length: usize) -> Result<Vec<u8>, Error> {
         let mut get = redis::pipe();
         get.cmd("GETRANGE").arg(name).arg(0).arg(length);
@@ -211,16 +213,22 @@ impl RedisStore {
         })
     }
 
-    /// Sends commands with, or for, so many bytes; if there is no reply, once more over a new connection, so many times in all.
-    async fn ask(&self, commands: Pipeline, bytes: usize, times: u32) -> Result<Vec<Value>, Error> {
+    /// Sends commands that carry, or ask for, so many `bytes`. Where Redis does not reply, they are sent
+    /// again over a new connection.
+    async fn ask(
+        &self,
+        commands: Pipeline,
+        bytes: usize,
+        attempts: u32,
+    ) -> Result<Vec<Value>, Error> {
         let commands = Arc::new(commands);
-        let mut left = times;
+        let mut left = attempts;
         loop {
             left -= 1;
             match self.try_to_ask(&commands, bytes).await {
                 Ok(replies) => return Ok(replies),
                 Err(failed) if left == 0 || !failed.again => return Err(failed.error),
-                Err(_) if left + 1 == times => {}
+                Err(_) if left + 1 == attempts => {}
                 Err(_) => sleep(PAUSE).await,
             }
         }
@@ -232,7 +240,7 @@ impl RedisStore {
         bytes: usize,
     ) -> Result<Vec<Value>, Failed> {
         let window = Arc::clone(&self.long_records.window);
-        let turn = window.acquire_many_owned(bytes as u32).await;
+        let turn = window.acquire_many_owned(bytes.min(WINDOW) as u32).await;
         if let Some(error) = self.breaker.refuses() {
             return Err(Failed {
                 error,
@@ -248,7 +256,8 @@ impl RedisStore {
         let connecting = timeout(limit, self.long_connection()).await;
         let (number, mut connection) = connecting.map_err(|_| silent())??;
         let commands = Arc::clone(commands);
-        // What is on its way takes its turn to the end, even if nobody waits for it any longer.
+        // A task of its own: what is in flight keeps its share of the window until it is through, even if
+        // the client that wanted it has left.
         let asking = tokio::spawn(async move {
             let count = commands.len();
             let replies = connection.send_packed_commands(&commands, 0, count);

@@ -20,7 +20,7 @@ use uuid::Uuid;
 const MAGIC: &[u8] = b"TDLM";
 const VERSION: u8 = 1;
 const LENGTH: usize = 4 + 1 + 16 + 8 + 4 + 32;
-/// More than any record has: Redis keeps no longer string, either.
+/// More bytes than any record has: the layer keeps no body of more than half of that.
 const MAX_RECORD: usize = 512 << 20;
 
 /// A record that is cut into parts.
