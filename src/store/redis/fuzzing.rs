@@ -21,7 +21,7 @@ pub fn push(bytes: &[u8]) {
 }
 
 /// What may stand in a lock's place, and lead to a record.
-pub fn manifest(bytes: &[u8]) {
+pub(crate) fn manifest(bytes: &[u8]) {
     if let Some(Ok(manifest)) = Manifest::decode(bytes) {
         assert_eq!(manifest.encode(), bytes);
     }
