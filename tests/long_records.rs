@@ -324,7 +324,8 @@ fn a_process_that_dies_while_it_writes_leaves_nothing_for_long() {
     proxy.set(Mode::First(5 * MIB as u64 / 2));
     let url = proxy.url();
     process.spawn(async move {
-        let locks = minute().connect(&url).await.unwrap();
+        let locks = minute().command_timeout(Duration::from_secs(20));
+        let locks = locks.connect(&url).await.unwrap();
         app(&locks, &Runs::default(), &content(4 * MIB))
             .send(post("k"))
             .await;
@@ -351,15 +352,23 @@ async fn a_lock_that_is_lost_while_its_record_is_written_gets_none() {
     let direct = patient().connect(&server.url()).await.unwrap();
     let (runs, body) = (Runs::default(), content(4 * MIB));
     proxy.set(Mode::First(3 * MIB as u64 / 2));
-    let first = app(&locks, &runs, &body).begin(post("k")).await;
+    let app = app(&locks, &runs, &body);
+    let first = app.begin(post("k")).await;
     has_parts(&redis, 1).await;
     let written = parts(&redis).await;
     run(&redis, &format!("DEL {RECORD}")).await;
     // Somebody else's run, and its record.
     let other = App::new(&layer(&direct), runs.handler());
     other.send(post("k")).await.is_run(2);
+    eventually("the loss is known there", || async {
+        app.send(post("k")).await.is_replay()
+    })
+    .await;
+    let sent = calls(&redis, "set").await;
     proxy.set(Mode::Forward);
     is_whole(&soon("its answer", first).await.unwrap(), &body);
+    // The part that was on its way, and none of the others.
+    assert!(calls(&redis, "set").await <= sent + 1);
     other.send(post("k")).await.is_replay_of(2);
     let left = parts(&redis).await;
     assert!(left.iter().all(|part| !written.contains(part)), "{left:?}");
