@@ -246,8 +246,8 @@ impl LockGuard {
         }
     }
 
-    /// Puts a record in the lock's place, and tells whether it is there. If it is long and the store cannot
-    /// keep it, a short one takes its place that is made by `instead`.
+    /// Puts a record in the lock's place, and tells whether it is there. If it is long and the
+    /// store cannot keep it, a short one takes its place that is made by `instead`.
     ///
     /// The lock stays held while the store writes a long record.
     pub(crate) async fn complete(
@@ -282,8 +282,8 @@ impl LockGuard {
         result
     }
 
-    /// Puts a short record in the lock's place. It is tried for as long as the lock may be ours, even if
-    /// this future is dropped.
+    /// Puts a short record in the lock's place. It is tried for as long as the lock may be ours,
+    /// even if this future is dropped.
     async fn put(mut self, record: Record) -> Result<(), Error> {
         let (receipt, completed) = oneshot::channel();
         self.is_finished = true;

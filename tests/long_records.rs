@@ -1,4 +1,5 @@
-//! Records that are too long for the connection of the locks: they go another way, and no lock notices.
+//! Records that are too long for the connection of the locks: they go another way, and no lock
+//! notices.
 
 mod common;
 
@@ -575,6 +576,35 @@ async fn a_long_record_that_cannot_be_had_is_told_in_time() {
     assert!(took < limit * 11 + Duration::from_secs(1), "{took:?}");
     proxy.set(Mode::Forward);
     is_replay(&app.send(post("k")).await, &body);
+}
+
+/// With the rights that the README names: long records need no others, nor do watched locks.
+#[tokio::test]
+async fn an_acl_user_with_just_the_rights_for_locks_keeps_long_records() {
+    let user = "worker on >secret ~lock:* ~{* &lock:inbox:* +@connection +@scripting +@string +@list \
+                +@keyspace +subscribe +publish +pubsub +time +client -@dangerous";
+    let user: Vec<&str> = std::iter::once("--user").chain(user.split(' ')).collect();
+    let server = RedisServer::start_with(&user).await;
+    let redis = server.client().await;
+    let url = format!("redis://worker:secret@127.0.0.1:{}", server.port);
+    let locks = patient().connect(&url).await.unwrap();
+    let (runs, body) = (Runs::default(), content(2 * MIB));
+    let app = app(&locks, &runs, &body);
+    is_whole(&app.send(post("k")).await, &body);
+    is_replay(&app.send(post("k")).await, &body);
+    assert_eq!(parts(&redis).await.len(), 3);
+    let guard = locks.try_acquire("watched").await.unwrap();
+    if has_resp3() {
+        eventually("Redis watches the lock", || async {
+            let mut info = redis::cmd("INFO");
+            let info = info.arg("stats").query_async(&mut redis.clone()).await;
+            let info: String = info.unwrap();
+            info.contains("tracking_total_keys:1")
+        })
+        .await;
+    }
+    run(&redis, "DEL lock:watched").await;
+    soon("it is told", guard.lost()).await;
 }
 
 // What stands in a lock's place, and is none of ours.

@@ -299,12 +299,14 @@ impl IdempotencyLayer {
     /// A longer one, and one of unknown length that is not there at once, passes through untouched. Its request counts as
     /// completed: a duplicate gets its status and headers, without a body, and never runs.
     ///
-    /// An answer of more than 16 KiB is written to Redis, and read for a duplicate, in parts of 1 MiB over
-    /// a second connection, so that no lock waits behind it. The response itself waits until it is
-    /// written: up to the [command timeout](crate::LockManagerBuilder::command_timeout) for each part
-    /// that Redis does not take, and up to ten times that in all (10 s, which for 256 MiB takes 27 MB/s).
-    /// If that is not enough, or Redis has no memory left, the answer is kept without its body, like one
-    /// that is too long. To read one takes as long at most; then it is 503.
+    /// An answer of more than 16 KiB is written to Redis, and read for a duplicate, in parts of
+    /// 1 MiB, over a second connection, so that no lock waits behind it. The response itself waits
+    /// until it is written: for ten times the
+    /// [command timeout](crate::LockManagerBuilder::command_timeout) at most (10 s, in which 256 MiB
+    /// need a link of 27 MB/s), and two more to tidy up and to keep the rest. If that is not enough,
+    /// if Redis does not take a part within a command timeout in three attempts, or has no memory
+    /// left, the answer is kept without its body, like one that is too long. Reading one takes as
+    /// long at most; then a duplicate is answered with 503.
     ///
     /// # Panics
     ///

@@ -126,7 +126,8 @@ where
     Ok(Answer { response, record })
 }
 
-/// What can be kept of an answer in any case: that there was one, and if they are not long themselves, its headers.
+/// What can be kept of an answer in any case: that there was one, and if they are not long
+/// themselves, its headers.
 fn short(mut record: Record) -> Bytes {
     record.headers = to_keep(&record.headers, None);
     record.body = None;

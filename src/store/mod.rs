@@ -85,8 +85,8 @@ impl Store {
         }
     }
 
-    /// Puts a record aside that is too long to go with its completion. Returns what is to take the lock's
-    /// place instead, or `None` if the record itself can.
+    /// Puts a record aside that is too long to go with its completion. Returns what is to take the
+    /// lock's place instead, or `None` if the record itself can.
     ///
     /// `hold` is how much longer the lock can be held at most. Gives up when it is `lost`.
     pub(crate) async fn put_aside(

@@ -113,13 +113,13 @@ pub(super) fn call<'a>(
     call
 }
 
-/// Reads the owners that these commands want to be told about when they change, one by one: whatever is
-/// read, Redis watches, if the command before told it so. No more is read than a token has, whatever
-/// stands there.
+/// Reads the owners that these commands want to be told about when they change, one by one:
+/// whatever is read, Redis watches, if the command before told it so. No more is read than a token
+/// has, whatever stands there.
 ///
-/// Commands of their own, behind the script: what a script reads is watched as well, but a Redis 7.0
-/// would go through all keys of the batch for each one that it reads. Not one transaction, which would
-/// need another right of an ACL user and keys of one Cluster slot.
+/// Commands of their own, behind the script: what a script reads is watched as well, but a Redis
+/// 7.0 would go through all keys of the batch for each one that it reads. Not one transaction,
+/// which would need another right of an ACL user and keys of one Cluster slot.
 pub(super) fn look<'a>(
     settings: &Settings,
     commands: impl Iterator<Item = (&'a LockKey, Command)>,
@@ -176,8 +176,8 @@ pub(super) fn owner_name(prefix: &str, key: &LockKey) -> String {
     name
 }
 
-/// Names a part of a long record: in the record's slot of a Redis Cluster, and outside of the names that
-/// owners and queues have.
+/// Names a part of a long record: in the record's slot of a Redis Cluster, and outside of the names
+/// that owners and queues have.
 pub(super) fn part_name(prefix: &str, key: &LockKey, id: &Uuid, number: usize) -> String {
     let key = key.as_str();
     format!("{{{prefix}{key}}}:part:{}:{number}", id.simple())

@@ -1,9 +1,9 @@
 //! [`LongRecords`]: the way of records that are too long for the connection of the locks.
 //!
-//! The holder first writes a long record in [`Parts`], one after the other, over a connection that the
-//! process has for that alone. A short [`Manifest`] then takes the lock's place, as a short record
-//! would. A duplicate that finds it there reads the parts over that other connection. No lock waits
-//! behind megabytes, and Redis is never busy for long with one command.
+//! The holder first writes a long record in [`Parts`], one after the other, over a connection that
+//! the process has for that alone. A short [`Manifest`] then takes the lock's place, as a short
+//! record would. A duplicate that finds it there reads the parts over that other connection. No
+//! lock waits behind megabytes, and Redis is never busy for long with one command.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,11 +24,11 @@ use crate::store::{LONG, Record};
 
 /// Bytes of a part.
 const PART: usize = 1 << 20;
-/// Bytes of parts in flight at once. Readers and writers wait in line for their share, part by part: so
-/// all of them get on, and little is in front of a part while its timeout runs.
+/// Bytes of parts in flight at once. Readers and writers wait in line for their share, part by
+/// part: so all of them get on, and little is in front of a part while its timeout runs.
 const WINDOW: usize = 2 * PART;
-/// How often in a row a command is tried. The first attempt may find a connection that was closed while
-/// it was idle, so the second follows at once; the third follows after a pause.
+/// How often in a row a command is tried. The first attempt may find a connection that was closed
+/// while it was idle, so the second follows at once; the third follows after a pause.
 const WRITES: u32 = 3;
 const READS: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(100);
@@ -39,8 +39,8 @@ const UNCLAIMED: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct LongRecords {
-    /// Not the locks' connection, for one more reason: Redis closes that of a subscriber when too much is
-    /// to be sent there (`client-output-buffer-limit pubsub`).
+    /// Not the locks' connection, for one more reason: Redis closes that of a subscriber when too
+    /// much is to be sent there (`client-output-buffer-limit pubsub`).
     connection: Mutex<Kept>,
     window: Arc<Semaphore>,
 }
@@ -69,8 +69,8 @@ impl Default for LongRecords {
 }
 
 impl RedisStore {
-    /// Writes the parts of a long record. Returns the manifest that is to take the lock's place, within
-    /// `hold` and a time to live from now.
+    /// Writes the parts of a long record. Returns the manifest that is to take the lock's place,
+    /// within `hold` and a time to live from now.
     ///
     /// Gives up when the lease is `lost`.
     pub(crate) async fn put_aside(
@@ -86,8 +86,8 @@ impl RedisStore {
                 "the record is too long for Redis",
             ));
         };
-        // The parts outlive the manifest, however late it is put there; and a duplicate that has seen it
-        // at its last moment reads them to the end.
+        // The parts outlive the manifest, however late it is put there; and a duplicate that has
+        // seen it at its last moment reads them to the end.
         let margin = hold + self.settings.ttl + self.patience();
         let written = tokio::select! {
             _ = lost => Err(Error::of(ErrorKind::Lost)),
@@ -112,8 +112,8 @@ impl RedisStore {
             let part = &record.content[range];
             hash.update(part);
             let mut set = redis::pipe();
-            // NX: what a connection delivers after it was given up must not shorten the expiry again. If
-            // an earlier attempt got through, the same content is there.
+            // NX: what a connection delivers after it was given up must not shorten the expiry
+            // again. If an earlier attempt got through, the same content is there.
             set.cmd("SET").arg(name).arg(part).arg("NX");
             set.arg("PX").arg(expiry.as_millis() as u64);
             self.ask(set, part.len(), WRITES).await?;
@@ -186,7 +186,8 @@ impl RedisStore {
         })
     }
 
-    /// Reads a string, up to one byte more than the `length` it should have. It is empty if it is not there.
+    /// Reads a string, up to one byte more than the `length` it should have. It is empty if it is
+    /// not there.
     async fn get(&self, name: &str, length: usize) -> Result<Vec<u8>, Error> {
         let mut get = redis::pipe();
         get.cmd("GETRANGE").arg(name).arg(0).arg(length);
@@ -213,8 +214,8 @@ impl RedisStore {
         })
     }
 
-    /// Sends commands that carry, or ask for, so many `bytes`. Where Redis does not reply, they are sent
-    /// again over a new connection.
+    /// Sends commands that carry, or ask for, so many `bytes`. Where Redis does not reply, they are
+    /// sent again over a new connection.
     async fn ask(
         &self,
         commands: Pipeline,
@@ -256,8 +257,8 @@ impl RedisStore {
         let connecting = timeout(limit, self.long_connection()).await;
         let (number, mut connection) = connecting.map_err(|_| silent())??;
         let commands = Arc::clone(commands);
-        // A task of its own: what is in flight keeps its share of the window until it is through, even if
-        // the client that wanted it has left.
+        // A task of its own: what is in flight keeps its share of the window until it is through,
+        // even if the client that wanted it has left.
         let asking = tokio::spawn(async move {
             let count = commands.len();
             let replies = connection.send_packed_commands(&commands, 0, count);

@@ -13,8 +13,8 @@ use crate::store::{Answer, Command, Events, Failure, Farewell, Outcome, settled}
 
 /// Script calls on their way at once. What is submitted meanwhile goes out together, in the next.
 pub(super) const MAX_CALLS: usize = 2;
-/// Commands in one call: bounds how long the script keeps Redis from its other clients, and, as no record
-/// that comes along is long, its bytes.
+/// Commands in one call: bounds how long the script keeps Redis from its other clients, and, as no
+/// record that comes along is long, its bytes.
 const MAX_COMMANDS: usize = 128;
 /// With more commands queued than this, all go out together.
 const FEW: usize = 8;

@@ -15,9 +15,9 @@
 -- records are kept, the record.
 
 local call = redis.call
--- No token and no record has more bytes: a longer record is kept in parts, and its manifest stands in
--- the lock's place. Of what another client wrote there, one byte more is read, which makes it no record:
--- Lua takes its time over long strings, and keeps Redis from its other clients.
+-- No token and no record has more bytes: a longer record is kept in parts, and its manifest stands
+-- in the lock's place. Of what another client wrote there, one byte more is read, which makes it no
+-- record: Lua takes its time over long strings, and keeps Redis from its other clients.
 local LONG = 16384
 local clock, epoch, inbox, ttl, grant_ttl, quarantine = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
