@@ -205,13 +205,16 @@ impl<'a> Delivery<'a> {
         let id = text("webhook-id").ok_or("no webhook-id")?;
         let timestamp = text("webhook-timestamp").ok_or("no webhook-timestamp")?;
         let signatures = text("webhook-signature").ok_or("no webhook-signature")?;
-        // In what is signed, it must be clear where the id ends.
-        if id.contains('.') {
-            return Err("a webhook-id with a full stop");
+        let sent: u64 = match timestamp.parse() {
+            Ok(sent) if is_time(timestamp) => sent,
+            _ => return Err("a webhook-timestamp that is not one"),
+        };
+        // In what is signed, it must be clear where the id ends: the first time behind a full stop
+        // is that of the delivery. Else whoever can write into an event could have a part of it
+        // taken for another one, which nobody signed.
+        if id.split('.').skip(1).any(is_time) {
+            return Err("a webhook-id with a time behind a full stop");
         }
-        let sent: u64 = timestamp
-            .parse()
-            .map_err(|_| "a webhook-timestamp that is not a number")?;
         if sent.abs_diff(now()) > TOLERANCE {
             return Err("a webhook-timestamp that is too far from now");
         }
@@ -221,6 +224,12 @@ impl<'a> Delivery<'a> {
             signatures,
         })
     }
+}
+
+/// Whether that looks like the time of a delivery: seconds since 1970, with ten digits until the
+/// year 2286.
+fn is_time(text: &str) -> bool {
+    text.len() == 10 && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// What sender and receiver share.

@@ -1,6 +1,7 @@
 //! [`ResponseBody`]: keeps the lock until the response has been sent.
 
 use std::fmt;
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -9,8 +10,12 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::BoxError;
 
+use crate::content::{Content, Frames, Rest};
 use crate::error::{Error, ErrorKind};
 use crate::future::{BoxFuture, Held};
+
+/// How much memory a body may take in several frames until it is released, in bytes.
+const KEPT_BACK: usize = 64 * 1024;
 
 pin_project! {
     /// The body of a response of a [`DistributedLock`](crate::DistributedLock): that of the service inside, or of a rejection.
@@ -25,57 +30,109 @@ pin_project! {
         // Dropped in order: the work ends before its lock does.
         #[pin]
         content: Content<B>,
-        held: Option<Held>,
+        lock: Lock,
+    }
+}
+
+enum Lock {
+    None,
+    Held {
+        held: Held,
         release_first: bool,
-        releasing: Option<Releasing>,
-        // Bytes left of the length that the headers announce: without them, the client has the whole body.
-        announced: Option<u64>,
-    }
-}
-
-pin_project! {
-    #[project = ContentProj]
-    enum Content<B> {
-        Inner { #[pin] body: B },
-        Fixed { bytes: Option<Bytes> },
-    }
-}
-
-/// The end of the body, kept back until the lock is released.
-struct Releasing {
-    released: BoxFuture<()>,
-    last: Option<Frame<Bytes>>,
+        /// Bytes left until the client takes the body for whole, if it counts them.
+        left: Option<u64>,
+    },
+    /// The end of the body is kept back until the lock is released.
+    Releasing {
+        is_lost: BoxFuture<bool>,
+        end: Option<Result<Frame<Bytes>, BoxError>>,
+    },
 }
 
 impl<B> ResponseBody<B> {
-    pub(crate) fn fixed(bytes: Bytes) -> Self {
-        let content = Content::Fixed {
-            bytes: Some(bytes).filter(|bytes| !bytes.is_empty()),
-        };
-        Self::new(content, None)
+    pub(crate) fn unlocked(content: Content<B>) -> Self {
+        let lock = Lock::None;
+        Self { content, lock }
     }
 
-    pub(crate) fn passed(body: B) -> Self {
-        Self::new(Content::Inner { body }, None)
-    }
-
-    pub(crate) fn locked(body: B, held: Held, release_first: bool, announced: Option<u64>) -> Self {
-        Self {
-            release_first,
-            announced,
-            ..Self::new(Content::Inner { body }, Some(held))
-        }
-    }
-
-    fn new(content: Content<B>, held: Option<Held>) -> Self {
-        Self {
-            content,
+    pub(crate) fn locked(
+        content: Content<B>,
+        held: Held,
+        release_first: bool,
+        left: Option<u64>,
+    ) -> Self {
+        let lock = Lock::Held {
             held,
-            release_first: false,
-            releasing: None,
-            announced: None,
+            release_first,
+            left,
+        };
+        Self { content, lock }
+    }
+}
+
+/// Takes what is there of a body at once, and tells whether it is at its end.
+///
+/// In one piece, as a server then sends it with its head; or as it came, with more behind it.
+pub(crate) fn take<B>(
+    body: B,
+    last_byte: Option<u64>,
+    held: &Held,
+    cx: &mut Context<'_>,
+) -> (Content<B>, bool)
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    let mut body = Box::pin(body);
+    let mut begun = Frames::default();
+    let mut left = last_byte;
+    // A body that is there already may be of any size, if it is one frame.
+    while begun.count() < 2 || begun.memory() <= KEPT_BACK {
+        let Poll::Ready(frame) = held.enter(|| body.as_mut().poll_frame(cx)) else {
+            break;
+        };
+        let is_last = match frame {
+            None => true,
+            Some(Err(error)) => {
+                let rest = Rest::Error(error.into());
+                return (Content::Begun { begun, rest }, true);
+            }
+            Some(Ok(frame)) => {
+                let is_last = is_last(&frame, &mut left) || body.is_end_stream();
+                begun.push(frame);
+                is_last
+            }
+        };
+        if is_last && left.is_some_and(|left| left > 0) {
+            // The client is to notice: no length is told but that of the head.
+            let rest = Rest::End;
+            return (Content::Begun { begun, rest }, true);
+        }
+        if is_last {
+            let mut whole = begun.join();
+            if let Some(end) = last_byte {
+                whole.data.truncate(end as usize);
+            }
+            return (Content::Whole { whole }, true);
+        }
+        if held.is_lost() {
+            break;
         }
     }
+    let rest = Rest::Body(body);
+    (Content::Begun { begun, rest }, false)
+}
+
+/// Whether the client takes this frame for the last, of a body with so many bytes left before it.
+fn is_last(frame: &Frame<Bytes>, left: &mut Option<u64>) -> bool {
+    if let (Some(left), Some(data)) = (left.as_mut(), frame.data_ref()) {
+        *left = left.saturating_sub(data.len() as u64);
+    }
+    frame.is_trailers() || *left == Some(0)
+}
+
+fn lost() -> BoxError {
+    Error::of(ErrorKind::Lost).into()
 }
 
 impl<B> Body for ResponseBody<B>
@@ -91,74 +148,70 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
-        if this.releasing.is_none() {
-            let mut body = match this.content.as_mut().project() {
-                ContentProj::Inner { body } => body,
-                ContentProj::Fixed { bytes } => {
-                    return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
+        if let Lock::Held { held, left, .. } = this.lock {
+            let frame = match held.poll_lost(cx) {
+                Poll::Ready(()) => None,
+                Poll::Pending => {
+                    let frame = held.enter(|| this.content.as_mut().poll_frame(cx));
+                    Some(ready!(frame))
                 }
             };
-            let Some(held) = this.held else {
-                return body.poll_frame(cx).map_err(Into::into);
+            // It may have blocked its thread for longer than the lease.
+            let frame = match frame.filter(|_| !held.is_lost()) {
+                Some(frame) => frame,
+                None => Some(Err(lost())),
             };
-            if held.poll_lost(cx).is_ready() {
-                this.content.set(Content::Fixed { bytes: None });
-                *this.held = None;
-                return Poll::Ready(Some(Err(Error::of(ErrorKind::Lost).into())));
-            }
-            let frame = ready!(held.enter(|| body.as_mut().poll_frame(cx)));
             let is_last = match &frame {
-                Some(Ok(frame)) => {
-                    if let (Some(left), Some(data)) = (this.announced.as_mut(), frame.data_ref()) {
-                        *left = left.saturating_sub(data.len() as u64);
-                    }
-                    frame.is_trailers() || *this.announced == Some(0) || body.is_end_stream()
-                }
+                Some(Ok(frame)) => is_last(frame, left) || this.content.is_end_stream(),
                 Some(Err(_)) | None => true,
             };
             if !is_last {
-                return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+                return Poll::Ready(frame);
             }
             // The body is at an end, and dropped: its work ends before its lock does.
-            this.content.set(Content::Fixed { bytes: None });
-            let held = this.held.take().filter(|_| *this.release_first);
-            let last = match frame {
-                Some(Ok(last)) => Some(last),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                None => None,
-            };
-            let Some(held) = held else {
-                return Poll::Ready(last.map(Ok));
-            };
-            let released = held.release();
-            *this.releasing = Some(Releasing { released, last });
+            this.content.set(Content::fixed(Bytes::new()));
+            match mem::replace(this.lock, Lock::None) {
+                Lock::Held {
+                    held,
+                    release_first: true,
+                    ..
+                } => {
+                    let is_lost = held.release();
+                    *this.lock = Lock::Releasing {
+                        is_lost,
+                        end: frame,
+                    };
+                }
+                _ => return Poll::Ready(frame),
+            }
         }
-        let Some(releasing) = this.releasing else {
-            return Poll::Ready(None);
+        let Lock::Releasing { is_lost, end } = this.lock else {
+            return this.content.poll_frame(cx);
         };
-        ready!(releasing.released.as_mut().poll(cx));
-        let last = releasing.last.take();
-        *this.releasing = None;
-        Poll::Ready(last.map(Ok))
+        let end = match ready!(is_lost.as_mut().poll(cx)) {
+            true => Some(Err(lost())),
+            false => end.take(),
+        };
+        *this.lock = Lock::None;
+        Poll::Ready(end)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.content {
-            Content::Inner { body } => body.is_end_stream(),
-            Content::Fixed { bytes } => self.releasing.is_none() && bytes.is_none(),
+        match &self.lock {
+            Lock::None | Lock::Held { .. } => self.content.is_end_stream(),
+            Lock::Releasing { .. } => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let kept_back = self.releasing.as_ref().map(|releasing| {
-            let data = releasing.last.as_ref().and_then(Frame::data_ref);
-            data.map_or(0, Bytes::len)
-        });
-        match (&self.content, kept_back) {
-            (_, Some(length)) => SizeHint::with_exact(length as u64),
-            (Content::Inner { body }, None) => body.size_hint(),
-            (Content::Fixed { bytes }, None) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64)
+        match &self.lock {
+            Lock::None | Lock::Held { .. } => self.content.size_hint(),
+            Lock::Releasing { end, .. } => {
+                let data = match end {
+                    Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+                    Some(Err(_)) | None => 0,
+                };
+                SizeHint::with_exact(data as u64)
             }
         }
     }
@@ -167,7 +220,7 @@ where
 impl<B> fmt::Debug for ResponseBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseBody")
-            .field("is_locked", &self.held.is_some())
+            .field("is_locked", &matches!(self.lock, Lock::Held { .. }))
             .finish_non_exhaustive()
     }
 }

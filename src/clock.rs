@@ -20,8 +20,12 @@ fn epoch() -> Instant {
 /// For how long the machine has been suspended since then, as far as that was [noticed](Time::now_for_certain).
 static SUSPENDED: AtomicU64 = AtomicU64::new(0);
 
-/// Readings of two clocks that are not taken at once differ by this, even though nothing was suspended.
-const JITTER: u64 = 50_000_000;
+/// Two clocks cannot be read at once. What passes between their readings, in nanoseconds, is for
+/// how long a suspension may go unnoticed: readings that the scheduler has pulled further apart are
+/// taken again…
+const TIGHT: u64 = 20_000;
+/// …so often at the most.
+const ATTEMPTS: u32 = 16;
 
 impl Time {
     pub(crate) fn now() -> Self {
@@ -33,11 +37,10 @@ impl Time {
     /// The same, even if the machine was suspended just now: an `Instant` stands still meanwhile, and the server's clock does
     /// not. Costs more, and is for whoever acts on a lease.
     pub(crate) fn now_for_certain() -> Self {
-        static BEFORE: OnceLock<u64> = OnceLock::new();
+        static FIRST: OnceLock<Suspended> = OnceLock::new();
         let total = suspended();
-        let noticed = SUSPENDED.load(Ordering::Relaxed);
-        let since = newly_suspended(*BEFORE.get_or_init(|| total), total, noticed);
-        SUSPENDED.fetch_max(noticed + since, Ordering::Relaxed);
+        let since = total.since(FIRST.get_or_init(|| total));
+        SUSPENDED.fetch_max(since, Ordering::Relaxed);
         Self::now()
     }
 
@@ -60,28 +63,62 @@ impl Time {
     }
 }
 
-/// How much of the time for which the machine was suspended, in all and before the first look, was not noticed yet.
-fn newly_suspended(before: u64, total: u64, noticed: u64) -> u64 {
-    let new = total.saturating_sub(before).saturating_sub(noticed);
-    if new > JITTER { new } else { 0 }
+/// For how long this machine has been suspended since it was started, in nanoseconds: between these
+/// bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Suspended {
+    at_least: u64,
+    at_most: u64,
 }
 
-/// For how long this machine has been suspended since it was started, in nanoseconds.
+impl Suspended {
+    /// Reads the clock that counts all the time between two readings of the one that stands still
+    /// during a suspension.
+    ///
+    /// However far apart they are, `at_least` is not too much, nor `at_most` too little.
+    fn read(running: impl Fn() -> u64, all: impl Fn() -> u64) -> Self {
+        let bracket = || {
+            let (earlier, all, later) = (running(), all(), running());
+            Self {
+                at_least: all.saturating_sub(later),
+                at_most: all.saturating_sub(earlier),
+            }
+        };
+        let mut tightest = bracket();
+        for _ in 1..ATTEMPTS {
+            if tightest.width() <= TIGHT {
+                break;
+            }
+            tightest = std::cmp::min_by_key(bracket(), tightest, Self::width);
+        }
+        tightest
+    }
+
+    /// What certainly came after an earlier look: never more than there was, and so nothing while
+    /// the machine runs.
+    fn since(&self, earlier: &Self) -> u64 {
+        self.at_least.saturating_sub(earlier.at_most)
+    }
+
+    fn width(&self) -> u64 {
+        self.at_most - self.at_least
+    }
+}
+
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn suspended() -> u64 {
+fn suspended() -> Suspended {
     use rustix::time::{ClockId, clock_gettime};
     let nanos = |clock| {
         let time = clock_gettime(clock);
         time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
     };
-    let running = nanos(ClockId::Monotonic);
-    nanos(ClockId::Boottime).saturating_sub(running)
+    Suspended::read(|| nanos(ClockId::Monotonic), || nanos(ClockId::Boottime))
 }
 
 /// Elsewhere, the clock that tells is not known to this crate.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn suspended() -> u64 {
-    0
+fn suspended() -> Suspended {
+    Suspended::read(|| 0, || 0)
 }
 
 /// Saturates a century from now, so that a caller's `Duration::MAX` is harmless.
@@ -97,21 +134,86 @@ impl std::ops::Add<Duration> for Time {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::collections::VecDeque;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
+    /// A machine whose process is kept waiting before each reading of a clock, and which is
+    /// suspended then as well.
+    #[derive(Default)]
+    struct Machine {
+        running: Cell<u64>,
+        suspended: Cell<u64>,
+        /// Before the next readings: for how long the process waits, and the machine is suspended.
+        pauses: RefCell<VecDeque<(u64, u64)>>,
+    }
+
+    impl Machine {
+        fn look(&self) -> Suspended {
+            let wait = || {
+                let (waits, sleeps) = self.pauses.borrow_mut().pop_front().unwrap_or((30, 0));
+                self.running.set(self.running.get() + waits);
+                self.suspended.set(self.suspended.get() + sleeps);
+            };
+            let running = || {
+                wait();
+                self.running.get()
+            };
+            let all = || {
+                wait();
+                self.running.get() + self.suspended.get()
+            };
+            Suspended::read(running, all)
+        }
+    }
+
     #[test]
-    fn the_time_that_a_machine_was_suspended_counts_once() {
-        let second = 1_000_000_000;
-        // It was for an hour, long before.
-        let before = 3600 * second;
-        assert_eq!(newly_suspended(before, before, 0), 0);
-        assert_eq!(newly_suspended(before, before + JITTER, 0), 0);
-        assert_eq!(newly_suspended(before, before + 2 * second, 0), 2 * second);
-        assert_eq!(newly_suspended(before, before + 2 * second, 2 * second), 0);
-        let (total, noticed) = (before + 5 * second, 2 * second);
-        assert_eq!(newly_suspended(before, total, noticed), 3 * second);
-        // The clocks are not read at once.
-        assert_eq!(newly_suspended(before, before - 1, 0), 0);
+    fn a_short_suspension_is_noticed_once_however_the_readings_are_pulled_apart() {
+        let pause = (
+            prop_oneof![4 => 20_u64..100, 1 => 0_u64..100_000_000],
+            prop_oneof![8 => Just(0), 1 => 0_u64..100_000_000],
+        );
+        // For fewer readings than there are attempts: one of those is tight.
+        let look = vec(pause, 0..ATTEMPTS as usize);
+        proptest!(|(looks in vec(look, 1..20), before in 0_u64..1_000_000_000)| {
+            let machine = Machine::default();
+            machine.suspended.set(before);
+            let (first, mut noticed) = (machine.look(), 0);
+            for pauses in looks {
+                machine.pauses.replace(pauses.into());
+                noticed = noticed.max(machine.look().since(&first));
+                machine.pauses.take();
+                let suspended = machine.suspended.get() - before;
+                prop_assert!(noticed <= suspended, "{noticed} of {suspended}");
+                // A suspension between the readings is for the next look.
+                noticed = noticed.max(machine.look().since(&first));
+                prop_assert!(suspended - noticed <= 2 * TIGHT, "{noticed} of {suspended}");
+            }
+        });
+    }
+
+    #[test]
+    fn readings_that_are_pulled_apart_are_taken_again() {
+        let ms = 1_000_000;
+        let machine = Machine::default();
+        // Suspended for 3 ms, and then kept from the second clock, and from the third reading, for
+        // longer.
+        machine
+            .pauses
+            .replace([(30, 3 * ms), (5 * ms, 0), (5 * ms, 0)].into());
+        let seen = machine.look();
+        assert!(seen.at_least <= 3 * ms && seen.at_most >= 3 * ms && seen.width() <= TIGHT);
+    }
+
+    #[test]
+    fn two_clocks_that_go_at_the_same_rate_differ_by_less_than_a_millisecond() {
+        for _ in 0..1000 {
+            assert!(suspended().width() < 1_000_000);
+        }
     }
 
     #[test]

@@ -19,7 +19,8 @@ pub struct Error {
 pub enum ErrorKind {
     /// Somebody else holds the lock, and the caller did not want to wait.
     Held,
-    /// The lock did not become free within the time that the caller was ready to wait.
+    /// The lock did not become free within the time that the caller was ready to wait. If it is not known whether others held
+    /// it, as Redis did not answer, that is [`Unavailable`](Self::Unavailable).
     TimedOut,
     /// Too many callers wait for this lock already.
     QueueFull,

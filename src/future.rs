@@ -12,7 +12,8 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
-use crate::body::ResponseBody;
+use crate::body::{ResponseBody, take};
+use crate::content::Content;
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Lease, LockGuard};
 use crate::key::LockKey;
@@ -29,14 +30,14 @@ pin_project! {
     ///
     /// Dropped before it is ready, it takes the service's future with it, and the lock is released or not waited for any
     /// more. [`DetachLayer`](crate::DetachLayer) lets a request run to its end all the same.
-    pub struct ResponseFuture<S, B>
+    pub struct ResponseFuture<S, B, R>
     where
         S: Service<Request<B>>,
     {
         config: Arc<Config>,
         protocol: Protocol,
         #[pin]
-        state: State<S, B, S::Future, S::Response>,
+        state: State<S, B, S::Future, R>,
     }
 }
 
@@ -46,7 +47,7 @@ pin_project! {
         Locking { taking: BoxFuture<Result<LockGuard, Error>>, call: Option<(S, Request<B>)> },
         // Fields are dropped in order: the work ends before its lock does.
         Running { #[pin] inner: F, held: Option<Held> },
-        Releasing { releasing: BoxFuture<()>, response: Option<R> },
+        Releasing { is_lost: BoxFuture<bool>, response: Option<Response<ResponseBody<R>>> },
         Rejected { rejection: Rejection },
         Done,
     }
@@ -86,14 +87,16 @@ impl Held {
     }
 
     /// Whether that is so by now, without waiting for it.
-    fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         self.on_lost == OnLost::Cancel && !self.guard.lease().is_held()
     }
 
-    pub(crate) fn release(self) -> BoxFuture<()> {
+    /// Releases the lock, and tells whether the request must end because it was lost before.
+    pub(crate) fn release(self) -> BoxFuture<bool> {
         Box::pin(async move {
-            // That it was lost before is in the log. The response is there, and true.
-            let _ = self.guard.release().await;
+            let released = self.guard.release().await;
+            let is_lost = released.is_err_and(|error| error.kind() == ErrorKind::Lost);
+            self.on_lost == OnLost::Cancel && is_lost
         })
     }
 
@@ -104,15 +107,11 @@ impl Held {
     }
 }
 
-impl<S, B> ResponseFuture<S, B>
+impl<S, B, R> ResponseFuture<S, B, R>
 where
     S: Service<Request<B>>,
 {
-    fn new(
-        config: Arc<Config>,
-        protocol: Protocol,
-        state: State<S, B, S::Future, S::Response>,
-    ) -> Self {
+    fn new(config: Arc<Config>, protocol: Protocol, state: State<S, B, S::Future, R>) -> Self {
         Self {
             config,
             protocol,
@@ -146,7 +145,7 @@ where
     }
 }
 
-impl<S, B, ResB> Future for ResponseFuture<S, B>
+impl<S, B, ResB> Future for ResponseFuture<S, B, ResB>
 where
     S: Service<Request<B>, Response = Response<ResB>>,
     ResB: Body<Data = Bytes>,
@@ -195,9 +194,9 @@ where
                 StateProj::Running { inner, held: None } => {
                     let response = ready!(inner.poll(cx));
                     this.state.set(State::Done);
-                    return Poll::Ready(
-                        response.map(|response| response.map(ResponseBody::passed)),
-                    );
+                    return Poll::Ready(response.map(|response| {
+                        response.map(|body| ResponseBody::unlocked(Content::Through { body }))
+                    }));
                 }
                 StateProj::Running {
                     inner,
@@ -219,22 +218,29 @@ where
                             Ok(response) => response,
                             Err(error) => return Poll::Ready(Err(error)),
                         };
-                        let announced = protocol.announced_length(response.headers());
-                        let is_over = config.hold == Hold::Head
-                            || announced == Some(0)
-                            || response.body().is_end_stream();
-                        match (is_over, config.release_before_response) {
-                            (true, true) => State::Releasing {
-                                releasing: held.release(),
-                                response: Some(response),
+                        let begun = match held.is_lost() {
+                            true => None,
+                            false => Some(begin(config, protocol, response, &held, cx)),
+                        };
+                        // What ran past its lease, as it blocked its thread, is no success.
+                        match begun.filter(|_| !held.is_lost()) {
+                            None => State::Rejected {
+                                rejection: protocol.reject(RejectionKind::Lost),
                             },
-                            (true, false) => {
-                                drop(held);
-                                return Poll::Ready(Ok(response.map(ResponseBody::passed)));
+                            Some(Begun::Over(response)) if config.release_before_response => {
+                                State::Releasing {
+                                    is_lost: held.release(),
+                                    response: Some(response.map(ResponseBody::unlocked)),
+                                }
                             }
-                            (false, release_first) => {
-                                return Poll::Ready(Ok(response.map(|body| {
-                                    ResponseBody::locked(body, held, release_first, announced)
+                            Some(Begun::Over(response)) => {
+                                drop(held);
+                                return Poll::Ready(Ok(response.map(ResponseBody::unlocked)));
+                            }
+                            Some(Begun::Stream(response, last_byte)) => {
+                                let release_first = config.release_before_response;
+                                return Poll::Ready(Ok(response.map(|content| {
+                                    ResponseBody::locked(content, held, release_first, last_byte)
                                 })));
                             }
                         }
@@ -243,19 +249,23 @@ where
                 StateProj::Running { .. } => State::Rejected {
                     rejection: protocol.reject(RejectionKind::Lost),
                 },
-                StateProj::Releasing {
-                    releasing,
-                    response,
-                } => {
-                    ready!(releasing.as_mut().poll(cx));
-                    let response = response.take().expect("released once");
-                    this.state.set(State::Done);
-                    return Poll::Ready(Ok(response.map(ResponseBody::passed)));
+                StateProj::Releasing { is_lost, response } => {
+                    if ready!(is_lost.as_mut().poll(cx)) {
+                        State::Rejected {
+                            rejection: protocol.reject(RejectionKind::Lost),
+                        }
+                    } else {
+                        let response = response.take().expect("released once");
+                        this.state.set(State::Done);
+                        return Poll::Ready(Ok(response));
+                    }
                 }
                 StateProj::Rejected { rejection } => {
                     let response = config.respond(*rejection);
                     this.state.set(State::Done);
-                    return Poll::Ready(Ok(response.map(ResponseBody::fixed)));
+                    return Poll::Ready(Ok(
+                        response.map(|problem| ResponseBody::unlocked(Content::fixed(problem)))
+                    ));
                 }
                 StateProj::Done => panic!("a ResponseFuture was polled after it was ready"),
             };
@@ -264,7 +274,48 @@ where
     }
 }
 
-impl<S, B> fmt::Debug for ResponseFuture<S, B>
+/// A response of the service inside.
+enum Begun<B> {
+    /// The lock is not needed for what is left of it.
+    Over(Response<Content<B>>),
+    /// It is, until its end, or until the client has so many bytes.
+    Stream(Response<Content<B>>, Option<u64>),
+}
+
+fn begin<B>(
+    config: &Config,
+    protocol: Protocol,
+    response: Response<B>,
+    held: &Held,
+    cx: &mut Context<'_>,
+) -> Begun<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    let (head, body) = response.into_parts();
+    let last_byte = protocol.last_byte(&head);
+    let (content, is_over) = if config.hold == Hold::Head {
+        (Content::Through { body }, true)
+    } else if body.is_end_stream() {
+        (Content::fixed(Bytes::new()), true)
+    } else if last_byte == Some(0) || !protocol.has_body(&head) {
+        // Dropped: the work ends before its lock does.
+        let length = body.size_hint().exact();
+        (Content::Unsent { length }, true)
+    } else if config.release_before_response {
+        take(body, last_byte, held, cx)
+    } else {
+        (Content::Through { body }, false)
+    };
+    let response = Response::from_parts(head, content);
+    match is_over {
+        true => Begun::Over(response),
+        false => Begun::Stream(response, last_byte),
+    }
+}
+
+impl<S, B, R> fmt::Debug for ResponseFuture<S, B, R>
 where
     S: Service<Request<B>>,
 {

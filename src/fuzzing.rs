@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request};
 
-use crate::idempotency::{Record, parse_key};
+use crate::idempotency::{Record, parse_key, seal};
 use crate::key::LockKey;
 use crate::{grpc, key};
 
@@ -22,8 +22,9 @@ pub fn record(bytes: &[u8]) {
         }
     };
     check(Bytes::copy_from_slice(bytes));
-    // Behind what a record begins with, which is found by chance only after a long time.
-    check([b"TDLR\x01", bytes].concat().into());
+    // Between a record's beginning and its checksum, which are found by chance only after a long
+    // time.
+    check(seal([b"TDLR\x01", bytes].concat()[..].into()));
     manifest(bytes);
     manifest(&[b"TDLM\x01", bytes].concat());
 }
@@ -45,6 +46,8 @@ pub fn header(bytes: &[u8]) {
     headers.insert("content-type", value.clone());
     let _ = (grpc::timeout(&headers), grpc::status(&headers));
     let _ = grpc::is_grpc(&headers);
+    headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+    let _ = grpc::timeout(&headers);
     let request = Request::get("/").header("x-key", value).body(()).unwrap();
     if let Ok(Some(key)) = key::header("x-key")(&request.into_parts().0) {
         check(&key);

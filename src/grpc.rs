@@ -7,22 +7,35 @@ use http::{HeaderMap, StatusCode};
 
 /// `application/grpc`, and with a suffix or parameters. Not gRPC-Web, whose clients read HTTP statuses.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    const GRPC: &[u8] = b"application/grpc";
+    is_type(headers, b"application/grpc")
+}
+
+/// gRPC-Web, before it is translated: `application/grpc-web` and `application/grpc-web-text`.
+fn is_grpc_web(headers: &HeaderMap) -> bool {
+    is_type(headers, b"application/grpc-web") || is_type(headers, b"application/grpc-web-text")
+}
+
+/// Whether the content is of that type, with or without a suffix or parameters.
+fn is_type(headers: &HeaderMap, name: &[u8]) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| {
         value
             .as_bytes()
-            .split_at_checked(GRPC.len())
-            .is_some_and(|(name, rest)| {
-                name.eq_ignore_ascii_case(GRPC)
+            .split_at_checked(name.len())
+            .is_some_and(|(begin, rest)| {
+                begin.eq_ignore_ascii_case(name)
                     && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
             })
     })
 }
 
-/// How much longer the client waits for its answer, from the header `grpc-timeout`: at most eight digits and a unit, as the
-/// [protocol](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md) has it. `None` if there is none, or none that
-/// can be read.
+/// How much longer the client of a call waits for its answer, gRPC-Web or not, from the header
+/// `grpc-timeout`: at most eight digits and a unit, as the
+/// [protocol](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md) has it. `None` if
+/// there is none, or none that can be read.
 pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    if !is_grpc(headers) && !is_grpc_web(headers) {
+        return None;
+    }
     let value = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -67,6 +80,7 @@ mod tests {
     fn a_timeout_is_eight_digits_and_a_unit() {
         let read = |value: &'static [u8]| {
             let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, "application/grpc".try_into().unwrap());
             headers.insert("grpc-timeout", value.try_into().unwrap());
             timeout(&headers)
         };

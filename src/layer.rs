@@ -76,10 +76,16 @@ pub(crate) struct Config {
 type FindKey = dyn Fn(&Parts) -> KeyResult + Send + Sync;
 
 /// How long a request holds its lock: see [`DistributedLockLayer::hold`].
+///
+/// A connection that is upgraded (`101 Switching Protocols`: WebSocket) runs without the lock, with
+/// either: its request ends with the head of the response. Take a lock for it in the task that
+/// serves it, by [`LockManager::acquire`](crate::LockManager::acquire).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Hold {
-    /// Until the body of the response has been sent, or dropped. For handlers whose body is still at work.
+    /// Until the body of the response has been sent, or dropped. For handlers whose body is still
+    /// at work. Where no body is sent (to `HEAD`, with 1xx, 204 and 304), until the handler has
+    /// returned.
     #[default]
     Body,
     /// Until the handler has returned its response, whose body may be on its way for longer.
@@ -101,8 +107,9 @@ pub enum OnUnavailable {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnLost {
-    /// Its handler is stopped where it awaits, and it is answered with 503. If its body was already
-    /// on its way, the body ends with an error.
+    /// Its handler is stopped where it awaits, and it is answered with 503. So is one that could
+    /// not be stopped, as it blocked its thread, whatever response it returned. If its body was
+    /// already on its way, the body ends with an error.
     #[default]
     Cancel,
     /// It runs on. The handler can watch [`Lease::lost`](crate::Lease::lost) itself.
@@ -183,7 +190,7 @@ impl DistributedLockLayer {
 
     /// How long a request waits for its turn before it is answered with 409. Default: not at all.
     ///
-    /// A gRPC call whose header `grpc-timeout` is shorter waits no longer than that.
+    /// A gRPC or gRPC-Web call whose header `grpc-timeout` is shorter waits no longer than that.
     ///
     /// # Panics
     ///
@@ -223,6 +230,15 @@ impl DistributedLockLayer {
     /// Without it, a client that gets its response and at once sends a request for the same key may be faster
     /// than the release, if another node serves it: it has to wait, or gets a 409. The same node knows of
     /// the release in any case.
+    ///
+    /// A response whose body is there at once, or that has none, is kept back as a whole, and is
+    /// then sent in one piece: one frame of any length, or several that take up to 64 KiB. Of a
+    /// longer body, and of a stream, which is still at work, the head goes out under the lock, and
+    /// only the last frame is kept back: a client that goes on at the head (`fetch` in a browser
+    /// does) may still find the resource locked.
+    ///
+    /// If it turns out then that the lock was lost, the response is 503, or its body ends with an
+    /// error, unless [`on_lost`](Self::on_lost) says otherwise.
     pub fn release_before_response(self, release_before_response: bool) -> Self {
         self.set(|config| config.release_before_response = release_before_response)
     }

@@ -76,6 +76,7 @@
 
 mod body;
 mod clock;
+mod content;
 mod detach;
 mod error;
 mod future;
@@ -89,6 +90,7 @@ mod layer;
 mod manager;
 mod rejection;
 mod service;
+mod shield;
 mod store;
 mod sync;
 mod trace;

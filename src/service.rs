@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
-use http::{Extensions, HeaderMap, Request, Response, Version};
+use http::{Extensions, Method, Request, Response, StatusCode, Version, response};
 use http_body::Body;
 use tower::{BoxError, Service};
 
@@ -64,6 +64,7 @@ pub(crate) fn held<'a>(
 pub(crate) struct Protocol {
     is_grpc: bool,
     is_http1: bool,
+    is_head: bool,
 }
 
 impl Protocol {
@@ -71,13 +72,13 @@ impl Protocol {
         Self {
             is_grpc: grpc::is_grpc(&request.headers),
             is_http1: request.version <= Version::HTTP_11,
+            is_head: request.method == Method::HEAD,
         }
     }
 
     /// How long the request is to wait, if at all: no longer than its client does.
     pub(crate) fn wait(self, configured: Option<Duration>, request: &Parts) -> Option<Duration> {
-        let deadline = self.is_grpc.then(|| grpc::timeout(&request.headers));
-        configured.map(|wait| wait.min(deadline.flatten().unwrap_or(wait)))
+        configured.map(|wait| wait.min(grpc::timeout(&request.headers).unwrap_or(wait)))
     }
 
     pub(crate) fn is_grpc(self) -> bool {
@@ -88,10 +89,30 @@ impl Protocol {
         Rejection::new(kind, Layer::Lock, self.is_grpc)
     }
 
-    /// How many bytes the client takes for the whole body, whatever the body itself knows. In HTTP/2 the end is marked.
-    pub(crate) fn announced_length(self, response: &HeaderMap) -> Option<u64> {
-        let length = response.get(CONTENT_LENGTH).filter(|_| self.is_http1)?;
-        length.to_str().ok()?.parse().ok()
+    /// Whether a server sends a body behind such a head (RFC 9110, section 6.4.1).
+    pub(crate) fn has_body(self, response: &response::Parts) -> bool {
+        let is_bare = matches!(
+            response.status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        );
+        !self.is_head && !is_bare && !response.status.is_informational()
+    }
+
+    /// How many bytes the body has by its head, whatever the body itself knows.
+    pub(crate) fn content_length(self, response: &response::Parts) -> Option<u64> {
+        let mut lengths = response.headers.get_all(CONTENT_LENGTH).iter();
+        let (Some(length), None) = (lengths.next(), lengths.next()) else {
+            return None;
+        };
+        let digits = length.to_str().ok().filter(|_| self.has_body(response))?;
+        // The standard library also reads a sign.
+        let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+        digits.parse().ok().filter(|_| is_number)
+    }
+
+    /// How many bytes the client takes for the whole body. In HTTP/2 the end is marked.
+    pub(crate) fn last_byte(self, response: &response::Parts) -> Option<u64> {
+        self.content_length(response).filter(|_| self.is_http1)
     }
 }
 
@@ -109,7 +130,7 @@ where
 {
     type Response = Response<ResponseBody<ResB>>;
     type Error = S::Error;
-    type Future = ResponseFuture<S, ReqB>;
+    type Future = ResponseFuture<S, ReqB, ResB>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)

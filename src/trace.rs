@@ -45,6 +45,20 @@ pub(crate) fn in_current_span<F: Future>(work: F) -> impl Future<Output = F::Out
     work
 }
 
+/// Has a thread of its own tell its events to the subscriber of this one, if there is any.
+pub(crate) fn with_this_subscriber(work: impl FnOnce()) -> impl FnOnce() {
+    #[cfg(feature = "tracing")]
+    let work = {
+        use tracing::{dispatcher, subscriber::NoSubscriber};
+        let subscriber = dispatcher::get_default(Clone::clone);
+        move || match subscriber.is::<NoSubscriber>() {
+            true => work(),
+            false => dispatcher::with_default(&subscriber, work),
+        }
+    };
+    work
+}
+
 pub(crate) fn acquired(lease: &Lease, waited: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
@@ -124,6 +138,21 @@ pub(crate) fn lost(lease: &Lease, reason: LostReason) {
         ?reason,
         "lock lost"
     );
+}
+
+/// A mistake in this crate, kept to one key.
+pub(crate) fn slot_given_up(key: &LockKey) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(
+        key = %Fingerprint(key),
+        "the state of a lock was given up after a panic: its holder has lost it, and its waiters are refused"
+    );
+}
+
+/// The background task has ended by a panic. Another one is started.
+pub(crate) fn restarted() {
+    #[cfg(feature = "tracing")]
+    tracing::error!("the background task of a lock manager panicked, and is started again");
 }
 
 pub(crate) fn disconnected(why: &dyn Display) {

@@ -5,7 +5,7 @@ mod common;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::once::{Answer, App, Inside, Runs, post, text};
+use common::once::{Answer, App, Failed, Inside, Runs, post, post_to, text};
 use common::{
     Gate, Mode, OnDrop, PATIENCE, Proxy, RedisServer, eventually, free_port, has_resp3, minute,
     run, short_lived, soon,
@@ -13,7 +13,7 @@ use common::{
 use futures_util::poll;
 use redis::aio::MultiplexedConnection;
 use tower_distributed_lock::{
-    IdempotencyLayer, LockManager, LockManagerBuilder, OnLost, Rejection, RejectionKind,
+    IdempotencyLayer, Lease, LockManager, LockManagerBuilder, OnLost, Rejection, RejectionKind,
 };
 
 /// Longer than any test.
@@ -186,6 +186,79 @@ async fn a_handler_that_holds_for_too_long_is_stopped() {
     app.send(post("k")).await.is_replay_of(2);
 }
 
+/// With the locks in memory, in one thread, neither the renewal nor the loss gets a turn.
+#[tokio::test]
+async fn a_handler_that_blocked_past_its_lease_is_no_success_unless_its_answer_is_kept() {
+    let server = RedisServer::start().await;
+    let briefly = short_lived(300).max_hold(Duration::from_millis(200));
+    let redis = briefly.connect(&server.url()).await.unwrap();
+    let memory = short_lived(300).in_memory().unwrap();
+    for locks in [redis, memory] {
+        for (status, on_lost) in [
+            (200, OnLost::Cancel),
+            (500, OnLost::Cancel),
+            (200, OnLost::Continue),
+        ] {
+            let runs = Runs::default();
+            let handler = runs.then(move |run, request: Inside| {
+                let lease = request.extensions().get::<Lease>().unwrap().clone();
+                if run == 1 {
+                    // Until the store has it no more either.
+                    std::thread::sleep(Duration::from_millis(400));
+                    assert!(!lease.is_held());
+                }
+                let mut response = text(format!("run {run}"));
+                *response.status_mut() = status.try_into().unwrap();
+                std::future::ready(Ok(response))
+            });
+            let app = App::new(&layer(&locks).on_lost(on_lost), handler);
+            let request = || post_to(&format!("/{status}/{on_lost:?}"), "k");
+            let first = app.send(request()).await;
+            match on_lost {
+                OnLost::Continue => first.is_run(1),
+                _ => is_rejected(&first, 503, RejectionKind::Lost),
+            }
+            // What was lost left nothing.
+            let second = app.send(request()).await;
+            assert_eq!((second.status(), second.is_replay()), (status, false));
+            assert_eq!(second.body, "run 2");
+        }
+    }
+}
+
+/// The lease is over, and the lock still there: nobody else can have run.
+#[tokio::test]
+async fn an_answer_that_takes_its_locks_place_stands_however_late() {
+    // The store keeps it for 100 ms longer.
+    let locks = short_lived(2000).in_memory().unwrap();
+    let runs = Runs::default();
+    let handler = runs.then(move |run, request: Inside| {
+        let lease = request.extensions().get::<Lease>().unwrap().clone();
+        while lease.is_held() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::future::ready(Ok(text(format!("run {run}"))))
+    });
+    let app = App::new(&layer(&locks), handler);
+    app.send(post("k")).await.is_run(1);
+    app.send(post("k")).await.is_replay_of(1);
+}
+
+#[tokio::test]
+async fn the_error_of_a_service_that_blocked_past_its_lease_comes_through() {
+    let locks = short_lived(300).in_memory().unwrap();
+    let handler = |request: Inside| {
+        let lease = request.extensions().get::<Lease>().unwrap().clone();
+        while lease.is_held() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::future::ready(Err(Failed(7)))
+    };
+    let app = App::new(&layer(&locks), handler);
+    let error = soon("an error", app.call(post("k"))).await.unwrap_err();
+    assert_eq!(error, Failed(7));
+}
+
 #[tokio::test]
 async fn a_handler_that_goes_on_without_its_lock_does_not_replace_a_newer_answer() {
     let server = RedisServer::start().await;
@@ -337,8 +410,8 @@ async fn an_answer_that_cannot_be_recorded_goes_out_and_the_key_stays_taken_unti
             assert_eq!(record(&redis).await.unwrap(), owner);
             assert!(expires_in(&redis).await <= Duration::from_secs(60));
             is_rejected(&other.send(post("k")).await, 409, RejectionKind::Held);
-            let here = app.send(post("k")).await;
-            is_rejected(&here, 503, RejectionKind::Unavailable);
+            // Here, the lock stays that of the run whose answer is on its way.
+            is_rejected(&app.send(post("k")).await, 409, RejectionKind::Held);
         }
         proxy.set(Mode::Forward);
         eventually("it is recorded", || is_recorded(&redis)).await;
@@ -557,12 +630,17 @@ async fn a_record_that_cannot_be_read_is_an_error_and_left_alone() {
     newer[4] += 1;
     let mut flagged = good.clone();
     flagged[5] |= 128;
+    // Another answer, in the right form.
+    let mut damaged = good.clone();
+    let body = damaged.windows(5).position(|text| text == b"run 1");
+    damaged[body.unwrap() + 4] = b'3';
     for bad in [
         b"something else".to_vec(),
         b"".to_vec(),
         b"TDLR".to_vec(),
         newer,
         flagged,
+        damaged,
         good[..good.len() - 1].to_vec(),
         [&good[..], b"x"].concat(),
     ] {
@@ -612,6 +690,41 @@ async fn managers_with_other_prefixes_have_other_records() {
         let app = App::new(&layer(&locks), runs.handler());
         app.send(post("k")).await.is_run(number + 1);
         app.send(post("k")).await.is_replay_of(number + 1);
+    }
+}
+
+/// A duplicate that waits, on another node or on the same, makes nobody give up the lock of the first run.
+#[tokio::test]
+async fn an_answer_that_redis_refuses_for_a_moment_is_replayed_to_whoever_waits_for_it() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let waits = |locks: &LockManager| layer(locks).wait(PATIENCE);
+    for (round, is_elsewhere) in [true, false].into_iter().cycle().take(6).enumerate() {
+        let one = minute().connect(&server.url()).await.unwrap();
+        let two = minute().connect(&server.url()).await.unwrap();
+        let (runs, gate) = (Runs::default(), Gate::new());
+        let first = App::new(&waits(&one), runs.gated(&gate));
+        let second = App::new(&waits(&two), runs.handler());
+        let key = format!("refused-{round}");
+        let running = first.begin(post(&key)).await;
+        gate.arrived().await;
+        run(&redis, "CONFIG SET maxmemory 1").await;
+        gate.open();
+        eventually("Redis has refused the answer", || async {
+            let errors = run(&redis, "INFO errorstats").await;
+            let errors: String = redis::from_redis_value(errors).unwrap();
+            errors.contains("OOM")
+        })
+        .await;
+        run(&redis, "CONFIG SET maxmemory 0").await;
+        run(&redis, "CONFIG RESETSTAT").await;
+        let duplicate = match is_elsewhere {
+            true => second.send(post(&key)).await,
+            false => first.send(post(&key)).await,
+        };
+        duplicate.is_replay_of(1);
+        soon("its answer", running).await.unwrap().is_run(1);
+        assert_eq!(runs.count(), 1);
     }
 }
 

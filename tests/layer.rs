@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{Gate, Mode, OnDrop, Proxy, RedisServer, eventually, minute, run, soon, value};
-use futures_util::{FutureExt, poll};
+use futures_util::{FutureExt, TryStreamExt, poll};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_distributed_lock::{
     DetachLayer, DistributedLockLayer, Error, ErrorKind, Hold, Lease, LockKey, LockManager, OnLost,
@@ -472,6 +472,42 @@ async fn a_grpc_call_waits_no_longer_than_its_client() {
     }
 }
 
+/// Where the lock is outside of the translation to gRPC.
+#[tokio::test]
+async fn a_grpc_web_call_waits_no_longer_than_its_client_and_is_told_in_http() {
+    let locks = LockManager::in_memory();
+    let _guard = locks.try_acquire("a").await.unwrap();
+    for content_type in [
+        "application/grpc-web",
+        "application/grpc-web+proto",
+        "application/grpc-web-text",
+        "application/grpc-web-text+proto",
+        "Application/gRPC-Web; charset=utf-8",
+    ] {
+        let mut request = grpc_request(content_type);
+        let headers = request.headers_mut();
+        headers.insert("grpc-timeout", "20m".parse().unwrap());
+        let layer = on(&locks, "a").wait(Duration::from_secs(3600));
+        let mut service = layer.layer_on(service_fn(async |_: Request| done()));
+        let response = soon("an answer", service.call(request)).await.unwrap();
+        assert_eq!(response.status(), StatusCode::CONFLICT, "{content_type}");
+        assert!(response.headers().get("grpc-status").is_none());
+        let rejection = response.extensions().get::<Rejection>().unwrap();
+        assert_eq!(rejection.kind(), RejectionKind::TimedOut);
+        assert!(!rejection.is_grpc());
+    }
+    // What only looks like it.
+    for content_type in ["application/grpc-webs", "application/grpc-web-textual"] {
+        let mut request = grpc_request(content_type);
+        let headers = request.headers_mut();
+        headers.insert("grpc-timeout", "20m".parse().unwrap());
+        let layer = on(&locks, "a").wait(Duration::from_secs(3600));
+        let mut service = layer.layer_on(service_fn(async |_: Request| done()));
+        let waiting = tokio::time::timeout(Duration::from_millis(60), service.call(request));
+        assert!(waiting.await.is_err(), "{content_type}");
+    }
+}
+
 #[tokio::test]
 async fn a_grpc_call_that_does_not_run_gets_a_status_in_headers_alone() {
     for (kind, code) in [
@@ -756,6 +792,8 @@ enum Step {
     Error,
     /// The body is at its end before it is polled.
     Empty,
+    /// What follows is not there at once.
+    Later,
     Never,
 }
 
@@ -790,10 +828,14 @@ impl Body for Scripted {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         Poll::Ready(match self.steps.pop_front() {
             None | Some(Step::Empty) => None,
+            Some(Step::Later) => {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             Some(Step::Data(text)) => Some(Ok(Frame::data(Bytes::from(text)))),
             Some(Step::Last(text)) => {
                 self.is_over = true;
@@ -824,9 +866,10 @@ impl Body for Scripted {
 
 type ScriptedResponse = Response<ResponseBody<Scripted>>;
 
-async fn answer_with(layer: &DistributedLockLayer, steps: &'static [Step]) -> ScriptedResponse {
+async fn answer_with(layer: &DistributedLockLayer, steps: &[Step]) -> ScriptedResponse {
+    let steps = steps.to_vec();
     let handler = service_fn(move |_: Request| {
-        ready(Ok::<_, Infallible>(Response::new(Scripted::new(steps))))
+        ready(Ok::<_, Infallible>(Response::new(Scripted::new(&steps))))
     });
     soon("the head", layer.layer_on(handler).call(request()))
         .await
@@ -835,7 +878,7 @@ async fn answer_with(layer: &DistributedLockLayer, steps: &'static [Step]) -> Sc
 
 #[tokio::test]
 async fn the_lock_is_held_until_the_end_of_the_body_and_no_longer() {
-    use Step::{Data, Empty, Error, Last, Trailers};
+    use Step::{Data, Empty, Error, Last, Later, Trailers};
     let cases: [(&'static [Step], &[bool]); 9] = [
         // What the body does, and whether the lock is free after the head and after each frame.
         (&[Data("a"), Data("b")], &[false, false, false, true]),
@@ -852,7 +895,13 @@ async fn the_lock_is_held_until_the_end_of_the_body_and_no_longer() {
         let locks = LockManager::in_memory();
         let layer = on(&locks, "a").release_before_response(release_first);
         for (steps, expected) in cases {
-            let mut body = answer_with(&layer, steps).await.into_body();
+            // What is there at once would follow the release.
+            let begin: &[Step] = match release_first && steps != [Empty] {
+                true => &[Later],
+                false => &[],
+            };
+            let steps = [begin, steps].concat();
+            let mut body = answer_with(&layer, &steps).await.into_body();
             let mut free = vec![is_free(&locks, "a").await];
             loop {
                 let frame = soon("a frame", body.frame()).await;
@@ -942,14 +991,18 @@ async fn a_body_that_is_dropped_releases_the_lock_wherever_it_was() {
 
 #[tokio::test]
 async fn the_length_and_the_end_of_a_body_are_forwarded() {
-    use Step::{Data, Last};
+    use Step::{Data, Last, Later};
     let locks = LockManager::in_memory();
-    for release_first in [false, true] {
+    let cases: [(bool, &[Step], &[u64]); 4] = [
+        (false, &[Data("four"), Last("two")], &[7, 3]),
+        (true, &[Later, Data("four"), Last("two")], &[7, 3]),
+        (true, &[Data("four"), Later, Last("two")], &[7, 3]),
+        (true, &[Data("four"), Last("two")], &[7]),
+    ];
+    for (release_first, steps, lengths) in cases {
         let layer = on(&locks, "a").release_before_response(release_first);
-        let mut body = answer_with(&layer, &[Data("four"), Last("two")])
-            .await
-            .into_body();
-        for left in [7, 3] {
+        let mut body = answer_with(&layer, steps).await.into_body();
+        for &left in lengths {
             assert_eq!(body.size_hint().exact(), Some(left));
             assert!(!body.is_end_stream());
             body.frame().await.unwrap().unwrap();
@@ -972,7 +1025,7 @@ async fn the_length_and_the_end_of_a_body_are_forwarded() {
 
 #[tokio::test]
 async fn release_before_response_withholds_the_end_until_redis_has_released() {
-    use Step::{Data, Last, Trailers};
+    use Step::{Data, Last, Later, Trailers};
     let server = RedisServer::start().await;
     let redis = server.client().await;
     let proxy = Proxy::start(server.port).await;
@@ -989,7 +1042,8 @@ async fn release_before_response_withholds_the_end_until_redis_has_released() {
     ];
     for (steps, length) in cases {
         let layer = on(&locks, "a").release_before_response(true);
-        let mut body = answer_with(&layer, steps).await.into_body();
+        let body = answer_with(&layer, &[&[Later], steps].concat()).await;
+        let mut body = body.into_body();
         proxy.set(Mode::Hold);
         // What is not the end does not wait.
         let early = match steps.last() {
@@ -1029,8 +1083,8 @@ async fn release_before_response_withholds_the_end_until_redis_has_released() {
 }
 
 #[tokio::test]
-async fn release_before_response_withholds_the_head_where_the_head_is_the_end() {
-    use Step::{Data, Empty};
+async fn release_before_response_withholds_the_head_where_all_is_there_at_once() {
+    use Step::{Data, Empty, Error, Last, Trailers};
     let server = RedisServer::start().await;
     let redis = server.client().await;
     let proxy = Arc::new(Proxy::start(server.port).await);
@@ -1039,10 +1093,16 @@ async fn release_before_response_withholds_the_head_where_the_head_is_the_end() 
         .connect(&proxy.url())
         .await
         .unwrap();
-    let cases: [(Hold, &'static [Step]); 3] = [
+    let cases: [(Hold, &'static [Step]); 9] = [
         (Hold::Head, &[Data("a")]),
         (Hold::Head, &[Empty]),
         (Hold::Body, &[Empty]),
+        (Hold::Body, &[]),
+        (Hold::Body, &[Last("a")]),
+        (Hold::Body, &[Data("a"), Data("b")]),
+        (Hold::Body, &[Data("a"), Trailers]),
+        (Hold::Body, &[Trailers]),
+        (Hold::Body, &[Data("a"), Error]),
     ];
     for release_first in [true, false] {
         for (hold, steps) in cases {
@@ -1084,6 +1144,127 @@ async fn release_before_response_withholds_the_head_where_the_head_is_the_end() 
                 proxy.set(Mode::Forward);
                 common::eventually_no_trace(&redis).await;
             }
+        }
+    }
+}
+
+/// How a body may come: with so many frames of such a length, and whether it is in one piece behind
+/// its head.
+#[tokio::test]
+async fn release_before_response_keeps_back_no_more_than_64_kib_of_several_frames() {
+    let locks = LockManager::in_memory();
+    let layer = on(&locks, "a").release_before_response(true);
+    for (frames, length, is_kept) in [
+        (1, 1 << 20, true),
+        (2, 32_000, true),
+        (2, 64 * 1024, false),
+        (50, 1024, true),
+        (1000, 1024, false),
+        (100, 0, true),
+        (100_000, 0, false),
+    ] {
+        let part = Bytes::from(vec![b'x'; length]);
+        let handler = service_fn(move |_: Request| {
+            let parts = std::iter::repeat_n(Ok::<_, Infallible>(part.clone()), frames);
+            let stream = futures_util::stream::iter(parts).map_ok(Frame::data);
+            ready(Ok::<_, Infallible>(Response::new(StreamBody::new(stream))))
+        });
+        let mut service = layer.layer_on(handler);
+        let response = soon("the head", service.call(request())).await.unwrap();
+        assert_eq!(is_free(&locks, "a").await, is_kept, "{frames} of {length}");
+        let hint = response.body().size_hint();
+        let whole = (frames * length) as u64;
+        assert_eq!(
+            hint.exact(),
+            is_kept.then_some(whole),
+            "{frames} of {length}"
+        );
+        let mut body = response.into_body();
+        let mut received = Vec::new();
+        while let Some(frame) = soon("a frame", body.frame()).await {
+            received.push(frame.unwrap().into_data().unwrap().len());
+        }
+        assert_eq!(received.iter().sum::<usize>() as u64, whole);
+        match is_kept {
+            true => assert_eq!(received.len(), usize::from(whole > 0)),
+            false => assert_eq!(received.len(), frames),
+        }
+        assert!(is_free(&locks, "a").await);
+    }
+}
+
+/// The rest of it is never sent: the lock does not wait for it, nor does the head.
+#[tokio::test]
+async fn what_a_client_takes_for_the_whole_is_all_that_is_kept_back() {
+    use Step::{Data, Last, Never};
+    let locks = LockManager::in_memory();
+    let layer = on(&locks, "a").release_before_response(true);
+    let cases: [(&[Step], &str, Option<&str>); 4] = [
+        (&[Data("one "), Data("two"), Never], "7", Some("one two")),
+        (&[Data("one "), Data("two, three")], "7", Some("one two")),
+        (&[Never], "0", Some("")),
+        // Too short. That stays for the server to find.
+        (&[Data("one "), Last("two")], "70", None),
+    ];
+    for (steps, length, whole) in cases {
+        let steps = steps.to_vec();
+        let handler = service_fn(move |_: Request| {
+            let mut response = Response::new(Scripted::new(&steps));
+            let length = length.parse().unwrap();
+            response.headers_mut().insert(CONTENT_LENGTH, length);
+            ready(Ok::<_, Infallible>(response))
+        });
+        let response = layer.layer_on(handler).call(request());
+        let body = soon("the head", response).await.unwrap().into_body();
+        assert!(is_free(&locks, "a").await, "{length}");
+        if whole.is_none() {
+            assert_eq!(body.size_hint().exact(), None);
+        }
+        let received = soon("the body", body.collect()).await.unwrap().to_bytes();
+        assert_eq!(received, whole.unwrap_or("one two"));
+    }
+}
+
+/// The handler's body may be at work, and a server of HTTP/2 asks for it.
+#[tokio::test]
+async fn a_body_that_is_not_sent_ends_before_its_lock() {
+    let locks = LockManager::in_memory();
+    let (head, get) = (http::Method::HEAD, http::Method::GET);
+    for (method, status) in [
+        (head, 200),
+        (get.clone(), 204),
+        (get.clone(), 304),
+        (get, 101),
+    ] {
+        for release_first in [false, true] {
+            let dropped = Arc::new(Mutex::new(None));
+            let handler = service_fn({
+                let dropped = Arc::clone(&dropped);
+                move |req: Request| {
+                    let lease = req.extensions().get::<Lease>().unwrap().clone();
+                    let mut body = Scripted::new(&[Step::Data("never sent")]);
+                    let dropped = Arc::clone(&dropped);
+                    body.on_drop = Some(Box::new(move || {
+                        *dropped.lock().unwrap() = Some(lease.is_held());
+                    }));
+                    let response = Response::builder().status(status);
+                    ready(Ok::<_, Infallible>(response.body(body).unwrap()))
+                }
+            });
+            let layer = on(&locks, "a").release_before_response(release_first);
+            let mut request = request();
+            *request.method_mut() = method.clone();
+            let response = soon("a head", layer.layer_on(handler).call(request))
+                .await
+                .unwrap();
+            assert_eq!(response.status(), status);
+            let lease_was_held = dropped.lock().unwrap().take();
+            assert_eq!(lease_was_held, Some(true));
+            assert!(is_free(&locks, "a").await);
+            // A server may tell it in the head.
+            assert_eq!(response.body().size_hint().exact(), Some(10));
+            assert!(!response.body().is_end_stream());
+            assert!(response.into_body().frame().await.is_none());
         }
     }
 }
@@ -1137,6 +1318,191 @@ async fn a_handler_whose_lock_is_lost_is_dropped_and_answered_with_503() {
     let rejection = response.extensions().get::<Rejection>().unwrap();
     assert_eq!(rejection.kind(), RejectionKind::Lost);
     assert!(is_free(&locks, "a").await);
+}
+
+/// Blocks its thread for longer than [`brief`] lets it hold the lock.
+fn block(lease: &Lease) {
+    while lease.is_held() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// It cannot be stopped, and returns as if nothing had happened.
+#[tokio::test]
+async fn a_handler_that_blocked_past_its_lease_is_no_success() {
+    let responses: [fn() -> Response<Scripted>; 4] = [
+        || Response::new(Scripted::new(&[Step::Last("done")])),
+        || Response::new(Scripted::new(&[Step::Data("one "), Step::Never])),
+        || Response::new(Scripted::new(&[Step::Empty])),
+        || {
+            let mut response = Response::new(Scripted::new(&[Step::Empty]));
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response
+        },
+    ];
+    let cases = [Hold::Body, Hold::Head].map(|hold| [(hold, false), (hold, true)]);
+    for (hold, release_first) in cases.into_iter().flatten() {
+        for respond in responses {
+            for on_lost in [OnLost::Cancel, OnLost::Continue] {
+                let locks = brief();
+                let handler = service_fn(move |req: Request| async move {
+                    block(req.extensions().get::<Lease>().unwrap());
+                    Ok::<_, Infallible>(respond())
+                });
+                let layer = on(&locks, "a").hold(hold).on_lost(on_lost);
+                let mut service = layer
+                    .release_before_response(release_first)
+                    .layer_on(handler);
+                let response = soon("an answer", service.call(request())).await.unwrap();
+                if on_lost == OnLost::Continue {
+                    assert_eq!(response.status(), respond().status());
+                    continue;
+                }
+                assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+                let rejection = response.extensions().get::<Rejection>().unwrap();
+                assert_eq!(rejection.kind(), RejectionKind::Lost);
+                assert!(is_free(&locks, "a").await);
+                let call = grpc_request("application/grpc");
+                let response = soon("an answer", service.call(call)).await.unwrap();
+                assert_eq!(response.headers()["grpc-status"], "10");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_error_of_a_service_that_blocked_past_its_lease_comes_through() {
+    let handler = service_fn(async |req: Request| {
+        block(req.extensions().get::<Lease>().unwrap());
+        Err::<Response<Full<Bytes>>, _>("no response")
+    });
+    for release_first in [false, true] {
+        let layer = on(&brief(), "a").release_before_response(release_first);
+        let result = soon("the error", layer.layer_on(handler).call(request())).await;
+        assert_eq!(result.unwrap_err(), "no response");
+    }
+}
+
+/// A body that begins like this, and then blocks its thread for longer than the lease.
+struct Blocking {
+    lease: Lease,
+    begins: VecDeque<Poll<()>>,
+    is_over: bool,
+}
+
+impl Body for Blocking {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(begin) = self.begins.pop_front() {
+            return begin.map(|()| Some(Ok(Frame::data(Bytes::from("begin ")))));
+        }
+        block(&self.lease);
+        let is_over = std::mem::replace(&mut self.is_over, true);
+        Poll::Ready((!is_over).then(|| Ok(Frame::data(Bytes::from("end")))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_over
+    }
+}
+
+/// Answers with such a body, of which so much comes at first.
+async fn answer_blocking(
+    release_first: bool,
+    begins: &'static [Poll<()>],
+) -> Response<ResponseBody<Blocking>> {
+    let handler = service_fn(async move |req: Request| {
+        Ok::<_, Infallible>(Response::new(Blocking {
+            lease: req.extensions().get::<Lease>().unwrap().clone(),
+            begins: begins.iter().copied().collect(),
+            is_over: false,
+        }))
+    });
+    let layer = on(&brief(), "a").release_before_response(release_first);
+    soon("an answer", layer.layer_on(handler).call(request()))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_body_that_blocked_past_its_lease_does_not_look_whole() {
+    for release_first in [false, true] {
+        let begins = &[Poll::Pending, Poll::Ready(())];
+        let response = answer_blocking(release_first, begins).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        let mut body = response.into_body();
+        // To take what is there at once is to have seen that there is nothing.
+        if !release_first {
+            assert!(poll!(body.frame()).is_pending());
+        }
+        let begin = body.frame().await;
+        assert_eq!(begin.unwrap().unwrap().into_data().unwrap(), "begin ");
+        let error = body.frame().await.unwrap().unwrap_err();
+        assert_eq!(error.downcast::<Error>().unwrap().kind(), ErrorKind::Lost);
+        assert!(body.frame().await.is_none());
+    }
+    // Where the head waits for the body, it tells of the loss.
+    for begins in [&[][..], &[Poll::Ready(())]] {
+        let response = answer_blocking(true, begins).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let rejection = response.extensions().get::<Rejection>().unwrap();
+        assert_eq!(rejection.kind(), RejectionKind::Lost);
+    }
+}
+
+/// In one thread: nobody but the release can tell of the loss.
+#[tokio::test]
+async fn a_response_that_waits_for_a_release_is_none_if_that_finds_the_lock_lost() {
+    use Step::{Data, Empty, Last, Later};
+    let server = RedisServer::start().await;
+    let locks = minute().connect(&server.url()).await.unwrap();
+    let client = redis::Client::open(server.url()).unwrap();
+    let cases: [(Hold, &'static [Step]); 5] = [
+        (Hold::Head, &[Last("done")]),
+        (Hold::Body, &[Last("done")]),
+        (Hold::Body, &[Data("do"), Data("ne")]),
+        (Hold::Body, &[Empty]),
+        // This one has its head: its end tells.
+        (Hold::Body, &[Later, Last("done")]),
+    ];
+    for (hold, steps) in cases {
+        for on_lost in [OnLost::Cancel, OnLost::Continue] {
+            let client = client.clone();
+            let handler = service_fn(move |_: Request| {
+                let mut redis = client.get_connection().unwrap();
+                let deleted: u32 = redis::cmd("DEL").arg("lock:a").query(&mut redis).unwrap();
+                assert_eq!(deleted, 1);
+                ready(Ok::<_, Infallible>(Response::new(Scripted::new(steps))))
+            });
+            let layer = on(&locks, "a").hold(hold).on_lost(on_lost);
+            let mut service = layer.release_before_response(true).layer_on(handler);
+            let response = soon("an answer", service.call(request())).await.unwrap();
+            let status = response.status();
+            let rejection = response.extensions().get::<Rejection>().copied();
+            let body = response.into_body().collect().await;
+            if on_lost == OnLost::Continue {
+                assert_eq!(status, StatusCode::OK);
+                let whole = if steps == [Empty] { "" } else { "done" };
+                assert_eq!(body.unwrap().to_bytes(), whole);
+            } else if steps[0] == Later {
+                assert_eq!(status, StatusCode::OK);
+                let error = body.unwrap_err().downcast::<Error>().unwrap();
+                assert_eq!(error.kind(), ErrorKind::Lost);
+            } else {
+                assert_eq!(
+                    status,
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "{hold:?} {steps:?}"
+                );
+                assert_eq!(rejection.unwrap().kind(), RejectionKind::Lost);
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -23,11 +23,13 @@ mod world;
 
 use redis::Mutation;
 use stateright::{Checker, HasDiscoveries, Model};
-use world::{FENCES, Faults, LAST, Mutant, OVERLAP, Plan, SERVED};
+use world::{FENCES, Faults, LAST, MEANT, Mutant, ONCE, OVERLAP, Plan, SERVED, TTL};
 
 const NONE: Faults = Faults {
     delays: 0,
+    impatient: 0,
     cancellations: 0,
+    refusals: 0,
     disconnections: 0,
     crashes: 0,
     foreign: 0,
@@ -36,12 +38,19 @@ const NONE: Faults = Faults {
     other_commands: 0,
 };
 
+const PLAN: Plan = Plan {
+    requests: &[],
+    first_ttl: TTL,
+    faults: NONE,
+    records: false,
+    mutant: None,
+};
+
 fn holds(requests: &'static [u8], faults: Faults) {
     explore(Plan {
         requests,
         faults,
-        records: false,
-        mutant: None,
+        ..PLAN
     });
 }
 
@@ -50,8 +59,21 @@ fn holds_with_records(requests: &'static [u8], faults: Faults) {
         requests,
         faults,
         records: true,
-        mutant: None,
+        ..PLAN
     });
+}
+
+/// The first process has a quarter of the time to live of the others, and gives shorter grants.
+fn holds_with_other_settings(requests: &'static [u8], faults: Faults) {
+    for records in [false, true] {
+        explore(Plan {
+            requests,
+            first_ttl: TTL / 4,
+            faults,
+            records,
+            ..PLAN
+        });
+    }
 }
 
 fn explore(plan: Plan) {
@@ -65,13 +87,21 @@ fn explore(plan: Plan) {
 }
 
 fn finds(property: &'static str, mutant: Mutant, requests: &'static [u8], faults: Faults) {
-    let plan = Plan {
-        requests,
-        faults,
-        // Only a plan with records has that property.
-        records: property == LAST,
-        mutant: Some(mutant),
-    };
+    finds_in(
+        property,
+        Plan {
+            requests,
+            faults,
+            // Only a plan with records has that property.
+            records: property == LAST || property == ONCE,
+            mutant: Some(mutant),
+            ..PLAN
+        },
+    );
+}
+
+fn finds_in(property: &'static str, plan: Plan) {
+    let mutant = plan.mutant.expect("something is to be found");
     let checker = plan
         .checker()
         .finish_when(HasDiscoveries::AllOf([property].into()))
@@ -207,6 +237,91 @@ fn with_data_that_is_lost() {
         Faults {
             delays,
             data_losses,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn with_requests_that_do_not_wait() {
+    let impatient = 2;
+    holds(&[1, 1], Faults { impatient, ..NONE });
+    let (impatient, delays) = (1, 1);
+    holds(
+        &[1, 1],
+        Faults {
+            impatient,
+            delays,
+            ..NONE
+        },
+    );
+}
+
+/// A request that waits, one that joins it without waiting, the first one leaves, and no answer comes.
+#[test]
+fn with_requests_of_both_kinds_that_give_up_while_connections_break() {
+    let (impatient, cancellations, disconnections) = (1, 1, 1);
+    let faults = Faults {
+        impatient,
+        cancellations,
+        disconnections,
+        ..NONE
+    };
+    holds(&[1, 1], faults);
+}
+
+#[test]
+fn with_processes_of_different_settings() {
+    holds_with_other_settings(&[2, 1], NONE);
+    let delays = 3;
+    holds_with_other_settings(&[1, 1], Faults { delays, ..NONE });
+    let (delays, crashes) = (1, 1);
+    holds_with_other_settings(
+        &[1, 1],
+        Faults {
+            delays,
+            crashes,
+            ..NONE
+        },
+    );
+    holds_with_other_settings(&[1, 1, 1], NONE);
+}
+
+#[test]
+fn with_records_that_redis_refuses() {
+    let (delays, refusals) = (2, 2);
+    holds_with_records(
+        &[1, 1],
+        Faults {
+            delays,
+            refusals,
+            ..NONE
+        },
+    );
+    let (refusals, impatient) = (1, 1);
+    holds_with_records(
+        &[2, 1],
+        Faults {
+            refusals,
+            impatient,
+            ..NONE
+        },
+    );
+    let (refusals, disconnections) = (1, 1);
+    holds_with_records(
+        &[1, 1],
+        Faults {
+            refusals,
+            disconnections,
+            ..NONE
+        },
+    );
+    let (refusals, cancellations) = (1, 1);
+    holds_with_records(
+        &[2, 1],
+        Faults {
+            refusals,
+            cancellations,
             ..NONE
         },
     );
@@ -381,4 +496,39 @@ fn fences_that_only_count_fall_when_the_data_is_lost() {
 fn a_completion_without_token_check_ends_what_another_holds() {
     let mutant = Mutant::Script(Mutation::CompletionWithoutTokenCheck);
     finds(LAST, mutant, &[1, 1], Faults { crashes: 1, ..NONE });
+}
+
+#[test]
+fn a_slot_that_rests_for_nobody_is_found() {
+    let (impatient, cancellations, disconnections) = (1, 1, 1);
+    let faults = Faults {
+        impatient,
+        cancellations,
+        disconnections,
+        ..NONE
+    };
+    finds(MEANT, Mutant::RestsForNobody, &[1, 1], faults);
+}
+
+#[test]
+fn a_record_that_is_forgotten_before_it_is_there_is_found() {
+    let refusals = 1;
+    let faults = Faults { refusals, ..NONE };
+    finds(ONCE, Mutant::CompletionForgotten, &[1, 1], faults);
+    // A waiter in the same process is enough.
+    finds(ONCE, Mutant::CompletionForgotten, &[2], faults);
+}
+
+#[test]
+fn a_grant_that_is_trusted_for_longer_than_it_was_given_overlaps() {
+    finds_in(
+        OVERLAP,
+        Plan {
+            requests: &[2, 1],
+            first_ttl: TTL / 4,
+            faults: Faults { delays: 2, ..NONE },
+            mutant: Some(Mutant::GrantTrustedForOwnTtl),
+            ..PLAN
+        },
+    );
 }

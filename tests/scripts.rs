@@ -11,7 +11,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, RedisServer};
-use model::{Message, Mutation, Owner, Process, Record, Redis, Reply, Rules, Token};
+use model::{Message, Mutation, Owner, Process, Record, Redis, Reply, Times, Token};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -50,8 +50,16 @@ const RECORDS: [&[u8]; 2] = [
 ];
 
 // None of them runs out by itself, and no two are alike within the tolerance, nor are the queue's that follow from them.
-const TTL_MS: u64 = 60_000;
-const GRANT_TTL_MS: u64 = 20_000;
+const TIMES: [Times; 2] = [
+    Times {
+        ttl_ms: 60_000,
+        grant_ttl_ms: 20_000,
+    },
+    Times {
+        ttl_ms: 43_000,
+        grant_ttl_ms: 30_000,
+    },
+];
 const FOREIGN_TTL_MS: u64 = 100_000;
 const RETENTION_MS: u64 = 150_000;
 const TOLERANCE_MS: u64 = 5_000;
@@ -79,6 +87,7 @@ enum Kind {
     Release,
     Complete(Record),
     Renew,
+    Check,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +119,8 @@ enum Event {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Batch(Vec<Operation>),
+    /// With one of two settings.
+    Batch(Times, Vec<Operation>),
     Listens(Process, bool),
     Happens(Event, usize),
     /// The server forgets the script.
@@ -128,6 +138,7 @@ fn operation(process: impl Strategy<Value = Process>) -> impl Strategy<Value = O
         5 => Just(Kind::Release),
         2 => (0..RECORDS.len() as Record).prop_map(Kind::Complete),
         2 => Just(Kind::Renew),
+        1 => Just(Kind::Check),
         1 => Just(Kind::Acquire),
         1 => Just(Kind::Claim),
     ];
@@ -165,9 +176,14 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+fn batch(process: impl Strategy<Value = Process>) -> impl Strategy<Value = Step> {
+    let operations = vec(operation(process), 1..=4);
+    (select(&TIMES[..]), operations).prop_map(|(times, batch)| Step::Batch(times, batch))
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        20 => vec(operation(0..PROCESSES), 1..=4).prop_map(Step::Batch),
+        20 => batch(0..PROCESSES),
         3 => (0..PROCESSES, any::<bool>()).prop_map(|(process, does)| Step::Listens(process, does)),
         8 => (event(), key()).prop_map(|(event, key)| Step::Happens(event, key)),
         1 => Just(Step::ScriptFlushed),
@@ -179,7 +195,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn programs() -> impl Strategy<Value = Vec<Vec<Step>>> {
     let process = |process| {
         let step = prop_oneof![
-            8 => vec(operation(Just(process)), 1..=4).prop_map(Step::Batch),
+            8 => batch(Just(process)),
             1 => any::<bool>().prop_map(move |does| Step::Listens(process, does)),
         ];
         vec(step, 5..=25)
@@ -220,7 +236,7 @@ fn token(bytes: &[u8]) -> Token {
 }
 
 /// The call that the crate makes for a batch.
-fn call(how: &str, script: &str, batch: &[Operation]) -> Cmd {
+fn call(how: &str, script: &str, times: Times, batch: &[Operation]) -> Cmd {
     let mut call = cmd(how);
     call.arg(script).arg(2 + 2 * batch.len());
     call.arg(FENCE).arg(EPOCH);
@@ -228,7 +244,8 @@ fn call(how: &str, script: &str, batch: &[Operation]) -> Cmd {
         call.arg(OWNERS[operation.key]).arg(QUEUES[operation.key]);
     }
     // Without a quarantine.
-    call.arg(INBOX).arg(TTL_MS).arg(GRANT_TTL_MS).arg(0);
+    let (ttl, grant_ttl) = (times.ttl_ms, times.grant_ttl_ms);
+    call.arg(INBOX).arg(ttl).arg(grant_ttl).arg(0);
     for operation in batch {
         let Operation {
             process, number, ..
@@ -241,6 +258,7 @@ fn call(how: &str, script: &str, batch: &[Operation]) -> Cmd {
             Kind::Release => "release",
             Kind::Complete(_) => "complete",
             Kind::Renew => "renew",
+            Kind::Check => "check",
         };
         call.arg(kind).arg(format!("{}:{number}", id(*process)));
         if let Kind::Complete(record) = operation.kind {
@@ -319,22 +337,26 @@ fn reply(kind: Kind, value: &Value) -> Result<Reply, String> {
         foreign: number % 2 == 1,
     };
     Ok(match (kind, number) {
-        (_, 0) => Reply::Failed,
+        (_, 0) => Reply::Failed { got: false },
         (Kind::Release, 1..=4) => Reply::Released {
             had_it: number % 2 == 0,
             granted: number > 2,
         },
-        (Kind::Complete(_) | Kind::Renew, 1) => Reply::Gone,
+        (Kind::Complete(_) | Kind::Renew | Kind::Check, 1) => Reply::Gone,
+        (Kind::Check, 2) => Reply::Intact,
         (Kind::Complete(_), 2) => Reply::Completed,
         (Kind::Renew, 2..=3) => Reply::Renewed {
             wanted: number == 3,
         },
-        (Kind::Release | Kind::Complete(_) | Kind::Renew, _) => return Err(nonsense()),
+        (Kind::Release | Kind::Complete(_) | Kind::Renew | Kind::Check, _) => {
+            return Err(nonsense());
+        }
         (_, 2..) => Reply::Acquired {
             fence: number as u64 / 2,
             wanted: number % 2 == 1,
         },
-        (_, ..=-2) => held(number.unsigned_abs()),
+        (_, -2) => Reply::Failed { got: true },
+        (_, ..=-3) => held(number.unsigned_abs() - 1),
         _ => return Err(nonsense()),
     })
 }
@@ -347,7 +369,8 @@ fn replies(batch: &[Operation], value: &Value) -> Result<Vec<Reply>, String> {
     let replies = batch.iter().zip(values);
     let replies = replies.map(|(operation, value)| reply(operation.kind, value));
     let replies = replies.collect::<Result<Vec<_>, _>>()?;
-    let failures = usize::from(replies.contains(&Reply::Failed));
+    let failed = |reply: &Reply| matches!(reply, Reply::Failed { .. });
+    let failures = usize::from(replies.iter().any(failed));
     ensure(values.len() == batch.len() + failures, nonsense)?;
     let reason = values.get(batch.len()).map(text);
     ensure(
@@ -365,8 +388,9 @@ fn message(process: Process, payload: &str) -> Option<(usize, Message)> {
         "w" => (Message::Wanted { process, number }, rest),
         "c" => (Message::Completed { process, number }, rest),
         "g" => {
-            let mut parts = rest.splitn(3, ':');
+            let mut parts = rest.splitn(4, ':');
             let fence = parts.next()?.parse().ok()?;
+            let ttl_ms = parts.next()?.parse().ok()?;
             let wanted = match parts.next()? {
                 "0" => false,
                 "1" => true,
@@ -376,6 +400,7 @@ fn message(process: Process, payload: &str) -> Option<(usize, Message)> {
                 process,
                 number,
                 fence,
+                ttl_ms,
                 wanted,
             };
             (granted, parts.next()?)
@@ -423,7 +448,7 @@ enum Seen {
 
 /// The models of all locks, and what is expected of the server.
 struct Oracle {
-    rules: Rules,
+    mutation: Option<Mutation>,
     locks: [Redis; 2],
     /// The locks' fences have one memory.
     last_fence: u64,
@@ -436,14 +461,9 @@ struct Oracle {
 
 impl Oracle {
     fn new(mutation: Option<Mutation>) -> Self {
-        let rules = Rules {
-            ttl_ms: TTL_MS,
-            grant_ttl_ms: GRANT_TTL_MS,
-            mutation,
-        };
         Self {
-            rules,
-            locks: [Redis::new(rules), Redis::new(rules)],
+            mutation,
+            locks: [Redis::new(mutation), Redis::new(mutation)],
             last_fence: 0,
             listening: [true; PROCESSES as usize],
             inboxes: Default::default(),
@@ -452,7 +472,7 @@ impl Oracle {
         }
     }
 
-    fn operate(&mut self, now_ms: u64, operation: &Operation) -> model::Outcome {
+    fn operate(&mut self, now_ms: u64, times: Times, operation: &Operation) -> model::Outcome {
         let Operation {
             process, number, ..
         } = *operation;
@@ -461,22 +481,23 @@ impl Oracle {
         let lock = &mut self.locks[operation.key];
         lock.last_fence = self.last_fence;
         let outcome = match operation.kind {
-            Kind::Acquire => lock.acquire(now_ms, token, false),
-            Kind::Queue => lock.acquire(now_ms, token, true),
-            Kind::Claim => lock.claim(now_ms, token, false),
-            Kind::ClaimAndQueue => lock.claim(now_ms, token, true),
-            Kind::Release => lock.release(now_ms, token, is_there),
+            Kind::Acquire => lock.acquire(now_ms, times, token, false),
+            Kind::Queue => lock.acquire(now_ms, times, token, true),
+            Kind::Claim => lock.claim(now_ms, times, token, false),
+            Kind::ClaimAndQueue => lock.claim(now_ms, times, token, true),
+            Kind::Release => lock.release(now_ms, times, token, is_there),
             Kind::Complete(record) => lock.complete(now_ms, token, record, RETENTION_MS),
-            Kind::Renew => lock.renew(now_ms, token),
+            Kind::Renew => lock.renew(now_ms, times, token),
+            Kind::Check => lock.check(now_ms, token),
         };
         self.last_fence = lock.last_fence;
         outcome
     }
 
     /// Compares the replies, and takes down what the inboxes and fences have to be.
-    fn batch(&mut self, time: Window, batch: &[Operation], value: &Value) -> Check {
+    fn batch(&mut self, time: Window, times: Times, batch: &[Operation], value: &Value) -> Check {
         for (operation, reply) in batch.iter().zip(replies(batch, value)?) {
-            let outcome = self.operate(time.now_ms(), operation);
+            let outcome = self.operate(time.now_ms(), times, operation);
             self.compare(time, operation, reply, outcome.reply)?;
             for message in outcome.messages {
                 self.expect(time, operation.key, message);
@@ -552,7 +573,7 @@ impl Oracle {
                 wrong("is not the model's")
             })?;
             // Said once more without the model, which a mutation may have changed.
-            if self.rules.mutation != Some(Mutation::FencesByIncrement) {
+            if self.mutation != Some(Mutation::FencesByIncrement) {
                 ensure(fence >= given.time.from_us, || wrong("is behind the clock"))?;
                 ensure(fence > self.highest_fence, || wrong("does not rise"))?;
             }
@@ -643,7 +664,7 @@ impl Oracle {
         ensure((least..=most).contains(&real), || {
             format!("{FENCE} is {real}, in the model {least}")
         })?;
-        let is_new = real == 0 || self.rules.mutation == Some(Mutation::FencesByIncrement);
+        let is_new = real == 0 || self.mutation == Some(Mutation::FencesByIncrement);
         ensure(is_new || real >= self.highest_fence, || {
             format!("{FENCE} is {real} after {}", self.highest_fence)
         })?;
@@ -798,13 +819,13 @@ impl World {
         }
     }
 
-    fn evaluate(&mut self, batch: &[Operation]) -> Result<(Window, Value), String> {
-        let by_hash = call("EVALSHA", self.script.get_hash(), batch);
+    fn evaluate(&mut self, times: Times, batch: &[Operation]) -> Result<(Window, Value), String> {
+        let by_hash = call("EVALSHA", self.script.get_hash(), times, batch);
         if self.is_known {
             let (time, mut answers) = self.timed(vec![by_hash]);
             return Ok((time, answers.remove(0)));
         }
-        let whole = call("EVAL", &self.source, batch);
+        let whole = call("EVAL", &self.source, times, batch);
         let (time, mut answers) = self.timed(vec![by_hash, whole]);
         self.is_known = true;
         let answer = answers.remove(1);
@@ -816,9 +837,9 @@ impl World {
 
     fn step(&mut self, oracle: &mut Oracle, step: &Step) -> Check {
         match step {
-            Step::Batch(batch) => {
-                let (time, answer) = self.evaluate(batch)?;
-                oracle.batch(time, batch, &answer)?;
+            Step::Batch(times, batch) => {
+                let (time, answer) = self.evaluate(*times, batch)?;
+                oracle.batch(time, *times, batch, &answer)?;
                 self.compare(oracle, time)?;
             }
             Step::Listens(process, does) => {
@@ -987,9 +1008,9 @@ impl Crowd {
             };
             let client = usize::from(client.unwrap());
             match programs[client].next().unwrap() {
-                Step::Batch(batch) => {
+                Step::Batch(times, batch) => {
                     let answer = answers[client].pop_front().unwrap();
-                    oracle.batch(time, batch, &answer)?;
+                    oracle.batch(time, *times, batch, &answer)?;
                     self.turns += usize::from(last.replace(client) != Some(client));
                 }
                 Step::Listens(process, does) => {
@@ -1017,7 +1038,9 @@ fn run_program(
     let mut answers = VecDeque::new();
     for step in program {
         match step {
-            Step::Batch(batch) => answers.extend(ask(client, &[call("EVALSHA", sha, batch)])),
+            Step::Batch(times, batch) => {
+                answers.extend(ask(client, &[call("EVALSHA", sha, *times, batch)]));
+            }
             Step::Listens(_, does) => inbox.as_mut().unwrap().listen(*does),
             Step::Happens(event, key) => drop(ask(client, &event.commands(*key, 0))),
             Step::ScriptFlushed => {}
@@ -1177,9 +1200,15 @@ fn a_completion_that_tells_nobody_is_noticed() {
     is_the_models(Mutation::CompletionInSilence, &changed(from, ""));
 }
 
+#[test]
+fn a_queue_that_another_s_settings_shorten_is_noticed() {
+    let from = "if call('PTTL', queue) < lasts then";
+    is_the_models(Mutation::QueueIsShortened, &changed(from, "do"));
+}
+
 /// Without a name in the model: small slips, one for each thing that is compared.
 #[rustfmt::skip]
-const SLIPS: [(&str, &str); 38] = [
+const SLIPS: [(&str, &str); 44] = [
     // Fences.
     ("1000000 + now[2]", "1000000"),
     ("fence = fence + 1", "fence = fence + 0"),
@@ -1195,7 +1224,7 @@ const SLIPS: [(&str, &str); 38] = [
     ("math.max(remaining, 0) + 3 * ttl", "3 * ttl"),
     ("    call('PEXPIRE', owner, ttl)\n    return", "    return"),
     ("  call('PEXPIRE', owner, ttl)\n  return 2", "  return 2"),
-    ("return -(4 + 2 * remaining", "return -(4 + 2 * grant_ttl"),
+    ("return -(5 + 2 * remaining", "return -(5 + 2 * grant_ttl"),
     // The queue.
     ("call('RPUSH', queue, token)", "call('LPUSH', queue, token)"),
     ("waiting - call('LREM', queue, 0, token)", "waiting"),
@@ -1208,7 +1237,7 @@ const SLIPS: [(&str, &str); 38] = [
     ("2 * next_fence() + some(waiting)", "2 * next_fence()"),
     ("2 * next_fence() + some(call('LLEN', queue))", "2 * next_fence()"),
     ("return 2 + some(call('LLEN', queue))", "return 2"),
-    ("some(call('LLEN', queue)), owner))", "0, owner))"),
+    ("local wanted = some(call('LLEN', queue))", "local wanted = 0"),
     // Records.
     ("(current ~= '' or call('EXISTS', owner) == 1) and current", "current ~= '' and current"),
     ("if may_be_record and not process then", "if may_be_record then"),
@@ -1218,14 +1247,21 @@ const SLIPS: [(&str, &str); 38] = [
     ("  call('DEL', queue)\n", ""),
     ("LRANGE', queue, 0, -1", "LRANGE', queue, 0, 0"),
     // Messages.
-    ("call('RPUSH', queue, token) == 1", "call('RPUSH', queue, token)"),
+    ("if length == 1 and process then", "if length and process then"),
     ("'w' .. number", "'w1'"),
     ("'c' .. number", "'c1'"),
-    ("number, fence, some", "1, fence, some"),
+    ("number, fence, grant_ttl", "1, fence, grant_ttl"),
+    ("number, fence, grant_ttl", "number, fence, ttl"),
+    // Checks.
+    ("  return read(owner) == token and 2 or 1", "  return call('PEXPIRE', owner, ttl) == 1 and 2 or 1"),
+    ("== token and 2 or 1", "and 2 or 1"),
     // Errors.
     ("local ok, reason = pcall(carry_out_the_rest)", "local ok, reason = true, carry_out_the_rest()"),
     ("replies[number + 1] = failure", ""),
-    ("    replies[number] = 0\n", ""),
+    ("    replies[number] = got and -2 or 0\n", ""),
+    ("replies[number] = got and -2 or 0", "replies[number] = 0"),
+    ("at + 2, false", "at + 2, got"),
+    ("'PX', ttl) then\n    got = true", "'PX', ttl) then"),
 ];
 
 #[test]
@@ -1254,9 +1290,10 @@ fn no_more_is_answered_than_shows_that_it_is_too_long_for_a_record() {
             Kind::ClaimAndQueue,
             Value::BulkString(long.as_bytes()[..16385].into()),
         ),
-        (Kind::Acquire, Value::Int(-3)),
+        (Kind::Acquire, Value::Int(-4)),
         (Kind::Complete(0), Value::Int(1)),
         (Kind::Renew, Value::Int(1)),
+        (Kind::Check, Value::Int(1)),
         (Kind::Release, Value::Int(1)),
     ] {
         let operation = Operation {
@@ -1265,7 +1302,7 @@ fn no_more_is_answered_than_shows_that_it_is_too_long_for_a_record() {
             process,
             number,
         };
-        let replies = ask(&mut client, &[call("EVAL", SCRIPT, &[operation])]);
+        let replies = ask(&mut client, &[call("EVAL", SCRIPT, TIMES[0], &[operation])]);
         assert_eq!(replies, [Value::Array(vec![expected])], "{kind:?}");
         let length = ask(&mut client, &[command(&["STRLEN", OWNERS[key]])]);
         assert_eq!(length, [Value::Int(1 << 20)]);

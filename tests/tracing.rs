@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Mode, PATIENCE, Proxy, RedisServer, eventually, minute, run, short_lived, soon};
+use common::{
+    Mode, PATIENCE, Proxy, RedisServer, eventually, minute, queue_length, run, short_lived, soon,
+};
 use http::{Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
@@ -97,6 +99,7 @@ where
     fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
+        panic_once(&fields);
         let spans = context
             .event_scope(event)
             .into_iter()
@@ -116,6 +119,20 @@ where
             spans,
         });
     }
+}
+
+/// What makes the subscriber panic when it is told of it, once for each.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn panic_once(fields: &Fields) {
+    let told = fields.get("why").unwrap_or_default();
+    let mut panics = PANICS.lock().unwrap();
+    let Some(place) = panics.iter().position(|text| told.contains(text)) else {
+        return;
+    };
+    panics.swap_remove(place);
+    drop(panics);
+    panic!("a subscriber that panics");
 }
 
 /// Everything that was told so far. All tests share it: keys of their own tell them apart.
@@ -445,4 +462,51 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
         assert!(reasons.iter().any(|told| told == reason), "{reasons:?}");
     }
     assert!(told(KEY, "lock released").len() >= 3);
+}
+
+/// A subscriber that panics, as one of the service may, ends the background task while it is told of a lost connection.
+async fn a_background_task_that_panics_is_told_and_started_again() {
+    listen();
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port).await;
+    let locks = minute().connect(&proxy.url()).await.unwrap();
+    let guard = locks.try_acquire("held").await.unwrap();
+    let other = minute().connect(&server.url()).await.unwrap();
+    let others = other.try_acquire("other's").await.unwrap();
+    let waiting = locks.clone();
+    let waiting = tokio::spawn(async move { waiting.acquire("other's", PATIENCE).await });
+    let redis = server.client().await;
+    eventually("it waits", || async {
+        queue_length(&redis, "other's").await == 1
+    })
+    .await;
+
+    let restarts = || {
+        let message = "the background task of a lock manager panicked, and is started again";
+        let is_one = |record: &&Record| record.message() == message;
+        records().iter().filter(is_one).count()
+    };
+    let before = restarts();
+    PANICS
+        .lock()
+        .unwrap()
+        .push(format!("127.0.0.1:{}", proxy.port));
+    proxy.set(Mode::Close);
+    eventually("it is started again", || async { restarts() > before }).await;
+    proxy.set(Mode::Forward);
+    // It goes on where the other one ended.
+    drop(others);
+    drop(soon("its turn", waiting).await.unwrap().unwrap());
+    soon("the release", guard.release()).await.unwrap();
+    soon("an end", locks.close()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_background_task_among_others_that_panics_is_told_and_started_again() {
+    a_background_task_that_panics_is_told_and_started_again().await;
+}
+
+#[tokio::test]
+async fn a_background_thread_that_panics_is_told_and_started_again() {
+    a_background_task_that_panics_is_told_and_started_again().await;
 }

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{
-    Mode, PATIENCE, Proxy, RedisServer, eventually, eventually_no_trace, free_port, queue_length,
-    run, script_calls, short_lived, soon, value,
+    Mode, PATIENCE, Proxy, RedisServer, eventually, eventually_no_trace, free_port, has_resp3,
+    minute, queue_length, run, script_calls, short_lived, soon, value,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -137,7 +137,7 @@ async fn answers_that_stop_are_noticed_and_what_arrives_late_leaves_no_lock() {
 }
 
 #[tokio::test]
-async fn a_wait_ends_on_time_though_redis_does_not_answer() {
+async fn a_wait_ends_on_time_though_redis_does_not_answer_and_says_so() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port).await;
     let locks = LockManager::builder()
@@ -151,7 +151,8 @@ async fn a_wait_ends_on_time_though_redis_does_not_answer() {
         .acquire("a", Duration::from_millis(100))
         .await
         .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    // The lock may well be free.
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(started.elapsed() < Duration::from_secs(8));
 }
 
@@ -751,6 +752,159 @@ async fn an_acquire_that_fails_half_way_leaves_no_lock() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     run(&redis, "DEL {lock:a}:queue").await;
     eventually_no_trace(&redis).await;
+    // The holder cannot be told that another waits, who waits all the same.
+    let guard = locks.try_acquire("a").await.unwrap();
+    run(&redis, "ACL SETUSER u +time -publish").await;
+    let other = LockManager::connect(&url).await.unwrap();
+    let error = other.acquire("a", PATIENCE).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    eventually("it left the queue", || async {
+        queue_length(&redis, "a").await == 0
+    })
+    .await;
+    drop(guard);
+    eventually_no_trace(&redis).await;
+}
+
+#[tokio::test]
+async fn after_an_acquire_that_redis_refused_there_is_nothing_to_release() {
+    let primary = RedisServer::start().await;
+    let port = primary.port.to_string();
+    let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]).await;
+    let scarce = "CONFIG SET min-replicas-to-write";
+    let (none, nine) = (format!("{scarce} 0"), format!("{scarce} 9"));
+    for (reason, server, commands, user) in [
+        ("READONLY", &replica, ["PING"; 2], ""),
+        ("OOM", &primary, ["PING", "CONFIG SET maxmemory 1"], ""),
+        (
+            "NOREPLICAS",
+            &primary,
+            ["CONFIG SET maxmemory 0", &nine],
+            "",
+        ),
+        (
+            "WRONGTYPE",
+            &primary,
+            [&none, "HSET lock:a field value"],
+            "",
+        ),
+        (
+            "Redis refused",
+            &primary,
+            ["DEL lock:a", "ACL SETUSER u on >p ~* &* +@all -set"],
+            "u:p@",
+        ),
+    ] {
+        let redis = server.client().await;
+        for command in commands {
+            run(&redis, command).await;
+        }
+        let url = format!("redis://{user}127.0.0.1:{}", server.port);
+        let minute = LockManager::builder().ttl(Duration::from_secs(60));
+        let locks = minute.connect(&url).await.unwrap();
+        let before = script_calls(&redis).await;
+        let error = unavailable(&locks).await.to_string();
+        assert!(error.contains(reason), "{reason}: {error}");
+        // A release would be refused as well, and be tried again for a minute.
+        soon(reason, locks.close()).await;
+        assert_eq!(script_calls(&redis).await, before + 1, "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_reply_of_a_wrong_form_is_refused_and_what_it_hides_is_released() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    for reply in [
+        "$1\r\nx\r\n",
+        ":1\r\n",
+        ":18014398509481986\r\n",
+        "+OK\r\n",
+        "*0\r\n",
+    ] {
+        let locks = LockManager::builder().ttl(Duration::from_secs(60));
+        let url = garbling_proxy(server.port, reply).await;
+        let locks = locks.connect(&url).await.unwrap();
+        let asked = tokio::spawn({
+            let locks = locks.clone();
+            async move { locks.try_acquire("a").await.map(drop) }
+        });
+        let error = soon("an answer", asked)
+            .await
+            .expect("no panic")
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{reply:?}");
+        assert!(error.to_string().contains("form"), "{error}");
+        eventually_no_trace(&redis).await;
+    }
+}
+
+/// Puts another reply in the place of the fence that comes with a lock.
+async fn garbling_proxy(server: u16, reply: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+            let (mut client_read, mut client_write) = client.into_split();
+            let (mut server_read, mut server_write) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut client_read, &mut server_write).await });
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 1 << 16];
+                while let Ok(length @ 1..) = server_read.read(&mut buffer).await {
+                    let text = str::from_utf8(&buffer[..length]).unwrap();
+                    let garbled = match text.strip_prefix("*1\r\n:") {
+                        Some(fence) if fence.len() > 12 => format!("*1\r\n{reply}"),
+                        _ => text.to_owned(),
+                    };
+                    client_write.write_all(garbled.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    });
+    url
+}
+
+/// How many keys Redis watches for its clients.
+async fn watched_keys(redis: &redis::aio::MultiplexedConnection) -> u64 {
+    let info: String = redis::cmd("INFO")
+        .arg("stats")
+        .query_async(&mut redis.clone())
+        .await
+        .unwrap();
+    let keys = info
+        .lines()
+        .find_map(|line| line.strip_prefix("tracking_total_keys:"));
+    keys.unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_lock_that_redis_evicts_is_told_at_once_if_redis_watches_it_and_else_at_the_first_check()
+{
+    let server = RedisServer::start_with(&["--maxmemory-policy", "allkeys-random"]).await;
+    let redis = server.client().await;
+    // No renewal can be the explanation: the first one comes after eight hours.
+    let day = LockManager::builder().ttl(Duration::from_secs(24 * 3600));
+    let locks = day.connect(&server.url()).await.unwrap();
+    for is_watched in [false, true] {
+        let guard = locks.try_acquire("a").await.unwrap();
+        if is_watched && common::has_resp3() {
+            eventually("it is watched", || async { watched_keys(&redis).await > 0 }).await;
+        } else {
+            assert_eq!(watched_keys(&redis).await, 0);
+        }
+        // Everything goes.
+        run(&redis, "CONFIG SET maxmemory 1").await;
+        let full: Result<(), _> = redis::cmd("SET")
+            .arg(&["x", "x"])
+            .query_async(&mut redis.clone())
+            .await;
+        assert!(full.is_err());
+        run(&redis, "CONFIG SET maxmemory 0").await;
+        assert_eq!(value(&redis, "lock:a").await, None);
+        assert_eq!(soon("it is told", guard.lost()).await, LostReason::Taken);
+    }
 }
 
 #[tokio::test]
@@ -833,4 +987,307 @@ async fn slow_proxy(server: u16, delay: Duration) -> String {
         }
     });
     url
+}
+
+/// The answer to a question that only a request without patience still waits for, and no answer comes.
+#[tokio::test]
+async fn requests_that_join_and_leave_while_redis_is_silent_leave_nothing_behind() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let proxy = Proxy::start(server.port).await;
+    let other = short_lived(1000).connect(&server.url()).await.unwrap();
+    let locks = short_lived(1000).command_timeout(TIMEOUT);
+    let locks = locks.connect(&proxy.url()).await.unwrap();
+    let held = other.try_acquire("a").await.unwrap();
+    let mut patient = Box::pin(locks.acquire("a", PATIENCE));
+    assert!(futures_util::poll!(&mut patient).is_pending());
+    // Others, whose answers are to come with those for the first.
+    let mut guards = Vec::new();
+    let mut waiting = Vec::new();
+    for number in 0..40 {
+        let key = format!("other {number}");
+        guards.push(other.try_acquire(&key).await.unwrap());
+        let locks = locks.clone();
+        waiting.push(tokio::spawn(async move {
+            locks.acquire(key, PATIENCE).await.map(drop)
+        }));
+    }
+    eventually("all wait in Redis", || async {
+        queue_length(&redis, "a").await == 1 && queue_length(&redis, "other 39").await == 1
+    })
+    .await;
+
+    // It asks again, as it is told of a change, and its question does not arrive.
+    proxy.set(Mode::HoldRequests);
+    let token = run(&redis, "LRANGE {lock:a}:queue 0 0").await;
+    let token: Vec<String> = redis::from_redis_value(token).unwrap();
+    let (process, number) = token[0].split_once(':').unwrap();
+    let message = format!("PUBLISH lock:inbox:{process} c{number}:lock:a");
+    run(&redis, &message).await;
+    // While the slot asks, a request that does not wait is not answered at once.
+    let mut impatient = loop {
+        let mut impatient = Box::pin(locks.try_acquire("a"));
+        if futures_util::poll!(&mut impatient).is_pending() {
+            break impatient;
+        }
+        tokio::task::yield_now().await;
+    };
+    drop(patient);
+    let error = soon("an answer", &mut impatient).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    drop((held, guards));
+    eventually("the locks are free", || async {
+        value(&redis, "lock:a").await.is_none() && value(&redis, "lock:other 39").await.is_none()
+    })
+    .await;
+
+    proxy.set(Mode::Forward);
+    for waiting in waiting {
+        soon("its turn", waiting).await.unwrap().unwrap();
+    }
+    eventually_no_trace(&redis).await;
+    recovers(&locks).await;
+}
+
+/// Redis tells a client of changes to what it watches in whatever database they are made.
+#[tokio::test]
+async fn holders_of_one_name_in_two_databases_leave_each_other_in_peace() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let databases = ["0", "1"].map(|database| format!("{}/{database}", server.url()));
+    let mut guards = Vec::new();
+    for url in &databases {
+        let locks = minute().connect(url).await.unwrap();
+        guards.push(locks.try_acquire("a").await.unwrap());
+    }
+    let is_watched = || async {
+        let stats = run(&redis, "INFO stats").await;
+        let stats: String = redis::from_redis_value(stats).unwrap();
+        stats.contains("tracking_total_keys:1") || !has_resp3()
+    };
+    eventually("Redis watches the lock", is_watched).await;
+    // Whatever is provoked by that comes to an end.
+    eventually("there are no more calls", || async {
+        let before = script_calls(&redis).await;
+        for _ in 0..300 {
+            run(&redis, "PING").await;
+        }
+        script_calls(&redis).await == before
+    })
+    .await;
+
+    // What is looked at for nothing is not written to.
+    let renewals = async || {
+        let stats = run(&redis, "INFO commandstats").await;
+        let stats: String = redis::from_redis_value(stats).unwrap();
+        let line = stats
+            .lines()
+            .find(|line| line.starts_with("cmdstat_pexpire:"));
+        line.map(|line| line.split(',').next().unwrap().to_owned())
+    };
+    let (before, calls) = (renewals().await, script_calls(&redis).await);
+    if has_resp3() {
+        let other = redis::Client::open(format!("{}/5", server.url())).unwrap();
+        let mut other = other.get_multiplexed_async_connection().await.unwrap();
+        let _: () = redis::cmd("FLUSHDB").query_async(&mut other).await.unwrap();
+        eventually("both have looked", || async {
+            script_calls(&redis).await >= calls + 2
+        })
+        .await;
+        assert_eq!(renewals().await, before);
+    }
+    assert!(guards.iter().all(|guard| guard.lease().is_held()));
+}
+
+#[tokio::test]
+async fn a_grant_is_trusted_for_no_longer_than_the_process_that_gave_it_has_set() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let proxy = Proxy::start(server.port).await;
+    let short = short_lived(300).connect(&server.url()).await.unwrap();
+    let long = minute().connect(&proxy.url()).await.unwrap();
+    let guard = short.try_acquire("a").await.unwrap();
+    let waiting = tokio::spawn(async move { long.acquire("a", PATIENCE).await.unwrap() });
+    eventually("it waits", || async {
+        queue_length(&redis, "a").await == 1
+    })
+    .await;
+    // The grant gets there, and nothing that would renew it.
+    proxy.set(Mode::HoldRequests);
+    drop(guard);
+    let begun = Instant::now();
+    let granted = soon("the grant", waiting).await.unwrap();
+    let third = eventually_acquired(&short).await;
+    assert!(!granted.lease().is_held(), "after {:?}", begun.elapsed());
+    assert!(third.fencing_token() > granted.fencing_token());
+}
+
+async fn eventually_acquired(locks: &LockManager) -> tower_distributed_lock::LockGuard {
+    soon("the lock", async {
+        loop {
+            if let Ok(guard) = locks.try_acquire("a").await {
+                return guard;
+            }
+        }
+    })
+    .await
+}
+
+/// A process that asks more often than others, and whose settings have the queue expire sooner.
+#[tokio::test]
+async fn a_process_with_a_short_time_to_live_does_not_end_the_wait_of_others() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let long = minute().connect(&server.url()).await.unwrap();
+    let short = short_lived(100).connect(&server.url()).await.unwrap();
+    let guard = short.try_acquire("a").await.unwrap();
+    let waiting = tokio::spawn(async move { long.acquire("a", PATIENCE).await.map(drop) });
+    eventually("it waits", || async {
+        queue_length(&redis, "a").await == 1
+    })
+    .await;
+    let other = short_lived(100).connect(&server.url()).await.unwrap();
+    let error = other.acquire("a", TIMEOUT).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    let lasts: i64 = redis::from_redis_value(run(&redis, "PTTL {lock:a}:queue").await).unwrap();
+    assert!(lasts > 60_000, "{lasts}");
+    drop(guard);
+    soon("its turn", waiting).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_lock_that_is_lost_by_max_hold_is_free_at_once() {
+    let server = RedisServer::start().await;
+    let holder = minute()
+        .max_hold(TIMEOUT)
+        .connect(&server.url())
+        .await
+        .unwrap();
+    let other = minute().connect(&server.url()).await.unwrap();
+    let guard = holder.try_acquire("a").await.unwrap();
+    let next = soon("its turn", other.acquire("a", PATIENCE))
+        .await
+        .unwrap();
+    assert_eq!(guard.lease().lost_reason(), Some(LostReason::MaxHold));
+    assert!(next.fencing_token() > guard.fencing_token());
+    drop(guard);
+    assert!(next.lease().is_held());
+    next.release().await.unwrap();
+}
+
+fn runtime(threads: usize) -> tokio::runtime::Runtime {
+    let mut runtime = match threads {
+        0 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = runtime.worker_threads(threads.max(1));
+    runtime.enable_all().build().unwrap()
+}
+
+#[test]
+fn a_manager_works_where_its_own_runtime_is_not_driven() {
+    let (idle, driven) = (runtime(0), runtime(2));
+    let server = driven.block_on(RedisServer::start());
+    let locks = idle.block_on(impatient().connect(&server.url())).unwrap();
+    driven.block_on(async {
+        let guard = locks.try_acquire("a").await.unwrap();
+        let waiting = locks.clone();
+        let waiting = tokio::spawn(async move { waiting.acquire("a", PATIENCE).await });
+        guard.release().await.unwrap();
+        let guard = soon("its turn", waiting).await.unwrap().unwrap();
+        drop(guard);
+        soon("an end", locks.close()).await;
+    });
+}
+
+/// A handler that blocks the only thread of its runtime holds its lock meanwhile.
+#[test]
+fn a_lock_is_renewed_while_its_thread_is_blocked() {
+    let (blocked, driven) = (runtime(0), runtime(1));
+    let server = driven.block_on(RedisServer::start());
+    let renewals = driven.block_on(server.client());
+    blocked.block_on(async {
+        let locks = short_lived(300).connect(&server.url()).await.unwrap();
+        let guard = locks.try_acquire("a").await.unwrap();
+        // Until it would have expired, had nobody renewed it.
+        let (done, wait) = std::sync::mpsc::channel();
+        driven.spawn(async move {
+            let owner = value(&renewals, "lock:a").await;
+            let begun = Instant::now();
+            eventually("its time to live is over", || async {
+                begun.elapsed() > Duration::from_millis(600)
+            })
+            .await;
+            done.send((owner, value(&renewals, "lock:a").await))
+                .unwrap();
+        });
+        let (before, after) = wait.recv().unwrap();
+        assert_eq!(before, after);
+        assert!(before.is_some() && guard.lease().is_held());
+    });
+}
+
+/// All threads of the runtime that the manager runs on are blocked.
+#[test]
+fn a_request_is_answered_though_nothing_drives_its_manager() {
+    let (blocked, driven) = (runtime(1), runtime(2));
+    let server = driven.block_on(RedisServer::start());
+    let locks = blocked
+        .block_on(impatient().connect(&server.url()))
+        .unwrap();
+    let (unblock, wait) = std::sync::mpsc::channel::<()>();
+    let (tell, is_blocked) = std::sync::mpsc::channel();
+    let blocking = blocked.spawn(async move {
+        tell.send(()).unwrap();
+        let _ = wait.recv();
+    });
+    is_blocked.recv().unwrap();
+    driven.block_on(async {
+        unavailable(&locks).await;
+        let waiting = locks.acquire("b", TIMEOUT).await.unwrap_err();
+        assert_eq!(waiting.kind(), ErrorKind::Unavailable);
+        unblock.send(()).unwrap();
+        soon("the end", blocking).await.unwrap();
+        recovers(&locks).await;
+        let redis = server.client().await;
+        soon("an end", locks.close()).await;
+        eventually_no_trace(&redis).await;
+    });
+}
+
+/// A waker that panics, as that of a future of somebody else may.
+#[tokio::test]
+async fn a_waker_that_panics_takes_no_other_request_along() {
+    struct Panics;
+    impl std::task::Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker of the service");
+        }
+    }
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let proxy = Proxy::start(server.port).await;
+    let locks = minute().connect(&proxy.url()).await.unwrap();
+    proxy.set(Mode::HoldAnswers);
+    let waker = std::task::Waker::from(Arc::new(Panics));
+    let mut context = std::task::Context::from_waker(&waker);
+    let mut panicking = Box::pin(locks.try_acquire("a"));
+    assert!(panicking.as_mut().poll(&mut context).is_pending());
+    let others: Vec<_> = (0..20)
+        .map(|number| {
+            let locks = locks.clone();
+            tokio::spawn(async move { locks.try_acquire(format!("other {number}")).await })
+        })
+        .collect();
+    proxy.set(Mode::Forward);
+    for other in others {
+        drop(soon("an answer", other).await.unwrap().unwrap());
+    }
+    eventually("its answer is there", || async {
+        value(&redis, "lock:a").await.is_some()
+    })
+    .await;
+    drop(panicking);
+    eventually_no_trace(&redis).await;
+    recovers(&locks).await;
 }

@@ -35,11 +35,15 @@ fn secret(text: &str) -> Secret {
 }
 
 fn event(timestamp: u64, signatures: &str) -> Request<Body> {
+    event_of("evt_1", &timestamp.to_string(), signatures, "{}")
+}
+
+fn event_of(id: &str, timestamp: &str, signatures: &str, body: &str) -> Request<Body> {
     Request::post("/webhooks")
-        .header("webhook-id", "evt_1")
+        .header("webhook-id", id)
         .header("webhook-timestamp", timestamp)
         .header("webhook-signature", signatures)
-        .body(Body::from("{}"))
+        .body(Body::from(body.to_owned()))
         .unwrap()
 }
 
@@ -165,6 +169,59 @@ async fn a_delivery_from_another_time_is_refused() {
     let time = now() - 240;
     let late = send(&app, event(time, &signature(SECRET, time))).await;
     late.assert_handled(false);
+}
+
+/// The standard allows them where no user can choose the id.
+#[tokio::test(start_paused = true)]
+async fn an_id_may_have_full_stops() {
+    let app = in_memory();
+    let time = now().to_string();
+    for id in [
+        "evt.1",
+        "evt.1.2",
+        "order.2024-05-06.a",
+        ".",
+        "1731705121",
+        "a.17317051210",
+    ] {
+        let signature = secret(SECRET).sign(id, &time, b"{}");
+        for is_replayed in [false, true] {
+            let answer = send(&app, event_of(id, &time, &signature, "{}")).await;
+            assert_eq!(
+                (answer.status, answer.is_replayed),
+                (StatusCode::OK, is_replayed)
+            );
+            assert!(answer.body.starts_with(&format!("event {id}: ")));
+        }
+    }
+}
+
+/// What is signed are an id, a time and a body with full stops between them: no more than one way
+/// to take that apart is let in.
+#[tokio::test(start_paused = true)]
+async fn a_signature_is_good_for_one_event_alone() {
+    let (app, now) = (in_memory(), now());
+    let texts = ["a", &now.to_string(), &(now + 1).to_string(), "1731705121"];
+    let mut handled = 0;
+    for number in 0..4_usize.pow(5) {
+        let parts: Vec<&str> = (0..5).map(|at| texts[(number >> (2 * at)) % 4]).collect();
+        let mut ways = 0;
+        for at in 1..4 {
+            let (id, time, body) = (parts[..at].join("."), parts[at], parts[at + 1..].join("."));
+            let signature = secret(SECRET).sign(&id, time, body.as_bytes());
+            let answer = send(&app, event_of(&id, time, &signature, &body)).await;
+            ways += u32::from(answer.status == StatusCode::OK);
+        }
+        assert!(ways <= 1, "{parts:?}");
+        handled += ways;
+    }
+    assert!(handled > 0);
+    // A time that is written in another way is none.
+    for time in [format!("+{now}"), format!("0{now}")] {
+        let signature = secret(SECRET).sign("a", &time, b"{}");
+        let answer = send(&app, event_of("a", &time, &signature, "{}")).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{time}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@
 //! `tokio::sync::Mutex`, a `PING`. Figures are medians over several rounds, in turns with their references.
 //!
 //! Words behind `--` choose parts: one, once, gap, four, zipf, distinct, http, queue, memory. `--svg <path>` says where the plot
-//! goes (`target/contention.svg`).
+//! goes (`contention.svg` in cargo's target directory).
 
 #![allow(unreachable_pub)]
 
@@ -29,7 +29,7 @@ mod table;
 mod worker;
 mod workers;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::RedisServer;
 use plot::Panel;
@@ -57,10 +57,8 @@ impl Chosen {
     fn from_args() -> Self {
         let mut chosen = Self {
             parts: Vec::new(),
-            svg: PathBuf::from(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/target/contention.svg"
-            )),
+            // Beside it, in cargo's target directory, wherever that is.
+            svg: Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("contention.svg"),
         };
         let mut args = std::env::args().skip(1);
         while let Some(arg) = args.next() {

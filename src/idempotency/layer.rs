@@ -241,7 +241,7 @@ impl IdempotencyLayer {
 
     /// How long a duplicate waits for the request that runs with its key, to get the same answer. Default: not at all, 409.
     ///
-    /// A gRPC call whose header `grpc-timeout` is shorter waits no longer than that.
+    /// A gRPC or gRPC-Web call whose header `grpc-timeout` is shorter waits no longer than that.
     ///
     /// # Panics
     ///
@@ -296,8 +296,10 @@ impl IdempotencyLayer {
 
     /// How many bytes of an answer's body are kept. Default: 1 MiB.
     ///
-    /// A longer one, and one of unknown length that is not there at once, passes through untouched. Its request counts as
-    /// completed: a duplicate gets its status and headers, without a body, and never runs.
+    /// A longer one, and one that is not there at once and whose length neither it nor a
+    /// `Content-Length` tells, passes through untouched. Its request counts as completed: a
+    /// duplicate gets its status and headers, without a body, and never runs. One that fails, or
+    /// ends before that length, counts as not completed.
     ///
     /// An answer of more than 16 KiB is written to Redis, and read for a duplicate, in parts of
     /// 1 MiB, over a second connection, so that no lock waits behind it. The response itself waits
@@ -317,7 +319,7 @@ impl IdempotencyLayer {
     }
 
     /// What happens when the lock is lost while the request runs: see [`DistributedLockLayer::on_lost`]. Default:
-    /// [`OnLost::Cancel`].
+    /// [`OnLost::Cancel`]. An answer that could be recorded all the same stands.
     ///
     /// [`DistributedLockLayer::on_lost`]: crate::DistributedLockLayer::on_lost
     pub fn on_lost(self, on_lost: OnLost) -> Self {

@@ -95,7 +95,10 @@ mod run;
 mod service;
 
 #[cfg(fuzzing)]
-pub(crate) use self::{header::parse as parse_key, record::Record};
+pub(crate) use self::{
+    header::parse as parse_key,
+    record::{Record, seal},
+};
 
 pub use self::body::IdempotencyBody;
 pub use self::layer::IdempotencyLayer;

@@ -1,15 +1,16 @@
 //! Reads bodies to their end, up to a limit.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::Poll;
 
-use bytes::{Bytes, BytesMut};
-use http_body::{Body, Frame};
+use bytes::Bytes;
+use http::response::Parts;
+use http_body::Body;
 use tower::BoxError;
 
-use super::body::{IdempotencyBody, Rest};
-use super::record::Whole;
+use super::body::IdempotencyBody;
+use crate::content::{Frames, Joined, Rest, Whole};
+use crate::service::Protocol;
 
 /// Why a request's body is not here.
 pub(super) enum NotRead {
@@ -41,104 +42,64 @@ where
     Ok(Whole { data, trailers })
 }
 
-/// Data in one piece. The first is not copied, as mostly it is all.
-#[derive(Default)]
-struct Joined {
-    first: Bytes,
-    all: BytesMut,
-}
-
-impl Joined {
-    fn push(&mut self, data: Bytes) {
-        if self.length() == 0 {
-            self.first = data;
-            return;
-        }
-        if self.all.is_empty() {
-            self.all.extend_from_slice(&self.first);
-        }
-        self.all.extend_from_slice(&data);
-    }
-
-    fn length(&self) -> usize {
-        self.first.len().max(self.all.len())
-    }
-
-    fn finish(self) -> Bytes {
-        match self.all.is_empty() {
-            true => self.first,
-            false => self.all.freeze(),
-        }
-    }
-}
-
 /// What became of a response's body.
 pub(super) enum Response<B> {
     Whole(Whole),
     /// It goes on for longer than it can be kept, or nobody knows for how long.
     Stream(IdempotencyBody<B>),
-    /// It ends with an error.
+    /// It ends with an error, or is not as long as its head says.
     Broken(IdempotencyBody<B>),
 }
 
 /// Reads a response's body if it is known to end within the limit, or all of it is there at once.
-pub(super) async fn response<B>(body: B, limit: usize) -> Response<B>
+pub(super) async fn response<B>(
+    head: &Parts,
+    body: B,
+    limit: usize,
+    protocol: Protocol,
+) -> Response<B>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
     let hint = body.size_hint();
-    if hint.lower() > limit as u64 {
+    let length = protocol.content_length(head);
+    let last_byte = protocol.last_byte(head);
+    if hint.lower().max(length.unwrap_or(0)) > limit as u64 {
         return Response::Stream(IdempotencyBody::through(body));
     }
-    let may_wait = hint.exact().is_some();
+    let may_wait = hint.exact().or(length).is_some();
     let mut body = Box::pin(body);
     let mut frames = Frames::default();
     loop {
+        let read = frames.length() as u64;
+        if let Some(end) = last_byte.filter(|end| read >= *end) {
+            let mut whole = frames.join();
+            whole.data.truncate(end as usize);
+            return Response::Whole(whole);
+        }
         let next = poll_fn(|cx| match body.as_mut().poll_frame(cx) {
             Poll::Pending if !may_wait => Poll::Ready(None),
             frame => frame.map(Some),
         });
         match next.await {
+            // A client that was promised another length does not take this for the whole.
+            Some(None) if length.is_some_and(|length| length != read) => {
+                return Response::Broken(IdempotencyBody::begun(frames, Rest::End));
+            }
             Some(None) => return Response::Whole(frames.join()),
             Some(Some(Ok(frame))) => {
                 frames.push(frame);
-                if frames.length <= limit {
+                if frames.length() <= limit {
                     continue;
                 }
             }
             Some(Some(Err(error))) => {
                 let rest = Rest::Error(error.into());
-                return Response::Broken(IdempotencyBody::begun(frames.frames, rest));
+                return Response::Broken(IdempotencyBody::begun(frames, rest));
             }
             None => {}
         }
-        return Response::Stream(IdempotencyBody::begun(frames.frames, Rest::Body(body)));
-    }
-}
-
-#[derive(Default)]
-struct Frames {
-    frames: VecDeque<Frame<Bytes>>,
-    length: usize,
-}
-
-impl Frames {
-    fn push(&mut self, frame: Frame<Bytes>) {
-        self.length += frame.data_ref().map_or(0, Bytes::len);
-        self.frames.push_back(frame);
-    }
-
-    fn join(self) -> Whole {
-        let mut joined = Joined::default();
-        let mut trailers = None;
-        for frame in self.frames {
-            match frame.into_data() {
-                Ok(data) => joined.push(data),
-                Err(frame) => trailers = frame.into_trailers().ok(),
-            }
-        }
-        let data = joined.finish();
-        Whole { data, trailers }
+        return Response::Stream(IdempotencyBody::begun(frames, Rest::Body(body)));
     }
 }

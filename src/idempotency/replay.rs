@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use http::{HeaderValue, Response};
 
-use super::record::{Fingerprint, Record, Unreadable, Whole};
+use super::record::{Fingerprint, Record, Unreadable};
+use crate::content::Whole;
 use crate::key::LockKey;
 use crate::rejection::RejectionKind;
 

@@ -11,8 +11,10 @@ use tower::{BoxError, Service};
 use super::body::IdempotencyBody;
 use super::layer::Config;
 use super::read;
-use super::record::{Fingerprint, Record, Whole};
+use super::record::{Fingerprint, Record};
 use super::service::fixed;
+use crate::content::Whole;
+use crate::error::ErrorKind;
 use crate::guard::LockGuard;
 use crate::layer::OnLost;
 use crate::rejection::{Layer, Rejection, RejectionKind};
@@ -53,30 +55,42 @@ where
         _ = is_lost => None,
         answer = answer(&mut service, request, &run) => Some(answer),
     };
-    let Some(answer) = answer else {
-        let is_grpc = run.protocol.is_grpc();
-        let rejection = Rejection::new(RejectionKind::Lost, Layer::Idempotency, is_grpc);
-        return Ok(run.config.respond(rejection).map(fixed));
-    };
-    match answer {
-        Ok(Answer {
+    let config = Arc::clone(&run.config);
+    let lost = Rejection::new(
+        RejectionKind::Lost,
+        Layer::Idempotency,
+        run.protocol.is_grpc(),
+    );
+    let (ended, answer) = match answer {
+        None => return Ok(config.respond(lost).map(fixed)),
+        Some(Ok(Answer {
             response,
             record: Some(record),
-        }) => {
+        })) => {
             let whole = store::Record {
                 content: record.encode(),
                 retention: run.config.retention,
             };
-            if let Err(error) = run.guard.complete(whole, || short(record)).await {
-                trace::not_recorded(lease.key(), &error);
+            let completed = run.guard.complete(whole, || short(record)).await;
+            if let Err(error) = &completed {
+                trace::not_recorded(lease.key(), error);
             }
-            Ok(response)
+            (completed, response)
         }
-        other => {
-            // The client may try again as soon as it has this, on any node. That it was lost before is in the log.
+        // The client may try again as soon as it has this, on any node.
+        Some(Ok(other)) => (run.guard.release().await, other.response),
+        Some(Err(error)) => {
             let _ = run.guard.release().await;
-            other.map(|answer| answer.response)
+            return Err(error);
         }
+    };
+    // A run that was not stopped, as it blocked its thread, is no success if another may have begun
+    // beside it.
+    match ended {
+        Err(error) if error.kind() == ErrorKind::Lost && config.on_lost == OnLost::Cancel => {
+            Ok(config.respond(lost).map(fixed))
+        }
+        _ => Ok(answer),
     }
 }
 
@@ -106,7 +120,8 @@ where
         let record = None;
         return Ok(Answer { response, record });
     }
-    let (body, kept) = match read::response(body, run.config.max_response_body).await {
+    let limit = run.config.max_response_body;
+    let (body, kept) = match read::response(&head, body, limit, run.protocol).await {
         read::Response::Whole(whole) => {
             let trailers = whole.trailers.as_ref();
             let status = meaning(head.status, &head.headers, trailers);

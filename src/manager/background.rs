@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::oneshot;
 
 use super::core::{Core, StoreEvents};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
+use crate::shield::shielded;
 use crate::store::Store;
-use crate::store::redis::Link;
+use crate::trace;
 
 /// Slots are not looked at more often than this…
 const MIN_PAUSE: Duration = Duration::from_millis(1);
@@ -20,6 +22,7 @@ const PAUSE_FACTOR: u32 = 20;
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Time after which others get their turn.
 const LONG: Duration = Duration::from_micros(20);
+const PAUSE_AFTER_PANIC: Duration = Duration::from_millis(100);
 
 impl Core {
     pub(super) fn ensure_running(self: &Arc<Self>) {
@@ -28,23 +31,46 @@ impl Core {
         }
     }
 
+    /// Starts the background task, and returns when it has connected to the store.
+    pub(super) async fn connect(self: &Arc<Self>) -> Result<(), Error> {
+        let (sender, connected) = oneshot::channel();
+        self.start(Some(sender));
+        let ended = |_| {
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                "no thread can be started",
+            ))
+        };
+        connected.await.unwrap_or_else(ended)
+    }
+
     /// Starts the background task, unless it runs.
-    pub(super) fn start(self: &Arc<Self>, link: Option<Link>) {
+    fn start(self: &Arc<Self>, connected: Option<Connected>) {
         if self.is_running.swap(true, Ordering::AcqRel) {
             return;
         }
         match Handle::try_current() {
-            Ok(runtime) => {
-                runtime.spawn(self.run(link));
+            Ok(runtime) if self.may_run_on(&runtime) => {
+                runtime.spawn(self.run(connected));
             }
-            Err(_) => {
-                self.is_running.store(false, Ordering::SeqCst);
-                on_own_thread(Arc::clone(self));
-            }
+            _ => on_own_thread(Arc::clone(self), connected, Start::First),
         }
     }
 
-    fn run(self: &Arc<Self>, link: Option<Link>) -> impl Future<Output = ()> + Send + use<> {
+    /// A runtime of one thread may not be driven when a lock is to be renewed, or when a request that runs on another is to be
+    /// answered: it runs one handler, which may block. (A store in memory answers at once, and its time is that of the
+    /// runtime, which a test may hold still.)
+    fn may_run_on(&self, runtime: &Handle) -> bool {
+        match &self.store {
+            Store::Memory(_) => true,
+            Store::Redis(_) => runtime.runtime_flavor() != RuntimeFlavor::CurrentThread,
+        }
+    }
+
+    fn run(
+        self: &Arc<Self>,
+        connected: Option<Connected>,
+    ) -> impl Future<Output = ()> + Send + use<> {
         // Made here, not inside: a runtime that is shut down drops a task without ever running it.
         let relay = Relay {
             core: Arc::clone(self),
@@ -56,7 +82,7 @@ impl Core {
             // Each knows when there is nothing left to do, for both.
             tokio::select! {
                 () = look_after_slots(core) => {}
-                () = drive_store(core, link) => {}
+                () = drive_store(core, connected) => {}
             }
             relay.is_done = true;
         }
@@ -99,30 +125,55 @@ impl Drop for Relay {
         if self.is_done {
             // Something came in at the last moment, and saw the task still running.
             core.ensure_running();
-        } else {
-            // The runtime is being shut down. Guards may outlive it: what they hold is to be renewed and released.
-            on_own_thread(Arc::clone(core));
+        } else if !core.is_running.swap(true, Ordering::SeqCst) {
+            // The task panicked, or the runtime is being shut down. Guards may outlive it: what they hold is to be renewed
+            // and released, and requests of other runtimes are to be answered.
+            let start = match std::thread::panicking() {
+                true => Start::AfterPanic,
+                false => Start::AfterShutdown,
+            };
+            on_own_thread(Arc::clone(core), None, start);
         }
     }
 }
 
-/// Runs the task where there is no runtime, unless it runs. If no thread can be had, locks that are held expire.
-fn on_own_thread(core: Arc<Core>) {
-    let run = move || {
+/// Told when the store has been connected to for the first time, or why it has not.
+type Connected = oneshot::Sender<Result<(), Error>>;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Start {
+    First,
+    AfterShutdown,
+    AfterPanic,
+}
+
+/// Runs the task on a thread of its own. If none can be had, requests are told so in the end, and locks that are held expire.
+fn on_own_thread(core: Arc<Core>, connected: Option<Connected>, start: Start) {
+    let thread = std::thread::Builder::new().name("distributed-lock".to_owned());
+    let starting = Arc::clone(&core);
+    let run = trace::with_this_subscriber(move || {
+        if start == Start::AfterPanic {
+            // What made it panic may do so again.
+            std::thread::sleep(PAUSE_AFTER_PANIC);
+            shielded(trace::restarted);
+        }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .build()?;
-        if !core.is_running.swap(true, Ordering::SeqCst) {
-            runtime.block_on(core.run(None));
+            .build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(core.run(connected)),
+            Err(error) => not_started(&core, &error),
         }
-        Ok::<(), std::io::Error>(())
-    };
-    let report = |error: std::io::Error| crate::trace::disconnected(&error);
-    let thread = std::thread::Builder::new().name("distributed-lock".to_owned());
-    let started = thread.spawn(move || run().unwrap_or_else(report));
-    if let Err(error) = started {
-        report(error);
+    });
+    if let Err(error) = thread.spawn(run) {
+        not_started(&starting, &error);
     }
+}
+
+fn not_started(core: &Core, error: &std::io::Error) {
+    core.is_running.store(false, Ordering::SeqCst);
+    core.stopped.notify_waiters();
+    trace::disconnected(error);
 }
 
 async fn look_after_slots(core: &Arc<Core>) {
@@ -169,11 +220,11 @@ async fn sleep_until(at: Option<Time>) {
     }
 }
 
-async fn drive_store(core: &Arc<Core>, link: Option<Link>) {
+async fn drive_store(core: &Arc<Core>, connected: Option<Connected>) {
     match &core.store {
         Store::Redis(redis) => {
             let is_finished = || core.is_ending() && core.is_at_rest();
-            redis.run(link, &StoreEvents(core), is_finished).await;
+            redis.run(connected, &StoreEvents(core), is_finished).await;
         }
         Store::Memory(_) => std::future::pending().await,
     }

@@ -11,11 +11,12 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 
-use super::slot::{self, Effect, Effects, Env, LostReason, Rules, Slot, Waiting};
+use super::slot::{self, Effect, Effects, Env, LostReason, Rules, Slot};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Lease, LockGuard};
 use crate::key::LockKey;
+use crate::shield::shielded;
 use crate::store::{Command, Events, Farewell, Notice, Outcome, Receipt, Record, Store};
 use crate::sync::Alarm;
 
@@ -73,6 +74,13 @@ enum Answered {
     Rejected(Error),
 }
 
+/// What others are told of an event.
+#[derive(Default)]
+struct Told {
+    lost: Vec<(Lease, LostReason)>,
+    answers: SmallVec<[(Waiter, Answered); 1]>,
+}
+
 /// A request for a lock, as long as it has no answer. Cancelled if it is dropped.
 pub(super) struct Request<'a> {
     core: &'a Arc<Core>,
@@ -80,6 +88,24 @@ pub(super) struct Request<'a> {
     number: u64,
     pub(super) answer: oneshot::Receiver<Answer>,
     pub(super) is_answered: bool,
+}
+
+impl Request<'_> {
+    /// Gives up waiting. Returns what there is to say then.
+    pub(super) fn give_up(mut self) -> ErrorKind {
+        self.is_answered = true;
+        let number = self.number;
+        let overdue = self.core.with_slot(self.key, |slot, _, effects| {
+            let overdue = slot.overdue();
+            slot.cancel(number, effects);
+            Some(overdue)
+        });
+        match overdue {
+            Some(kind) if self.core.store.is_available() => kind,
+            // The lock may well be free.
+            _ => ErrorKind::Unavailable,
+        }
+    }
 }
 
 impl Drop for Request<'_> {
@@ -143,10 +169,18 @@ impl Core {
         })
     }
 
+    /// How long a request that does not wait may be without an answer. The store tells within twice the command timeout,
+    /// or that it cannot say; behind that, whatever drives it does not run. A store in memory answers at once.
+    pub(super) fn answers_within(&self) -> Option<Duration> {
+        match &self.store {
+            Store::Memory(_) => None,
+            Store::Redis(_) => Some(3 * self.command_timeout),
+        }
+    }
+
     /// Ends a holder's lease: it released the lock, or dropped its guard.
     pub(crate) fn finish(self: &Arc<Self>, lease: &Lease, receipt: Option<Receipt>) {
-        lease.end(LostReason::Released);
-        crate::trace::released(lease);
+        shielded(|| lease.end(LostReason::Released));
         let grant = lease.grant();
         let record = None;
         let farewell = Farewell { receipt, record };
@@ -156,6 +190,7 @@ impl Core {
                 effects.push(slot::release(grant.token));
             }
         });
+        shielded(|| crate::trace::released(lease));
         // It had ended, if the manager was closed and this lease was all that was left, and lost.
         self.ensure_running();
     }
@@ -167,8 +202,7 @@ impl Core {
         record: Record,
         receipt: Receipt,
     ) -> bool {
-        lease.end(LostReason::Released);
-        crate::trace::released(lease);
+        shielded(|| lease.end(LostReason::Released));
         let grant = lease.grant();
         let farewell = Farewell {
             receipt: Some(receipt),
@@ -181,11 +215,12 @@ impl Core {
             }
             was_held
         });
+        shielded(|| crate::trace::released(lease));
         self.ensure_running();
         was_held
     }
 
-    fn with_slot<R>(
+    fn with_slot<R: Default>(
         self: &Arc<Self>,
         key: &LockKey,
         event: impl FnOnce(&mut Slot<Waiter>, &Env<'_>, &mut Effects<Waiter>) -> R,
@@ -195,7 +230,10 @@ impl Core {
 
     /// Lets an event happen to a key's slot, and carries out what follows from it. The farewell goes with the
     /// command that ends the hold; if none does, the lock was handed on here.
-    fn with_slot_and<R>(
+    ///
+    /// It does not panic. A slot that does is given up, and with it what it holds and who waits there: no other key
+    /// is to suffer from it.
+    fn with_slot_and<R: Default>(
         self: &Arc<Self>,
         mut farewell: Farewell,
         key: &LockKey,
@@ -207,100 +245,144 @@ impl Core {
             ids: &self.ids,
             has_room: self.waiting.load(Ordering::Relaxed) < self.max_waiters,
         };
-        let mut answers = SmallVec::<[(Waiter, Answered); 1]>::new();
-        let mut effects = Effects::new();
+        let mut told = Told::default();
+        let mut given_up = None;
+        let mut new = None;
         let mut shard = self.shard(key);
-        let mut before = Waiting::default();
-        let result = match shard.get_mut(key) {
-            Some(entry) => {
-                before = entry.slot.waiting();
-                event(&mut entry.slot, &env, &mut effects)
-            }
-            None => {
-                let mut entry = Entry::default();
-                let result = event(&mut entry.slot, &env, &mut effects);
-                if !entry.slot.is_idle() || !effects.is_empty() {
-                    shard.insert(key.clone(), entry);
-                }
-                result
-            }
+        let entry = match shard.get_mut(key) {
+            Some(entry) => entry,
+            None => new.insert(Entry::default()),
         };
-        // Commands are handed over while the slot is locked: their order must be that of the events.
-        if let Some(entry) = shard.get_mut(key) {
-            while !effects.is_empty() {
-                for effect in std::mem::take(&mut effects) {
-                    match effect {
-                        Effect::Send(command) => {
-                            let farewell = match command {
-                                Command::Complete { .. } => std::mem::take(&mut farewell),
-                                Command::Release { .. } => Farewell {
-                                    receipt: farewell.receipt.take(),
-                                    record: None,
-                                },
-                                _ => Farewell::default(),
-                            };
-                            if let Some((outcome, notice)) =
-                                self.store.submit(env.now, key, command, farewell)
-                            {
-                                entry.slot.answered(&env, command, outcome, &mut effects);
-                                if let Some(notice) = notice {
-                                    entry.slot.notice(&env, notice, &mut effects);
-                                }
-                            }
-                        }
-                        Effect::Grant { waiter, grant } => {
-                            let lease = Lease::new(self.id, key.clone(), grant);
-                            entry.lease = Some(lease.clone());
-                            answers.push((waiter, Answered::Granted(lease)));
-                        }
-                        Effect::Replay { waiter, record } => {
-                            answers.push((waiter, Answered::Recorded(record)));
-                        }
-                        Effect::Reject { waiter, error } => {
-                            answers.push((waiter, Answered::Rejected(error)));
-                        }
-                        Effect::Extend { until } => {
-                            if let Some(lease) = &entry.lease {
-                                lease.extend(until);
-                            }
-                        }
-                        Effect::Lose { reason } => {
-                            if let Some(lease) = entry.lease.take() {
-                                lease.end(reason);
-                                crate::trace::lost(&lease, reason);
-                            }
-                        }
-                    }
-                }
+        let before = entry.slot.waiting();
+        let result = shielded(|| {
+            let mut effects = Effects::new();
+            let result = event(&mut entry.slot, &env, &mut effects);
+            self.carry_out(key, entry, &env, effects, &mut farewell, &mut told);
+            result
+        });
+        let result = result.unwrap_or_else(|| {
+            let broken = std::mem::take(entry);
+            if let Some(lease) = &broken.lease {
+                let token = lease.grant().token;
+                let release = Command::Release {
+                    token,
+                    wanted: true,
+                };
+                self.store
+                    .submit(env.now, key, release, Farewell::default());
             }
-            let after = entry.slot.waiting();
-            count(&self.waiting, before.requests, after.requests);
-            count(&self.queued, before.in_store.into(), after.in_store.into());
-            if let Some(at) = entry.slot.next_tick() {
-                self.look.by(at.as_nanos());
+            given_up = Some(broken);
+            R::default()
+        });
+        let after = entry.slot.waiting();
+        count(&self.waiting, before.requests, after.requests);
+        count(&self.queued, before.in_store.into(), after.in_store.into());
+        if let Some(at) = entry.slot.next_tick() {
+            self.look.by(at.as_nanos());
+        }
+        let is_idle = entry.slot.is_idle();
+        match (new, is_idle) {
+            (Some(entry), false) => {
+                shard.insert(key.clone(), entry);
             }
-            if entry.slot.is_idle() {
+            (None, true) => {
                 shard.remove(key);
                 if self.is_ending() {
                     self.wake();
                 }
             }
+            _ => {}
         }
         drop(shard);
         if let Some(receipt) = farewell.receipt {
-            let _ = receipt.send(Ok(()));
+            shielded(|| receipt.send(Ok(())));
         }
-        for (waiter, answer) in answers {
-            // A waiter that is gone drops its guard, which passes the lock on.
-            let _ = waiter.send(match answer {
-                Answered::Granted(lease) => {
-                    Ok(Taken::Held(LockGuard::new(Arc::clone(self), lease)))
-                }
-                Answered::Recorded(record) => Ok(Taken::Recorded(record)),
-                Answered::Rejected(error) => Err(error),
-            });
+        self.tell(told);
+        if let Some(broken) = given_up {
+            shielded(|| crate::trace::slot_given_up(key));
+            shielded(|| broken.lease.map(|lease| lease.end(LostReason::Expired)));
+            // Its waiters are told as they are dropped.
+            shielded(|| drop(broken.slot));
         }
         result
+    }
+
+    /// Hands over the commands while the slot is locked: their order must be that of the events.
+    fn carry_out(
+        &self,
+        key: &LockKey,
+        entry: &mut Entry,
+        env: &Env<'_>,
+        mut effects: Effects<Waiter>,
+        farewell: &mut Farewell,
+        told: &mut Told,
+    ) {
+        while !effects.is_empty() {
+            for effect in std::mem::take(&mut effects) {
+                match effect {
+                    Effect::Send(command) => {
+                        let farewell = match command {
+                            Command::Complete { .. } => std::mem::take(farewell),
+                            Command::Release { .. } => Farewell {
+                                receipt: farewell.receipt.take(),
+                                record: None,
+                            },
+                            _ => Farewell::default(),
+                        };
+                        if let Some((outcome, notice)) =
+                            self.store.submit(env.now, key, command, farewell)
+                        {
+                            entry.slot.answered(env, command, outcome, &mut effects);
+                            if let Some(notice) = notice {
+                                entry.slot.notice(env, notice, &mut effects);
+                            }
+                        }
+                    }
+                    Effect::Grant { waiter, grant } => {
+                        let lease = Lease::new(self.id, key.clone(), grant);
+                        entry.lease = Some(lease.clone());
+                        told.answers.push((waiter, Answered::Granted(lease)));
+                    }
+                    Effect::Replay { waiter, record } => {
+                        told.answers.push((waiter, Answered::Recorded(record)));
+                    }
+                    Effect::Reject { waiter, error } => {
+                        told.answers.push((waiter, Answered::Rejected(error)));
+                    }
+                    Effect::Extend { until } => {
+                        if let Some(lease) = &entry.lease {
+                            lease.extend(until);
+                        }
+                    }
+                    Effect::Lose { reason } => {
+                        if let Some(lease) = entry.lease.take() {
+                            // Now, and not when the slot is free again: another may get the lock.
+                            shielded(|| lease.end(reason));
+                            told.lost.push((lease, reason));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells others what happened, when the slot is not locked any more: what they do then is up to them.
+    fn tell(self: &Arc<Self>, told: Told) {
+        for (lease, reason) in told.lost {
+            shielded(|| crate::trace::lost(&lease, reason));
+        }
+        for (waiter, answer) in told.answers {
+            // A waiter that is gone drops its guard, which passes the lock on.
+            shielded(|| {
+                waiter.send(match answer {
+                    Answered::Granted(lease) => {
+                        Ok(Taken::Held(LockGuard::new(Arc::clone(self), lease)))
+                    }
+                    Answered::Recorded(record) => Ok(Taken::Recorded(record)),
+                    Answered::Rejected(error) => Err(error),
+                })
+            });
+        }
     }
 
     /// Lets an event happen to every slot.
@@ -395,7 +477,7 @@ pub(super) struct StoreEvents<'a>(pub(super) &'a Arc<Core>);
 
 impl Events for StoreEvents<'_> {
     fn answered(&self, key: &LockKey, command: Command, outcome: Outcome) {
-        if !matches!(command, Command::Release { .. } | Command::Complete { .. }) {
+        if !matches!(command, Command::Release { .. }) {
             self.0.with_slot(key, |slot, env, effects| {
                 slot.answered(env, command, outcome, effects);
             });
@@ -410,6 +492,17 @@ impl Events for StoreEvents<'_> {
 
     fn reconnected(&self) {
         self.0.with_every_slot(Slot::reconnected);
+    }
+
+    fn all_changed(&self) {
+        self.0.with_every_slot(|slot, env, effects| {
+            slot.notice(env, Notice::Changed, effects);
+        });
+    }
+
+    fn is_held(&self, key: &LockKey, token: u64) -> bool {
+        let shard = self.0.shard(key);
+        shard.get(key).is_some_and(|entry| entry.slot.holds(token))
     }
 
     fn awaits_grants(&self) -> bool {

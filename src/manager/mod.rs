@@ -23,6 +23,9 @@ use crate::key::LockKey;
 use crate::store::Damage;
 use crate::trace::{self, Stopwatch};
 
+/// For an answer that is on its way inside the process.
+const A_MOMENT: Duration = Duration::from_millis(10);
+
 /// Takes locks. One for each process: it owns the connection to Redis, the queues of waiting requests,
 /// and the renewals. A clone is cheap and shares everything.
 ///
@@ -42,6 +45,11 @@ use crate::trace::{self, Stopwatch};
 /// locks.close().await; // waits until all is released, then disconnects
 /// # Ok(()) }
 /// ```
+///
+/// With Redis, one background task renews all leases and moves all commands. It runs on the multi-threaded runtime that the
+/// manager was first used in, and otherwise on a thread of its own: a runtime of one thread may be blocked by
+/// one handler, or not be driven at all. (To and from
+/// a thread of its own, an answer takes one more change of threads.)
 ///
 /// When the last clone and the last guard are gone, what is still to be released is released, and the connection
 /// is closed. Before the process exits, [`close`](Self::close) waits for that.
@@ -99,7 +107,8 @@ impl LockManager {
     ///
     /// # Errors
     ///
-    /// - [`ErrorKind::TimedOut`] if it did not become free within `wait`.
+    /// - [`ErrorKind::TimedOut`] if it did not become free within `wait`. If Redis did not say so in that time, and the lock may
+    ///   well be free, it is [`ErrorKind::Unavailable`].
     /// - [`ErrorKind::QueueFull`] if [too many](LockManagerBuilder::max_waiters) wait already.
     /// - [`ErrorKind::Unavailable`] if Redis cannot be reached, refuses, or does not answer within the
     ///   [command timeout](LockManagerBuilder::command_timeout). A caller that is in the queue already when Redis goes away
@@ -119,10 +128,14 @@ impl LockManager {
         wait: Option<Duration>,
     ) -> Result<LockGuard, Error> {
         let waited = Stopwatch::start();
-        let result = self.request(&key, wait).await.map(|taken| match taken {
-            Taken::Held(guard) => guard,
-            Taken::Recorded(_) => unreachable!("no record takes the place of a lock"),
-        });
+        let result = match self.request(&key, wait).await {
+            Ok(Taken::Held(guard)) => Ok(guard),
+            Ok(Taken::Recorded(_)) => Err(Error::new(
+                ErrorKind::Unavailable,
+                "the store answered with a record where only a lock can be",
+            )),
+            Err(error) => Err(error),
+        };
         tell(&key, result.as_ref(), &waited);
         result
     }
@@ -151,27 +164,33 @@ impl LockManager {
 
     async fn request(&self, key: &LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
         let mut request = self.core.request(key, wait.is_some())?;
-        let answer = match wait {
-            // The store answers in time, or says that it cannot: a timer for each request would be
-            // one of its greater costs.
-            None => (&mut request.answer).await.ok(),
-            Some(wait) => match timeout(wait, &mut request.answer).await {
-                Ok(answer) => answer.ok(),
-                // It may have come at the last moment, and would be lost with the request.
-                Err(_) => {
-                    request.answer.close();
-                    request.answer.try_recv().ok()
-                }
-            },
+        let limit = wait.or_else(|| self.core.answers_within());
+        let answer = match limit {
+            Some(limit) => timeout(limit, &mut request.answer).await,
+            None => Ok((&mut request.answer).await),
         };
+        let answer = match answer {
+            Ok(answer) => Some(answer),
+            // A process that was stopped is told of the time before it is told of the answer.
+            Err(_) if wait.is_none() => timeout(A_MOMENT, &mut request.answer).await.ok(),
+            Err(_) => None,
+        };
+        // It may have come at the last moment, and would be lost with the request.
+        let answer = answer.map(Result::ok).or_else(|| {
+            request.answer.close();
+            request.answer.try_recv().ok().map(Some)
+        });
         match answer {
             Some(answer) => {
                 request.is_answered = true;
-                answer
+                // Without one, its slot was given up.
+                answer.unwrap_or_else(|| Err(Error::of(ErrorKind::Unavailable)))
             }
-            None if self.core.store.is_available() => Err(Error::of(ErrorKind::TimedOut)),
-            // The lock may well be free.
-            None => Err(Error::of(ErrorKind::Unavailable)),
+            None => {
+                let overdue = request.give_up();
+                let kind = wait.map_or(ErrorKind::Unavailable, |_| overdue);
+                Err(Error::of(kind))
+            }
         }
     }
 

@@ -70,6 +70,7 @@ impl MemoryStore {
                 (state.complete(key, token, now, record), None)
             }
             Command::Renew { token } => (state.renew(key, token, now + self.ttl), None),
+            Command::Check { token } => (state.check(key, token), None),
         };
         let outcome = Outcome {
             sent_at: now,
@@ -140,6 +141,7 @@ impl State {
                 notice = Some(Notice::Granted(Granted {
                     token: next,
                     fence: self.last_fence,
+                    ttl,
                     wanted: false,
                     after: Some(now),
                 }));
@@ -182,6 +184,13 @@ impl State {
                 lock.expires = expires;
                 Answer::Renewed { wanted: false }
             }
+            _ => Answer::Gone,
+        }
+    }
+
+    fn check(&self, key: &LockKey, token: u64) -> Answer {
+        match self.locks.get(key) {
+            Some(lock) if lock.token == token => Answer::Intact,
             _ => Answer::Gone,
         }
     }

@@ -20,6 +20,7 @@ pub(crate) use self::protocol::{Answer, Command, Failure, Granted, Notice, Outco
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
+use crate::shield::shielded;
 
 /// Tells whoever released a lock how that went.
 pub(crate) type Receipt = oneshot::Sender<Result<(), Error>>;
@@ -49,6 +50,10 @@ pub(crate) trait Events {
     fn notice(&self, key: &LockKey, notice: Notice);
     /// The store may have missed notices, and is ready again.
     fn reconnected(&self);
+    /// Any lock may have been changed by another.
+    fn all_changed(&self);
+    /// Whether this token's lease goes on: what it has completed is worth trying for as long.
+    fn is_held(&self, key: &LockKey, token: u64) -> bool;
     /// Whether a key of this manager is in a queue of the store.
     fn awaits_grants(&self) -> bool;
 }
@@ -74,7 +79,7 @@ impl Store {
             Self::Memory(memory) => {
                 let answered = memory.execute(now, key, command, farewell.record);
                 if let Some(receipt) = farewell.receipt {
-                    let _ = receipt.send(settled(&answered.0.result));
+                    shielded(|| receipt.send(settled(&answered.0.result)));
                 }
                 Some(answered)
             }

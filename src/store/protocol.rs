@@ -34,6 +34,10 @@ pub(crate) enum Command {
     /// Let the lease last for a whole time to live again, if it still is this token's; never create one.
     /// Answer: [`Answer::Renewed`] or [`Answer::Gone`].
     Renew { token: u64 },
+    /// Read whether the lock still is this token's. It writes nothing: what is written may be told to
+    /// another process as a change, which would look in its turn.
+    /// Answer: [`Answer::Intact`] or [`Answer::Gone`].
+    Check { token: u64 },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +66,8 @@ pub(crate) enum Answer {
     Renewed {
         wanted: bool,
     },
+    /// The lock still is this token's.
+    Intact,
     /// The lock is not this token's.
     Gone,
 }
@@ -83,6 +89,8 @@ pub(crate) struct Granted {
     pub(crate) token: u64,
     /// See [`Answer::Acquired`].
     pub(crate) fence: u64,
+    /// How long the store keeps it, as the process that gave it has set: another's settings may differ.
+    pub(crate) ttl: Duration,
     /// Whether other processes wait for this key.
     pub(crate) wanted: bool,
     /// A time at which the lock had certainly not been given yet: the lease counts from here. Without one, it has to be

@@ -385,6 +385,8 @@ pub enum Mode {
     Hold,
     /// Requests get through, answers are kept back.
     HoldAnswers,
+    /// Answers get through, requests are kept back.
+    HoldRequests,
     /// Of each connection, a little more than so many bytes get through in each direction.
     First(u64),
     /// Each connection is as slow as that, in bytes per second and direction.
@@ -459,6 +461,7 @@ async fn forward(
         let held = |mode: &Mode| match mode {
             Mode::Hold => true,
             Mode::HoldAnswers => answers,
+            Mode::HoldRequests => !answers,
             Mode::First(bytes) => forwarded > *bytes,
             Mode::Forward | Mode::Throttle(_) | Mode::Close => false,
         };

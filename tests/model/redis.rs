@@ -45,13 +45,18 @@ pub enum Reply {
     Renewed {
         wanted: bool,
     },
+    /// The lock is this token's.
+    Intact,
     /// This is in the lock's place, and no token of ours.
     Recorded(Token),
     Completed,
     /// The lock is not this token's.
     Gone,
     /// An error. What was done before it stays done.
-    Failed,
+    Failed {
+        /// Whether the token of an acquire has the lock all the same.
+        got: bool,
+    },
 }
 
 /// What is published to a process's inbox, whether it listens or not.
@@ -61,6 +66,8 @@ pub enum Message {
         process: Process,
         number: u64,
         fence: u64,
+        /// How long it lasts.
+        ttl_ms: u64,
         wanted: bool,
     },
     Wanted {
@@ -114,15 +121,17 @@ pub enum Mutation {
     CompletionWithoutTokenCheck,
     /// Nobody in the queue is told of a record.
     CompletionInSilence,
+    /// Whoever asks last decides how long the queue lives.
+    QueueIsShortened,
 }
 
+/// The settings of the process that asks. Another's may differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Rules {
+pub struct Times {
     /// Time to live of a lease.
     pub ttl_ms: u64,
     /// Time to live of a grant that was not taken up yet.
     pub grant_ttl_ms: u64,
-    pub mutation: Option<Mutation>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -142,7 +151,7 @@ pub struct WrongType {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Redis {
-    pub rules: Rules,
+    pub mutation: Option<Mutation>,
     pub owner: Option<Owner>,
     pub queue: Vec<Token>,
     /// `None`: never, or there is no queue.
@@ -156,9 +165,9 @@ pub struct Redis {
 struct Failure;
 
 impl Redis {
-    pub fn new(rules: Rules) -> Self {
+    pub fn new(mutation: Option<Mutation>) -> Self {
         Self {
-            rules,
+            mutation,
             owner: None,
             queue: Vec::new(),
             queue_expires_ms: None,
@@ -168,17 +177,17 @@ impl Redis {
     }
 
     /// Takes the lock if it is free or this token's. If it is held and the token `may_queue`, it does, once.
-    pub fn acquire(&mut self, now_ms: u64, token: Token, may_queue: bool) -> Outcome {
+    pub fn acquire(&mut self, now_ms: u64, times: Times, token: Token, may_queue: bool) -> Outcome {
         self.carry_out(now_ms, |redis, messages| {
-            redis.try_acquire(now_ms, token, may_queue, messages)
+            redis.acquire_or_fail(now_ms, times, token, may_queue, messages)
         })
     }
 
     /// Acquires where a record may be in the lock's place: then that is the answer.
-    pub fn claim(&mut self, now_ms: u64, token: Token, may_queue: bool) -> Outcome {
+    pub fn claim(&mut self, now_ms: u64, times: Times, token: Token, may_queue: bool) -> Outcome {
         self.carry_out(now_ms, |redis, messages| match redis.owner {
             Some(owner) if !owner.token.is_ours() => Ok(Reply::Recorded(owner.token)),
-            _ => redis.try_acquire(now_ms, token, may_queue, messages),
+            _ => redis.acquire_or_fail(now_ms, times, token, may_queue, messages),
         })
     }
 
@@ -186,11 +195,12 @@ impl Redis {
     pub fn release(
         &mut self,
         now_ms: u64,
+        times: Times,
         token: Token,
         is_there: impl Fn(Process) -> bool,
     ) -> Outcome {
         self.carry_out(now_ms, |redis, messages| {
-            redis.try_release(now_ms, token, is_there, messages)
+            redis.try_release(now_ms, times, token, is_there, messages)
         })
     }
 
@@ -209,8 +219,19 @@ impl Redis {
     }
 
     /// Lets the lease last for a whole time to live again, if it is this token's.
-    pub fn renew(&mut self, now_ms: u64, token: Token) -> Outcome {
-        self.carry_out(now_ms, |redis, _| redis.try_renew(now_ms, token))
+    pub fn renew(&mut self, now_ms: u64, times: Times, token: Token) -> Outcome {
+        self.carry_out(now_ms, |redis, _| redis.try_renew(now_ms, times, token))
+    }
+
+    /// Says whether the lock is this token's, and changes nothing.
+    pub fn check(&mut self, now_ms: u64, token: Token) -> Outcome {
+        self.carry_out(now_ms, |redis, _| {
+            let holder = redis.read_owner()?.map(|owner| owner.token);
+            Ok(match holder == Some(token) {
+                true => Reply::Intact,
+                false => Reply::Gone,
+            })
+        })
     }
 
     /// Drops what has expired. Every operation begins with it.
@@ -269,7 +290,7 @@ impl Redis {
 
     /// `FLUSHALL`, or a restart: all is lost, the memory of fences too.
     pub fn flush_all(&mut self) {
-        *self = Self::new(self.rules);
+        *self = Self::new(self.mutation);
     }
 
     fn carry_out(
@@ -279,19 +300,34 @@ impl Redis {
     ) -> Outcome {
         self.expire(now_ms);
         let mut messages = Vec::new();
-        let reply = operation(self, &mut messages).unwrap_or(Reply::Failed);
+        let failed = Reply::Failed { got: false };
+        let reply = operation(self, &mut messages).unwrap_or(failed);
         Outcome { reply, messages }
+    }
+
+    fn acquire_or_fail(
+        &mut self,
+        now_ms: u64,
+        times: Times,
+        token: Token,
+        may_queue: bool,
+        messages: &mut Vec<Message>,
+    ) -> Result<Reply, Failure> {
+        let reply = self.try_acquire(now_ms, times, token, may_queue, messages);
+        let got = self.owner.is_some_and(|owner| owner.token == token);
+        reply.or(Ok(Reply::Failed { got }))
     }
 
     fn try_acquire(
         &mut self,
         now_ms: u64,
+        times: Times,
         token: Token,
         may_queue: bool,
         messages: &mut Vec<Message>,
     ) -> Result<Reply, Failure> {
         if self.is_free() {
-            self.set_owner(lease(token, now_ms + self.rules.ttl_ms));
+            self.set_owner(lease(token, now_ms + times.ttl_ms));
             if may_queue {
                 self.leave_queue(token)?;
             }
@@ -303,7 +339,7 @@ impl Redis {
             return Err(Failure);
         };
         if holder.token == token {
-            self.set_owner(lease(token, now_ms + self.rules.ttl_ms));
+            self.set_owner(lease(token, now_ms + times.ttl_ms));
             let fence = self.next_fence(now_ms)?;
             let wanted = self.is_wanted()?;
             return Ok(Reply::Acquired { fence, wanted });
@@ -311,8 +347,12 @@ impl Redis {
         let remaining_ms = holder.expires_ms.map(|expires| expires - now_ms);
         if may_queue {
             self.enqueue(token, holder.token, messages)?;
-            let lives_on = remaining_ms.unwrap_or(0) + 3 * self.rules.ttl_ms;
-            self.queue_expires_ms = Some(now_ms + lives_on);
+            let lives_on = remaining_ms.unwrap_or(0) + 3 * times.ttl_ms;
+            let known = match self.has(Mutation::QueueIsShortened) {
+                true => None,
+                false => self.queue_expires_ms,
+            };
+            self.queue_expires_ms = known.max(Some(now_ms + lives_on));
         }
         let foreign = !holder.token.is_ours();
         Ok(Reply::Held {
@@ -324,6 +364,7 @@ impl Redis {
     fn try_release(
         &mut self,
         now_ms: u64,
+        times: Times,
         token: Token,
         is_there: impl Fn(Process) -> bool,
         messages: &mut Vec<Message>,
@@ -340,7 +381,7 @@ impl Redis {
                 return Ok(Reply::Released { had_it, granted });
             }
         }
-        let granted = self.grant(now_ms, is_there, messages)?;
+        let granted = self.grant(now_ms, times, is_there, messages)?;
         if !granted {
             self.owner = None;
         }
@@ -370,13 +411,13 @@ impl Redis {
         Ok(Reply::Completed)
     }
 
-    fn try_renew(&mut self, now_ms: u64, token: Token) -> Result<Reply, Failure> {
+    fn try_renew(&mut self, now_ms: u64, times: Times, token: Token) -> Result<Reply, Failure> {
         if !self.has(Mutation::RenewalRecreates)
             && self.read_owner()?.map(|owner| owner.token) != Some(token)
         {
             return Ok(Reply::Gone);
         }
-        self.set_owner(lease(token, now_ms + self.rules.ttl_ms));
+        self.set_owner(lease(token, now_ms + times.ttl_ms));
         let wanted = self.is_wanted()?;
         Ok(Reply::Renewed { wanted })
     }
@@ -385,6 +426,7 @@ impl Redis {
     fn grant(
         &mut self,
         now_ms: u64,
+        times: Times,
         is_there: impl Fn(Process) -> bool,
         messages: &mut Vec<Message>,
     ) -> Result<bool, Failure> {
@@ -396,11 +438,12 @@ impl Redis {
                 continue;
             }
             let fence = self.next_fence(now_ms)?;
-            self.set_owner(lease(token, now_ms + self.rules.grant_ttl_ms));
+            self.set_owner(lease(token, now_ms + times.grant_ttl_ms));
             messages.push(Message::Granted {
                 process,
                 number,
                 fence,
+                ttl_ms: times.grant_ttl_ms,
                 wanted: self.is_wanted()?,
             });
             return Ok(true);
@@ -422,7 +465,7 @@ impl Redis {
     }
 
     fn has(&self, mutation: Mutation) -> bool {
-        self.rules.mutation == Some(mutation)
+        self.mutation == Some(mutation)
     }
 
     fn is_free(&self) -> bool {

@@ -14,7 +14,8 @@ use stateright::{Model, Property};
 
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::redis::{Message, Mutation, Process, Redis, Reply, Token};
+use crate::redis::{Message, Mutation, Process, Redis, Reply, Times, Token};
+use crate::slot::tests::Standing;
 use crate::slot::{Effect, Effects, Env, Rules, Slot};
 use crate::store::{Answer, Command, Failure, Granted, Notice, Outcome};
 
@@ -24,8 +25,11 @@ pub(crate) const FENCING_TOKENS: &str = "fencing tokens rise in the order of tru
 pub(crate) const SERVED: &str = "who waits is served in the end";
 pub(crate) const FREED: &str = "nothing stays locked";
 pub(crate) const LAST: &str = "who completed was the last to hold";
+pub(crate) const ONCE: &str =
+    "nobody runs beside a record that is on its way under a lease that lasts";
+pub(crate) const MEANT: &str = "a slot that is not idle stands for a request or a record";
 
-const TTL: u64 = 200;
+pub(crate) const TTL: u64 = 200;
 const GRANT_TTL: u64 = 100;
 /// No record expires while we look.
 const RETENTION: u64 = 1000 * TTL;
@@ -35,8 +39,10 @@ const STEP: u64 = 50;
 /// What there is to explore.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    /// How many requests each process has.
+    /// How many requests each process has that wait for their turn.
     pub(crate) requests: &'static [u8],
+    /// The time to live that the first process is set to. That of the others is [`TTL`].
+    pub(crate) first_ttl: u64,
     pub(crate) faults: Faults,
     /// Whether a holder may put a record in the lock's place.
     pub(crate) records: bool,
@@ -49,8 +55,12 @@ pub(crate) struct Plan {
 pub(crate) struct Faults {
     /// Steps of the clock while there is something to do: slow networks, processes that are stopped, long holds.
     pub(crate) delays: u8,
+    /// Requests of the first process that do not wait. They are no fault, but join what others ask.
+    pub(crate) impatient: u8,
     /// Requests that give up waiting.
     pub(crate) cancellations: u8,
+    /// Completions that Redis refuses, for want of memory or as a replica. They are tried again.
+    pub(crate) refusals: u8,
     /// Connections that break. Replies and pushes are lost; commands are, too, or arrive at any later time.
     pub(crate) disconnections: u8,
     /// Processes that die.
@@ -78,6 +88,12 @@ pub(crate) enum Mutant {
     NoFallback,
     /// A new connection is taken for the old one.
     ReconnectUnnoticed,
+    /// A grant is trusted for as long as its receiver's own would last.
+    GrantTrustedForOwnTtl,
+    /// A slot forgets a record as soon as it is sent.
+    CompletionForgotten,
+    /// A slot whose waiters are gone rests for nobody.
+    RestsForNobody,
     /// The scripts are wrong.
     Script(Mutation),
 }
@@ -98,6 +114,8 @@ pub(crate) struct World {
     is_completed: bool,
     /// A request got it.
     is_replayed: bool,
+    /// A request got the lock while a record was on its way under a lease that lasted.
+    ran_beside_record: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -116,6 +134,10 @@ struct Node {
     incoming: Vec<Incoming>,
     /// Sent on a connection that broke: may be carried out, in order, at any time.
     late: Vec<Command>,
+    /// Completions that Redis refused, and when they were submitted.
+    refused: Vec<(u64, u64)>,
+    /// The token and the lease of a record that is on its way, as far as the process knows.
+    recording: Option<(u64, Time)>,
     /// When the newest command was sent whose reply is here.
     observed: u64,
     /// The token whose lock went to another process, and when that one's grant must have expired.
@@ -137,21 +159,38 @@ struct Sent {
     at: u64,
 }
 
+/// A number that no request has: nobody waits for its answer.
+const NOBODY: u64 = u64::MAX;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Incoming {
     Reply(Sent, Answer),
+    /// An error, and nothing was done.
+    Refusal(Sent),
     /// With what had been observed when it came, if it lies here already.
     Push(Message, Option<u64>),
+    /// Whatever was watched may have changed.
+    AllChanged,
+}
+
+impl Incoming {
+    fn is_push(&self) -> bool {
+        matches!(self, Self::Push(..) | Self::AllChanged)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Request(usize),
-    Cancel(usize),
+    RequestWithoutWaiting(usize),
+    /// By its place among those who wait.
+    Cancel(usize, usize),
     End(usize, usize),
     Complete(usize, usize),
     CarryOut(usize),
     CarryOutLate(usize),
+    Refuse(usize),
+    TryAgain(usize),
     Deliver(usize),
     /// A reply, ahead of the pushes that came before it.
     DeliverReplyFirst(usize),
@@ -183,12 +222,24 @@ pub(crate) enum Unanswered {
 }
 
 impl Plan {
-    fn rules(&self) -> Rules {
+    fn times(&self, node: usize) -> Times {
+        let ttl_ms = match node {
+            0 => self.first_ttl,
+            _ => TTL,
+        };
+        Times {
+            ttl_ms,
+            grant_ttl_ms: ttl_ms.min(GRANT_TTL),
+        }
+    }
+
+    fn rules(&self, node: usize) -> Rules {
+        let times = self.times(node);
         Rules {
-            ttl: Duration::from_millis(TTL),
-            renewal: Duration::from_millis(TTL / 2),
+            ttl: Duration::from_millis(times.ttl_ms),
+            renewal: Duration::from_millis(times.ttl_ms / 2),
             max_hold: Duration::from_secs(3600),
-            grant_ttl: Duration::from_millis(GRANT_TTL),
+            grant_ttl: Duration::from_millis(times.grant_ttl_ms),
             max_waiters: 100,
             burst: 0,
             burst_time: Duration::ZERO,
@@ -215,21 +266,19 @@ impl Model for Plan {
             outgoing: Vec::new(),
             incoming: Vec::new(),
             late: Vec::new(),
+            refused: Vec::new(),
+            recording: None,
             observed: TTL,
             passed_on: None,
             requests: *requests,
         };
-        let rules = crate::redis::Rules {
-            ttl_ms: TTL,
-            grant_ttl_ms: GRANT_TTL,
-            mutation: match self.mutant {
-                Some(Mutant::Script(mutation)) => Some(mutation),
-                _ => None,
-            },
+        let mutation = match self.mutant {
+            Some(Mutant::Script(mutation)) => Some(mutation),
+            _ => None,
         };
         vec![World {
             now: TTL,
-            redis: Redis::new(rules),
+            redis: Redis::new(mutation),
             nodes: self.requests.iter().map(node).collect(),
             left: self.faults,
             last_fence: 0,
@@ -238,6 +287,7 @@ impl Model for Plan {
             fencing_tokens_fell: false,
             is_completed: false,
             is_replayed: false,
+            ran_beside_record: false,
         }]
     }
 
@@ -291,6 +341,7 @@ impl Model for Plan {
                     || world.has_something_to_do(plan)
                     || world.leaves_nothing(plan)
             }),
+            Property::<Self>::always(MEANT, |_, world| world.living().all(Node::is_meant)),
             Property::<Self>::sometimes("everybody was served", |plan, world| {
                 world.next_moment(plan).is_none()
                     && world
@@ -301,6 +352,9 @@ impl Model for Plan {
         if self.records {
             properties.push(Property::<Self>::always(LAST, |plan, world| {
                 world.has_lost_data(plan) || !world.is_completed || world.trusting() == 0
+            }));
+            properties.push(Property::<Self>::always(ONCE, |plan, world| {
+                world.has_lost_data(plan) || !world.ran_beside_record
             }));
             properties.push(Property::<Self>::sometimes(
                 "somebody gets the record",
@@ -316,8 +370,12 @@ impl Plan {
         if node.requests > 0 {
             actions.push(Action::Request(number));
         }
-        if world.left.cancellations > 0 && !node.waiting.is_empty() {
-            actions.push(Action::Cancel(number));
+        if world.left.impatient > 0 && number == 0 {
+            actions.push(Action::RequestWithoutWaiting(number));
+        }
+        if world.left.cancellations > 0 {
+            let places = 0..node.waiting.len();
+            actions.extend(places.map(|place| Action::Cancel(number, place)));
         }
         for holder in 0..node.holders.len() {
             actions.push(Action::End(number, holder));
@@ -325,24 +383,28 @@ impl Plan {
                 actions.push(Action::Complete(number, holder));
             }
         }
-        if !node.outgoing.is_empty() {
+        if let Some(sent) = node.outgoing.first() {
             actions.push(Action::CarryOut(number));
+            if world.left.refusals > 0 && matches!(sent.command, Command::Complete { .. }) {
+                actions.push(Action::Refuse(number));
+            }
+        }
+        if !node.refused.is_empty() {
+            actions.push(Action::TryAgain(number));
         }
         match node.incoming.first() {
-            Some(Incoming::Push(..)) => {
+            Some(Incoming::Push(..) | Incoming::AllChanged) => {
                 actions.push(Action::Deliver(number));
-                if node
-                    .incoming
-                    .iter()
-                    .any(|one| matches!(one, Incoming::Reply(..)))
-                {
+                if !node.incoming.iter().all(Incoming::is_push) {
                     actions.push(Action::DeliverReplyFirst(number));
                 }
                 if world.left.lost_pushes > 0 {
                     actions.push(Action::LosePush(number));
                 }
             }
-            Some(Incoming::Reply(..)) => actions.push(Action::Deliver(number)),
+            Some(Incoming::Reply(..) | Incoming::Refusal(_)) => {
+                actions.push(Action::Deliver(number));
+            }
             None => {}
         }
         if world.left.other_commands > 0 && node.slot.waiting().in_store {
@@ -370,6 +432,27 @@ impl Plan {
 }
 
 impl Node {
+    /// Whether somebody will act on what the slot has or wants.
+    fn is_meant(&self) -> bool {
+        match self.slot.stands_for() {
+            Standing::Nothing => true,
+            Standing::Waiters => !self.waiting.is_empty(),
+            Standing::Holder { token } => {
+                let is_holder = |holder: &Holder| holder.token == token && !holder.is_told;
+                self.holders.iter().any(is_holder)
+            }
+            Standing::Record { token } => {
+                let sent = |sent: &Sent| sent.command == Command::Complete { token };
+                self.outgoing.iter().any(sent)
+                    || self.refused.iter().any(|(refused, _)| *refused == token)
+                    || self.incoming.iter().any(|incoming| match incoming {
+                        Incoming::Reply(reply, _) | Incoming::Refusal(reply) => sent(reply),
+                        Incoming::Push(..) | Incoming::AllChanged => false,
+                    })
+            }
+        }
+    }
+
     /// When its state machine next has something to do, in whole steps of the clock.
     fn tick_at(&self, plan: &Plan) -> Option<u64> {
         let at = self.slot.next_tick()?.as_nanos().div_ceil(1_000_000);
@@ -402,6 +485,7 @@ impl World {
                 || !node.holders.is_empty()
                 || !node.outgoing.is_empty()
                 || !node.incoming.is_empty()
+                || !node.refused.is_empty()
                 || node.tick_at(plan).is_some_and(|at| at <= self.now)
                 || node.passed_on.is_some_and(|(_, at)| at <= self.now)
         })
@@ -424,6 +508,7 @@ impl World {
     /// when it expires.
     fn leaves_nothing(&self, plan: &Plan) -> bool {
         let had_accidents = self.left.disconnections < plan.faults.disconnections
+            || self.left.refusals < plan.faults.refusals
             || self.left.crashes < plan.faults.crashes
             || self.left.foreign < plan.faults.foreign
             || self.has_lost_data(plan);
@@ -438,22 +523,26 @@ impl World {
     fn act(&mut self, plan: &Plan, action: Action) {
         match action {
             Action::Request(node) => {
-                let asking = &mut self.nodes[node];
-                asking.requests -= 1;
-                asking.ids += 1;
-                let number = asking.ids;
-                asking.waiting.push(number);
-                self.event(plan, node, |slot, env, effects| {
-                    slot.request(env, number, number, true, effects);
-                });
+                self.nodes[node].requests -= 1;
+                self.request(plan, node, true);
             }
-            Action::Cancel(node) => {
+            Action::RequestWithoutWaiting(node) => {
+                self.left.impatient -= 1;
+                self.request(plan, node, false);
+            }
+            Action::Cancel(node, place) => {
                 self.left.cancellations -= 1;
-                let number = self.nodes[node].waiting.pop().expect("one waits");
+                let number = self.nodes[node].waiting.remove(place);
                 self.event(plan, node, |slot, _, effects| slot.cancel(number, effects));
             }
             Action::End(node, holder) => self.end(plan, node, holder, Slot::finished),
-            Action::Complete(node, holder) => self.end(plan, node, holder, Slot::completed),
+            Action::Complete(node, holder) => self.complete(plan, node, holder),
+            Action::Refuse(node) => {
+                self.left.refusals -= 1;
+                let sent = self.nodes[node].outgoing.remove(0);
+                self.nodes[node].incoming.push(Incoming::Refusal(sent));
+            }
+            Action::TryAgain(node) => self.try_again(plan, node),
             Action::CarryOut(node) => {
                 let sent = self.nodes[node].outgoing.remove(0);
                 let answer = self.carry_out(plan, node, sent.command);
@@ -465,10 +554,10 @@ impl World {
                 let command = self.nodes[node].late.remove(0);
                 self.carry_out(plan, node, command);
             }
-            Action::Deliver(node) => match self.nodes[node].incoming.remove(0) {
-                Incoming::Reply(sent, answer) => self.reply(plan, node, sent, answer),
-                Incoming::Push(message, observed) => self.push(plan, node, message, observed),
-            },
+            Action::Deliver(node) => {
+                let incoming = self.nodes[node].incoming.remove(0);
+                self.deliver(plan, node, incoming);
+            }
             Action::DeliverReplyFirst(node) => self.deliver_reply_first(plan, node),
             Action::AskSomethingElse(node) => {
                 self.left.other_commands -= 1;
@@ -499,6 +588,8 @@ impl World {
                 node.incoming.clear();
                 node.holders.clear();
                 node.waiting.clear();
+                node.refused.clear();
+                node.recording = None;
             }
             Action::NoticeCrash(node) => self.nodes[node].is_subscribed = false,
             Action::LosePush(node) => {
@@ -515,6 +606,9 @@ impl World {
                 self.redis.flush_all();
                 // Not in the same microsecond as what was before.
                 self.now += STEP;
+                for node in self.nodes.iter_mut().filter(|node| node.is_alive) {
+                    node.incoming.push(Incoming::AllChanged);
+                }
             }
         }
     }
@@ -535,12 +629,59 @@ impl World {
         });
     }
 
+    fn request(&mut self, plan: &Plan, node: usize, patient: bool) {
+        let asking = &mut self.nodes[node];
+        asking.ids += 1;
+        let number = asking.ids;
+        asking.waiting.push(number);
+        self.event(plan, node, |slot, env, effects| {
+            slot.request(env, number, number, patient, effects);
+        });
+    }
+
+    /// A request is done with its lock, and leaves a record.
+    fn complete(&mut self, plan: &Plan, node: usize, holder: usize) {
+        let Holder { token, until, .. } = self.nodes[node].holders[holder];
+        let mut is_held = false;
+        self.end(plan, node, holder, |slot, env, lease, effects| {
+            is_held = slot.completed(env, lease, effects);
+            is_held
+        });
+        self.nodes[node].recording = is_held.then_some((token, until));
+        if is_held && plan.is(Mutant::CompletionForgotten) {
+            let sent_at = at(self.now);
+            let result = Ok(Answer::Completed);
+            self.event(plan, node, |slot, env, effects| {
+                let command = Command::Complete { token };
+                slot.answered(env, command, Outcome { sent_at, result }, effects);
+            });
+        }
+    }
+
+    /// The driver sends a completion again that Redis refused, or gives it up.
+    fn try_again(&mut self, plan: &Plan, number: usize) {
+        let (token, submitted) = self.nodes[number].refused.remove(0);
+        let command = Command::Complete { token };
+        let is_over = self.now - submitted > plan.times(number).ttl_ms;
+        if is_over && !self.nodes[number].slot.holds(token) {
+            let error = Error::of(ErrorKind::Unavailable);
+            let unknown = true;
+            let (sent_at, result) = (at(self.now), Err(Failure { error, unknown }));
+            self.event(plan, number, |slot, env, effects| {
+                slot.answered(env, command, Outcome { sent_at, result }, effects);
+            });
+        } else {
+            let at = submitted;
+            self.nodes[number].outgoing.push(Sent { command, at });
+        }
+    }
+
     fn deliver_reply_first(&mut self, plan: &Plan, node: usize) {
         let observed = self.nodes[node].observed;
         let incoming = &mut self.nodes[node].incoming;
         let position = incoming
             .iter()
-            .position(|one| matches!(one, Incoming::Reply(..)))
+            .position(|one| !one.is_push())
             .expect("there is one");
         for push in &mut incoming[..position] {
             if let Incoming::Push(_, came_after) = push
@@ -549,8 +690,22 @@ impl World {
                 came_after.get_or_insert(observed);
             }
         }
-        if let Incoming::Reply(sent, answer) = incoming.remove(position) {
-            self.reply(plan, node, sent, answer);
+        let reply = incoming.remove(position);
+        self.deliver(plan, node, reply);
+    }
+
+    fn deliver(&mut self, plan: &Plan, node: usize, incoming: Incoming) {
+        match incoming {
+            Incoming::Reply(sent, answer) => self.reply(plan, node, sent, answer),
+            Incoming::Refusal(sent) => {
+                if let Command::Complete { token } = sent.command {
+                    self.nodes[node].refused.push((token, sent.at));
+                }
+            }
+            Incoming::Push(message, observed) => self.push(plan, node, message, observed),
+            Incoming::AllChanged => self.event(plan, node, |slot, env, effects| {
+                slot.notice(env, Notice::Changed, effects);
+            }),
         }
     }
 
@@ -560,7 +715,11 @@ impl World {
         if let (Command::Release { token, .. }, Answer::Released { granted: true, .. }) =
             (sent.command, &answer)
         {
-            self.nodes[node].passed_on = Some((token, now + GRANT_TTL + 1));
+            let lasts = plan.times(node).grant_ttl_ms;
+            self.nodes[node].passed_on = Some((token, now + lasts + 1));
+        }
+        if matches!(sent.command, Command::Complete { .. }) {
+            self.nodes[node].recording = None;
         }
         let sent_at = match plan.is(Mutant::LeaseCountsFromReply) {
             true => at(now),
@@ -581,11 +740,16 @@ impl World {
             Message::Granted {
                 number,
                 fence,
+                ttl_ms,
                 wanted,
                 ..
             } => Notice::Granted(Granted {
                 token: number,
                 fence,
+                ttl: match plan.is(Mutant::GrantTrustedForOwnTtl) {
+                    true => Duration::MAX,
+                    false => Duration::from_millis(ttl_ms),
+                },
                 wanted,
                 after: Some(at(after)),
             }),
@@ -605,8 +769,8 @@ impl World {
             .incoming
             .drain(..)
             .filter_map(|incoming| match incoming {
-                Incoming::Reply(sent, _) => Some(sent),
-                Incoming::Push(..) => None,
+                Incoming::Reply(sent, _) | Incoming::Refusal(sent) => Some(sent),
+                Incoming::Push(..) | Incoming::AllChanged => None,
             });
         let unanswered: Vec<Sent> = replies.chain(node.outgoing.clone()).collect();
         node.late
@@ -639,35 +803,53 @@ impl World {
         self.event(plan, number, Slot::reconnected);
         for sent in unanswered {
             if fails {
-                let error = Error::of(ErrorKind::Unavailable);
-                let unknown = true;
-                let result = Err(Failure { error, unknown });
-                let sent_at = at(sent.at);
-                self.event(plan, number, |slot, env, effects| {
-                    slot.answered(env, sent.command, Outcome { sent_at, result }, effects);
-                });
+                // What ends a hold does not fail: it was sent again above.
+                let ends_hold = matches!(
+                    sent.command,
+                    Command::Release { .. } | Command::Complete { .. }
+                );
+                if !ends_hold {
+                    self.fail(plan, number, sent);
+                }
             }
         }
+    }
+
+    fn fail(&mut self, plan: &Plan, number: usize, sent: Sent) {
+        let error = Error::of(ErrorKind::Unavailable);
+        let unknown = true;
+        let result = Err(Failure { error, unknown });
+        let sent_at = at(sent.at);
+        let rests_for_nobody = plan.is(Mutant::RestsForNobody)
+            && matches!(sent.command, Command::Acquire { again: true, .. });
+        self.event(plan, number, |slot, env, effects| {
+            if rests_for_nobody {
+                slot.request(env, NOBODY, NOBODY, true, effects);
+            }
+            slot.answered(env, sent.command, Outcome { sent_at, result }, effects);
+        });
     }
 
     /// Redis does what it is told, and publishes what there is to publish.
     fn carry_out(&mut self, plan: &Plan, node: usize, command: Command) -> Answer {
         let process = node as Process;
         let ours = |number| Token::Ours { process, number };
+        let times = plan.times(node);
         let there: Vec<bool> = self.nodes.iter().map(|node| node.is_subscribed).collect();
         let outcome = match command {
             Command::Acquire { token, queue, .. } if plan.records => {
-                self.redis.claim(self.now, ours(token), queue)
+                self.redis.claim(self.now, times, ours(token), queue)
             }
             Command::Acquire { token, queue, .. } => {
-                self.redis.acquire(self.now, ours(token), queue)
+                self.redis.acquire(self.now, times, ours(token), queue)
             }
             Command::Release { token, .. } => {
                 let is_there = |process: Process| there[usize::from(process)];
-                self.redis.release(self.now, ours(token), is_there)
+                self.redis.release(self.now, times, ours(token), is_there)
             }
             Command::Complete { token } => self.redis.complete(self.now, ours(token), 0, RETENTION),
-            Command::Renew { token } => self.redis.renew(self.now, ours(token)),
+            Command::Renew { token } => self.redis.renew(self.now, times, ours(token)),
+            Command::Check { token } => self.redis.check(self.now, ours(token)),
         };
         for message in &outcome.messages {
             if let Message::Granted { fence, .. } = message {
@@ -699,8 +881,9 @@ impl World {
                 self.is_completed = true;
                 Answer::Completed
             }
+            Reply::Intact => Answer::Intact,
             Reply::Gone => Answer::Gone,
-            Reply::Failed => unreachable!("no key has a wrong type"),
+            Reply::Failed { .. } => unreachable!("no key has a wrong type"),
         }
     }
 
@@ -725,7 +908,7 @@ impl World {
         let mut effects = Effects::new();
         let env = Env {
             now: at(self.now),
-            rules: &plan.rules(),
+            rules: &plan.rules(node),
             ids: &ids,
             has_room: true,
         };
@@ -738,6 +921,11 @@ impl World {
 
     fn follow(&mut self, number: usize, effect: &Effect<u64>) {
         let now = at(self.now);
+        if let Effect::Grant { .. } = effect {
+            let lasts = |node: &Node| node.recording.is_some_and(|(_, until)| now < until);
+            let beside_record = self.living().any(lasts);
+            self.ran_beside_record |= beside_record;
+        }
         let node = &mut self.nodes[number];
         match *effect {
             Effect::Send(command) => self.send(number, command),
@@ -758,6 +946,10 @@ impl World {
             }
             Effect::Reject { waiter, .. } => node.waiting.retain(|waiting| *waiting != waiter),
             Effect::Extend { until } => {
+                if let Some((_, lasts)) = &mut node.recording {
+                    *lasts = until;
+                    return;
+                }
                 if let Some(holder) = node.holders.last_mut()
                     && !holder.is_told
                     && now < holder.until

@@ -56,15 +56,15 @@ impl Rules {
         self.renewal.min(Duration::from_millis(100))
     }
 
-    /// When a grant is renewed for the first time: before long, as little of it may be left. Most who hold a lock that
-    /// others wait for have passed it on before.
-    fn first_renewal_of_grant(&self) -> Duration {
-        self.grant_ttl / 40
+    /// When a grant is renewed for the first time: before long, as little of it may be left. Most
+    /// holders of a lock that others wait for have passed it on before.
+    fn first_renewal_of_grant(ttl: Duration) -> Duration {
+        ttl / 40
     }
 
     /// A grant that is trusted for less than this is confirmed before it is acted upon.
-    fn worth_acting_upon(&self) -> Duration {
-        self.grant_ttl / 2
+    fn worth_acting_upon(ttl: Duration) -> Duration {
+        ttl / 2
     }
 
     /// A lease that is trusted for less than this is not handed on.
@@ -203,8 +203,11 @@ struct Question {
     queue: bool,
     watch: bool,
     again: bool,
-    /// The lock may well be free: who asks does not wait yet.
+    /// Nobody waits for the answer yet: the requests have just come.
     first: bool,
+    /// The store has not said anything since the requests came, or since it failed them: the lock may
+    /// well be free.
+    unanswered: bool,
 }
 
 impl Question {
@@ -215,6 +218,7 @@ impl Question {
             watch: false,
             again: false,
             first: true,
+            unanswered: true,
         }
     }
 
@@ -222,7 +226,16 @@ impl Question {
     fn anew(token: u64) -> Self {
         Self {
             first: false,
+            unanswered: false,
             ..Self::first(token, true)
+        }
+    }
+
+    /// The same, after the store has failed to answer.
+    fn after_failure(token: u64) -> Self {
+        Self {
+            unanswered: true,
+            ..Self::anew(token)
         }
     }
 
@@ -233,11 +246,12 @@ impl Question {
             watch,
             again: true,
             first: false,
+            unanswered: false,
         }
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Held {
     token: u64,
     lease: u64,
@@ -249,8 +263,12 @@ struct Held {
     limit: Time,
     renew_at: Time,
     renewing: bool,
-    /// Renew once more after that: something changed in the meantime.
+    checking: bool,
+    /// Check once more after that: something changed in the meantime.
     hinted: bool,
+    /// The holder is done, and its record is on its way to the lock's place. Until the store has said
+    /// what became of that, the lock stays this token's: released, it would let another run begin.
+    completing: bool,
     wanted: Option<Burst>,
 }
 
@@ -273,7 +291,7 @@ impl Burst {
 impl State {
     fn held(&mut self, lease: u64) -> Option<&mut Held> {
         match self {
-            Self::Held(held) if held.lease == lease => Some(held),
+            Self::Held(held) if held.lease == lease && !held.completing => Some(held),
             _ => None,
         }
     }
@@ -303,6 +321,11 @@ impl<W> Slot<W> {
     /// Whether nothing would be forgotten if this slot were.
     pub(crate) fn is_idle(&self) -> bool {
         matches!(self.state, State::Idle)
+    }
+
+    /// Whether the lock is this token's, for a holder or for a record that is on its way.
+    pub(crate) fn holds(&self, token: u64) -> bool {
+        matches!(&self.state, State::Held(held) if held.token == token)
     }
 
     /// A request wants the lock: now (not `patient`), or as soon as it is its turn.
@@ -366,13 +389,19 @@ impl<W> Slot<W> {
             if let Some(burst) = &mut held.wanted {
                 burst.left -= 1;
             }
-            let grant = held.grant();
-            self.grant_first(grant, effects);
+            let held = *held;
+            self.grant_first(held, effects);
         } else {
-            // Behind the processes that wait, at once if there are none.
-            let (token, wanted) = (held.token, true);
-            effects.push(Effect::Send(Command::Release { token, wanted }));
+            let release = Effect::Send(Command::Release {
+                token: held.token,
+                wanted: true,
+            });
+            // Behind the processes that wait: they are to learn from their grant that this one waits again. Where none does,
+            // the lock is taken again at once.
+            let in_line = held.wanted.is_some();
             self.ask(Question::anew(env.next_id()), effects);
+            let place = effects.len() - usize::from(!in_line);
+            effects.insert(place, release);
         }
         true
     }
@@ -387,14 +416,11 @@ impl<W> Slot<W> {
         let Some(held) = self.state.held(lease) else {
             return false;
         };
+        held.completing = true;
+        // However long its holder took, the store may refuse it for a moment.
+        held.limit = held.limit.max(env.now + env.rules.ttl);
         let token = held.token;
         effects.push(Effect::Send(Command::Complete { token }));
-        if self.waiters.is_empty() {
-            self.state = State::Idle;
-        } else {
-            // Right behind it: they get the record if it was put there, and the lock if it was lost.
-            self.ask(Question::anew(env.next_id()), effects);
-        }
         true
     }
 
@@ -409,7 +435,9 @@ impl<W> Slot<W> {
         match command {
             Command::Acquire { token, .. } => self.acquire_answered(env, token, outcome, effects),
             Command::Renew { token } => self.renew_answered(env, token, &outcome, effects),
-            Command::Release { .. } | Command::Complete { .. } => {}
+            Command::Check { token } => self.check_answered(env, token, &outcome, effects),
+            Command::Complete { token } => self.complete_answered(env, token, &outcome, effects),
+            Command::Release { .. } => {}
         }
     }
 
@@ -444,7 +472,7 @@ impl<W> Slot<W> {
                 if trusted_until <= env.now {
                     // The answer came too late to be of use.
                     effects.push(release(token));
-                    self.fail(&Error::of(ErrorKind::Unavailable), effects);
+                    self.acquire_failed(env, question, &unavailable(), effects);
                     return;
                 }
                 let renew_at = env.now + env.rules.first_check();
@@ -486,30 +514,44 @@ impl<W> Slot<W> {
                     record: record.clone(),
                 }));
             }
-            Ok(_) => debug_assert!(false, "not an answer to an acquire"),
+            // No answer to an acquire: whatever it means, the token may have the lock.
+            Ok(_) => {
+                effects.push(release(token));
+                self.acquire_failed(env, question, &unavailable(), effects);
+            }
             Err(Failure { error, unknown }) => {
                 // Never to be asked for again: on the old connection, the store may get a release for it at any time.
                 if unknown {
                     effects.push(release(token));
                 }
-                if question.first {
-                    self.fail(&error, effects);
-                } else {
-                    // Who waits already goes on to wait.
-                    let until = env.now + env.rules.soon();
-                    self.state = State::Resting { until };
-                    self.reject_impatient(ErrorKind::Unavailable, effects);
-                }
+                self.acquire_failed(env, question, &error, effects);
             }
         }
+    }
+
+    /// There is no answer of any use. Requests that have just come are told so, those that wait already go on to wait.
+    fn acquire_failed(
+        &mut self,
+        env: &Env<'_>,
+        question: Question,
+        error: &Error,
+        effects: &mut Effects<W>,
+    ) {
+        match question.first {
+            true => self.reject_waiting(error, effects),
+            false => self.reject_impatient(ErrorKind::Unavailable, effects),
+        }
+        let until = env.now + env.rules.soon();
+        self.state = match self.waiters.is_empty() {
+            true => State::Idle,
+            false => State::Resting { until },
+        };
     }
 
     /// The lock is ours: the first waiter gets it.
     fn hold(&mut self, env: &Env<'_>, mut held: Held, wanted: bool, effects: &mut Effects<W>) {
         held.wanted = wanted.then(|| Burst::begin(env));
-        let grant = held.grant();
-        self.state = State::Held(held);
-        self.grant_first(grant, effects);
+        self.grant_first(held, effects);
     }
 
     /// The store gave the lock to the token that waits there.
@@ -517,13 +559,15 @@ impl<W> Slot<W> {
         let Granted {
             token,
             fence,
+            ttl,
             wanted,
             after,
         } = granted;
-        let trusted_until = after.map(|after| after + Rules::trust(env.rules.grant_ttl));
-        match trusted_until.filter(|until| *until > env.now + env.rules.worth_acting_upon()) {
+        let ttl = ttl.min(env.rules.grant_ttl);
+        let trusted_until = after.map(|after| after + Rules::trust(ttl));
+        match trusted_until.filter(|until| *until > env.now + Rules::worth_acting_upon(ttl)) {
             Some(until) => {
-                let renew_at = env.now + env.rules.first_renewal_of_grant();
+                let renew_at = env.now + Rules::first_renewal_of_grant(ttl);
                 let held = Held::new(env, token, fence, until, renew_at);
                 self.hold(env, held, wanted, effects);
             }
@@ -562,12 +606,72 @@ impl<W> Slot<W> {
                 let until = held.grant().until;
                 effects.push(Effect::Extend { until });
                 if held.hinted {
-                    held.renew(effects);
+                    held.check(effects);
                 }
             }
-            Ok(_) => self.lose(env, LostReason::Taken, effects),
+            Ok(_) => self.found_gone(env, effects),
             // Not known to be lost: the lease is good until it runs out. Try again soon.
             Err(_) => held.renew_at = env.now + env.rules.soon(),
+        }
+    }
+
+    fn check_answered(
+        &mut self,
+        env: &Env<'_>,
+        token: u64,
+        outcome: &Outcome,
+        effects: &mut Effects<W>,
+    ) {
+        let State::Held(held) = &mut self.state else {
+            return;
+        };
+        if held.token != token {
+            return;
+        }
+        held.checking = false;
+        match outcome.result {
+            Ok(Answer::Intact) if held.hinted => held.check(effects),
+            Ok(Answer::Intact) => {}
+            Ok(_) => self.found_gone(env, effects),
+            // The next renewal tells.
+            Err(_) => held.hinted = false,
+        }
+    }
+
+    /// The store says that the lock is not this token's any more.
+    fn found_gone(&mut self, env: &Env<'_>, effects: &mut Effects<W>) {
+        match &mut self.state {
+            // Its record may be in its place: the answer to the completion says so, and there is nothing to renew.
+            State::Held(held) if held.completing => held.renew_at = held.trusted_until,
+            _ => self.lose(env, LostReason::Taken, effects),
+        }
+    }
+
+    /// It is known what became of a record.
+    fn complete_answered(
+        &mut self,
+        env: &Env<'_>,
+        token: u64,
+        outcome: &Outcome,
+        effects: &mut Effects<W>,
+    ) {
+        if !matches!(&self.state, State::Held(held) if held.completing && held.token == token) {
+            return;
+        }
+        if outcome.result.is_err() {
+            effects.push(release(token));
+        }
+        // Waiters get the record if it was put there, and the lock if it was lost.
+        self.let_go(env, effects);
+    }
+
+    /// What a waiter is told whose time is over: that others held the lock, or that it may well be free and the store did not
+    /// say.
+    pub(crate) fn overdue(&self) -> ErrorKind {
+        match self.state {
+            State::Asking { question, .. } if question.unanswered => ErrorKind::Unavailable,
+            State::Resting { .. } => ErrorKind::Unavailable,
+            _ => ErrorKind::TimedOut,
         }
     }
 
@@ -638,7 +742,7 @@ impl<W> Slot<W> {
                 self.ask(Question::again(token, false), effects);
             }
             State::Resting { until } if env.now >= *until => {
-                self.ask(Question::anew(env.next_id()), effects);
+                self.ask(Question::after_failure(env.next_id()), effects);
             }
             _ => {}
         }
@@ -647,12 +751,14 @@ impl<W> Slot<W> {
     /// Notices may have been missed: look at what the store has.
     pub(crate) fn reconnected(&mut self, env: &Env<'_>, effects: &mut Effects<W>) {
         match &mut self.state {
-            State::Held(held) => held.check(effects),
+            // The lease was not renewed as long as there was no connection.
+            State::Held(held) if !held.renewing => held.renew(effects),
+            State::Held(held) => held.hinted = true,
             State::Queued { token, .. } => {
                 let token = *token;
                 self.ask(Question::again(token, false), effects);
             }
-            State::Resting { .. } => self.ask(Question::anew(env.next_id()), effects),
+            State::Resting { .. } => self.ask(Question::after_failure(env.next_id()), effects),
             State::Idle | State::Asking { .. } => {}
         }
     }
@@ -706,29 +812,43 @@ impl<W> Slot<W> {
         effects.extend(token.map(release));
     }
 
-    fn fail(&mut self, error: &Error, effects: &mut Effects<W>) {
-        self.state = State::Idle;
-        self.reject_all(error, effects);
+    fn lose(&mut self, env: &Env<'_>, reason: LostReason, effects: &mut Effects<W>) {
+        let State::Held(held) = &self.state else {
+            return;
+        };
+        // A holder that is done is not told.
+        if !held.completing {
+            effects.push(Effect::Lose { reason });
+        }
+        // Its holder knows the end from the clock, whatever it does: others need not wait until it expires.
+        if reason == LostReason::MaxHold {
+            let (token, wanted) = (held.token, true);
+            effects.push(Effect::Send(Command::Release { token, wanted }));
+        }
+        self.let_go(env, effects);
     }
 
-    fn lose(&mut self, env: &Env<'_>, reason: LostReason, effects: &mut Effects<W>) {
-        effects.push(Effect::Lose { reason });
+    /// Nothing is held any more: those who wait ask anew.
+    fn let_go(&mut self, env: &Env<'_>, effects: &mut Effects<W>) {
         self.state = State::Idle;
         if !self.waiters.is_empty() {
             self.ask(Question::anew(env.next_id()), effects);
         }
     }
 
-    fn grant_first(&mut self, grant: Grant, effects: &mut Effects<W>) {
-        let first = self
-            .waiters
-            .pop()
-            .expect("the last waiter's cancellation ends every question");
+    /// The first waiter holds the lock now. If there is none, it is released.
+    fn grant_first(&mut self, held: Held, effects: &mut Effects<W>) {
+        let Some(first) = self.waiters.pop() else {
+            self.state = State::Idle;
+            effects.push(release(held.token));
+            return;
+        };
         self.impatient -= usize::from(!first.patient);
         effects.push(Effect::Grant {
             waiter: first.handle,
-            grant,
+            grant: held.grant(),
         });
+        self.state = State::Held(held);
     }
 
     fn reject_waiting(&mut self, error: &Error, effects: &mut Effects<W>) {
@@ -752,6 +872,10 @@ impl<W> Slot<W> {
     }
 }
 
+fn unavailable() -> Error {
+    Error::of(ErrorKind::Unavailable)
+}
+
 /// Gives up a token that may have nothing, or that nobody is known to wait for.
 pub(super) fn release<W>(token: u64) -> Effect<W> {
     let wanted = false;
@@ -770,7 +894,9 @@ impl Held {
             limit: env.now + env.rules.max_hold,
             renew_at,
             renewing: false,
+            checking: false,
             hinted: false,
+            completing: false,
             wanted: None,
         }
     }
@@ -795,9 +921,11 @@ impl Held {
 
     /// Something may have happened to it.
     fn check<W>(&mut self, effects: &mut Effects<W>) {
-        match self.renewing {
-            true => self.hinted = true,
-            false => self.renew(effects),
+        self.hinted = self.renewing || self.checking;
+        if !self.hinted {
+            self.checking = true;
+            let token = self.token;
+            effects.push(Effect::Send(Command::Check { token }));
         }
     }
 
@@ -808,4 +936,4 @@ impl Held {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

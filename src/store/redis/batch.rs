@@ -1,7 +1,7 @@
 //! Several commands as one script call, and back.
 
 use std::fmt::Write as _;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use redis::{Cmd, RedisError, Value};
@@ -11,7 +11,7 @@ use super::Settings;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Kind, LockKey};
-use crate::store::{Answer, Command, Granted, Notice, Record};
+use crate::store::{Answer, Command, Failure, Granted, Notice, Record};
 
 /// The crate's script, with the SHA-1 that Redis knows it by.
 pub(super) struct Script {
@@ -99,6 +99,7 @@ pub(super) fn call<'a>(
             Command::Release { token, .. } => ("release", token),
             Command::Complete { token } => ("complete", token),
             Command::Renew { token } => ("renew", token),
+            Command::Check { token } => ("check", token),
         };
         call.arg(operation);
         name.clear();
@@ -140,7 +141,7 @@ pub(super) fn look<'a>(
 pub(super) fn is_watched(command: Command) -> bool {
     matches!(
         command,
-        Command::Renew { .. } | Command::Acquire { watch: true, .. }
+        Command::Renew { .. } | Command::Check { .. } | Command::Acquire { watch: true, .. }
     )
 }
 
@@ -152,7 +153,8 @@ pub(super) fn is_as_left(
     seen: &Value,
 ) -> bool {
     match (command, answer) {
-        (Command::Renew { token }, Answer::Renewed { .. }) => {
+        (Command::Renew { token }, Answer::Renewed { .. })
+        | (Command::Check { token }, Answer::Intact) => {
             let owner = format!("{}:{token}", settings.manager.simple());
             matches!(seen, Value::BulkString(seen) if *seen == owner.as_bytes())
         }
@@ -200,61 +202,74 @@ fn write_queue_name(owner: &mut String) {
     }
 }
 
-/// Reads the script's reply: a result for each of the commands, in order.
-pub(super) fn answers(
-    commands: impl ExactSizeIterator<Item = Command>,
+/// Reads the script's reply: a result for each of the commands, in order. A reply of a form that
+/// the script does not document is an error, whatever it may mean.
+pub(super) fn answers<'a>(
+    commands: impl ExactSizeIterator<Item = (&'a LockKey, Command)>,
     reply: Value,
-) -> Result<Vec<Result<Answer, Error>>, RedisError> {
-    let Value::Array(values) = reply.extract_error()? else {
+) -> Result<Vec<Result<Answer, Failure>>, RedisError> {
+    let Value::Array(mut values) = reply.extract_error()? else {
         return Err(unexpected());
     };
-    let failure = values.get(commands.len()).map(text);
     if values.len() < commands.len() {
         return Err(unexpected());
     }
+    let reason = match &values.split_off(commands.len())[..] {
+        [] => None,
+        [Value::BulkString(reason)] => Some(String::from_utf8_lossy(reason).into_owned()),
+        _ => return Err(unexpected()),
+    };
+    let refused = |unknown| {
+        let reason = reason.as_deref().unwrap_or("no reason given");
+        failure(format!("Redis refused: {reason}"), unknown)
+    };
     commands
         .zip(values)
-        .map(|(command, value)| match value {
-            Value::Int(0) => Ok(Err(Error::new(
-                ErrorKind::Unavailable,
-                format!(
-                    "Redis refused: {}",
-                    failure.as_deref().unwrap_or("no reason given")
-                ),
-            ))),
-            Value::Int(-1) if matches!(command, Command::Acquire { .. }) => {
-                Ok(Err(Error::new(ErrorKind::Unavailable, QUARANTINED)))
+        .map(|((key, command), value)| match (command, value) {
+            (_, Value::Int(0)) => Some(Err(refused(false))),
+            (Command::Acquire { .. }, Value::Int(-2)) => Some(Err(refused(true))),
+            (Command::Acquire { .. }, Value::Int(-1)) => Some(Err(failure(QUARANTINED, false))),
+            (_, Value::Int(reply)) => answer(command, reply).map(Ok),
+            (Command::Acquire { .. }, Value::BulkString(record)) if key.kind() == Kind::Record => {
+                Some(Ok(Answer::Recorded(record.into())))
             }
-            Value::Int(1) if matches!(command, Command::Acquire { .. }) => Err(unexpected()),
-            Value::Int(reply) => Ok(Ok(answer(command, reply))),
-            Value::BulkString(record) if matches!(command, Command::Acquire { .. }) => {
-                Ok(Ok(Answer::Recorded(record.into())))
-            }
-            _ => Err(unexpected()),
+            _ => None,
         })
+        .map(|result| result.ok_or_else(unexpected))
         .collect()
 }
 
+fn failure(message: impl Into<Arc<str>>, unknown: bool) -> Failure {
+    Failure {
+        error: Error::new(ErrorKind::Unavailable, message),
+        unknown,
+    }
+}
+
 /// What the integer says that stands above the operation's function in the script.
-fn answer(command: Command, reply: i64) -> Answer {
+fn answer(command: Command, reply: i64) -> Option<Answer> {
     let number = reply.unsigned_abs();
-    match (command, reply) {
-        (Command::Acquire { .. }, i64::MIN..=0) => Answer::Held {
-            remaining: (number / 2).checked_sub(2).map(Duration::from_millis),
-            foreign: number % 2 == 1,
+    Some(match (command, reply) {
+        (Command::Acquire { .. }, ..=-3) => Answer::Held {
+            remaining: ((number - 1) / 2).checked_sub(2).map(Duration::from_millis),
+            foreign: number.is_multiple_of(2),
         },
-        (Command::Acquire { .. }, _) => Answer::Acquired {
+        (Command::Acquire { .. }, 2..) if number / 2 <= MAX_FENCE => Answer::Acquired {
             fence: number / 2,
             wanted: number % 2 == 1,
         },
-        (Command::Renew { .. } | Command::Complete { .. }, 1) => Answer::Gone,
-        (Command::Complete { .. }, _) => Answer::Completed,
-        (Command::Renew { .. }, _) => Answer::Renewed { wanted: reply == 3 },
-        (Command::Release { .. }, _) => Answer::Released {
+        (Command::Renew { .. } | Command::Check { .. } | Command::Complete { .. }, 1) => {
+            Answer::Gone
+        }
+        (Command::Check { .. }, 2) => Answer::Intact,
+        (Command::Complete { .. }, 2) => Answer::Completed,
+        (Command::Renew { .. }, 2..=3) => Answer::Renewed { wanted: reply == 3 },
+        (Command::Release { .. }, 1..=4) => Answer::Released {
             had_it: reply % 2 == 0,
             granted: reply > 2,
         },
-    }
+        _ => return None,
+    })
 }
 
 fn unexpected() -> RedisError {
@@ -262,14 +277,6 @@ fn unexpected() -> RedisError {
         redis::ErrorKind::UnexpectedReturnType,
         "the lock script's reply has an unexpected form",
     ))
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        Value::SimpleString(text) => text.clone(),
-        _ => String::new(),
-    }
 }
 
 /// Reads what came into the inbox, and was sent `after` that time: the key it is about, and what happened.
@@ -285,10 +292,15 @@ pub(super) fn message(
     let (notice, owner) = match kind {
         "g" => {
             let (fence, rest) = rest.split_once(':')?;
+            let (ttl, rest) = rest.split_once(':')?;
             let (wanted, owner) = rest.split_once(':')?;
             let granted = Granted {
                 token,
-                fence: fence.parse().ok().filter(|fence| *fence <= MAX_FENCE)?,
+                fence: fence
+                    .parse()
+                    .ok()
+                    .filter(|fence| (1..=MAX_FENCE).contains(fence))?,
+                ttl: Duration::from_millis(ttl.parse().ok()?),
                 wanted: wanted == "1",
                 after,
             };
@@ -313,8 +325,33 @@ pub(super) fn key_of(prefix: &str, owner: &str) -> Option<LockKey> {
     LockKey::from_store(kind, name.strip_prefix(prefix)?)
 }
 
+/// Whether that may be the answer to a command.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fits(key: &LockKey, command: Command, answer: &Result<Answer, Failure>) -> bool {
+    let Ok(answer) = answer else {
+        return true;
+    };
+    let is_record = key.kind() == Kind::Record;
+    match command {
+        Command::Acquire { .. } => match answer {
+            Answer::Acquired { fence, .. } => (1..=MAX_FENCE).contains(fence),
+            Answer::Held { .. } => true,
+            Answer::Recorded(_) => is_record,
+            _ => false,
+        },
+        Command::Release { .. } => matches!(answer, Answer::Released { .. }),
+        Command::Complete { .. } => matches!(answer, Answer::Completed | Answer::Gone),
+        Command::Renew { .. } => matches!(answer, Answer::Renewed { .. } | Answer::Gone),
+        Command::Check { .. } => matches!(answer, Answer::Intact | Answer::Gone),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
 
     fn queue(owner: &str) -> String {
@@ -381,11 +418,12 @@ mod tests {
         let granted = Granted {
             token: 12,
             fence: 1_795_000_000_000_000,
+            ttl: Duration::from_millis(300),
             wanted: true,
             after,
         };
         assert_eq!(
-            message("lock:", b"g12:1795000000000000:1:lock:a:b", after),
+            message("lock:", b"g12:1795000000000000:300:1:lock:a:b", after),
             Some((key.clone(), Notice::Granted(granted)))
         );
         assert_eq!(
@@ -405,44 +443,48 @@ mod tests {
             b"",
             b"w7:lock:",
             b"g7:lock:a",
-            b"g7:1:1:other:a",
-            b"g7:9007199254740993:1:lock:a",
+            b"g7:1:300:1:other:a",
+            b"g7:1:lock:a",
+            b"g7:9007199254740993:300:1:lock:a",
         ] {
             assert_eq!(message("lock:", nonsense, None), None);
         }
     }
 
+    const ACQUIRE: Command = Command::Acquire {
+        token: 1,
+        queue: true,
+        watch: false,
+        again: false,
+    };
+    const RELEASE: Command = Command::Release {
+        token: 1,
+        wanted: false,
+    };
+    const COMPLETE: Command = Command::Complete { token: 1 };
+    const RENEW: Command = Command::Renew { token: 1 };
+    const COMMANDS: [Command; 4] = [ACQUIRE, RELEASE, COMPLETE, RENEW];
+
     #[test]
     fn replies_say_what_the_script_means() {
-        let acquire = Command::Acquire {
-            token: 1,
-            queue: true,
-            watch: false,
-            again: false,
-        };
+        let answer = |command, reply| answer(command, reply).unwrap();
         let held = |remaining: Option<u64>, foreign| Answer::Held {
             remaining: remaining.map(Duration::from_millis),
             foreign,
         };
-        assert_eq!(answer(acquire, -(4 + 2 * 70)), held(Some(70), false));
-        assert_eq!(answer(acquire, -5), held(Some(0), true));
-        assert_eq!(answer(acquire, -(4 - 2 + 1)), held(None, true));
+        assert_eq!(answer(ACQUIRE, -(5 + 2 * 70)), held(Some(70), false));
+        assert_eq!(answer(ACQUIRE, -6), held(Some(0), true));
+        assert_eq!(answer(ACQUIRE, -(5 - 2)), held(None, false));
+        assert_eq!(answer(ACQUIRE, -(5 - 2 + 1)), held(None, true));
         assert_eq!(
-            answer(acquire, 2 * 9 + 1),
+            answer(ACQUIRE, 2 * 9 + 1),
             Answer::Acquired {
                 fence: 9,
                 wanted: true
             }
         );
-        assert_eq!(
-            answer(Command::Renew { token: 1 }, 2),
-            Answer::Renewed { wanted: false }
-        );
-        assert_eq!(answer(Command::Renew { token: 1 }, 1), Answer::Gone);
-        let release = Command::Release {
-            token: 1,
-            wanted: false,
-        };
+        assert_eq!(answer(RENEW, 2), Answer::Renewed { wanted: false });
+        assert_eq!(answer(RENEW, 1), Answer::Gone);
         for (reply, had_it, granted) in [
             (1, false, false),
             (2, true, false),
@@ -450,19 +492,109 @@ mod tests {
             (4, true, true),
         ] {
             let released = Answer::Released { had_it, granted };
-            assert_eq!(answer(release, reply), released);
+            assert_eq!(answer(RELEASE, reply), released);
+        }
+    }
+
+    /// What the script's reply to one command says.
+    fn one(key: &LockKey, command: Command, reply: Value) -> Option<Result<Answer, Failure>> {
+        let mut answers = answers([(key, command)].into_iter(), reply).ok()?;
+        assert_eq!(answers.len(), 1);
+        answers.pop()
+    }
+
+    #[test]
+    fn a_reply_that_the_script_does_not_document_is_refused() {
+        let lock = LockKey::new("a").unwrap();
+        let record = LockKey::record(["a"]).unwrap();
+        let too_much = 2 * (MAX_FENCE as i64 + 1);
+        for command in COMMANDS {
+            let refuses = |reply: Value| one(&lock, command, reply).is_none();
+            assert!(refuses(Value::Nil));
+            assert!(refuses(Value::Int(2)));
+            assert!(refuses(Value::Array(vec![])));
+            for value in [
+                Value::Nil,
+                Value::BulkString(b"x".to_vec()),
+                Value::SimpleString("OK".to_owned()),
+                Value::Array(vec![Value::Int(2)]),
+                Value::Double(2.0),
+                Value::Int(too_much),
+                Value::Int(i64::MAX),
+            ] {
+                assert!(refuses(Value::Array(vec![value])), "{command:?}");
+            }
+            // Behind it comes a text, and nothing else.
+            assert!(refuses(Value::Array(vec![Value::Int(2); 2])));
+        }
+        let refuses = |key, command, replies: &[i64]| {
+            replies
+                .iter()
+                .all(|reply| one(key, command, Value::Array(vec![Value::Int(*reply)])).is_none())
+        };
+        for key in [&lock, &record] {
+            assert!(refuses(key, ACQUIRE, &[1]));
+        }
+        assert!(refuses(&lock, RELEASE, &[-1, -2, 5, 6]));
+        assert!(refuses(&lock, COMPLETE, &[-1, -2, 3]));
+        assert!(refuses(&lock, RENEW, &[-1, -2, -3, i64::MIN, 4]));
+        for command in [RELEASE, COMPLETE, RENEW] {
+            let text = Value::Array(vec![Value::BulkString(b"x".to_vec())]);
+            assert!(one(&record, command, text).is_none());
         }
     }
 
     #[test]
-    fn a_reply_of_another_form_is_an_error() {
-        let command = Command::Renew { token: 1 };
-        for reply in [
-            Value::Nil,
-            Value::Array(vec![]),
-            Value::Array(vec![Value::Nil]),
-        ] {
-            assert!(answers([command].into_iter(), reply).is_err());
+    fn an_error_says_whether_the_token_has_got_something() {
+        let key = LockKey::new("a").unwrap();
+        let failure = |command, reply| {
+            let reason = Value::BulkString(b"OOM".to_vec());
+            let reply = Value::Array(vec![Value::Int(reply), reason]);
+            one(&key, command, reply).unwrap().unwrap_err()
+        };
+        for command in COMMANDS {
+            let failure = failure(command, 0);
+            assert!(!failure.unknown && failure.error.to_string().contains("OOM"));
+        }
+        assert!(failure(ACQUIRE, -2).unknown);
+        assert!(!failure(ACQUIRE, -1).unknown, "quarantined");
+    }
+
+    fn values() -> impl Strategy<Value = Value> {
+        let number = prop_oneof![
+            8 => -10_i64..10,
+            1 => any::<i64>(),
+            1 => (-4_i64..4).prop_map(|more| 2 * MAX_FENCE as i64 + more),
+        ];
+        let value = prop_oneof![
+            12 => number.prop_map(Value::Int),
+            2 => any::<Vec<u8>>().prop_map(Value::BulkString),
+            1 => Just(Value::Nil),
+            1 => any::<bool>().prop_map(Value::Boolean),
+            1 => any::<f64>().prop_map(Value::Double),
+            1 => any::<String>().prop_map(Value::SimpleString),
+            1 => Just(Value::Okay),
+        ];
+        value.prop_recursive(2, 8, 5, |value| vec(value, 0..6).prop_map(Value::Array))
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_redis_replies_an_answer_fits_its_command(
+            commands in vec((any::<bool>(), select(&COMMANDS[..])), 0..4),
+            reply in prop_oneof![values(), vec(values(), 0..6).prop_map(Value::Array)],
+        ) {
+            let (lock, record) = (LockKey::new("a").unwrap(), LockKey::record(["a"]).unwrap());
+            let commands: Vec<(&LockKey, Command)> = commands
+                .into_iter()
+                .map(|(is_lock, command)| (if is_lock { &lock } else { &record }, command))
+                .collect();
+            if let Ok(answers) = answers(commands.iter().copied(), reply) {
+                prop_assert_eq!(answers.len(), commands.len());
+                for ((key, command), answer) in commands.into_iter().zip(answers) {
+                    prop_assert!(fits(key, command, &answer), "{:?}: {:?}", command, answer);
+                }
+            }
         }
     }
 }

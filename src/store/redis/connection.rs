@@ -22,7 +22,7 @@ pub(crate) struct Address {
 }
 
 /// A connection that is ready to use.
-pub(crate) struct Link {
+pub(super) struct Link {
     pub(super) commands: MultiplexedConnection,
     pub(super) pushes: mpsc::UnboundedReceiver<Push>,
     pub(super) observed: Observed,

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
 use redis::{Cmd, ErrorKind as RedisKind, RedisError, ServerErrorKind, Value};
-use tokio::time::MissedTickBehavior;
-use tokio::time::timeout;
+use tokio::sync::oneshot;
+use tokio::time::{MissedTickBehavior, timeout};
 
 use super::RedisStore;
 use super::batch::{self, Call};
 use super::connection::Link;
 use super::grants::Grants;
 use super::pushes::Push;
-use super::queue::{MAX_CALLS, OnTheWay, Pending, no_answer};
+use super::queue::{OnTheWay, Pending, no_answer};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
@@ -47,10 +47,11 @@ enum End {
 }
 
 impl RedisStore {
-    /// Runs until `is_finished`. If it is dropped before, it can be run again.
+    /// Runs until `is_finished`. If it is dropped before, it can be run again. Where somebody waits to be told that it has
+    /// `connected`, it ends if it cannot.
     pub(crate) async fn run(
         &self,
-        mut link: Option<Link>,
+        mut connected: Option<oneshot::Sender<Result<(), Error>>>,
         events: &impl Events,
         is_finished: impl Fn() -> bool,
     ) {
@@ -58,15 +59,19 @@ impl RedisStore {
         let mut grants = Grants::default();
         loop {
             let began = Time::now();
-            let ready = match link.take() {
-                Some(link) => Ok(link),
-                None => self.connect().await,
-            };
+            let ready = self.connect().await;
+            if let (Some(connected), Err(error)) = (connected.take_if(|_| ready.is_err()), &ready) {
+                let _ = connected.send(Err(error.clone()));
+                return;
+            }
             let error = match ready {
                 Ok(link) => {
                     self.breaker.close();
                     events.reconnected();
                     self.connected.store(true, Ordering::Relaxed);
+                    if let Some(connected) = connected.take() {
+                        let _ = connected.send(Ok(()));
+                    }
                     let end = self
                         .serve(link, events, &is_finished, &mut grants, &mut backoff)
                         .await;
@@ -75,14 +80,14 @@ impl RedisStore {
                         End::Finished => return,
                         End::Closed(error) => {
                             // Twice is no accident.
-                            self.fail_if(|pending| pending.attempts >= 2, &error, events);
+                            self.fail_first(|pending| pending.attempts >= 2, &error, events);
                             error
                         }
                         End::Silent => no_answer(&self.settings.command_timeout),
                     }
                 }
                 Err(error) => {
-                    self.fail_if(|_| true, &error, events);
+                    self.fail_first(|_| true, &error, events);
                     error
                 }
             };
@@ -103,13 +108,10 @@ impl RedisStore {
     async fn rest(&self, backoff: Duration) {
         let rested = tokio::time::sleep(backoff);
         tokio::pin!(rested);
+        let mut seen = 0;
         loop {
-            let wanted = self.submitted.answer(|| {
-                self.queue()
-                    .commands
-                    .iter()
-                    .any(|pending| matches!(pending.command, Command::Acquire { .. }))
-            });
+            let look = || self.queue().has_new_acquire(&mut seen);
+            let wanted = self.submitted.answer(look);
             if wanted {
                 return;
             }
@@ -146,11 +148,8 @@ impl RedisStore {
         }
         loop {
             self.fail_overdue(events);
-            while replies.len() < MAX_CALLS {
-                let taken = self.submitted.answer(|| self.take_commands(replies.len()));
-                let Some(commands) = taken else {
-                    break;
-                };
+            let take = |calls| self.submitted.answer(|| self.take_commands(calls));
+            while let Some(commands) = take(replies.len()) {
                 last_sent = Time::now();
                 replies.push_back(self.send(&link, &commands, how));
                 on_the_way.push(last_sent, commands);
@@ -360,7 +359,7 @@ impl RedisStore {
                     events.notice(&key, Notice::Changed);
                 }
             }
-            Push::AllChanged => events.reconnected(),
+            Push::AllChanged => events.all_changed(),
             Push::Closed => return Err(()),
         }
         Ok(())
@@ -379,7 +378,9 @@ fn deliver(
         .calls
         .front()
         .map_or(&[][..], |(_, commands)| commands);
-    let commands = commands.iter().map(|pending| pending.command);
+    let commands = commands
+        .iter()
+        .map(|pending| (&pending.key, pending.command));
     let answers = batch::answers(commands, reply.answers).map_err(|error| refused(&error))?;
     let (sent_at, commands) = on_the_way.pop();
     let settings = &on_the_way.store.settings;
@@ -406,16 +407,16 @@ fn deliver(
                     events.notice(&key, Notice::Changed);
                 }
             }
-            Err(_) if pending.ends_hold() && !on_the_way.store.has_expired(&pending, now) => {
+            Err(_) if pending.ends_hold() && !on_the_way.store.is_over(&pending, now, events) => {
                 on_the_way.keep(pending);
             }
-            Err(error) => {
+            Err(Failure { error, unknown }) => {
                 // A replica stays one, but behind the same address there may be a primary now.
                 if error.to_string().contains("READONLY") {
                     of_no_use = Err(error.clone());
                 }
-                // It may have failed half-way.
-                let unknown = true;
+                // An earlier attempt may have got it something.
+                let unknown = unknown || pending.may_have_been_carried_out_before();
                 pending.finish(sent_at, Err(Failure { error, unknown }), events);
             }
         }

@@ -4,6 +4,7 @@
 
 use super::batch;
 use super::manifest::Manifest;
+use crate::key::LockKey;
 use crate::store::Command;
 
 const PREFIX: &str = "lock:";
@@ -44,9 +45,16 @@ pub fn reply(bytes: &[u8]) {
         Command::Renew { token },
         Command::Complete { token },
     ];
-    if let Ok(value) = redis::parse_redis_value(bytes)
-        && let Ok(answers) = batch::answers(commands.into_iter(), value)
-    {
-        assert_eq!(answers.len(), commands.len());
+    let keys = [LockKey::new("a"), LockKey::record(["a"])].map(|key| key.expect("a key"));
+    for key in &keys {
+        let commands = commands.iter().map(|command| (key, *command));
+        if let Ok(value) = redis::parse_redis_value(bytes)
+            && let Ok(answers) = batch::answers(commands.clone(), value)
+        {
+            assert_eq!(answers.len(), commands.len());
+            for ((key, command), answer) in commands.zip(answers) {
+                assert!(batch::fits(key, command, &answer));
+            }
+        }
     }
 }

@@ -23,10 +23,12 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use breaker::Breaker;
-pub(crate) use connection::{Address, Link};
+pub(crate) use connection::Address;
 use long::LongRecords;
 pub(crate) use manifest::{Damage, Manifest};
 use queue::{Pending, Queue};
+
+use connection::Link;
 
 use super::{Command, Failure, Farewell, Outcome};
 use crate::clock::Time;
@@ -92,11 +94,8 @@ impl RedisStore {
                 result: Err(Failure { error, unknown }),
             });
         }
-        let mut queue = self.queue();
-        let number = queue.next_number;
-        queue.next_number += 1;
-        queue.commands.push_back(Pending {
-            number,
+        self.queue().push(Pending {
+            number: 0,
             key: key.clone(),
             command,
             farewell,
@@ -104,13 +103,12 @@ impl RedisStore {
             attempts: 0,
             has_waited: false,
         });
-        drop(queue);
         self.submitted.ring();
         None
     }
 
     pub(crate) fn is_drained(&self) -> bool {
-        self.queue().commands.is_empty() && self.on_the_way.load(Ordering::Acquire) == 0
+        self.queue().is_empty() && self.on_the_way.load(Ordering::Acquire) == 0
     }
 
     pub(crate) fn is_connected(&self) -> bool {
@@ -123,7 +121,7 @@ impl RedisStore {
     }
 
     /// Connects, and readies the connection: the inbox is subscribed to before any command is sent.
-    pub(crate) async fn connect(&self) -> Result<Link, Error> {
+    async fn connect(&self) -> Result<Link, Error> {
         self.address.connect(&self.settings).await
     }
 }

@@ -1,6 +1,6 @@
 //! The commands on their way to Redis: which go next, which are kept, which have failed.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,21 +8,118 @@ use std::time::Duration;
 use super::RedisStore;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::key::LockKey;
+use crate::key::{Kind, LockKey};
+use crate::shield::shielded;
 use crate::store::{Answer, Command, Events, Failure, Farewell, Outcome, settled};
 
 /// Script calls on their way at once. What is submitted meanwhile goes out together, in the next.
-pub(super) const MAX_CALLS: usize = 2;
+const FEW_CALLS: usize = 2;
+/// As many may be, while each of them is full and about locks alone: or what is queued would have
+/// to wait for one round trip after the other. Records are longer, and Redis closes a connection
+/// for which it has to keep too much.
+const MAX_CALLS: usize = 16;
 /// Commands in one call: bounds how long the script keeps Redis from its other clients, and, as no
 /// record that comes along is long, its bytes.
 const MAX_COMMANDS: usize = 128;
 /// With more commands queued than this, all go out together.
 const FEW: usize = 8;
 
+/// What is to be sent: two lines, each in order of submission, of which the command with the lower
+/// number goes first.
+///
+/// Apart, so that whatever fails, or expires, is at the front of one of them: an outage may leave
+/// any number of releases behind, and they are not to be gone through time and again.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    pub(super) commands: VecDeque<Pending>,
-    pub(super) next_number: u64,
+    /// What ends a hold. It stays for as long as there may be a lock.
+    ends: VecDeque<Pending>,
+    others: VecDeque<Pending>,
+    next_number: u64,
+}
+
+impl Queue {
+    /// The last in order of submission.
+    pub(super) fn push(&mut self, mut pending: Pending) {
+        pending.number = self.next_number;
+        self.next_number += 1;
+        self.line(&pending).push_back(pending);
+    }
+
+    /// Back to where they were. Commands that were sent are older than most that are queued.
+    fn put_back(&mut self, commands: Vec<Pending>) {
+        for pending in commands.into_iter().rev() {
+            let line = self.line(&pending);
+            let at = line.partition_point(|queued| queued.number < pending.number);
+            line.insert(at, pending);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Pending> {
+        let number = |line: &VecDeque<Pending>| line.front().map_or(u64::MAX, |first| first.number);
+        match number(&self.ends) < number(&self.others) {
+            true => self.ends.pop_front(),
+            false => self.others.pop_front(),
+        }
+    }
+
+    fn line(&mut self, pending: &Pending) -> &mut VecDeque<Pending> {
+        match pending.ends_hold() {
+            true => &mut self.ends,
+            false => &mut self.others,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.ends.len() + self.others.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether an acquire came in since the last look, which had `seen` all that was submitted
+    /// before.
+    pub(super) fn has_new_acquire(&self, seen: &mut u64) -> bool {
+        let since = std::mem::replace(seen, self.next_number);
+        let newest_first = self.others.iter().rev();
+        newest_first
+            .take_while(|pending| pending.number >= since)
+            .any(|pending| matches!(pending.command, Command::Acquire { .. }))
+    }
+
+    /// Takes the releases of acquires that have failed and were never sent. They were submitted
+    /// behind those.
+    fn take_needless(&mut self, failed: &[Pending]) -> Vec<Pending> {
+        let unsent = failed.iter().filter_map(|pending| match pending.command {
+            Command::Acquire { token, .. } if !pending.is_known_there() => {
+                Some((token, pending.number))
+            }
+            _ => None,
+        });
+        let unsent: HashMap<u64, u64> = unsent.collect();
+        let Some(first) = unsent.values().min() else {
+            return Vec::new();
+        };
+        let behind = self.ends.partition_point(|end| end.number < *first);
+        let behind = self.ends.split_off(behind);
+        let (needless, kept) = behind.into_iter().partition(|end| match end.command {
+            Command::Release { token, .. } => unsent.contains_key(&token),
+            _ => false,
+        });
+        self.ends.extend::<Vec<_>>(kept);
+        needless
+    }
+}
+
+/// Takes from the front of a line.
+fn take_while(
+    line: &mut VecDeque<Pending>,
+    is_one: impl Fn(&Pending) -> bool,
+) -> impl Iterator<Item = Pending> {
+    std::iter::from_fn(move || match line.front() {
+        Some(first) if is_one(first) => line.pop_front(),
+        _ => None,
+    })
 }
 
 /// A command that has no answer yet.
@@ -83,7 +180,8 @@ impl<'a> OnTheWay<'a> {
         self.store.put_back(commands);
     }
 
-    /// Keeps a release to try it again.
+    /// Keeps a release to try it again. Later commands for its key overtake it: to them, the lock is
+    /// held until then. Its token is never used again, so it can end nothing that began meanwhile.
     pub(super) fn keep(&mut self, release: Pending) {
         self.store.on_the_way.fetch_add(1, Ordering::AcqRel);
         self.refused.push(release);
@@ -111,43 +209,49 @@ impl RedisStore {
     }
 
     /// Puts back what was sent on a connection that is gone, in order.
-    pub(super) fn put_back(&self, mut commands: Vec<Pending>) {
-        let mut queue = self.queue();
-        commands.extend(queue.commands.drain(..));
-        commands.sort_unstable_by_key(|pending| pending.number);
-        queue.commands = commands.into();
+    pub(super) fn put_back(&self, commands: Vec<Pending>) {
+        self.queue().put_back(commands);
     }
 
-    /// Fails what has been in the queue for too long, if anything has.
+    /// Fails what has been in the queue for too long.
     pub(super) fn fail_overdue(&self, events: &impl Events) {
         let limit = self.settings.command_timeout;
         let now = Time::now();
         let overdue = |pending: &Pending| now.since(pending.submitted) > limit;
-        if self.queue().commands.front().is_some_and(overdue) {
-            self.fail_if(overdue, &no_answer(&limit), events);
+        let failed = self.take_failing(overdue, events);
+        if !failed.is_empty() {
+            finish_all(failed, &no_answer(&limit), events);
         }
     }
 
     /// Whether releases were held back just now.
     pub(super) fn has_releases_waiting(&self) -> bool {
-        self.queue()
-            .commands
-            .front()
-            .is_some_and(|pending| pending.has_waited)
+        let queue = self.queue();
+        queue.ends.front().is_some_and(|first| first.has_waited)
     }
 
-    /// What goes out with the next call: all that is queued, in order. While that is little, releases that nobody is
-    /// known to wait for let others go first, once, and while one of the `calls` is on its way.
+    /// Takes what goes out with the next call, behind the `calls` that are on their way, if it may
+    /// go now: all that is queued, in order. While that is little, releases that nobody is known to
+    /// wait for let others go first, once, and while one of the calls is on its way.
+    ///
+    /// Commands for one key go in order of submission: all that are taken are older than all that
+    /// stay, but for those that let others go first, and these stay with all that are queued for
+    /// their key.
     pub(super) fn take_commands(&self, calls: usize) -> Option<Vec<Pending>> {
         let mut queue = self.queue();
+        let length = queue.len();
+        let may_go = calls < FEW_CALLS || calls < MAX_CALLS && length >= MAX_COMMANDS;
+        if !may_go {
+            return None;
+        }
         // Shared out among the calls that may go now, so that Redis works on one while we do on another.
-        let length = queue.commands.len();
-        let count = length
-            .div_ceil(MAX_CALLS - calls)
-            .max(FEW)
-            .min(length)
-            .min(MAX_COMMANDS);
-        let mut taken: Vec<Pending> = queue.commands.drain(..count).collect();
+        let share = length.div_ceil(FEW_CALLS.saturating_sub(calls).max(1));
+        let count = share.clamp(FEW, MAX_COMMANDS);
+        let mut taken: Vec<Pending> = std::iter::from_fn(|| queue.pop()).take(count).collect();
+        if calls >= FEW_CALLS && taken.iter().any(Pending::is_about_record) {
+            queue.put_back(taken);
+            return None;
+        }
         if length <= FEW {
             let urgent: Vec<LockKey> = taken
                 .iter()
@@ -156,20 +260,14 @@ impl RedisStore {
                 .collect();
             if !urgent.is_empty() || calls > 0 {
                 // By key: two commands for one stay in order.
-                taken = taken
+                let (go, mut wait): (Vec<_>, Vec<_>) = taken
                     .into_iter()
-                    .filter_map(|pending| match urgent.contains(&pending.key) {
-                        true => Some(pending),
-                        false => {
-                            let has_waited = true;
-                            queue.commands.push_back(Pending {
-                                has_waited,
-                                ..pending
-                            });
-                            None
-                        }
-                    })
-                    .collect();
+                    .partition(|pending| urgent.contains(&pending.key));
+                for pending in &mut wait {
+                    pending.has_waited = true;
+                }
+                queue.put_back(wait);
+                taken = go;
             }
         }
         drop(queue);
@@ -179,44 +277,46 @@ impl RedisStore {
         (!taken.is_empty()).then_some(taken)
     }
 
-    /// Fails commands in the queue, but for those that end a hold: they stay for as long as there may be a lock.
-    pub(super) fn fail_if(
+    /// Fails what `fails` at the front of the queue, but not what ends a hold: that stays for as
+    /// long as there may be a lock.
+    pub(super) fn fail_first(
         &self,
         fails: impl Fn(&Pending) -> bool,
         error: &Error,
         events: &impl Events,
     ) {
-        let now = Time::now();
-        let queued = std::mem::take(&mut self.queue().commands);
-        let (failed, kept): (Vec<Pending>, Vec<Pending>) =
-            queued
-                .into_iter()
-                .partition(|pending| match pending.ends_hold() {
-                    true => self.has_expired(pending, now),
-                    false => fails(pending),
-                });
-        // What was never sent needs no release.
-        let unsent: HashSet<u64> = failed
-            .iter()
-            .filter_map(|pending| match pending.command {
-                Command::Acquire { token, .. } if !pending.is_known_there() => Some(token),
-                _ => None,
-            })
-            .collect();
-        let (needless, kept) = kept.into_iter().partition(|pending| match pending.command {
-            Command::Release { token, .. } => unsent.contains(&token),
-            _ => false,
-        });
-        self.put_back(kept);
-        for pending in failed.into_iter().chain(needless) {
-            let unknown = pending.is_known_there();
-            let error = error.clone();
-            pending.finish(now, Err(Failure { error, unknown }), events);
-        }
+        finish_all(self.take_failing(fails, events), error, events);
     }
 
-    /// Whether there is no lock left to release or to complete.
-    pub(super) fn has_expired(&self, pending: &Pending, now: Time) -> bool {
+    fn take_failing(&self, fails: impl Fn(&Pending) -> bool, events: &impl Events) -> Vec<Pending> {
+        let now = Time::now();
+        let mut queue = self.queue();
+        let mut failing: Vec<Pending> = take_while(&mut queue.others, fails).collect();
+        let over = take_while(&mut queue.ends, |end| self.has_expired(end, now));
+        let over: Vec<Pending> = over.collect();
+        // What was never sent needs no release.
+        let needless = queue.take_needless(&failing);
+        failing.extend(needless);
+        // The slots are asked, and a slot that submits a command waits for the queue.
+        drop(queue);
+        let (over, go_on) = over
+            .into_iter()
+            .partition(|end| self.is_over(end, now, events));
+        self.put_back(go_on);
+        failing.extend::<Vec<_>>(over);
+        failing
+    }
+
+    /// Whether there is no lock left to release or to complete. A lease that is renewed lasts for longer than a time to live.
+    pub(super) fn is_over(&self, pending: &Pending, now: Time, events: &impl Events) -> bool {
+        let is_held = || match pending.command {
+            Command::Complete { token } => events.is_held(&pending.key, token),
+            _ => false,
+        };
+        self.has_expired(pending, now) && !is_held()
+    }
+
+    fn has_expired(&self, pending: &Pending, now: Time) -> bool {
         now.since(pending.submitted) > self.settings.ttl
     }
 
@@ -231,8 +331,7 @@ impl RedisStore {
         let (ends, others) = commands.into_iter().partition(Pending::ends_hold);
         self.put_back(ends);
         for pending in others {
-            // An earlier attempt may have been carried out.
-            let unknown = is_unknown || pending.attempts > 1 || pending.is_asked_again();
+            let unknown = is_unknown || pending.may_have_been_carried_out_before();
             let error = error.clone();
             pending.finish(sent_at, Err(Failure { error, unknown }), events);
         }
@@ -248,6 +347,10 @@ impl Pending {
         )
     }
 
+    fn is_about_record(&self) -> bool {
+        self.key.kind() == Kind::Record
+    }
+
     /// Whether nobody waits for what this does.
     fn can_wait(&self) -> bool {
         matches!(self.command, Command::Release { wanted: false, .. })
@@ -260,6 +363,11 @@ impl Pending {
         self.attempts > 0 || self.is_asked_again()
     }
 
+    /// By an attempt before the one that failed.
+    pub(super) fn may_have_been_carried_out_before(&self) -> bool {
+        self.attempts > 1 || self.is_asked_again()
+    }
+
     fn is_asked_again(&self) -> bool {
         matches!(self.command, Command::Acquire { again: true, .. })
     }
@@ -270,16 +378,28 @@ impl Pending {
         result: Result<Answer, Failure>,
         events: &impl Events,
     ) {
-        if let Some(receipt) = self.farewell.receipt {
-            let _ = receipt.send(match result {
-                // Perhaps by an earlier attempt, whose answer was lost.
-                Ok(Answer::Released { had_it: false, .. }) if self.attempts > 1 => {
-                    Err(Error::of(ErrorKind::Unavailable))
-                }
-                _ => settled(&result),
-            });
-        }
+        let settled = match result {
+            // Perhaps by an earlier attempt, whose answer was lost.
+            Ok(Answer::Released { had_it: false, .. }) if self.attempts > 1 => {
+                Err(Error::of(ErrorKind::Unavailable))
+            }
+            _ => settled(&result),
+        };
         events.answered(&self.key, self.command, Outcome { sent_at, result });
+        // The next request of whoever waits for this is to find the slot as it now is.
+        if let Some(receipt) = self.farewell.receipt {
+            shielded(|| receipt.send(settled));
+        }
+    }
+}
+
+/// They stayed in the queue, this time.
+fn finish_all(failed: Vec<Pending>, error: &Error, events: &impl Events) {
+    let now = Time::now();
+    for pending in failed {
+        let unknown = pending.is_known_there();
+        let error = error.clone();
+        pending.finish(now, Err(Failure { error, unknown }), events);
     }
 }
 
@@ -288,4 +408,314 @@ pub(super) fn no_answer(limit: &Duration) -> Error {
         ErrorKind::Unavailable,
         format!("Redis did not answer within {limit:?}"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::collections::HashSet;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::super::{Address, Settings};
+    use super::*;
+    use crate::store::Notice;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn store(command_timeout: Duration) -> RedisStore {
+        let settings = Settings {
+            manager: Uuid::new_v4(),
+            prefix: "lock:".to_owned(),
+            ttl: MINUTE,
+            grant_ttl: MINUTE,
+            command_timeout,
+            quarantine: false,
+        };
+        let address = Address::parse("redis://127.0.0.1:1", None).unwrap();
+        RedisStore::new(settings, address)
+    }
+
+    fn key(number: usize) -> LockKey {
+        LockKey::new(format!("{number}")).unwrap()
+    }
+
+    fn acquire(token: u64) -> Command {
+        Command::Acquire {
+            token,
+            queue: false,
+            watch: false,
+            again: false,
+        }
+    }
+
+    fn release(token: u64) -> Command {
+        let wanted = false;
+        Command::Release { token, wanted }
+    }
+
+    impl RedisStore {
+        fn put(&self, key_number: usize, command: Command) {
+            let farewell = Farewell::default();
+            assert!(
+                self.submit(Time::now(), &key(key_number), command, farewell)
+                    .is_none()
+            );
+        }
+
+        /// Where each queued command lies.
+        fn places(&self) -> HashSet<*const Pending> {
+            let queue = self.queue();
+            let all = queue.ends.iter().chain(&queue.others);
+            all.map(std::ptr::from_ref).collect()
+        }
+    }
+
+    /// Counts the answers.
+    #[derive(Default)]
+    struct Answers(Cell<usize>);
+
+    impl Events for Answers {
+        fn answered(&self, _: &LockKey, _: Command, outcome: Outcome) {
+            assert!(outcome.result.is_err());
+            self.0.set(self.0.get() + 1);
+        }
+
+        fn notice(&self, _: &LockKey, _: Notice) {}
+
+        fn all_changed(&self) {}
+
+        fn is_held(&self, _: &LockKey, _: u64) -> bool {
+            false
+        }
+
+        fn reconnected(&self) {}
+
+        fn awaits_grants(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn releases_that_an_outage_left_behind_are_not_gone_through_for_each_call() {
+        let (store, answers) = (store(Duration::ZERO), Answers::default());
+        let (releases, fresh) = (1000, 10);
+        for number in 0..releases {
+            store.put(number, release(number as u64));
+        }
+        let mut left = store.places();
+        for number in releases..releases + fresh {
+            store.put(number, acquire(number as u64));
+        }
+        // All of them are overdue. Those that fail are found without a look at the others.
+        let looks = Cell::new(0);
+        let fails = |_: &Pending| {
+            looks.set(looks.get() + 1);
+            looks.get() <= fresh / 2
+        };
+        let failing = store.take_failing(fails, &answers);
+        assert_eq!((failing.len(), looks.get()), (fresh / 2, fresh / 2 + 1));
+        store.fail_overdue(&answers);
+        assert_eq!(answers.0.get(), fresh / 2);
+        assert_eq!(store.places(), left, "none was moved");
+        // The same holds if a call has to be sent again.
+        while let Some(commands) = store.take_commands(0) {
+            let rest = store.places();
+            assert!(rest.is_subset(&left), "none was moved");
+            store.put_back(commands);
+            assert!(rest.is_subset(&store.places()), "none was moved");
+            store.take_commands(0).unwrap();
+            store.fail_overdue(&answers);
+            left = store.places();
+            assert_eq!(left, rest, "none was moved");
+        }
+        assert_eq!(answers.0.get(), fresh / 2);
+    }
+
+    #[test]
+    fn what_was_never_sent_fails_with_its_release_and_what_was_sent_without() {
+        let (store, answers) = (store(MINUTE), Answers::default());
+        store.put(1, acquire(1));
+        store.put(1, release(1));
+        let sent = store.take_commands(0).unwrap();
+        assert_eq!(sent.len(), 2);
+        store.put_back(sent);
+        store.put(2, acquire(2));
+        store.put(3, release(3));
+        store.put(2, release(2));
+        store.fail_first(|_| true, &closed(), &answers);
+        assert_eq!(answers.0.get(), 3);
+        let left = store.take_commands(0).unwrap();
+        let left: Vec<Command> = left.iter().map(|pending| pending.command).collect();
+        assert_eq!(left, [release(1), release(3)]);
+    }
+
+    fn closed() -> Error {
+        Error::of(ErrorKind::Unavailable)
+    }
+
+    #[test]
+    fn a_look_for_acquires_goes_no_further_back_than_the_last_one() {
+        let (store, mut seen) = (store(MINUTE), 0);
+        let mut look = || store.queue().has_new_acquire(&mut seen);
+        assert!(!look());
+        store.put(1, acquire(1));
+        assert!(look());
+        assert!(!look());
+        store.put(2, Command::Renew { token: 2 });
+        store.put(3, release(3));
+        assert!(!look());
+        store.put(4, acquire(4));
+        store.put(5, Command::Renew { token: 5 });
+        assert!(look());
+    }
+
+    #[test]
+    fn more_calls_are_on_their_way_only_while_each_is_full() {
+        let store = store(MINUTE);
+        let commands = MAX_CALLS * MAX_COMMANDS + MAX_COMMANDS / 2;
+        for number in 0..commands {
+            store.put(number, Command::Renew { token: 1 });
+        }
+        let lengths: Vec<usize> = (0..)
+            .map_while(|calls| Some(store.take_commands(calls)?.len()))
+            .collect();
+        assert_eq!(lengths, [MAX_COMMANDS; MAX_CALLS]);
+        assert_eq!(store.queue().len(), MAX_COMMANDS / 2);
+        // The rest waits for the calls before it, as long as two are on their way.
+        assert!(store.take_commands(FEW_CALLS).is_none());
+        assert!(store.take_commands(FEW_CALLS - 1).is_some());
+    }
+
+    #[test]
+    fn records_are_on_their_way_in_few_calls_however_many_are_queued() {
+        let store = store(MINUTE);
+        for number in 0..4 * MAX_COMMANDS {
+            store.put(number, Command::Renew { token: 1 });
+        }
+        let record = LockKey::record(["a"]).unwrap();
+        store.submit(Time::now(), &record, acquire(1), Farewell::default());
+        for number in 0..MAX_COMMANDS {
+            store.put(number, Command::Renew { token: 1 });
+        }
+        assert!(store.take_commands(MAX_CALLS - 1).is_some());
+        for _ in 0..3 {
+            assert!(store.take_commands(FEW_CALLS).is_some());
+        }
+        assert!(store.take_commands(FEW_CALLS).is_none());
+        assert!(store.take_commands(FEW_CALLS - 1).is_some());
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Submit(usize, Command),
+        Send,
+        /// The oldest call is answered. Redis refused what ends a hold: some of it, by these bits.
+        Answered(u8),
+        /// The oldest call fails, but for what ends a hold.
+        Fails,
+        /// All calls are to be sent again.
+        Recall,
+        Retry,
+        /// Both, and some commands fail: the connection broke.
+        Breaks,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let command = prop_oneof![
+            (any::<bool>(), any::<bool>()).prop_map(|(queue, again)| Command::Acquire {
+                token: 0,
+                queue,
+                watch: false,
+                again,
+            }),
+            any::<bool>().prop_map(|wanted| Command::Release { token: 0, wanted }),
+            Just(Command::Complete { token: 0 }),
+            Just(Command::Renew { token: 0 }),
+        ];
+        prop_oneof![
+            12 => (0..3_usize, command).prop_map(|(key, command)| Step::Submit(key, command)),
+            6 => Just(Step::Send),
+            4 => any::<u8>().prop_map(Step::Answered),
+            1 => Just(Step::Fails),
+            1 => Just(Step::Recall),
+            2 => Just(Step::Retry),
+            1 => Just(Step::Breaks),
+        ]
+    }
+
+    /// Takes the next call, and looks at all that it could have overtaken.
+    fn send(store: &RedisStore, on_the_way: &mut OnTheWay<'_>, refused: &HashSet<u64>) {
+        let Some(commands) = store.take_commands(on_the_way.calls.len()) else {
+            return;
+        };
+        for (place, pending) in commands.iter().enumerate() {
+            let of_key = |other: &&Pending| other.key == pending.key;
+            let queue = store.queue();
+            let behind = queue.ends.iter().chain(&queue.others);
+            let behind = behind.chain(&commands[place + 1..]);
+            for later in behind.filter(of_key) {
+                assert!(
+                    later.number > pending.number,
+                    "{pending:?} overtook {later:?}"
+                );
+            }
+            // A refused one alone comes late.
+            let before = on_the_way.calls.iter().flat_map(|(_, commands)| commands);
+            for earlier in before.filter(of_key) {
+                assert!(
+                    earlier.number < pending.number || refused.contains(&pending.number),
+                    "{earlier:?} overtook {pending:?}"
+                );
+            }
+        }
+        on_the_way.push(Time::now(), commands);
+    }
+
+    proptest! {
+        #[test]
+        fn commands_for_one_key_are_sent_in_order_of_submission_whatever_happens(
+            steps in vec(step(), 1..120),
+        ) {
+            let (store, answers) = (store(MINUTE), Answers::default());
+            let mut on_the_way = OnTheWay::new(&store);
+            let mut refused = HashSet::new();
+            for step in steps {
+                match step {
+                    Step::Submit(key, command) => store.put(key, command),
+                    Step::Send => send(&store, &mut on_the_way, &refused),
+                    Step::Answered(bits) if !on_the_way.calls.is_empty() => {
+                        for (place, pending) in on_the_way.pop().1.into_iter().enumerate() {
+                            if pending.ends_hold() && bits >> (place % 8) & 1 == 1 {
+                                refused.insert(pending.number);
+                                on_the_way.keep(pending);
+                            }
+                        }
+                    }
+                    Step::Fails if !on_the_way.calls.is_empty() => {
+                        store.fail(on_the_way.pop(), &closed(), true, &answers);
+                        // The connection is closed then.
+                        on_the_way.recall();
+                    }
+                    Step::Answered(_) | Step::Fails => {}
+                    Step::Recall => on_the_way.recall(),
+                    Step::Retry => on_the_way.retry(),
+                    Step::Breaks => {
+                        on_the_way = OnTheWay::new(&store);
+                        store.fail_first(|pending| pending.attempts >= 2, &closed(), &answers);
+                    }
+                }
+            }
+            // All of it goes out in the end.
+            drop(on_the_way);
+            let mut on_the_way = OnTheWay::new(&store);
+            while !store.queue().is_empty() {
+                send(&store, &mut on_the_way, &refused);
+                on_the_way.pop();
+            }
+            prop_assert!(store.is_drained());
+        }
+    }
 }

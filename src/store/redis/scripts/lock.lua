@@ -8,8 +8,9 @@
 --       3: time to live of a grant that its process has not taken up yet, in ms. 4: how long no lock is given after data was
 --       lost, in ms; 0: that is not looked at.
 --       Then for each operation: what to do, token; to complete, also the record, and how long to keep it, in ms.
--- Returns one integer for each operation: 0 for an error, else what stands above its function. Behind them all comes the
--- text of the error (of the last one, if there were several).
+-- Returns one integer for each operation: what stands above its function, or 0 for an error; -2 for
+-- an error of an acquire whose token has got something all the same. Behind them all comes the text
+-- of the error, if there was one (of the last one, if there were several).
 --
 -- A token is the process's id, a colon, and a number. Any other value of an owner is a client of another kind; or, where
 -- records are kept, the record.
@@ -83,15 +84,19 @@ local function some(count)
   return math.min(count, 1)
 end
 
+-- Whether the acquire under way has got its token the lock, or a place in the queue.
+local got
+
 -- Acquired: 2 × fence, + 1 if processes wait. (Whoever does not queue does not look: a lock that was free has waiters only
 -- after an accident, and the first renewal tells.)
--- Held: - (4 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of another kind).
+-- Held: - (5 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of another kind).
 -- Quarantined: -1. The record, if there is one.
 local function acquire(owner, queue, token, may_queue, may_be_record)
   if is_quarantined() then
     return -1
   end
   if call('SET', owner, token, 'NX', 'PX', ttl) then
+    got = true
     local waiting = may_queue and call('LLEN', queue) or 0
     if waiting > 0 then
       waiting = waiting - call('LREM', queue, 0, token)
@@ -100,6 +105,7 @@ local function acquire(owner, queue, token, may_queue, may_be_record)
   end
   local current = read(owner)
   if current == token then
+    got = true
     call('PEXPIRE', owner, ttl)
     return 2 * next_fence() + some(call('LLEN', queue))
   end
@@ -109,13 +115,19 @@ local function acquire(owner, queue, token, may_queue, may_be_record)
   end
   local remaining = call('PTTL', owner)
   if may_queue then
-    if not call('LPOS', queue, token) and call('RPUSH', queue, token) == 1 and process then
+    local length = not call('LPOS', queue, token) and call('RPUSH', queue, token)
+    got = true
+    if length == 1 and process then
       tell(process, 'w' .. number .. ':' .. owner)
     end
-    -- Every waiter asks again within the holder's time to live, so a queue that expires is one of the dead.
-    call('PEXPIRE', queue, math.max(remaining, 0) + 3 * ttl)
+    -- Every waiter asks again within the holder's time to live, or its own, so a queue that expires is
+    -- one of the dead. It is never shortened: another process may ask less often than this one.
+    local lasts = math.max(remaining, 0) + 3 * ttl
+    if call('PTTL', queue) < lasts then
+      call('PEXPIRE', queue, lasts)
+    end
   end
-  return -(4 + 2 * remaining + (process and 0 or 1))
+  return -(5 + 2 * remaining + (process and 0 or 1))
 end
 
 -- Gives the lock to the first in the queue whose process is there. Returns whether there was one.
@@ -129,7 +141,8 @@ local function grant(owner, queue)
     if process and is_there(process) then
       local fence = next_fence()
       call('SET', owner, token, 'PX', grant_ttl)
-      tell(process, string.format('g%s:%.0f:%d:%s', number, fence, some(call('LLEN', queue)), owner))
+      local wanted = some(call('LLEN', queue))
+      tell(process, string.format('g%s:%.0f:%s:%d:%s', number, fence, grant_ttl, wanted, owner))
       return true
     end
     token = call('LPOP', queue)
@@ -184,16 +197,24 @@ local function renew(owner, queue, token)
   return 2 + some(call('LLEN', queue))
 end
 
+-- 2: the lock is this token's. 1: it is not. It writes nothing: Redis tells the clients that watch a name of every write
+-- to it, in whatever database, and another's check would follow.
+local function check(owner, token)
+  return read(owner) == token and 2 or 1
+end
+
 local replies, failure, number, at, last = {}, nil, 0, 5, #ARGV
 local function carry_out_the_rest()
   while at <= last do
     local operation, token = ARGV[at], ARGV[at + 1]
-    number, at = number + 1, at + 2
+    number, at, got = number + 1, at + 2, false
     local owner, queue = KEYS[2 * number + 1], KEYS[2 * number + 2]
     if operation == 'release' then
       replies[number] = release(owner, queue, token)
     elseif operation == 'renew' then
       replies[number] = renew(owner, queue, token)
+    elseif operation == 'check' then
+      replies[number] = check(owner, token)
     elseif operation == 'complete' then
       at = at + 2
       replies[number] = complete(owner, queue, token, ARGV[at - 2], ARGV[at - 1])
@@ -213,7 +234,7 @@ while at <= last do
   local ok, reason = pcall(carry_out_the_rest)
   if not ok then
     failure = type(reason) == 'table' and reason.err or tostring(reason)
-    replies[number] = 0
+    replies[number] = got and -2 or 0
   end
 end
 if fence and fence ~= stored then
