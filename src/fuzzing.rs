@@ -11,6 +11,7 @@ use crate::idempotency::{Record, parse_key, seal};
 use crate::key::LockKey;
 use crate::{grpc, key};
 
+use crate::store::fuzzing::manifest;
 pub use crate::store::fuzzing::{push, reply};
 
 /// What stands in Redis as a record.
@@ -24,6 +25,8 @@ pub fn record(bytes: &[u8]) {
     // Between a record's beginning and its checksum, which are found by chance only after a long
     // time.
     check(seal([b"TDLR\x01", bytes].concat()[..].into()));
+    manifest(bytes);
+    manifest(&[b"TDLM\x01", bytes].concat());
 }
 
 /// A request's headers, and what is made of them.

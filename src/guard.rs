@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -245,9 +246,45 @@ impl LockGuard {
         }
     }
 
-    /// Puts a record in the lock's place, and tells whether it is there. It is tried for as long as the lock may be ours,
+    /// Puts a record in the lock's place, and tells whether it is there. If it is long and the
+    /// store cannot keep it, a short one takes its place that is made by `instead`.
+    ///
+    /// The lock stays held while the store writes a long record.
+    pub(crate) async fn complete(
+        self,
+        mut record: Record,
+        instead: impl FnOnce() -> Bytes,
+    ) -> Result<(), Error> {
+        let (core, lease) = (Arc::clone(&self.core), self.lease.clone());
+        let hold = lease.grant().limit.since(Time::now());
+        let aside = core
+            .store
+            .put_aside(lease.key(), &record, hold, lease.lost());
+        let aside = match aside.await {
+            Ok(aside) => aside,
+            Err(error) => {
+                if lease.is_held() {
+                    crate::trace::not_kept(lease.key(), &error);
+                }
+                record.content = instead();
+                None
+            }
+        };
+        if let Some(manifest) = &aside {
+            record.content = manifest.encode();
+        }
+        let result = self.put(record).await;
+        if let (Some(manifest), Err(error)) = (aside, &result)
+            && error.kind() == ErrorKind::Lost
+        {
+            core.store.discard(lease.key(), manifest).await;
+        }
+        result
+    }
+
+    /// Puts a short record in the lock's place. It is tried for as long as the lock may be ours,
     /// even if this future is dropped.
-    pub(crate) async fn complete(mut self, record: Record) -> Result<(), Error> {
+    async fn put(mut self, record: Record) -> Result<(), Error> {
         let (receipt, completed) = oneshot::channel();
         self.is_finished = true;
         if !self.core.complete(&self.lease, record, receipt) {

@@ -99,6 +99,16 @@ pub(crate) fn not_recorded(key: &LockKey, error: &Error) {
     );
 }
 
+/// A duplicate gets no more than the head of the answer.
+pub(crate) fn not_kept(key: &LockKey, error: &Error) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        key = %Fingerprint(key),
+        %error,
+        "the answer to an idempotency key could not be kept whole: a duplicate gets it without its body"
+    );
+}
+
 /// Nobody gets an answer until it is gone.
 pub(crate) fn unreadable(key: &LockKey, reason: &dyn Display) {
     #[cfg(feature = "tracing")]

@@ -1157,7 +1157,7 @@ fn a_release_without_a_look_at_the_token_is_noticed() {
 #[test]
 fn a_renewal_that_writes_the_lock_is_noticed() {
     let from = "\
-  if call('GET', owner) ~= token then
+  if read(owner) ~= token then
     return 1
   end
   call('PEXPIRE', owner, ttl)
@@ -1208,7 +1208,7 @@ fn a_queue_that_another_s_settings_shorten_is_noticed() {
 
 /// Without a name in the model: small slips, one for each thing that is compared.
 #[rustfmt::skip]
-const SLIPS: [(&str, &str); 43] = [
+const SLIPS: [(&str, &str); 44] = [
     // Fences.
     ("1000000 + now[2]", "1000000"),
     ("fence = fence + 1", "fence = fence + 0"),
@@ -1239,6 +1239,7 @@ const SLIPS: [(&str, &str); 43] = [
     ("return 2 + some(call('LLEN', queue))", "return 2"),
     ("local wanted = some(call('LLEN', queue))", "local wanted = 0"),
     // Records.
+    ("(current ~= '' or call('EXISTS', owner) == 1) and current", "current ~= '' and current"),
     ("if may_be_record and not process then", "if may_be_record then"),
     ("if may_be_record and not process then", "if not process then"),
     ("  if current == record then\n    return 2\n  elseif", "  if"),
@@ -1252,7 +1253,7 @@ const SLIPS: [(&str, &str); 43] = [
     ("number, fence, grant_ttl", "1, fence, grant_ttl"),
     ("number, fence, grant_ttl", "number, fence, ttl"),
     // Checks.
-    ("  return call('GET', owner) == token and 2 or 1", "  return call('PEXPIRE', owner, ttl) == 1 and 2 or 1"),
+    ("  return read(owner) == token and 2 or 1", "  return call('PEXPIRE', owner, ttl) == 1 and 2 or 1"),
     ("== token and 2 or 1", "and 2 or 1"),
     // Errors.
     ("local ok, reason = pcall(carry_out_the_rest)", "local ok, reason = true, carry_out_the_rest()"),
@@ -1268,6 +1269,43 @@ fn every_slip_is_noticed() {
     for (from, to) in SLIPS {
         let source = changed(from, to);
         assert!(is_noticed_in_steps(&source), "{from} => {to}");
+    }
+}
+
+/// Whatever another client wrote into the place of a lock, or of a record.
+#[test]
+fn no_more_is_answered_than_shows_that_it_is_too_long_for_a_record() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let server = runtime.block_on(RedisServer::start());
+    let mut client = connect(&server);
+    let (key, process, number) = (0, 0, 1);
+    let long = "x".repeat(1 << 20);
+    ask(&mut client, &[command(&["SET", OWNERS[key], &long])]);
+    for (kind, expected) in [
+        (
+            Kind::Claim,
+            Value::BulkString(long.as_bytes()[..16385].into()),
+        ),
+        (
+            Kind::ClaimAndQueue,
+            Value::BulkString(long.as_bytes()[..16385].into()),
+        ),
+        (Kind::Acquire, Value::Int(-4)),
+        (Kind::Complete(0), Value::Int(1)),
+        (Kind::Renew, Value::Int(1)),
+        (Kind::Check, Value::Int(1)),
+        (Kind::Release, Value::Int(1)),
+    ] {
+        let operation = Operation {
+            kind,
+            key,
+            process,
+            number,
+        };
+        let replies = ask(&mut client, &[call("EVAL", SCRIPT, TIMES[0], &[operation])]);
+        assert_eq!(replies, [Value::Array(vec![expected])], "{kind:?}");
+        let length = ask(&mut client, &[command(&["STRLEN", OWNERS[key]])]);
+        assert_eq!(length, [Value::Int(1 << 20)]);
     }
 }
 

@@ -301,8 +301,14 @@ impl IdempotencyLayer {
     /// duplicate gets its status and headers, without a body, and never runs. One that fails, or
     /// ends before that length, counts as not completed.
     ///
-    /// An answer of more than 16 KiB is replayed over a second connection to Redis, and takes a second round trip. Redis does
-    /// nothing else while its script writes one: about 1.5 ms for a MiB.
+    /// An answer of more than 16 KiB is written to Redis, and read for a duplicate, in parts of
+    /// 1 MiB, over a second connection, so that no lock waits behind it. The response itself waits
+    /// until it is written: for ten times the
+    /// [command timeout](crate::LockManagerBuilder::command_timeout) at most (10 s, in which 256 MiB
+    /// need a link of 27 MB/s), and two more to tidy up and to keep the rest. If that is not enough,
+    /// if Redis does not take a part within a command timeout in three attempts, or has no memory
+    /// left, the answer is kept without its body, like one that is too long. Reading one takes as
+    /// long at most; then a duplicate is answered with 503.
     ///
     /// # Panics
     ///

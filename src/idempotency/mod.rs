@@ -49,7 +49,8 @@
 //! The lock of a key and the record of its answer are one string in Redis. One command takes the lock, or returns the answer
 //! that stands in its place. It is renewed while the service runs; the answer is put there in one step, if the lock is still
 //! this run's. A run that lost the lock can never overwrite the answer of a later one. Whoever waits, on whatever node, is told
-//! at once.
+//! at once. An answer of more than 16 KiB is written beside it first, in parts; what is put there
+//! in one step then leads to them.
 //!
 //! The request's body is read before the service is called, and the service runs in a task of its own: a client that leaves
 //! stops neither the work nor the recording. An error, a panic, an answer that is not to be
@@ -73,6 +74,8 @@
 //!   does one when Redis is lost at that moment; the client has its answer then, and the log an error.
 //! - **A process that is stopped** for longer than the time to live may go on before it has looked, beside a second run.
 //! - **Redis without its data**, after a restart, a failover or an eviction, knows no answers.
+//!   Where only a part of a long one is gone, it cannot be read: 500, for as long as the rest is
+//!   kept.
 //!
 //! Where twice would be a catastrophe, have the database refuse it: write the event's id, in a column that is unique, in the
 //! transaction that does the work. This layer keeps the duplicates away from it, and gives them their answer.

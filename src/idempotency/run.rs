@@ -67,11 +67,11 @@ where
             response,
             record: Some(record),
         })) => {
-            let record = store::Record {
+            let whole = store::Record {
                 content: record.encode(),
                 retention: run.config.retention,
             };
-            let completed = run.guard.complete(record).await;
+            let completed = run.guard.complete(whole, || short(record)).await;
             if let Err(error) = &completed {
                 trace::not_recorded(lease.key(), error);
             }
@@ -139,6 +139,19 @@ where
     });
     let response = Response::from_parts(head, body);
     Ok(Answer { response, record })
+}
+
+/// What can be kept of an answer in any case: that there was one, and if they are not long
+/// themselves, its headers.
+fn short(mut record: Record) -> Bytes {
+    record.headers = to_keep(&record.headers, None);
+    record.body = None;
+    let content = record.encode();
+    if content.len() <= store::LONG {
+        return content;
+    }
+    record.headers.clear();
+    record.encode()
 }
 
 /// The status that an answer comes to.

@@ -140,6 +140,10 @@ where
                 }
             };
         }
+        Ok(Claimed::Damaged(damage)) => {
+            crate::trace::unreadable(&key, &damage);
+            return reject(RejectionKind::Unreadable);
+        }
         Err(error) => return reject(error.kind().into()),
     };
     hold_beside(guard.lease().clone(), &mut parts.extensions);

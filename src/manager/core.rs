@@ -26,7 +26,7 @@ const SHARDS: usize = 64;
 pub(crate) struct Core {
     /// Tells this manager from the others in the process.
     pub(crate) id: u64,
-    pub(super) store: Store,
+    pub(crate) store: Store,
     pub(super) rules: Rules,
     pub(crate) command_timeout: Duration,
     shards: Box<[Shard]>,
@@ -56,8 +56,8 @@ type Waiter = oneshot::Sender<Answer>;
 /// What a request gets.
 pub(crate) enum Taken {
     Held(LockGuard),
-    /// There is a record in the lock's place. `None`: it is long, and to be fetched.
-    Recorded(Option<Bytes>),
+    /// There is this in the lock's place: see [`Store::fetch`].
+    Recorded(Bytes),
 }
 
 #[derive(Default)]
@@ -70,7 +70,7 @@ struct Entry {
 /// An [`Answer`], as long as its slot is locked: a guard could not be dropped there.
 enum Answered {
     Granted(Lease),
-    Recorded(Option<Bytes>),
+    Recorded(Bytes),
     Rejected(Error),
 }
 

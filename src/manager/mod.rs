@@ -20,6 +20,7 @@ use self::core::Taken;
 use crate::error::{Error, ErrorKind};
 use crate::guard::LockGuard;
 use crate::key::LockKey;
+use crate::store::Damage;
 use crate::trace::{self, Stopwatch};
 
 /// For an answer that is on its way inside the process.
@@ -147,8 +148,7 @@ impl LockManager {
     ) -> Result<Claimed, Error> {
         let waited = Stopwatch::start();
         let record = match self.request(&key, wait).await {
-            Ok(Taken::Recorded(Some(record))) => Ok(record),
-            Ok(Taken::Recorded(None)) => self.core.store.fetch(&key).await,
+            Ok(Taken::Recorded(found)) => self.core.store.fetch(&key, found).await,
             Ok(Taken::Held(guard)) => {
                 tell(&key, Ok(&guard), &waited);
                 return Ok(Claimed::Held(guard));
@@ -159,7 +159,7 @@ impl LockManager {
             Ok(_) => trace::recorded(&key, &waited),
             Err(error) => tell(&key, Err(error), &waited),
         }
-        record.map(Claimed::Recorded)
+        record.map(|record| record.map_or_else(Claimed::Damaged, Claimed::Recorded))
     }
 
     async fn request(&self, key: &LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
@@ -221,6 +221,8 @@ fn tell(key: &LockKey, result: Result<&LockGuard, &Error>, waited: &Stopwatch) {
 pub(crate) enum Claimed {
     Held(LockGuard),
     Recorded(Bytes),
+    /// There is a record, and it cannot be had.
+    Damaged(Damage),
 }
 
 impl Clone for LockManager {

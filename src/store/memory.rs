@@ -90,7 +90,7 @@ impl State {
         ttl: Duration,
     ) -> Answer {
         if let Some(record) = self.records.get(key) {
-            return Answer::Recorded(Some(record.clone()));
+            return Answer::Recorded(record.clone());
         }
         match self.locks.get_mut(key) {
             Some(lock) if lock.token != token && lock.expires > now => {

@@ -9,6 +9,7 @@ pub(crate) mod redis;
 
 #[cfg(fuzzing)]
 pub(crate) use self::redis::fuzzing;
+pub(crate) use self::redis::{Damage, Manifest};
 
 use std::time::Duration;
 
@@ -23,6 +24,9 @@ use crate::shield::shielded;
 
 /// Tells whoever released a lock how that went.
 pub(crate) type Receipt = oneshot::Sender<Result<(), Error>>;
+
+/// A record of more bytes does not go with its completion: see [`Store::put_aside`].
+pub(crate) const LONG: usize = 16 << 10;
 
 /// What takes the place of a lock.
 #[derive(Clone, Debug)]
@@ -86,11 +90,42 @@ impl Store {
         }
     }
 
-    /// A record that is too long to come with an answer.
-    pub(crate) async fn fetch(&self, key: &LockKey) -> Result<Bytes, Error> {
+    /// Puts a record aside that is too long to go with its completion. Returns what is to take the
+    /// lock's place instead, or `None` if the record itself can.
+    ///
+    /// `hold` is how much longer the lock can be held at most. Gives up when it is `lost`.
+    pub(crate) async fn put_aside(
+        &self,
+        key: &LockKey,
+        record: &Record,
+        hold: Duration,
+        lost: impl Future,
+    ) -> Result<Option<Manifest>, Error> {
         match self {
-            Self::Memory(_) => unreachable!("all of its records come with the answer"),
-            Self::Redis(redis) => redis.fetch(key).await,
+            Self::Redis(redis) if record.content.len() > LONG => {
+                let manifest = redis.put_aside(key, record, hold, lost).await?;
+                Ok(Some(manifest))
+            }
+            Self::Redis(_) | Self::Memory(_) => Ok(None),
+        }
+    }
+
+    /// Deletes what was put aside, where the manifest did not take the lock's place.
+    pub(crate) async fn discard(&self, key: &LockKey, manifest: Manifest) {
+        if let Self::Redis(redis) = self {
+            redis.discard(key, manifest.parts()).await;
+        }
+    }
+
+    /// Returns the record that was put in the lock's place, for what was `found` there.
+    pub(crate) async fn fetch(
+        &self,
+        key: &LockKey,
+        found: Bytes,
+    ) -> Result<Result<Bytes, Damage>, Error> {
+        match self {
+            Self::Memory(_) => Ok(Ok(found)),
+            Self::Redis(redis) => redis.fetch(key, found).await,
         }
     }
 

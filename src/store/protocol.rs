@@ -54,8 +54,8 @@ pub(crate) enum Answer {
         /// Whether the holder is a client of another kind, whose release is not announced.
         foreign: bool,
     },
-    /// The lock of a record cannot be had any more, for this was put in its place. `None`: it is long, and to be fetched.
-    Recorded(Option<Bytes>),
+    /// The lock of a record cannot be had any more, for this was put in its place.
+    Recorded(Bytes),
     Completed,
     Released {
         /// Whether the token had the lock.

@@ -387,6 +387,10 @@ pub enum Mode {
     HoldAnswers,
     /// Answers get through, requests are kept back.
     HoldRequests,
+    /// Of each connection, a little more than so many bytes get through in each direction.
+    First(u64),
+    /// Each connection is as slow as that, in bytes per second and direction.
+    Throttle(u32),
     Close,
 }
 
@@ -441,6 +445,8 @@ async fn forward(
     answers: bool,
 ) {
     let mut buffer = vec![0; 64 * 1024];
+    let mut forwarded = 0;
+    let mut is_free = tokio::time::Instant::now();
     loop {
         let read = tokio::select! {
             read = from.read(&mut buffer) => read,
@@ -456,13 +462,26 @@ async fn forward(
             Mode::Hold => true,
             Mode::HoldAnswers => answers,
             Mode::HoldRequests => !answers,
-            Mode::Forward | Mode::Close => false,
+            Mode::First(bytes) => forwarded > *bytes,
+            Mode::Forward | Mode::Throttle(_) | Mode::Close => false,
         };
-        match mode.wait_for(|mode| !held(mode)).await {
-            Ok(mode) if *mode == Mode::Close => return,
-            Ok(_) => {}
+        let now = match mode.wait_for(|mode| !held(mode)).await {
+            Ok(mode) => *mode,
             Err(_) => return,
+        };
+        match now {
+            Mode::Close => return,
+            Mode::Throttle(rate) => {
+                let now = tokio::time::Instant::now();
+                is_free = is_free.max(now) + Duration::from_secs(1) * length as u32 / rate;
+                // Timers are not as fine as bytes.
+                if is_free > now + Duration::from_millis(10) {
+                    tokio::time::sleep_until(is_free).await;
+                }
+            }
+            _ => {}
         }
+        forwarded += length as u64;
         if to.write_all(&buffer[..length]).await.is_err() {
             return;
         }

@@ -876,7 +876,7 @@ impl World {
             },
             Reply::Released { had_it, granted } => Answer::Released { had_it, granted },
             Reply::Renewed { wanted } => Answer::Renewed { wanted },
-            Reply::Recorded(_) => Answer::Recorded(None),
+            Reply::Recorded(_) => Answer::Recorded(bytes::Bytes::new()),
             Reply::Completed => {
                 self.is_completed = true;
                 Answer::Completed

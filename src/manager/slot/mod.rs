@@ -117,7 +117,7 @@ pub(crate) enum Effect<W> {
     /// There is a record in the lock's place.
     Replay {
         waiter: W,
-        record: Option<Bytes>,
+        record: Bytes,
     },
     /// The current holder's lease is good until then.
     Extend {

@@ -189,7 +189,7 @@ const HELD: Result<Answer, Failure> = Ok(Answer::Held {
 });
 
 fn recorded() -> Result<Answer, Failure> {
-    Ok(Answer::Recorded(Some("done".into())))
+    Ok(Answer::Recorded("done".into()))
 }
 
 fn failed(unknown: bool) -> Result<Answer, Failure> {
@@ -219,7 +219,7 @@ fn describe(effect: Effect<char>) -> String {
         Effect::Grant { waiter, grant } => format!("grant {waiter} {}", grant.fencing_token),
         Effect::Send(Command::Complete { token }) => format!("complete {token}"),
         Effect::Replay { waiter, record } => {
-            format!("replay {waiter} {:?}", record.unwrap_or_default())
+            format!("replay {waiter} {record:?}")
         }
         Effect::Reject { waiter, error } => format!("reject {waiter} {:?}", error.kind()),
         Effect::Extend { .. } => "extend".to_owned(),

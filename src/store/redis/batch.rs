@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use redis::{Cmd, RedisError, Value};
+use uuid::Uuid;
 
 use super::Settings;
 use crate::clock::Time;
@@ -47,6 +48,9 @@ const QUARANTINED: &str = "Redis lost data, or another server took over: no lock
 
 /// How the name of a record ends.
 const RECORD: &str = ":record";
+
+/// More bytes than the longest token has.
+const MAX_TOKEN: usize = 64;
 
 /// Lua's numbers are exact up to here.
 const MAX_FENCE: u64 = 1 << 53;
@@ -110,24 +114,28 @@ pub(super) fn call<'a>(
     call
 }
 
-/// Reads the owners that these commands want to be told about when they change: whatever is read, Redis watches, if it
-/// was told so by the command before.
+/// Reads the owners that these commands want to be told about when they change, one by one:
+/// whatever is read, Redis watches, if the command before told it so. No more is read than a token
+/// has, whatever stands there.
 ///
-/// A command of its own, behind the script: what a script reads is watched as well, but a Redis 7.0 would go through
-/// all keys of the batch for each one that it reads.
+/// Commands of their own, behind the script: what a script reads is watched as well, but a Redis
+/// 7.0 would go through all keys of the batch for each one that it reads. Not one transaction,
+/// which would need another right of an ACL user and keys of one Cluster slot.
 pub(super) fn look<'a>(
     settings: &Settings,
     commands: impl Iterator<Item = (&'a LockKey, Command)>,
-) -> Option<Cmd> {
-    let mut look = redis::cmd("MGET");
-    let mut watched = commands
-        .filter(|(_, command)| is_watched(*command))
-        .peekable();
-    watched.peek()?;
-    for (key, _) in watched {
-        look.arg(owner_name(&settings.prefix, key));
-    }
-    Some(look)
+) -> impl Iterator<Item = Cmd> {
+    let watched = commands.filter(|(_, command)| is_watched(*command));
+    watched.map(|(key, command)| {
+        let owner = owner_name(&settings.prefix, key);
+        let mut look = Cmd::new();
+        match command {
+            // Empty is not absent.
+            Command::Acquire { .. } => look.arg("EXISTS").arg(owner),
+            _ => look.arg("GETRANGE").arg(owner).arg(0).arg(MAX_TOKEN),
+        };
+        look
+    })
 }
 
 pub(super) fn is_watched(command: Command) -> bool {
@@ -150,7 +158,7 @@ pub(super) fn is_as_left(
             let owner = format!("{}:{token}", settings.manager.simple());
             matches!(seen, Value::BulkString(seen) if *seen == owner.as_bytes())
         }
-        (Command::Acquire { .. }, Answer::Held { .. }) => *seen != Value::Nil,
+        (Command::Acquire { .. }, Answer::Held { .. }) => *seen != Value::Int(0),
         _ => true,
     }
 }
@@ -168,6 +176,13 @@ pub(super) fn owner_name(prefix: &str, key: &LockKey) -> String {
     let mut name = String::new();
     write_owner_name(&mut name, prefix, key);
     name
+}
+
+/// Names a part of a long record: in the record's slot of a Redis Cluster, and outside of the names
+/// that owners and queues have.
+pub(super) fn part_name(prefix: &str, key: &LockKey, id: &Uuid, number: usize) -> String {
+    let key = key.as_str();
+    format!("{{{prefix}{key}}}:part:{}:{number}", id.simple())
 }
 
 /// Turns an owner's name into that of its queue: outside of the names that owners have (a prefix holds no brace), and
@@ -214,9 +229,9 @@ pub(super) fn answers<'a>(
             (_, Value::Int(0)) => Some(Err(refused(false))),
             (Command::Acquire { .. }, Value::Int(-2)) => Some(Err(refused(true))),
             (Command::Acquire { .. }, Value::Int(-1)) => Some(Err(failure(QUARANTINED, false))),
-            (_, Value::Int(reply)) => answer(key.kind(), command, reply).map(Ok),
+            (_, Value::Int(reply)) => answer(command, reply).map(Ok),
             (Command::Acquire { .. }, Value::BulkString(record)) if key.kind() == Kind::Record => {
-                Some(Ok(Answer::Recorded(Some(record.into()))))
+                Some(Ok(Answer::Recorded(record.into())))
             }
             _ => None,
         })
@@ -232,14 +247,13 @@ fn failure(message: impl Into<Arc<str>>, unknown: bool) -> Failure {
 }
 
 /// What the integer says that stands above the operation's function in the script.
-fn answer(kind: Kind, command: Command, reply: i64) -> Option<Answer> {
+fn answer(command: Command, reply: i64) -> Option<Answer> {
     let number = reply.unsigned_abs();
     Some(match (command, reply) {
         (Command::Acquire { .. }, ..=-3) => Answer::Held {
             remaining: ((number - 1) / 2).checked_sub(2).map(Duration::from_millis),
             foreign: number.is_multiple_of(2),
         },
-        (Command::Acquire { .. }, 1) if kind == Kind::Record => Answer::Recorded(None),
         (Command::Acquire { .. }, 2..) if number / 2 <= MAX_FENCE => Answer::Acquired {
             fence: number / 2,
             wanted: number % 2 == 1,
@@ -362,7 +376,13 @@ mod tests {
             queue(&name(&record)),
             "{lock:a%7Bb%7D:c}:queue:{lock:a%7Bb%7D:c}:record"
         );
-        assert_eq!(key_of("lock:", &name(&record)), Some(record));
+        assert_eq!(key_of("lock:", &name(&record)), Some(record.clone()));
+        let part = part_name("lock:", &record, &Uuid::from_u128(0xa), 12);
+        assert_eq!(
+            part,
+            "{lock:a%7Bb%7D:c}:part:0000000000000000000000000000000a:12"
+        );
+        assert_eq!(key_of("lock:", &part), None);
         for text in ["a:c", "{lock:a:c}:record", "a:c}:record"] {
             let lock = LockKey::new(text).unwrap();
             assert_eq!(name(&lock), format!("lock:{text}"));
@@ -447,7 +467,7 @@ mod tests {
 
     #[test]
     fn replies_say_what_the_script_means() {
-        let answer = |command, reply| answer(Kind::Lock, command, reply).unwrap();
+        let answer = |command, reply| answer(command, reply).unwrap();
         let held = |remaining: Option<u64>, foreign| Answer::Held {
             remaining: remaining.map(Duration::from_millis),
             foreign,
@@ -512,7 +532,9 @@ mod tests {
                 .iter()
                 .all(|reply| one(key, command, Value::Array(vec![Value::Int(*reply)])).is_none())
         };
-        assert!(refuses(&lock, ACQUIRE, &[1]));
+        for key in [&lock, &record] {
+            assert!(refuses(key, ACQUIRE, &[1]));
+        }
         assert!(refuses(&lock, RELEASE, &[-1, -2, 5, 6]));
         assert!(refuses(&lock, COMPLETE, &[-1, -2, 3]));
         assert!(refuses(&lock, RENEW, &[-1, -2, -3, i64::MIN, 4]));

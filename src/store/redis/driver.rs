@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
-use redis::{ErrorKind as RedisKind, RedisError, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind as RedisKind, RedisError, ServerErrorKind, Value};
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, timeout};
 
@@ -33,7 +33,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 struct Reply {
     /// What the script returned.
     answers: Value,
-    /// The owners that were [looked](batch::look) at behind it.
+    /// What was seen when it was [looked](batch::look) behind it.
     seen: Result<Vec<Value>, RedisError>,
 }
 
@@ -265,7 +265,10 @@ impl RedisStore {
         let commands = pending
             .iter()
             .map(|pending| (&pending.key, pending.command));
-        let look = batch::look(&self.settings, commands.clone()).filter(|_| link.watches);
+        let looks: Vec<Cmd> = match link.watches {
+            true => batch::look(&self.settings, commands.clone()).collect(),
+            false => Vec::new(),
+        };
         // Redis writes first to the client to which it had something to say last. A reply that comes before the call's makes
         // that the process that is granted the lock, and not this one, whose reply nobody waits for: a fifth less of a gap.
         let gives_way = commands
@@ -273,7 +276,7 @@ impl RedisStore {
             .any(|(_, command)| matches!(command, Command::Release { wanted: true, .. }));
         let mut connection = link.commands.clone();
         async move {
-            if look.is_none() && !gives_way {
+            if looks.is_empty() && !gives_way {
                 let reply = connection.send_packed_command(&call).await?;
                 return Ok(Reply {
                     answers: reply.extract_error()?,
@@ -281,28 +284,28 @@ impl RedisStore {
                 });
             }
             let mut pipeline = redis::pipe();
-            let (mut before, mut replies) = (0, 1);
+            let mut before = 0;
             if gives_way {
                 pipeline.cmd("PING");
                 before = 1;
             }
             pipeline.add_command(call);
-            if let Some(look) = look {
+            let count = 1 + 2 * looks.len();
+            for look in looks {
                 let caching = pipeline.cmd("CLIENT").arg("CACHING").arg("YES");
                 caching.add_command(look);
-                replies = 3;
             }
-            let replies = connection.send_packed_commands(&pipeline, before, replies);
-            let mut replies = replies.await?;
-            let mut replies = replies.drain(..).map(Value::extract_error);
-            let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
-            let (answers, caching, seen) = (next()?, next(), next());
+            let replies = connection.send_packed_commands(&pipeline, before, count);
+            let mut replies = replies.await?.into_iter().map(Value::extract_error);
+            let answers = replies.next().unwrap_or(Ok(Value::Nil))?;
+            let mut seen = Vec::new();
+            while let (Some(caching), Some(look)) = (replies.next(), replies.next()) {
+                // A value of another type is none that was left there.
+                seen.push(caching.map(|_| look.unwrap_or(Value::Nil)));
+            }
             Ok(Reply {
                 answers,
-                seen: caching.and(seen).map(|seen| match seen {
-                    Value::Array(seen) => seen,
-                    _ => Vec::new(),
-                }),
+                seen: seen.into_iter().collect(),
             })
         }
     }
@@ -436,7 +439,7 @@ fn unwatched(answer: Answer) -> Answer {
 }
 
 /// Whether the server answered, and carried out nothing.
-fn is_refusal(error: &RedisError) -> bool {
+pub(super) fn is_refusal(error: &RedisError) -> bool {
     matches!(error.kind(), RedisKind::Server(_) | RedisKind::Extension)
 }
 

@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 
 use super::batch;
+use super::manifest::Manifest;
 use crate::key::LockKey;
 use crate::store::Command;
 
@@ -17,6 +18,13 @@ pub fn push(bytes: &[u8]) {
         && let Some(key) = batch::key_of(PREFIX, owner)
     {
         assert_eq!(batch::owner_name(PREFIX, &key), owner);
+    }
+}
+
+/// What may stand in a lock's place, and lead to a record.
+pub(crate) fn manifest(bytes: &[u8]) {
+    if let Some(Ok(manifest)) = Manifest::decode(bytes) {
+        assert_eq!(manifest.encode(), bytes);
     }
 }
 

@@ -1,48 +1,306 @@
-//! [`LongRecords`]: the way of records that are too long to come with an answer.
+//! [`LongRecords`]: the way of records that are too long for the connection of the locks.
+//!
+//! The holder first writes a long record in [`Parts`], one after the other, over a connection that
+//! the process has for that alone. A short [`Manifest`] then takes the lock's place, as a short
+//! record would. A duplicate that finds it there reads the parts over that other connection. No
+//! lock waits behind megabytes, and Redis is never busy for long with one command.
 
-use bytes::Bytes;
-use redis::RedisError;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
 use redis::aio::MultiplexedConnection;
-use tokio::sync::Mutex;
-use tokio::time::timeout;
+use redis::{Pipeline, Value};
+use sha2::{Digest, Sha256};
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::{sleep, timeout};
 
+use super::driver::is_refusal;
+use super::manifest::{Damage, Manifest, Parts};
 use super::{RedisStore, batch};
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
+use crate::store::{LONG, Record};
 
-/// A connection of their own, made when the first one is wanted: the driver's is a subscriber's, and Redis closes that when too
-/// much is to be sent there (`client-output-buffer-limit pubsub`). Nor is a lock to wait behind megabytes.
-#[derive(Debug, Default)]
+/// Bytes of a part.
+const PART: usize = 1 << 20;
+/// Bytes of parts in flight at once. Readers and writers wait in line for their share, part by
+/// part: so all of them get on, and little is in front of a part while its timeout runs.
+const WINDOW: usize = 2 * PART;
+/// How often in a row a command is tried. The first attempt may find a connection that was closed
+/// while it was idle, so the second follows at once; the third follows after a pause.
+const WRITES: u32 = 3;
+const READS: u32 = 2;
+const PAUSE: Duration = Duration::from_millis(100);
+/// How many times the command timeout it may take to write a record, or to read one.
+const TIMEOUTS: u32 = 10;
+/// How long Redis keeps the parts of a writer that died, beyond the time that writing may take.
+const UNCLAIMED: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
 pub(super) struct LongRecords {
-    connection: Mutex<Option<MultiplexedConnection>>,
+    /// Not the locks' connection, for one more reason: Redis closes that of a subscriber when too
+    /// much is to be sent there (`client-output-buffer-limit pubsub`).
+    connection: Mutex<Kept>,
+    window: Arc<Semaphore>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    connection: Option<MultiplexedConnection>,
+    /// Tells it from those before it.
+    number: u64,
+}
+
+/// Why there is no reply.
+struct Failed {
+    error: Error,
+    /// Whether another connection may do better.
+    again: bool,
+}
+
+impl Default for LongRecords {
+    fn default() -> Self {
+        Self {
+            connection: Mutex::default(),
+            window: Arc::new(Semaphore::new(WINDOW)),
+        }
+    }
 }
 
 impl RedisStore {
-    pub(crate) async fn fetch(&self, key: &LockKey) -> Result<Bytes, Error> {
-        let limit = self.settings.command_timeout;
-        let why = match timeout(limit, self.get(key)).await {
-            Ok(Ok(Some(record))) => return Ok(record.into()),
-            // It expired, just now.
-            Ok(Ok(None)) => return Err(Error::of(ErrorKind::Unavailable)),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {limit:?}"),
+    /// Writes the parts of a long record. Returns the manifest that is to take the lock's place,
+    /// within `hold` and a time to live from now.
+    ///
+    /// Gives up when the lease is `lost`.
+    pub(crate) async fn put_aside(
+        &self,
+        key: &LockKey,
+        record: &Record,
+        hold: Duration,
+        lost: impl Future,
+    ) -> Result<Manifest, Error> {
+        let Some(parts) = Parts::of(record.content.len(), PART) else {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the record is too long for Redis",
+            ));
         };
-        *self.long_records.connection.lock().await = None;
-        Err(self.address.unavailable(&why))
+        // The parts outlive the manifest, however late it is put there; and a duplicate that has
+        // seen it at its last moment reads them to the end.
+        let margin = hold + self.settings.ttl + self.patience();
+        let written = tokio::select! {
+            _ = lost => Err(Error::of(ErrorKind::Lost)),
+            written = self.in_time(self.write(key, parts, record, margin)) => written,
+        };
+        if written.is_err() {
+            self.discard(key, parts).await;
+        }
+        written
     }
 
-    async fn get(&self, key: &LockKey) -> Result<Option<Vec<u8>>, RedisError> {
-        let mut connection = {
-            let mut kept = self.long_records.connection.lock().await;
-            match &*kept {
-                Some(connection) => connection.clone(),
-                None => kept.insert(self.address.connect_for_long().await?).clone(),
+    async fn write(
+        &self,
+        key: &LockKey,
+        parts: Parts,
+        record: &Record,
+        margin: Duration,
+    ) -> Result<Manifest, Error> {
+        let expiry = self.patience() + UNCLAIMED;
+        let mut hash = Sha256::new();
+        for (name, range) in self.names(key, parts).zip(parts.ranges()) {
+            let part = &record.content[range];
+            hash.update(part);
+            let mut set = redis::pipe();
+            // NX: what a connection delivers after it was given up must not shorten the expiry
+            // again. If an earlier attempt got through, the same content is there.
+            set.cmd("SET").arg(name).arg(part).arg("NX");
+            set.arg("PX").arg(expiry.as_millis() as u64);
+            self.ask(set, part.len(), WRITES).await?;
+        }
+        let mut expire = redis::pipe();
+        for name in self.names(key, parts) {
+            let expire = expire.cmd("PEXPIRE").arg(name);
+            expire.arg((record.retention + margin).as_millis() as u64);
+        }
+        let kept = self.ask(expire, 0, WRITES).await?;
+        match kept.iter().all(|kept| *kept == Value::Int(1)) {
+            true => Ok(Manifest {
+                parts,
+                checksum: hash.finalize().into(),
+            }),
+            false => Err(self
+                .address
+                .unavailable("it did not keep a part of a long record")),
+        }
+    }
+
+    /// Deletes parts that no manifest leads to. What cannot be deleted expires.
+    pub(crate) async fn discard(&self, key: &LockKey, parts: Parts) {
+        let mut unlink = redis::pipe();
+        unlink.cmd("UNLINK");
+        for name in self.names(key, parts) {
+            unlink.arg(name);
+        }
+        let unlinked = self.ask(unlink, 0, READS);
+        let _ = timeout(self.settings.command_timeout, unlinked).await;
+    }
+
+    /// Returns the record that stands in the lock's place, or that the manifest there leads to.
+    pub(crate) async fn fetch(
+        &self,
+        key: &LockKey,
+        found: Bytes,
+    ) -> Result<Result<Bytes, Damage>, Error> {
+        match Manifest::decode(&found) {
+            None => Ok(Ok(found)),
+            Some(Err(damage)) => Ok(Err(damage)),
+            Some(Ok(manifest)) => self.in_time(self.read(key, &found, manifest)).await,
+        }
+    }
+
+    async fn read(
+        &self,
+        key: &LockKey,
+        found: &[u8],
+        Manifest { parts, checksum }: Manifest,
+    ) -> Result<Result<Bytes, Damage>, Error> {
+        let mut record = BytesMut::with_capacity(parts.length);
+        let mut hash = Sha256::new();
+        for (name, range) in self.names(key, parts).zip(parts.ranges()) {
+            let part = self.get(&name, range.len()).await?;
+            if part.len() != range.len() {
+                let owner = batch::owner_name(&self.settings.prefix, key);
+                return match self.get(&owner, LONG).await? == found {
+                    true => Ok(Err(Damage::Missing)),
+                    // The record went while it was read. There may be a new run.
+                    false => Err(Error::of(ErrorKind::Unavailable)),
+                };
             }
+            hash.update(&part);
+            record.extend_from_slice(&part);
+        }
+        Ok(match hash.finalize()[..] == checksum {
+            true => Ok(record.freeze()),
+            false => Err(Damage::Checksum),
+        })
+    }
+
+    /// Reads a string, up to one byte more than the `length` it should have. It is empty if it is
+    /// not there.
+    async fn get(&self, name: &str, length: usize) -> Result<Vec<u8>, Error> {
+        let mut get = redis::pipe();
+        get.cmd("GETRANGE").arg(name).arg(0).arg(length);
+        match self.ask(get, length, READS).await?.pop() {
+            Some(Value::BulkString(value)) => Ok(value),
+            _ => Err(self.address.unavailable("a reply has an unexpected form")),
+        }
+    }
+
+    fn names(&self, key: &LockKey, parts: Parts) -> impl Iterator<Item = String> {
+        (0..parts.count())
+            .map(move |number| batch::part_name(&self.settings.prefix, key, &parts.id, number))
+    }
+
+    fn patience(&self) -> Duration {
+        self.settings.command_timeout * TIMEOUTS
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let limit = self.patience();
+        timeout(limit, work).await.unwrap_or_else(|_| {
+            let why = format!("a long record took more than {limit:?}");
+            Err(self.address.unavailable(&why))
+        })
+    }
+
+    /// Sends commands that carry, or ask for, so many `bytes`. Where Redis does not reply, they are
+    /// sent again over a new connection.
+    async fn ask(
+        &self,
+        commands: Pipeline,
+        bytes: usize,
+        attempts: u32,
+    ) -> Result<Vec<Value>, Error> {
+        let commands = Arc::new(commands);
+        let mut left = attempts;
+        loop {
+            left -= 1;
+            match self.try_to_ask(&commands, bytes).await {
+                Ok(replies) => return Ok(replies),
+                Err(failed) if left == 0 || !failed.again => return Err(failed.error),
+                Err(_) if left + 1 == attempts => {}
+                Err(_) => sleep(PAUSE).await,
+            }
+        }
+    }
+
+    async fn try_to_ask(
+        &self,
+        commands: &Arc<Pipeline>,
+        bytes: usize,
+    ) -> Result<Vec<Value>, Failed> {
+        let window = Arc::clone(&self.long_records.window);
+        let turn = window.acquire_many_owned(bytes.min(WINDOW) as u32).await;
+        if let Some(error) = self.breaker.refuses() {
+            return Err(Failed {
+                error,
+                again: false,
+            });
+        }
+        let limit = self.settings.command_timeout;
+        let failed = |why: &str, again| {
+            let error = self.address.unavailable(why);
+            Failed { error, again }
         };
-        let owner = batch::owner_name(&self.settings.prefix, key);
-        redis::cmd("GET")
-            .arg(owner)
-            .query_async(&mut connection)
-            .await
+        let silent = || failed(&format!("no answer within {limit:?}"), true);
+        let connecting = timeout(limit, self.long_connection()).await;
+        let (number, mut connection) = connecting.map_err(|_| silent())??;
+        let commands = Arc::clone(commands);
+        // A task of its own: what is in flight keeps its share of the window until it is through,
+        // even if the client that wanted it has left.
+        let asking = tokio::spawn(async move {
+            let count = commands.len();
+            let replies = connection.send_packed_commands(&commands, 0, count);
+            let replies = timeout(limit, replies).await;
+            drop(turn);
+            replies
+        });
+        let replies = match asking.await {
+            Ok(Ok(replies)) => replies
+                .and_then(|replies| {
+                    let replies = replies.into_iter().map(Value::extract_error);
+                    replies.collect::<Result<_, _>>()
+                })
+                .map_err(|error| failed(&error.to_string(), !is_refusal(&error))),
+            Ok(Err(_)) => Err(silent()),
+            Err(_) => Err(failed("the runtime ends", false)),
+        };
+        if replies.is_err() {
+            let mut kept = self.long_records.connection.lock().await;
+            if kept.number == number {
+                kept.connection = None;
+            }
+        }
+        replies
+    }
+
+    /// The connection for long records, made when it is first wanted.
+    async fn long_connection(&self) -> Result<(u64, MultiplexedConnection), Failed> {
+        let mut kept = self.long_records.connection.lock().await;
+        if kept.connection.is_none() {
+            let connection = self
+                .address
+                .connect_for_long()
+                .await
+                .map_err(|error| Failed {
+                    error: self.address.unavailable(&error.to_string()),
+                    again: true,
+                })?;
+            kept.number += 1;
+            kept.connection = Some(connection);
+        }
+        let connection = kept.connection.clone().expect("it was made");
+        Ok((kept.number, connection))
     }
 }

@@ -11,6 +11,7 @@ mod driver;
 pub mod fuzzing;
 mod grants;
 mod long;
+mod manifest;
 mod pushes;
 mod queue;
 mod wire;
@@ -24,6 +25,7 @@ use uuid::Uuid;
 use breaker::Breaker;
 pub(crate) use connection::Address;
 use long::LongRecords;
+pub(crate) use manifest::{Damage, Manifest};
 use queue::{Pending, Queue};
 
 use connection::Link;

@@ -18,7 +18,8 @@ const FEW_CALLS: usize = 2;
 /// to wait for one round trip after the other. Records are longer, and Redis closes a connection
 /// for which it has to keep too much.
 const MAX_CALLS: usize = 16;
-/// Commands in one call: bounds how long the script keeps Redis from its other clients.
+/// Commands in one call: bounds how long the script keeps Redis from its other clients, and, as no
+/// record that comes along is long, its bytes.
 const MAX_COMMANDS: usize = 128;
 /// With more commands queued than this, all go out together.
 const FEW: usize = 8;

@@ -16,7 +16,9 @@
 -- records are kept, the record.
 
 local call = redis.call
--- A record of more bytes does not come along. (A token is shorter.)
+-- No token and no record has more bytes: a longer record is kept in parts, and its manifest stands
+-- in the lock's place. Of what another client wrote there, one byte more is read, which makes it no
+-- record: Lua takes its time over long strings, and keeps Redis from its other clients.
 local LONG = 16384
 local clock, epoch, inbox, ttl, grant_ttl, quarantine = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
@@ -72,6 +74,12 @@ local function is_there(process)
   return call('PUBSUB', 'NUMSUB', inbox .. process)[2] > 0
 end
 
+-- What stands in the lock's place; false if nothing does.
+local function read(owner)
+  local current = call('GETRANGE', owner, 0, LONG)
+  return (current ~= '' or call('EXISTS', owner) == 1) and current
+end
+
 local function some(count)
   return math.min(count, 1)
 end
@@ -82,8 +90,7 @@ local got
 -- Acquired: 2 × fence, + 1 if processes wait. (Whoever does not queue does not look: a lock that was free has waiters only
 -- after an accident, and the first renewal tells.)
 -- Held: - (5 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of another kind).
--- Quarantined: -1. The record, if there is one; 1 if it is too long to come along: Lua takes its time over long strings, and
--- keeps Redis from its other clients.
+-- Quarantined: -1. The record, if there is one.
 local function acquire(owner, queue, token, may_queue, may_be_record)
   if is_quarantined() then
     return -1
@@ -96,7 +103,7 @@ local function acquire(owner, queue, token, may_queue, may_be_record)
     end
     return 2 * next_fence() + some(waiting)
   end
-  local current = may_be_record and call('GETRANGE', owner, 0, LONG) or call('GET', owner)
+  local current = read(owner)
   if current == token then
     got = true
     call('PEXPIRE', owner, ttl)
@@ -104,7 +111,7 @@ local function acquire(owner, queue, token, may_queue, may_be_record)
   end
   local process, number = parts_of(current)
   if may_be_record and not process then
-    return #current > LONG and 1 or current
+    return current
   end
   local remaining = call('PTTL', owner)
   if may_queue then
@@ -145,7 +152,7 @@ end
 
 -- 1, + 1 if the token had the lock, + 2 if the lock went to the next.
 local function release(owner, queue, token)
-  local current = call('GET', owner)
+  local current = read(owner)
   if current ~= token then
     call('LREM', queue, 0, token)
     if current then
@@ -164,7 +171,7 @@ end
 
 -- 2: the record is there, by this call or by one whose reply was lost. 1: the lock is not this token's.
 local function complete(owner, queue, token, record, retention)
-  local current = call('GET', owner)
+  local current = read(owner)
   if current == record then
     return 2
   elseif current ~= token then
@@ -183,7 +190,7 @@ end
 
 -- 2: renewed. 3: renewed, and processes wait. 1: it is not this token's.
 local function renew(owner, queue, token)
-  if call('GET', owner) ~= token then
+  if read(owner) ~= token then
     return 1
   end
   call('PEXPIRE', owner, ttl)
@@ -193,7 +200,7 @@ end
 -- 2: the lock is this token's. 1: it is not. It writes nothing: Redis tells the clients that watch a name of every write
 -- to it, in whatever database, and another's check would follow.
 local function check(owner, token)
-  return call('GET', owner) == token and 2 or 1
+  return read(owner) == token and 2 or 1
 end
 
 local replies, failure, number, at, last = {}, nil, 0, 5, #ARGV

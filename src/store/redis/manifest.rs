@@ -1,0 +1,215 @@
+//! [`Manifest`]: what stands in the lock's place for a record that is kept in parts.
+//!
+//! Binary, in this order; numbers are big-endian:
+//!
+//! | | |
+//! |---|---|
+//! | `TDLM` | no token of a lock and no record begins like that |
+//! | version, 1 byte | 1 |
+//! | the parts' id, 16 bytes | see [`part_name`](super::batch::part_name) |
+//! | length of the record, 8 bytes | |
+//! | length of each part but the last, 4 bytes | |
+//! | SHA-256 of the record, 32 bytes | |
+
+use std::fmt;
+use std::ops::Range;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use uuid::Uuid;
+
+const MAGIC: &[u8] = b"TDLM";
+const VERSION: u8 = 1;
+const LENGTH: usize = 4 + 1 + 16 + 8 + 4 + 32;
+/// More bytes than any record has: the layer keeps no body of more than half of that.
+const MAX_RECORD: usize = 512 << 20;
+
+/// A record that is cut into parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Parts {
+    /// In the names of all of them, and of no other record's.
+    pub(super) id: Uuid,
+    /// Bytes of the record.
+    pub(super) length: usize,
+    /// Bytes of each part but the last.
+    pub(super) each: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    pub(super) parts: Parts,
+    pub(super) checksum: [u8; 32],
+}
+
+/// Why there is no record to be had, though Redis has its manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Damage {
+    /// A newer version of this crate wrote the manifest.
+    Version(u8),
+    /// It is no manifest that this crate writes.
+    Corrupt,
+    /// A part is not there, or has another length.
+    Missing,
+    /// The parts are not those that were written.
+    Checksum,
+}
+
+impl Parts {
+    /// `None` if it is too long.
+    pub(super) fn of(length: usize, each: usize) -> Option<Self> {
+        let id = Uuid::new_v4();
+        (length <= MAX_RECORD).then_some(Self { id, length, each })
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.length.div_ceil(self.each)
+    }
+
+    /// Where in the record each part is.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let Self { length, each, .. } = *self;
+        (0..length)
+            .step_by(each)
+            .map(move |begin| begin..length.min(begin + each))
+    }
+}
+
+impl Manifest {
+    pub(in crate::store) fn parts(&self) -> Parts {
+        self.parts
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(LENGTH);
+        out.put_slice(MAGIC);
+        out.put_u8(VERSION);
+        out.put_slice(self.parts.id.as_bytes());
+        out.put_u64(self.parts.length as u64);
+        out.put_u32(self.parts.each as u32);
+        out.put_slice(&self.checksum);
+        out.freeze()
+    }
+
+    /// `None`: this is not a manifest, but perhaps a record.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Result<Self, Damage>> {
+        let rest = bytes.strip_prefix(MAGIC)?;
+        Some(match rest.first() {
+            Some(&VERSION) if bytes.len() == LENGTH => Self::fields(&rest[1..]),
+            Some(&version) if version > VERSION => Err(Damage::Version(version)),
+            _ => Err(Damage::Corrupt),
+        })
+    }
+
+    fn fields(mut bytes: &[u8]) -> Result<Self, Damage> {
+        let id = Uuid::from_u128(bytes.get_u128());
+        let length = usize::try_from(bytes.get_u64()).unwrap_or(usize::MAX);
+        let each = bytes.get_u32() as usize;
+        let mut checksum = [0; 32];
+        bytes.copy_to_slice(&mut checksum);
+        let parts = Parts { id, length, each };
+        match length <= MAX_RECORD && each > 0 {
+            true => Ok(Self { parts, checksum }),
+            false => Err(Damage::Corrupt),
+        }
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version(version) => write!(
+                f,
+                "its manifest has version {version}, and this crate reads version {VERSION}: a newer one wrote it"
+            ),
+            Self::Corrupt => f.write_str("its manifest is not what this crate wrote"),
+            Self::Missing => f.write_str(
+                "one of its parts is missing: Redis evicted it, or another client deleted it",
+            ),
+            Self::Checksum => f.write_str("its parts are not what was written"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn manifest(id: u128, length: usize, each: usize, byte: u8) -> Manifest {
+        Manifest {
+            parts: Parts {
+                id: Uuid::from_u128(id),
+                length,
+                each,
+            },
+            checksum: [byte; 32],
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(id: u128, length in 0..=MAX_RECORD, each in 1..=usize::MAX >> 32, byte: u8) {
+            let manifest = manifest(id, length, each, byte);
+            prop_assert_eq!(Manifest::decode(&manifest.encode()), Some(Ok(manifest)));
+        }
+
+        #[test]
+        fn whatever_begins_like_a_manifest_is_one_or_damaged(version in 0_u8..4, rest in vec(any::<u8>(), 55..65)) {
+            let bytes = [MAGIC, &[version], &rest].concat();
+            match Manifest::decode(&bytes).unwrap() {
+                Ok(manifest) => prop_assert_eq!(&manifest.encode()[..], &bytes[..]),
+                Err(Damage::Version(read)) => prop_assert!(read == version && version > VERSION),
+                Err(damage) => prop_assert_eq!(damage, Damage::Corrupt),
+            }
+        }
+
+        #[test]
+        fn the_parts_are_the_whole_record(length in 0..2000_usize, each in 1..300_usize) {
+            let parts = manifest(0, length, each, 0).parts;
+            let mut end = 0;
+            for range in parts.ranges() {
+                prop_assert_eq!(range.start, end);
+                prop_assert!(!range.is_empty() && range.len() <= each);
+                end = range.end;
+            }
+            prop_assert_eq!(end, length);
+            prop_assert_eq!(parts.ranges().count(), parts.count());
+        }
+    }
+
+    #[test]
+    fn a_manifest_of_more_than_a_record_can_have_is_corrupt() {
+        for (length, each) in [(MAX_RECORD + 1, 1), (usize::MAX, 1), (1, 0)] {
+            let bytes = manifest(1, length, each, 0).encode();
+            assert_eq!(Manifest::decode(&bytes), Some(Err(Damage::Corrupt)));
+        }
+        assert!(Parts::of(MAX_RECORD + 1, 1).is_none());
+    }
+
+    #[test]
+    fn a_record_or_a_token_is_no_manifest() {
+        for other in [
+            &b"TDLR\x01"[..],
+            b"0123456789abcdef0123456789abcdef:1",
+            b"TDL",
+            b"",
+        ] {
+            assert_eq!(Manifest::decode(other), None);
+        }
+    }
+
+    /// A new version of the crate must be able to read what this one wrote.
+    #[test]
+    fn the_form_stays_as_it_is() {
+        let form = [
+            &b"TDLM\x01"[..],
+            b"\0\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f",
+            b"\0\0\0\0\0\x01\x02\x03",
+            b"\0\0\x04\0",
+            &[7; 32],
+        ];
+        let id = 0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f;
+        assert_eq!(manifest(id, 0x01_02_03, 0x400, 7).encode(), form.concat());
+    }
+}
