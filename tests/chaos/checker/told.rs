@@ -13,19 +13,27 @@ pub(super) fn check_success(events: &[Event], holds: &[Hold], report: &mut Repor
         .filter(|hold| hold.done.is_some() && hold.is_known_to_be_over);
     let outlived: HashMap<_, _> = outlived.map(|hold| (hold.request(), hold)).collect();
     for event in events.iter().filter(|event| event.what == What::Answered) {
-        if let Some(run) = outlived.get(&(event.by, event.id))
+        let Some(run) = outlived.get(&(event.by, event.id)) else {
+            continue;
+        };
+        let next = match run.is_event() {
+            true => next(run, holds),
+            false => Some(*run),
+        };
+        if let Some(next) = next
             && event.text == "200"
-            && (!run.is_event() || is_followed(run, holds))
         {
             let rule = "no success past the lease";
-            violated(report, rule, run, run, event.at);
+            violated(report, rule, run, next, event.at);
         }
     }
 }
 
-fn is_followed(run: &Hold, holds: &[Hold]) -> bool {
-    let mut others = holds.iter().filter(|other| other.key == run.key);
-    others.any(|other| other.granted > run.granted)
+/// Another run of the same event, under a later lease.
+fn next<'a>(run: &Hold, holds: &'a [Hold]) -> Option<&'a Hold> {
+    holds
+        .iter()
+        .find(|other| other.key == run.key && other.token > run.token)
 }
 
 /// The record of a run that succeeded ends its lease. So nothing runs for its event before the
