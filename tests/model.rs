@@ -260,14 +260,29 @@ fn with_requests_that_do_not_wait() {
 /// A request that waits, one that joins it without waiting, the first one leaves, and no answer comes.
 #[test]
 fn with_requests_of_both_kinds_that_give_up_while_connections_break() {
-    let (impatient, cancellations, disconnections) = (1, 1, 1);
+    let (cancellations, disconnections) = (1, 1);
     let faults = Faults {
-        impatient,
         cancellations,
         disconnections,
         ..NONE
     };
-    holds(&[1, 1], faults);
+    let impatient = 1;
+    holds(
+        &[1, 1],
+        Faults {
+            impatient,
+            ..faults
+        },
+    );
+    let (impatient, foreign) = (2, 1);
+    holds(
+        &[1],
+        Faults {
+            impatient,
+            foreign,
+            ..faults
+        },
+    );
 }
 
 #[test]

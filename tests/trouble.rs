@@ -1269,6 +1269,18 @@ async fn a_waker_that_panics_takes_no_other_request_along() {
     let proxy = Proxy::start(server.port).await;
     let locks = minute().connect(&proxy.url()).await.unwrap();
     proxy.set(Mode::HoldAnswers);
+    // As many calls as may be on their way: what comes now goes out in one call, and is answered together.
+    let mut first = Vec::new();
+    for key in ["first", "second"] {
+        let mut request = Box::pin(locks.try_acquire(key));
+        assert!(futures_util::poll!(&mut request).is_pending());
+        first.push(request);
+        let name = format!("lock:{key}");
+        eventually("it is there", || async {
+            value(&redis, &name).await.is_some()
+        })
+        .await;
+    }
     let waker = std::task::Waker::from(Arc::new(Panics));
     let mut context = std::task::Context::from_waker(&waker);
     let mut panicking = Box::pin(locks.try_acquire("a"));
@@ -1280,6 +1292,9 @@ async fn a_waker_that_panics_takes_no_other_request_along() {
         })
         .collect();
     proxy.set(Mode::Forward);
+    for request in first {
+        drop(soon("an answer", request).await.unwrap());
+    }
     for other in others {
         drop(soon("an answer", other).await.unwrap().unwrap());
     }
