@@ -34,11 +34,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use audit::Findings;
 use client::{Answer, Leaves, Outcome, deliver};
-use common::{RedisServer, eventually, soon};
-use futures_util::future::join_all;
+use common::{RedisServer, eventually, run, soon};
+use futures_util::future::{join, join_all};
 use random::Random;
 use stall::Pings;
-use storage::{Entry, Storage};
+use storage::{Entry, Run, Storage};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::runtime::Runtime;
@@ -59,6 +59,14 @@ const TESTS: &[(&str, Test)] = &[
     ("with_kills_only_a_run_that_was_cut_off_is_repeated", || {
         Box::pin(with_kills_only_a_run_that_was_cut_off_is_repeated())
     }),
+    (
+        "during_a_deployment_and_out_of_memory_only_a_run_past_its_lease_is_repeated",
+        || Box::pin(during_a_deployment_and_out_of_memory_only_a_run_past_its_lease_is_repeated()),
+    ),
+    (
+        "the_audit_tells_a_run_past_its_lease_from_one_too_many",
+        || Box::pin(the_audit_tells_a_run_past_its_lease_from_one_too_many()),
+    ),
 ];
 
 fn main() -> ExitCode {
@@ -105,7 +113,7 @@ fn main() -> ExitCode {
 }
 
 async fn without_kills_each_event_takes_effect_once() {
-    calm_after(2000, 0, |storm, violations| {
+    calm_after(Weather::new(2000), |storm, violations| {
         let mut must = |holds: bool, what: &str| {
             if !holds {
                 violations.push(format!("not so: {what}"));
@@ -113,6 +121,7 @@ async fn without_kills_each_event_takes_effect_once() {
         };
         must(storm.findings.effects == EVENTS, "each takes effect once");
         must(storm.findings.cut_off == (0, 0), "no run is cut off");
+        must(storm.findings.outlived.is_empty(), "no lease is lost");
         let all_answered = storm.no_answer <= storm.findings.panics;
         must(
             all_answered,
@@ -125,10 +134,31 @@ async fn without_kills_each_event_takes_effect_once() {
 
 async fn with_kills_only_a_run_that_was_cut_off_is_repeated() {
     const KILLS: usize = 8;
-    calm_after(600, KILLS, |storm, violations| {
+    let weather = Weather {
+        kills: KILLS,
+        ..Weather::new(600)
+    };
+    calm_after(weather, |storm, violations| {
         let (before, after) = storm.findings.cut_off;
         assert_eq!(storm.findings.kills, KILLS);
         assert!(before + after > 0, "no kill hit a run");
+        if storm.findings.effects != EVENTS + after {
+            violations.push("an effect too many or too few".to_owned());
+        }
+        if !storm.findings.outlived.is_empty() {
+            violations.push("a lease was lost".to_owned());
+        }
+    })
+    .await;
+}
+
+async fn during_a_deployment_and_out_of_memory_only_a_run_past_its_lease_is_repeated() {
+    let weather = Weather {
+        is_rough: true,
+        ..Weather::new(800)
+    };
+    calm_after(weather, |storm, violations| {
+        let (_, after) = storm.findings.cut_off;
         if storm.findings.effects != EVENTS + after {
             violations.push("an effect too many or too few".to_owned());
         }
@@ -136,11 +166,65 @@ async fn with_kills_only_a_run_that_was_cut_off_is_repeated() {
     .await;
 }
 
+async fn the_audit_tells_a_run_past_its_lease_from_one_too_many() {
+    let run = |number| Run {
+        event: 7,
+        number,
+        node: 0,
+    };
+    let first = [Entry::Began(run(1)), Entry::TookEffect(run(1))];
+    let second = [
+        Entry::Began(run(2)),
+        Entry::TookEffect(run(2)),
+        Entry::Succeeded(run(2)),
+    ];
+    let log = |between: Entry| [&first[..], &[between], &second].concat();
+    assert!(
+        Findings::of(&log(Entry::Succeeded(run(1))))
+            .violations
+            .len()
+            == 1
+    );
+    let findings = Findings::of(&log(Entry::Outlived(run(1))));
+    assert_eq!((findings.violations.len(), findings.effects), (0, 2));
+
+    let told = |number| {
+        let answer = Answer {
+            status: 200,
+            is_replay: false,
+            body: run(number).to_string(),
+        };
+        let mut violations = Vec::new();
+        findings.events[&7].answers(7, &[answer], &mut violations);
+        violations.len()
+    };
+    assert_eq!((told(1), told(2)), (1, 0));
+}
+
+/// What comes upon the nodes.
+#[derive(Clone, Copy)]
+struct Weather {
+    ttl_ms: u64,
+    kills: usize,
+    /// See [`node::IS_ROUGH`]. And Redis is out of memory for moments.
+    is_rough: bool,
+}
+
+impl Weather {
+    fn new(ttl_ms: u64) -> Self {
+        Self {
+            ttl_ms,
+            kills: 0,
+            is_rough: false,
+        }
+    }
+}
+
 /// A storm in which no rule may be broken, nor any of `more`. If one was, and the machine stood still meanwhile, that says
 /// nothing, and there is another one.
-async fn calm_after(ttl_ms: u64, kills: usize, more: impl Fn(&Storm, &mut Vec<String>)) {
+async fn calm_after(weather: Weather, more: impl Fn(&Storm, &mut Vec<String>)) {
     for _ in 0..5 {
-        let storm = storm(ttl_ms, kills).await;
+        let storm = storm(weather).await;
         let mut violations = storm.findings.violations.clone();
         more(&storm, &mut violations);
         if violations.is_empty() {
@@ -151,7 +235,7 @@ async fn calm_after(ttl_ms: u64, kills: usize, more: impl Fn(&Storm, &mut Vec<St
             println!("violation: {violation}");
         }
         // What is left of a lease when its renewal is due.
-        let bearable = ttl_ms / 2;
+        let bearable = weather.ttl_ms / 2;
         assert!(
             storm.stood_still > bearable,
             "{} violations",
@@ -172,7 +256,7 @@ struct Storm {
     locks: RedisServer,
 }
 
-async fn storm(ttl_ms: u64, kills: usize) -> Storm {
+async fn storm(weather: Weather) -> Storm {
     let seed = match std::env::var(node::SEED) {
         Ok(seed) => seed.parse().unwrap(),
         Err(_) => SystemTime::now()
@@ -189,7 +273,7 @@ async fn storm(ttl_ms: u64, kills: usize) -> Storm {
     let started = Instant::now();
     let mut cluster = Cluster {
         seed,
-        ttl_ms,
+        weather,
         locks: locks.url(),
         storage: server.url(),
         ports: Arc::default(),
@@ -222,9 +306,14 @@ async fn storm(ttl_ms: u64, kills: usize) -> Storm {
         }
     };
     soon("every event has a 200", async {
-        tokio::join!(events, cluster.lose(kills, &storage));
+        let all = join(events, cluster.lose(weather.kills, &storage));
+        tokio::select! {
+            _ = all => {}
+            () = run_out_of_memory(&locks, seed), if weather.is_rough => {}
+        }
     })
     .await;
+    run(&locks.client().await, "CONFIG SET maxmemory 0").await;
     // Every node has the same to say.
     let at_the_end = (0..EVENTS).map(|event| {
         let sender = &sender;
@@ -264,8 +353,8 @@ async fn storm(ttl_ms: u64, kills: usize) -> Storm {
     let no_answer = sender.no_answer.load(Ordering::Relaxed);
     println!(
         "{NODES} nodes, {EVENTS} events, {} deliveries in {:.1} s: answers by status {statuses:?}, {replays} of them \
-         replays; {no_answer} without an answer, {} disconnects; {} runs, {} failures, {} panics; {} kills, which cut off {} \
-         runs before their effect and {} after it; {} effects; {} violations; at \
+         replays; {no_answer} without an answer, {} disconnects; {} runs, {} failures, {} panics; {} kills; {} runs \
+         cut off before their effect and {} after it, {} past their lease; {} effects; {} violations; at \
          times, the machine stood still for {stood_still} ms",
         sender.deliveries.load(Ordering::Relaxed),
         started.elapsed().as_secs_f64(),
@@ -276,6 +365,7 @@ async fn storm(ttl_ms: u64, kills: usize) -> Storm {
         findings.kills,
         findings.cut_off.0,
         findings.cut_off.1,
+        findings.outlived.len(),
         findings.effects,
         findings.violations.len(),
     );
@@ -285,6 +375,18 @@ async fn storm(ttl_ms: u64, kills: usize) -> Storm {
         no_answer,
         stood_still,
         locks,
+    }
+}
+
+/// For moments, again and again.
+async fn run_out_of_memory(locks: &RedisServer, seed: u64) {
+    let redis = locks.client().await;
+    let mut random = Random::new(seed, &[4]);
+    loop {
+        sleep(random.millis(50, 400)).await;
+        run(&redis, "CONFIG SET maxmemory 1").await;
+        sleep(random.millis(10, 250)).await;
+        run(&redis, "CONFIG SET maxmemory 0").await;
     }
 }
 
@@ -306,7 +408,7 @@ async fn only_records_are_left(server: &RedisServer) {
 
 struct Cluster {
     seed: u64,
-    ttl_ms: u64,
+    weather: Weather,
     locks: String,
     storage: String,
     /// One for each node that is to be there.
@@ -320,10 +422,14 @@ impl Cluster {
     async fn start(&mut self) -> (u64, Child, u16) {
         let number = self.next;
         self.next += 1;
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut node = Command::new(std::env::current_exe().unwrap());
+        if self.weather.is_rough {
+            node.env(node::IS_ROUGH, "");
+        }
+        let mut child = node
             .env(node::NODE, number.to_string())
             .env(node::SEED, self.seed.to_string())
-            .env(node::TTL_MS, self.ttl_ms.to_string())
+            .env(node::TTL_MS, self.weather.ttl_ms.to_string())
             .env(node::LOCKS, &self.locks)
             .env(node::STORAGE, &self.storage)
             .stdin(Stdio::piped())

@@ -86,8 +86,8 @@ impl Crew {
         self.log.of(orders.number).note(What::Killed, 0, 0, "");
         let step = self.places.len() as u32;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        // Of the same kind: see `worker::main`.
-        orders.number = number * step * 2 + orders.number % 2;
+        // Of the same kind: see `Runtimes::of`.
+        orders.number = number * step * 4 + orders.number % 4;
         orders.seed ^= u64::from(orders.number);
         *worker = Worker::start(orders);
     }

@@ -45,16 +45,18 @@ whats! {
     Accepted
     /// It had seen a higher token.
     Rejected
-    /// Nothing of the process ran between `before` and `at`.
+    /// Nothing of a runtime of the process (`id`) ran between `before` and `at`.
     Stall
-    /// An event for the idempotency layer (`number`, `text` as with `Asked`).
+    /// A request for a layer (`number`, `text` as with `Asked`): an event, or a lock's key.
     Delivered
     /// Its answer (`text`).
     Answered
-    /// Its handler runs (`number`: the fencing token; `text`: the event).
+    /// Its handler runs (`number`: the fencing token).
     Began
-    /// The handler has done its work.
+    /// The handler has done its work (`number`: the status; `before`: until when its lease is good).
     Done
+    /// A thread of the process panicked (`text`).
+    Panicked
     /// The process is about to end by itself.
     Closed
     /// The process was killed, at this time at the latest (`by`: which).
@@ -62,6 +64,11 @@ whats! {
     /// A fault is about to begin (`text`: its name), and is over.
     FaultBegins
     FaultEnds
+    /// A lock was in Redis, at some time between `before` and `at` (`number`: for so many ns more;
+    /// `text`: its name and its value).
+    Seen
+    /// Redis carried out so many commands (`number`) between `before` and `at`.
+    Commands
 }
 
 #[derive(Clone, Debug)]
@@ -70,7 +77,7 @@ pub struct Event {
     /// The number of the process.
     pub by: u32,
     pub what: What,
-    /// Which request or fault of that process.
+    /// Which request, fault or runtime of that process.
     pub id: u64,
     pub number: u64,
     pub before: u64,

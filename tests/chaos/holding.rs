@@ -6,6 +6,7 @@ use crate::client::{Client, Held};
 use crate::clock::nanos;
 use crate::history::{Log, What};
 use crate::random::Random;
+use crate::variety::Variety;
 use crate::worker::{Me, Mood};
 
 /// Whether the lock is held; and when that was found, into the history.
@@ -19,11 +20,13 @@ pub fn look(log: &Log, id: u64, is_held: impl FnOnce() -> bool) -> bool {
 
 pub async fn hold(me: &Me, id: u64, key: &str, held: Held, random: &mut Random) {
     // The crate's locks change hands more often; the textbook's mistakes show in long holds.
-    // Of the textbook's, a renewal that was late may find the lock to be held after all.
-    let (short, long, ends_when_lost) = match me.client {
-        Client::Crate(_) => (84, 97, true),
-        Client::Textbook(_) => (65, 88, false),
+    let (short, long) = match me.client {
+        Client::Crate(_) if me.worker.orders.has(Variety::LongHolds) => (40, 75),
+        Client::Crate(_) => (84, 97),
+        Client::Textbook(_) => (65, 88),
     };
+    // Of the textbook's, a renewal that was late may find the lock to be held after all.
+    let ends_when_lost = matches!(me.client, Client::Crate(_));
     let time = match random.below(100) {
         _ if me.mood() != Mood::Wild => random.ms(0, 10),
         percent if percent < short => random.ms(0, 50),
@@ -76,7 +79,7 @@ pub async fn hold(me: &Me, id: u64, key: &str, held: Held, random: &mut Random) 
 
 async fn write(me: &Me, id: u64, key: &str, token: u64, how: &str) {
     let before = nanos();
-    let accepted = me.store.clone().write(key, token).await;
+    let accepted = me.store.clone().write(&me.name(key), token).await;
     let what = if accepted {
         What::Accepted
     } else {

@@ -2,8 +2,9 @@
 //! is written down, and a checker proves from that history alone what the crate promises.
 //!
 //! This program is its own worker: started with [`WORKER`] set, it makes requests. Started without, it runs the phases:
-//! `CHAOS_SECONDS` (45) in total, with `CHAOS_SEED`, or a seed from the clock. The seed fixes what is tried, not how the
-//! processes run: the same one again is likely, not sure, to show the same.
+//! `CHAOS_SECONDS` (90) in total, with `CHAOS_SEED`, or a seed from the clock. The seed fixes what is tried, not how the
+//! processes run: the same one again is likely, not sure, to show the same. `CHAOS_PHASE` chooses the
+//! phases whose names contain it; `CHAOS_KEEP` keeps the history.
 
 #![allow(unreachable_pub)]
 
@@ -23,9 +24,13 @@ mod proxy;
 mod random;
 mod report;
 mod requests;
+mod runtimes;
 mod selftest;
+mod settings;
 mod store;
 mod textbook;
+mod variety;
+mod watch;
 mod worker;
 
 use std::process::ExitCode;
@@ -35,16 +40,20 @@ use common::PATIENCE;
 use faults::Gremlin;
 use phases::{Outcome, Phase};
 use random::Random;
+use variety::Variety;
 
 /// Set in the environment: this is a worker, and these are its orders.
 const WORKER: &str = "TOWER_DISTRIBUTED_LOCK_CHAOS_WORKER";
 
 fn phases() -> Vec<Phase> {
-    use Gremlin::{ClockBack, ClockForward, Loss, Network, Processes, Server};
+    use Gremlin::{
+        ClockBack, ClockForward, Loss, Memory, Narrow, Network, Outages, Processes, Server,
+    };
     let phase = Phase {
         name: "Redis keeps its data",
-        part: 38.0,
+        part: 19.0,
         gremlins: &[Network, Processes, Processes, Server],
+        variety: &[],
         workers: 5,
         textbook: None,
         quarantine: false,
@@ -57,7 +66,7 @@ fn phases() -> Vec<Phase> {
     ];
     let losses = quarantines.map(|(quarantine, name)| Phase {
         name,
-        part: 18.0 / quarantines.len() as f64,
+        part: 9.0 / quarantines.len() as f64,
         gremlins: &[Loss, Network, Processes],
         workers: 4,
         quarantine,
@@ -68,7 +77,7 @@ fn phases() -> Vec<Phase> {
         phase.clone(),
         Phase {
             name: "its clock is set back",
-            part: 11.0,
+            part: 5.5,
             gremlins: &[ClockBack, Processes],
             workers: 3,
             ..phase
@@ -76,10 +85,50 @@ fn phases() -> Vec<Phase> {
         // The server lets locks expire too early then. Nobody can know.
         Phase {
             name: "its clock is set forward",
-            part: 10.0,
+            part: 5.0,
             gremlins: &[ClockForward, Processes],
             workers: 3,
             exclusive: false,
+            ..phase
+        },
+        Phase {
+            name: "settings differ",
+            part: 15.0,
+            gremlins: &[Outages],
+            variety: &[Variety::Settings, Variety::LongHolds],
+            workers: 8,
+            ..phase
+        },
+        Phase {
+            name: "runtimes differ",
+            part: 11.0,
+            gremlins: &[Processes, Server],
+            variety: &[Variety::Runtimes, Variety::Blocking],
+            workers: 4,
+            ..phase
+        },
+        Phase {
+            name: "databases differ",
+            part: 9.0,
+            gremlins: &[],
+            variety: &[Variety::Databases, Variety::LongHolds],
+            workers: 4,
+            ..phase
+        },
+        Phase {
+            name: "out of memory for moments",
+            part: 10.0,
+            gremlins: &[Memory],
+            variety: &[Variety::Events],
+            workers: 4,
+            ..phase
+        },
+        Phase {
+            name: "long answers, a narrow network",
+            part: 9.0,
+            gremlins: &[Narrow],
+            variety: &[Variety::LongAnswers],
+            workers: 3,
             ..phase
         },
     ];
@@ -103,12 +152,13 @@ async fn run(seconds: f64, seed: u64) -> bool {
     }
     let mut outcomes: Vec<Outcome> = Vec::new();
     for (number, phase) in phases().into_iter().enumerate() {
-        if phase.sets_clock() && !has_clock {
+        let random = random.fork();
+        if phase.sets_clock() && !has_clock || !is_chosen(phase.name) {
             continue;
         }
         let time = Duration::from_secs_f64(seconds * phase.part / 100.0);
         let dir = dir.join(number.to_string());
-        outcomes.push(phase.run(time, &dir, random.fork()).await);
+        outcomes.push(phase.run(time, &dir, random).await);
     }
     let rest = Duration::from_secs_f64(seconds * mutants::PART / 100.0);
     outcomes.extend(mutants::run(rest, &dir, &mut random).await);
@@ -116,6 +166,11 @@ async fn run(seconds: f64, seed: u64) -> bool {
     report::figures(&outcomes);
     report::failures(&outcomes, seed);
     outcomes.iter().all(Outcome::is_as_expected)
+}
+
+fn is_chosen(phase: &str) -> bool {
+    std::env::var("CHAOS_PHASE").is_ok_and(|part| phase.contains(&part))
+        || std::env::var_os("CHAOS_PHASE").is_none()
 }
 
 /// A directory that goes when this does.
@@ -152,7 +207,7 @@ fn main() -> ExitCode {
             .map(|value| value.parse().expect(name))
     };
     let seed = number("CHAOS_SEED").unwrap_or_else(|| clock::nanos() ^ clock::wall_ahead());
-    let seconds = number("CHAOS_SECONDS").unwrap_or(45);
+    let seconds = number("CHAOS_SECONDS").unwrap_or(90);
     println!("CHAOS_SEED={seed} CHAOS_SECONDS={seconds}");
     let wrong = selftest::wrong();
     if !wrong.is_empty() {

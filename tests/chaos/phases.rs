@@ -17,9 +17,12 @@ use crate::faults::{self, Gremlin, Scene, clock, loss};
 use crate::history::{self, Log};
 use crate::random::Random;
 use crate::requests::KEYS;
+use crate::settings::{LONGEST_TTL, Settings};
 use crate::store::Store;
 use crate::textbook::Flaw;
-use crate::worker::{COMMAND_TIMEOUT, Orders, TTL};
+use crate::variety::Variety;
+use crate::watch::watch;
+use crate::worker::{DATABASES, Orders, TTL, pulse};
 
 #[derive(Clone, Debug)]
 pub struct Phase {
@@ -27,6 +30,7 @@ pub struct Phase {
     /// Its part of the time, in percent.
     pub part: f64,
     pub gremlins: &'static [Gremlin],
+    pub variety: &'static [Variety],
     pub workers: u32,
     /// None: this crate.
     pub textbook: Option<Flaw>,
@@ -47,11 +51,6 @@ pub struct Outcome {
 /// How long nothing goes wrong at the end of a phase.
 const QUIET: Duration = Duration::from_millis(2500);
 
-/// Within what time a lock that nobody has goes to somebody who waits. It was locked by somebody who cannot release it (a time
-/// to live), then granted to somebody who is not there any more (another), and whoever asks may do so in vain once.
-pub const STUCK: Duration =
-    Duration::from_millis(2 * TTL.as_millis() as u64 + COMMAND_TIMEOUT.as_millis() as u64 + 600);
-
 impl Phase {
     fn has(&self, gremlin: Gremlin) -> bool {
         self.gremlins.contains(&gremlin)
@@ -59,6 +58,31 @@ impl Phase {
 
     pub fn sets_clock(&self) -> bool {
         self.has(Gremlin::ClockBack) || self.has(Gremlin::ClockForward)
+    }
+
+    fn varies(&self, variety: Variety) -> bool {
+        self.variety.contains(&variety)
+    }
+
+    fn longest_ttl(&self) -> Duration {
+        match self.varies(Variety::Settings) {
+            true => LONGEST_TTL,
+            false => TTL,
+        }
+    }
+
+    /// Within what time a lock that nobody has goes to somebody who waits. It was locked by somebody
+    /// who cannot release it (a time to live), then granted to somebody who is not there any more
+    /// (another), and whoever asks may do so in vain once.
+    pub fn stuck(&self) -> Duration {
+        2 * self.longest_ttl() + Settings::USUAL.command_timeout + Duration::from_millis(600)
+    }
+
+    fn databases(&self) -> u32 {
+        match self.varies(Variety::Databases) {
+            true => DATABASES,
+            false => 1,
+        }
     }
 
     pub async fn run(self, time: Duration, dir: &Path, mut random: Random) -> Outcome {
@@ -78,6 +102,7 @@ impl Phase {
             store_url: store_server.url(),
             textbook: self.textbook,
             quarantine: self.quarantine,
+            variety: self.variety.to_owned(),
             dir: dir.to_owned(),
         };
         let wall_before = wall_ahead();
@@ -99,6 +124,11 @@ impl Phase {
             .iter()
             .flat_map(|gremlin| faults::spawn(*gremlin, &scene, &mut random));
         let disturbing: Vec<_> = disturbing.collect();
+        // The network is in this process.
+        let pulse = tokio::spawn(pulse(scene.log.clone(), 0));
+        // Two servers have no common history, and a clock that is set tells no time.
+        let watching = (scene.servers.len() == 1 && !self.sets_clock())
+            .then(|| tokio::spawn(watch(Arc::clone(&scene), self.databases())));
         let quiet = if self.textbook.is_some() {
             QUIET / 5
         } else {
@@ -113,6 +143,10 @@ impl Phase {
         tokio::time::sleep(quiet).await;
         scene.crew.tell("finished").await;
         let stuck = scene.crew.ended().await;
+        pulse.abort();
+        if let Some(watching) = watching {
+            watching.abort();
+        }
         let left = self.left_in_redis(&scene).await;
 
         let wall_after = wall_ahead();
@@ -162,7 +196,10 @@ impl Phase {
             tokens_tell_time: self.textbook.is_none() && !self.sets_clock(),
             has_handoffs: self.textbook.is_none(),
             prompt: self.textbook.is_none(),
-            stuck_after: (!self.sets_clock() && self.textbook.is_none()).then_some(STUCK),
+            releases_at_limit: self.textbook.is_none() && !self.has(Gremlin::Loss),
+            frugal: self.textbook.is_none(),
+            calm: self.gremlins.iter().all(|one| *one == Gremlin::Narrow),
+            stuck_after: (!self.sets_clock() && self.textbook.is_none()).then_some(self.stuck()),
             drift: wall_before.abs_diff(wall_after),
             wall_ahead: wall_before,
         }
@@ -176,16 +213,23 @@ impl Phase {
         let names = KEYS.map(|key| [format!("lock:{key}"), format!("{{lock:{key}}}:queue")]);
         let names = names.as_flattened().join(" ");
         let started = Instant::now();
-        loop {
-            let count = scene.command(0, &format!("EXISTS {names}")).await;
-            if count == "0" {
-                return Vec::new();
+        let mut left = Vec::new();
+        for database in 0..self.databases() {
+            loop {
+                let count = scene
+                    .command_in(0, database, &format!("EXISTS {names}"))
+                    .await;
+                if count == "0" {
+                    break;
+                }
+                if started.elapsed() > 4 * self.longest_ttl() {
+                    left.push(format!("{count} of {names} in database {database}"));
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            if started.elapsed() > 4 * TTL {
-                return vec![format!("{count} of {names}")];
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        left
     }
 }
 

@@ -21,7 +21,15 @@ pub enum Way {
     Drip,
     /// In packets of a few bytes.
     Split,
+    /// No faster than [`BANDWIDTH`].
+    Narrow,
 }
+
+/// In bytes per second: 100 Mbit/s.
+const BANDWIDTH: f64 = 12.5e6;
+
+/// What takes no time worth telling.
+const SMALL: usize = 4096;
 
 /// What happens to the connections that there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,11 +169,14 @@ async fn pump(
                 return;
             };
             let some = match now {
-                Way::Late(_) | Way::Clear | Way::Hold => bytes.len(),
+                Way::Late(_) | Way::Clear | Way::Hold | Way::Narrow => bytes.len(),
                 Way::Drip | Way::Split => bytes.len().min(1 + length % 13),
             };
             match now {
                 Way::Late(time) => tokio::time::sleep(time).await,
+                Way::Narrow if some > SMALL => {
+                    tokio::time::sleep(Duration::from_secs_f64(some as f64 / BANDWIDTH)).await;
+                }
                 Way::Drip => tokio::time::sleep(Duration::from_millis(1)).await,
                 _ => {}
             }

@@ -2,7 +2,7 @@
 
 use crate::checker::promptness;
 use crate::clock::MS;
-use crate::phases::{Outcome, STUCK};
+use crate::phases::Outcome;
 use crate::textbook::Flaw;
 
 impl Outcome {
@@ -130,12 +130,22 @@ pub fn figures(outcomes: &[Outcome]) {
         "≤",
         ms(promptness::SLACK),
     );
-    let stuck = own().map(|outcome| outcome.report.longest_stuck).max();
+    let stuck = own().map(|outcome| {
+        let limit = outcome.phase.stuck().as_nanos() as u64;
+        outcome.report.longest_stuck * 100 / limit
+    });
     figure(
-        "chaos_longest_stuck_ms",
-        ms(stuck.unwrap_or(0)),
+        "chaos_longest_stuck_percent_of_allowed",
+        stuck.max().unwrap_or(0) as f64,
         "≤",
-        STUCK.as_millis() as f64,
+        100.0,
+    );
+    let busiest = own().map(|outcome| outcome.report.busiest).max();
+    figure(
+        "chaos_commands_percent_of_allowed",
+        busiest.unwrap_or(0) as f64,
+        "≤",
+        100.0,
     );
     let closest = own()
         .filter_map(|outcome| outcome.report.closest_loss)

@@ -21,15 +21,18 @@ pub enum Flaw {
     TrustsFromTheReply,
     /// Fences by `INCR`, which starts again from one when the data is lost.
     CountsFences,
+    /// Now and then goes on to renew what was given back, for some time, and releases nothing.
+    ForgetsToStop,
 }
 
 impl Flaw {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::None,
         Self::ReleasesBlindly,
         Self::RenewsBlindly,
         Self::TrustsFromTheReply,
         Self::CountsFences,
+        Self::ForgetsToStop,
     ];
 }
 
@@ -175,6 +178,10 @@ impl Lease {
         self.until.store(until, Ordering::SeqCst);
     }
 
+    fn forgets_to_stop(&self) -> bool {
+        self.textbook.flaw == Flaw::ForgetsToStop && self.fence.is_multiple_of(8)
+    }
+
     async fn release(&self) -> Option<u64> {
         let how = if self.textbook.flaw == Flaw::ReleasesBlindly {
             "blindly"
@@ -194,7 +201,8 @@ async fn renew(lease: Arc<Lease>) {
     } else {
         ""
     };
-    loop {
+    let most = if lease.forgets_to_stop() { 9 } else { u32::MAX };
+    for _ in 0..most {
         tokio::time::sleep(textbook.ttl / 3).await;
         let sent = nanos();
         let args = [lease.token.as_str(), &textbook.ttl_ms(), how];
@@ -224,6 +232,9 @@ impl Held {
     }
 
     pub async fn release(self) -> &'static str {
+        if self.lease.forgets_to_stop() {
+            return "Ok";
+        }
         self.renewing.abort();
         match self.lease.release().await {
             Some(1) => "Ok",
@@ -235,6 +246,8 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.renewing.abort();
+        if !self.lease.forgets_to_stop() {
+            self.renewing.abort();
+        }
     }
 }

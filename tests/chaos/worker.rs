@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::runtime::Builder;
 use tokio::sync::watch;
-use tower_distributed_lock::LockManager;
+use tower_distributed_lock::LockManagerBuilder;
 
 use crate::client::Client;
 use crate::clock::{MS, nanos};
@@ -16,11 +15,15 @@ use crate::handling::Handling;
 use crate::history::{Log, What};
 use crate::random::Random;
 use crate::requests;
+use crate::runtimes::{self, Runtimes};
+use crate::settings::Settings;
 use crate::store::Store;
 use crate::textbook::{Flaw, Textbook};
+use crate::variety::Variety;
 
-pub const TTL: Duration = Duration::from_millis(600);
-pub const COMMAND_TIMEOUT: Duration = Duration::from_millis(400);
+pub const TTL: Duration = Settings::USUAL.ttl;
+/// Databases of one server that have locks, with [`Variety::Databases`].
+pub const DATABASES: u32 = 2;
 /// Requests that a worker has under way at a time.
 const TASKS: u64 = 8;
 
@@ -34,6 +37,7 @@ pub struct Orders {
     /// None: this crate.
     pub textbook: Option<Flaw>,
     pub quarantine: bool,
+    pub variety: Vec<Variety>,
     pub dir: PathBuf,
 }
 
@@ -50,14 +54,15 @@ impl Orders {
             ..
         } = self;
         let client = self.textbook.map_or(0, flaw);
+        let variety = Variety::word(&self.variety);
         format!(
-            "{number} {seed} {url} {store_url} {client} {quarantine} {}",
+            "{number} {seed} {url} {store_url} {client} {quarantine} {variety} {}",
             dir.display()
         )
     }
 
     fn parse(line: &str) -> Option<Self> {
-        let mut fields = line.splitn(7, ' ');
+        let mut fields = line.splitn(8, ' ');
         let mut next = || fields.next();
         Some(Self {
             number: next()?.parse().ok()?,
@@ -69,20 +74,43 @@ impl Orders {
                 flaw => Some(Flaw::ALL[flaw - 1]),
             },
             quarantine: next()?.parse().ok()?,
+            variety: Variety::parse(next()?)?,
             dir: next()?.into(),
         })
     }
 
-    fn client(&self) -> Client {
-        if let Some(flaw) = self.textbook {
-            return Client::Textbook(Textbook::new(&self.url, TTL, flaw));
+    pub fn has(&self, variety: Variety) -> bool {
+        self.variety.contains(&variety)
+    }
+
+    /// Which database of the server has its locks.
+    fn database(&self) -> u32 {
+        match self.has(Variety::Databases) {
+            true => self.number % DATABASES,
+            false => 0,
         }
-        let builder = LockManager::builder()
-            .ttl(TTL)
-            .command_timeout(COMMAND_TIMEOUT)
-            .max_hold(Duration::from_millis(1500));
-        let builder = builder.quarantine(self.quarantine);
-        Client::Crate(builder.connect_lazy(&self.url).unwrap())
+    }
+
+    pub fn url(&self) -> String {
+        format!("{}/{}", self.url, self.database())
+    }
+
+    fn settings(&self) -> Settings {
+        match self.has(Variety::Settings) {
+            true => Settings::of(self.number, &mut Random(self.seed)),
+            false => Settings::USUAL,
+        }
+    }
+
+    pub fn builder(&self) -> LockManagerBuilder {
+        self.settings().builder().quarantine(self.quarantine)
+    }
+
+    pub fn client(&self) -> Client {
+        match self.textbook {
+            Some(flaw) => Client::Textbook(Textbook::new(&self.url(), TTL, flaw)),
+            None => Client::Crate(self.builder().connect_lazy(&self.url()).unwrap()),
+        }
     }
 }
 
@@ -95,23 +123,54 @@ pub enum Mood {
     Finished,
 }
 
-/// What all tasks of a worker share.
+pub struct Worker {
+    pub orders: Orders,
+    log: Log,
+    mood: watch::Receiver<Mood>,
+    ids: AtomicU64,
+}
+
+/// What the tasks of one runtime share.
 #[derive(Clone)]
 pub struct Me {
     pub client: Client,
     pub store: Store,
     pub log: Log,
-    pub mood: watch::Receiver<Mood>,
-    ids: Arc<AtomicU64>,
+    pub worker: Arc<Worker>,
+    runtime: u64,
 }
 
 impl Me {
     pub fn next_id(&self) -> u64 {
-        self.ids.fetch_add(1, Ordering::Relaxed)
+        self.worker.ids.fetch_add(1, Ordering::Relaxed) * runtimes::MOST + self.runtime
     }
 
     pub fn mood(&self) -> Mood {
-        *self.mood.borrow()
+        *self.worker.mood.borrow()
+    }
+
+    pub fn settings(&self) -> Settings {
+        self.worker.orders.settings()
+    }
+
+    /// Blocks the thread, as a handler should not.
+    pub fn block(&self, time: Duration) {
+        let before = nanos();
+        std::thread::sleep(time);
+        self.log.since(before, What::Stall, self.runtime, 0, "");
+    }
+
+    /// A lock's name in the history, and in the store: each database has its own.
+    pub fn name(&self, key: &str) -> String {
+        named(self.worker.orders.database(), key)
+    }
+}
+
+/// See [`Me::name`].
+pub fn named(database: u32, key: &str) -> String {
+    match database {
+        0 => key.to_owned(),
+        other => format!("{other}:{key}"),
     }
 }
 
@@ -132,51 +191,62 @@ pub fn main(line: &str) {
         // The test is over, however it ended.
         std::process::exit(1);
     });
-    // Every other worker has two threads. With one, the time of a signal can be judged: see `pulse`.
-    let runtime = match orders.number % 2 {
-        0 => Builder::new_current_thread().enable_all().build(),
-        _ => Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build(),
-    };
-    runtime.unwrap().block_on(work(&orders, watch));
+    let path = orders.dir.join(format!("{}.history", orders.number));
+    let log = Log::create(&path, orders.number);
+    tell_of_panics(log.clone());
+    let runtimes = Runtimes::of(&orders);
+    runtimes.run(&Arc::new(Worker {
+        orders,
+        log,
+        mood: watch,
+        ids: AtomicU64::new(1),
+    }));
     std::process::exit(0);
 }
 
-async fn work(orders: &Orders, mood: watch::Receiver<Mood>) {
-    let path = orders.dir.join(format!("{}.history", orders.number));
+/// Whatever the panic is caught by: this program's handlers do not panic.
+fn tell_of_panics(log: Log) {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        log.note(What::Panicked, 0, 0, &panic.to_string().replace('\n', " "));
+        print(panic);
+    }));
+}
+
+/// Makes requests in this runtime, until they are finished.
+pub async fn work(worker: &Arc<Worker>, client: Client, runtime: u64) -> Me {
+    let orders = &worker.orders;
     let me = Me {
-        client: orders.client(),
+        client,
         store: Store::connect(&orders.store_url).await,
-        log: Log::create(&path, orders.number),
-        mood,
-        ids: Arc::new(AtomicU64::new(1)),
+        log: worker.log.clone(),
+        worker: Arc::clone(worker),
+        runtime,
     };
-    tokio::spawn(pulse(me.log.clone()));
+    tokio::spawn(pulse(me.log.clone(), runtime));
     let handling = match &me.client {
-        Client::Crate(locks) => Some(Handling::new(&me, locks)),
+        Client::Crate(locks) => Some(Handling::new(locks)),
         Client::Textbook(_) => None,
     };
-    let mut random = Random(orders.seed);
+    let mut random = Random(orders.seed ^ runtime);
     let tasks: Vec<_> = (0..TASKS)
         .map(|_| tokio::spawn(requests::make(me.clone(), handling.clone(), random.fork())))
         .collect();
     for task in tasks {
         task.await.unwrap();
     }
-    me.client.close().await;
-    me.log.note(What::Closed, 0, 0, "");
+    me
 }
 
-/// Notes when nothing of this process ran: it was stopped, or others had the processors.
-async fn pulse(log: Log) {
+/// Notes when nothing of this runtime ran: the process was stopped, others had the processors, or a
+/// handler blocked the thread.
+pub async fn pulse(log: Log, runtime: u64) {
     let mut last = nanos();
     loop {
         tokio::time::sleep(Duration::from_millis(2)).await;
         let now = nanos();
         if now - last > 8 * MS {
-            log.since(last, What::Stall, 0, 0, "");
+            log.since(last, What::Stall, runtime, 0, "");
         }
         last = now;
     }

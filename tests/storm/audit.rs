@@ -14,7 +14,9 @@
 //! 5. All 200 of an event are the answer of the same run, the last one that took effect; the first of them is no
 //!    replay, and all others are.
 //! 6. A run goes on to its end when its client leaves: only a kill can cut it off.
-//! 7. Only what is to be remembered is replayed: no failure is.
+//! 7. A run that **outlives its lease**, as its handler blocks its thread, is like one that was cut off: another may
+//!    begin. Then the client of the first has no 200.
+//! 8. Only what is to be remembered is replayed: no failure is.
 //!
 //! All that is so as long as no lease is lost. A process that the machine keeps from running loses its leases:
 //! `storm/stall.rs` tells when that may have been so.
@@ -32,12 +34,14 @@ pub struct Findings {
     pub failures: usize,
     pub panics: usize,
     pub kills: usize,
-    /// Runs that a kill cut off before they took effect, and after: these had no record.
+    /// Runs that were cut off before they took effect, and after: these had no record.
     pub cut_off: (u64, u64),
     /// For how long a node did not run at the most, in ms.
     pub stood_still: u64,
     pub events: HashMap<u64, Event>,
     killed: HashSet<u64>,
+    /// Runs whose lease was over before they were.
+    pub outlived: HashSet<Run>,
 }
 
 /// What the storage was told of one event.
@@ -53,7 +57,15 @@ pub struct Event {
 impl Findings {
     /// Reads the log, in which everything is in order.
     pub fn of(log: &[Entry]) -> Self {
-        let mut findings = Self::default();
+        // Another may begin before a run has noticed that its lease is over.
+        let outlived = log.iter().filter_map(|entry| match entry {
+            Entry::Outlived(run) => Some(*run),
+            _ => None,
+        });
+        let mut findings = Self {
+            outlived: outlived.collect(),
+            ..Self::default()
+        };
         for entry in log {
             if let Err(violation) = findings.read(*entry) {
                 findings.violations.push(format!("{entry}: {violation}"));
@@ -80,6 +92,11 @@ impl Findings {
                 event.running = None;
                 Ok(())
             }
+            Entry::Outlived(run) => {
+                let event = self.events.entry(run.event).or_default();
+                event.running.take_if(|running| *running == run);
+                Ok(())
+            }
             Entry::Dropped(_) => Err("before its end".to_owned()),
             Entry::Answered(event) => {
                 self.events.entry(event).or_default().is_answered = true;
@@ -104,11 +121,13 @@ impl Findings {
         if event.is_answered {
             return Err("though its event was answered".to_owned());
         }
-        if let Some(other) = running.filter(|other| !self.killed.contains(&other.node)) {
+        let is_cut_off =
+            |other: &Run| self.killed.contains(&other.node) || self.outlived.contains(other);
+        if let Some(other) = running.filter(|other| !is_cut_off(other)) {
             return Err(format!("while {other} ran"));
         }
         match took_effect {
-            Some(other) if !self.killed.contains(&other.node) => {
+            Some(other) if !is_cut_off(&other) => {
                 return Err(format!("though {other} took effect"));
             }
             Some(_) => self.cut_off.1 += 1,

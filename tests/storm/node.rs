@@ -1,18 +1,19 @@
-//! A node of the service: a process with an HTTP server, whose handler has effects, fails and panics.
+//! A node of the service: a process with an HTTP server, whose handler has effects, fails, panics,
+//! and blocks its thread.
 
 use std::io::Read;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
+use axum::{Extension, Router};
 use tokio::net::TcpListener;
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle};
 use tokio::time::sleep;
-use tower_distributed_lock::IdempotencyLayer;
+use tower_distributed_lock::{IdempotencyLayer, Lease, LockManagerBuilder};
 
 use crate::common::short_lived;
 use crate::random::Random;
@@ -25,12 +26,18 @@ pub const STORAGE: &str = "STORM_STORAGE";
 pub const NODE: &str = "STORM_NODE";
 pub const SEED: &str = "STORM_SEED";
 pub const TTL_MS: &str = "STORM_TTL_MS";
+/// Set: nodes have different settings, some handlers block their thread, some answers are long.
+pub const IS_ROUGH: &str = "STORM_IS_ROUGH";
 
 pub const ID: &str = "webhook-id";
 /// Where a duplicate of an event that is being handled is answered at once…
 pub const AT_ONCE: &str = "/at-once";
 /// …and where it waits.
 pub const WAITING: &str = "/waiting";
+
+/// What makes an answer long.
+pub const PADDING: char = '~';
+const LONG: usize = 2 << 20;
 
 /// From then on, a run of an event succeeds.
 const LAST_FAILURE: u64 = 4;
@@ -39,26 +46,44 @@ struct Node {
     number: u64,
     seed: u64,
     ttl_ms: u64,
+    is_rough: bool,
     storage: Storage,
+    beside: Handle,
 }
 
 /// Ends with the process's standard input.
-#[tokio::main(worker_threads = 2)]
-pub async fn serve() {
+pub fn serve() {
+    let is_rough = std::env::var_os(IS_ROUGH).is_some();
+    // One thread: whoever blocks it blocks all of the node but its locks.
+    let mut runtime = match is_rough {
+        true => Builder::new_current_thread(),
+        false => Builder::new_multi_thread(),
+    };
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    // What was sent to the storage does not wait until a handler has unblocked its thread.
+    let mut beside = Builder::new_multi_thread();
+    let beside = beside.worker_threads(1).enable_all().build().unwrap();
+    let storage = beside.block_on(Storage::connect(&setting(STORAGE)));
+    runtime.block_on(listen(is_rough, storage, beside.handle().clone()));
+}
+
+async fn listen(is_rough: bool, storage: Storage, beside: Handle) {
     let locks = setting(LOCKS);
     let node = Node {
         number: number(NODE),
         seed: number(SEED),
         ttl_ms: number(TTL_MS),
-        storage: Storage::connect(&setting(STORAGE)).await,
+        is_rough,
+        storage,
+        beside,
     };
-    let (storage, runtime) = (node.storage.clone(), Handle::current());
+    let (storage, beside) = (node.storage.clone(), node.beside.clone());
     stall::watch(move |ms| {
         let storage = storage.clone();
-        runtime.spawn(async move { storage.log(Entry::StoodStill(ms)).await });
+        beside.spawn(async move { storage.log(Entry::StoodStill(ms)).await });
     });
-    let locks = short_lived(node.ttl_ms).connect(&locks).await.unwrap();
-    let layer = IdempotencyLayer::webhook(locks, ID);
+    let locks = node.builder().connect(&locks).await.unwrap();
+    let layer = IdempotencyLayer::webhook(locks, ID).max_response_body(2 * LONG);
     let app = Router::new()
         .route(AT_ONCE, post(handle).layer(layer.clone()))
         .route(
@@ -76,6 +101,25 @@ pub async fn serve() {
     axum::serve(listener, app).await.unwrap();
 }
 
+impl Node {
+    /// Those of nodes in a row differ, as during a deployment.
+    fn builder(&self) -> LockManagerBuilder {
+        let ttl = Duration::from_millis(self.ttl_ms);
+        let builder = match self.number % 3 {
+            1 if self.is_rough => short_lived(2 * self.ttl_ms)
+                .renewal(ttl / 4)
+                .burst(0, Duration::ZERO),
+            2 if self.is_rough => short_lived(3 * self.ttl_ms).command_timeout(ttl / 2),
+            _ => short_lived(self.ttl_ms),
+        };
+        match self.is_rough {
+            // A handler that blocks for longer outlives its lease.
+            true => builder.max_hold(2 * ttl),
+            false => builder,
+        }
+    }
+}
+
 fn setting(name: &str) -> String {
     std::env::var(name).unwrap()
 }
@@ -84,13 +128,26 @@ fn number(name: &str) -> u64 {
     setting(name).parse().unwrap()
 }
 
-async fn handle(State(node): State<Arc<Node>>, headers: HeaderMap) -> (StatusCode, String) {
+async fn handle(
+    State(node): State<Arc<Node>>,
+    Extension(lease): Extension<Lease>,
+    headers: HeaderMap,
+) -> (StatusCode, String) {
     let event = headers[ID].to_str().unwrap().parse().unwrap();
-    let run = node.storage.begin(event, node.number).await;
-    let mut unfinished = Unfinished {
-        storage: Some(node.storage.clone()),
-        run,
+    // In a task, so that a run that has begun has an end, even if this is dropped meanwhile.
+    let begins = {
+        let (node, lease) = (Arc::clone(&node), lease.clone());
+        let beside = node.beside.clone();
+        beside.spawn(async move {
+            Unfinished {
+                run: node.storage.begin(event, node.number).await,
+                node: Some(node),
+                lease,
+            }
+        })
     };
+    let mut unfinished = begins.await.unwrap();
+    let run = unfinished.run;
     // What becomes of it does not hang on which node it is.
     let mut random = Random::new(node.seed, &[1, run.event, run.number]);
     let before = match random.percent(5) {
@@ -106,14 +163,28 @@ async fn handle(State(node): State<Arc<Node>>, headers: HeaderMap) -> (StatusCod
         20..30 if may_fail => Entry::Panicked(run),
         _ => {
             node.storage.take_effect(run).await;
-            sleep(random.millis(0, 250)).await;
+            match node.is_rough && random.percent(5) {
+                // Beyond its lease, maybe.
+                true => std::thread::sleep(random.millis(0, 3 * node.ttl_ms)),
+                false => sleep(random.millis(0, 250)).await,
+            }
             Entry::Succeeded(run)
         }
     };
-    node.storage.log(end).await;
-    unfinished.storage = None;
+    // What comes too late is told without a pause, in which it would be stopped.
+    if lease.is_held() {
+        node.storage.log(end).await;
+        unfinished.node = None;
+    }
+    let padding = match node.is_rough && random.percent(5) {
+        true => LONG,
+        false => 0,
+    };
     match end {
-        Entry::Succeeded(_) => (StatusCode::OK, run.to_string()),
+        Entry::Succeeded(_) => {
+            let padding = PADDING.to_string().repeat(padding);
+            (StatusCode::OK, format!("{run}{padding}"))
+        }
         Entry::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, run.to_string()),
         // As a panic, but without its message.
         _ => resume_unwind(Box::new("the handler panics")),
@@ -122,15 +193,20 @@ async fn handle(State(node): State<Arc<Node>>, headers: HeaderMap) -> (StatusCod
 
 /// Tells if it is dropped with the run.
 struct Unfinished {
-    storage: Option<Storage>,
+    node: Option<Arc<Node>>,
     run: Run,
+    lease: Lease,
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if let Some(storage) = self.storage.take() {
-            let dropped = Entry::Dropped(self.run);
-            tokio::spawn(async move { storage.log(dropped).await });
+        if let Some(node) = self.node.take() {
+            let dropped = match self.lease.is_held() {
+                true => Entry::Dropped(self.run),
+                false => Entry::Outlived(self.run),
+            };
+            let beside = node.beside.clone();
+            beside.spawn(async move { node.storage.log(dropped).await });
         }
     }
 }

@@ -46,6 +46,8 @@ pub enum Entry {
     Panicked(Run),
     /// It was dropped before it came to one of these ends.
     Dropped(Run),
+    /// Whatever its end was, it came when its lease was over.
+    Outlived(Run),
     /// The node did not run for so many ms.
     StoodStill(u64),
     // The driver's.
@@ -64,6 +66,7 @@ impl fmt::Display for Entry {
             Self::Failed(run) => write!(f, "failed {run}"),
             Self::Panicked(run) => write!(f, "panicked {run}"),
             Self::Dropped(run) => write!(f, "dropped {run}"),
+            Self::Outlived(run) => write!(f, "outlived {run}"),
             Self::StoodStill(ms) => write!(f, "stood-still {ms}"),
             Self::Answered(event) => write!(f, "answered {event}"),
             Self::Kill(node) => write!(f, "kill {node}"),
@@ -82,6 +85,7 @@ impl Entry {
             "failed" => Self::Failed(run()?),
             "panicked" => Self::Panicked(run()?),
             "dropped" => Self::Dropped(run()?),
+            "outlived" => Self::Outlived(run()?),
             "stood-still" => Self::StoodStill(whom.parse().ok()?),
             "answered" => Self::Answered(whom.parse().ok()?),
             "kill" => Self::Kill(whom.parse().ok()?),

@@ -19,13 +19,34 @@ pub struct Hold {
     pub trusted: Option<(u64, u64)>,
     /// When it was over at the latest: given back, known as lost, or its process dead.
     pub over: Option<u64>,
+    /// When it was given back, or its process dead.
+    pub ended: Option<u64>,
     /// When `lost()` told of the loss.
     pub signal: Option<u64>,
+    /// It told that the lock was held for too long.
+    pub is_past_limit: bool,
+    /// `is_held()` was false before the handler was done, or the lock given back.
+    pub is_known_to_be_over: bool,
+    pub done: Option<Done>,
+}
+
+/// The end of a handler that was not stopped.
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    /// In time: its lease was good.
+    pub succeeded: bool,
+    /// Until when.
+    pub good_until: u64,
 }
 
 impl Hold {
     pub fn request(&self) -> (u32, u64) {
         (self.by, self.id)
+    }
+
+    /// Whether this is a run of an event's handler: locks have short names.
+    pub fn is_event(&self) -> bool {
+        self.key.contains("event:")
     }
 
     pub fn name(&self) -> String {
@@ -67,19 +88,32 @@ pub(super) fn build(events: &[Event]) -> Vec<Hold> {
                 let from = hold.trusted.map_or(event.at, |(from, _)| from);
                 hold.trusted = Some((from, event.before));
             }
-            What::NotHeld | What::Ended | What::Done => {
+            What::NotHeld | What::Ended => {
                 let hold = holds.get_mut(&request).unwrap();
                 hold.over.get_or_insert(event.at);
+                match event.what {
+                    What::NotHeld => hold.is_known_to_be_over = true,
+                    _ => hold.ended = Some(event.at),
+                }
+            }
+            What::Done => {
+                let hold = holds.get_mut(&request).unwrap();
+                hold.done = Some(Done {
+                    succeeded: event.number == 200 && event.before > event.at,
+                    good_until: event.before,
+                });
             }
             What::Signal => {
                 let hold = holds.get_mut(&request).unwrap();
                 hold.over.get_or_insert(event.at);
                 hold.signal = Some(event.at);
+                hold.is_past_limit = event.text == "MaxHold";
             }
             What::Killed | What::Closed => {
                 let alive = holds.values_mut().filter(|hold| hold.by == event.by);
                 alive.for_each(|hold| {
                     hold.over.get_or_insert(event.at);
+                    hold.ended.get_or_insert(event.at);
                 });
             }
             _ => {}
@@ -88,4 +122,44 @@ pub(super) fn build(events: &[Event]) -> Vec<Hold> {
     let mut holds: Vec<Hold> = holds.into_values().collect();
     holds.sort_by_key(|hold| hold.granted);
     holds
+}
+
+/// By key, when a process wanted the lock or had it.
+pub(super) type Wanted<'a> = HashMap<&'a str, Vec<(u64, u64)>>;
+
+pub(super) fn wanted<'a>(events: &'a [Event], holds: &'a [Hold]) -> Wanted<'a> {
+    let mut wanted = Wanted::new();
+    let mut open: HashMap<(u32, u64), (&str, u64)> = HashMap::new();
+    for event in events {
+        let request = (event.by, event.id);
+        match event.what {
+            What::Asked | What::Tried | What::Delivered => {
+                open.insert(request, (&event.text, event.at));
+            }
+            What::Granted | What::Began | What::Refused | What::Cancelled | What::Answered => {
+                if let Some((key, from)) = open.remove(&request) {
+                    wanted.entry(key).or_default().push((from, event.at));
+                }
+            }
+            What::Killed => open.retain(|(by, _), (key, from)| {
+                let is_killed = *by == event.by;
+                if is_killed {
+                    wanted.entry(key).or_default().push((*from, event.at));
+                }
+                !is_killed
+            }),
+            _ => {}
+        }
+    }
+    for (key, from) in open.into_values() {
+        wanted.entry(key).or_default().push((from, u64::MAX));
+    }
+    for hold in holds {
+        let over = hold.over.unwrap_or(u64::MAX);
+        wanted
+            .entry(&hold.key)
+            .or_default()
+            .push((hold.granted, over));
+    }
+    wanted
 }

@@ -1,11 +1,16 @@
 //! Says from the history alone what was not as it should be.
 
+mod busy;
+mod calm;
 mod holds;
+mod limits;
 mod order;
+mod orphans;
 mod overlap;
 pub mod promptness;
 mod signals;
 mod stuck;
+mod told;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -27,6 +32,12 @@ pub struct Demands {
     pub has_handoffs: bool,
     /// Answers come in time.
     pub prompt: bool,
+    /// A lock that was held for too long is released.
+    pub releases_at_limit: bool,
+    /// Redis has no more to do than it must.
+    pub frugal: bool,
+    /// Nothing is wrong all along.
+    pub calm: bool,
     /// Within what time a lock that nobody has goes to somebody who waits, if nothing is wrong.
     pub stuck_after: Option<Duration>,
     /// How far the wall's clock and ours went apart in the course of the phase.
@@ -60,6 +71,8 @@ pub struct Report {
     pub longest_stuck: u64,
     /// The shortest time from the last moment of trust until the server gave a lost lock to another.
     pub closest_loss: Option<u64>,
+    /// The most that Redis had to do, in percent of what is allowed.
+    pub busiest: u64,
     pub violations: Vec<Violation>,
 }
 
@@ -71,6 +84,13 @@ pub fn check(events: &[Event], stored: &[(String, Vec<u64>)], demands: &Demands)
             What::Signal => report.losses += 1,
             What::Rejected => report.refused_writes += 1,
             What::Cancelled => report.cancelled += 1,
+            What::Panicked => report.violations.push(Violation {
+                rule: "nothing panics",
+                what: event.text.clone(),
+                key: String::new(),
+                at: event.at,
+                requests: Vec::new(),
+            }),
             _ => {}
         }
     }
@@ -90,7 +110,14 @@ pub fn check(events: &[Event], stored: &[(String, Vec<u64>)], demands: &Demands)
         overlap::check(holds, demands, &mut report);
         order::check(holds, demands, &mut report);
         signals::check(holds, demands, &stalls, &mut report);
+        limits::check(events, holds, demands, &stalls, &mut report);
+        told::check_next_run(holds, demands, &mut report);
     }
+    let wanted = holds::wanted(events, &holds);
+    orphans::check(events, &by_key, &stalls, &mut report);
+    busy::check(events, &wanted, demands, &mut report);
+    calm::check(events, demands, &stalls, &mut report);
+    told::check_success(events, &holds, &mut report);
     order::check_store(stored, &mut report);
     order::check_refusals(events, &holds, demands, &mut report);
     order::check_replays(events, &holds, demands, &mut report);
@@ -124,7 +151,7 @@ pub fn piece(events: &[Event], violation: &Violation) -> Vec<String> {
         let took = if *before == 0 {
             0.0
         } else {
-            (at - before) as f64 / MS as f64
+            at.saturating_sub(*before) as f64 / MS as f64
         };
         format!(
             "{ms:+10.3} ms  process {by:3} request {id:4} {what:?} {number} {text} (took {took:.3} ms)"

@@ -40,7 +40,7 @@ pub(super) fn check(holds: &[&Hold], demands: &Demands, stalls: &Stalls, report:
             }
         }
         if let Some((signal, other)) = told.take_if(|_| is_from_server)
-            && signal > given + SLACK + stalls.between(other.by, given.saturating_sub(100 * MS), signal)
+            && signal > given + SLACK + stalls.between(other.request(), given.saturating_sub(100 * MS), signal)
             // With two threads, nothing tells that the one which would have told had no processor.
             && other.by.is_multiple_of(2)
         {

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod loss;
+pub mod memory;
 pub mod network;
 pub mod processes;
 pub mod server;
@@ -49,7 +50,12 @@ impl Scene {
     }
 
     pub async fn command(&self, server: usize, command: &str) -> String {
+        self.command_in(server, 0, command).await
+    }
+
+    pub async fn command_in(&self, server: usize, database: u32, command: &str) -> String {
         let url = self.servers[server].lock().await.url();
+        let url = format!("{url}/{database}");
         let mut words = command.split(' ');
         let mut cmd = redis::cmd(words.next().unwrap());
         words.for_each(|word| {
@@ -67,7 +73,7 @@ impl Scene {
 }
 
 /// A connection that waits for as long as it takes.
-async fn admin(url: &str) -> Option<MultiplexedConnection> {
+pub async fn admin(url: &str) -> Option<MultiplexedConnection> {
     let patient = AsyncConnectionConfig::new().set_response_timeout(None);
     let client = Client::open(url).unwrap();
     client
@@ -82,8 +88,11 @@ pub enum Gremlin {
     Network,
     /// Of the network: around as long as a lock lives, one after the other.
     Outages,
+    /// Of the network: it takes so many bytes in a second, and no more.
+    Narrow,
     Processes,
     Server,
+    Memory,
     Loss,
     ClockBack,
     ClockForward,
@@ -102,8 +111,10 @@ pub fn spawn(
         Gremlin::Outages => (0..scene().crew.places.len())
             .map(|place| tokio::spawn(network::outages(scene(), place, random.fork())))
             .collect(),
+        Gremlin::Narrow => vec![tokio::spawn(network::narrow(scene()))],
         Gremlin::Processes => vec![tokio::spawn(processes::disturb(scene(), random.fork()))],
         Gremlin::Server => vec![tokio::spawn(server::disturb(scene(), random.fork()))],
+        Gremlin::Memory => vec![tokio::spawn(memory::disturb(scene(), random.fork()))],
         Gremlin::Loss => vec![tokio::spawn(loss::disturb(scene(), random.fork()))],
         Gremlin::ClockBack => vec![tokio::spawn(clock::disturb(scene(), false, random.fork()))],
         Gremlin::ClockForward => vec![tokio::spawn(clock::disturb(scene(), true, random.fork()))],

@@ -95,6 +95,17 @@ pub async fn outages(scene: Arc<Scene>, place: usize, mut random: Random) {
     }
 }
 
+/// All along: it is no fault.
+pub async fn narrow(scene: Arc<Scene>) {
+    for place in &scene.crew.places {
+        let weather = Weather {
+            up: Way::Narrow,
+            ..Weather::FINE
+        };
+        place.proxy.weather.send_replace(weather);
+    }
+}
+
 fn both(way: Way) -> Weather {
     Weather {
         up: way,

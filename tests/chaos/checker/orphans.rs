@@ -1,0 +1,126 @@
+//! No lock is held by nobody: renewed in Redis by a process in which no request has it.
+
+use std::collections::HashMap;
+
+use super::promptness::Stalls;
+use super::{Hold, Report, Violation};
+use crate::clock::MS;
+use crate::history::{Event, What};
+
+/// For how long a renewal may be on its way.
+const LATE: u64 = 600 * MS;
+/// Two renewals that are further apart were not sent at the same time.
+const APART: u64 = 100 * MS;
+/// What the server's clock and ours make of the same time.
+const ROUNDING: u64 = 20 * MS;
+
+/// A look at a lock, after which it was there for so much longer.
+struct Look<'a> {
+    from: u64,
+    until: u64,
+    left: u64,
+    token: &'a str,
+}
+
+impl<'a> Look<'a> {
+    /// The process of a token stands before its number. (Those of the textbook are their own.)
+    fn process(&self) -> &'a str {
+        self.token.split(':').next().unwrap()
+    }
+}
+
+pub(super) fn check(
+    events: &[Event],
+    by_key: &HashMap<&str, Vec<&Hold>>,
+    stalls: &Stalls,
+    report: &mut Report,
+) {
+    let looks = looks(events);
+    let workers = workers(&looks, by_key);
+    for (key, looks) in &looks {
+        let holds = by_key.get(key).map_or(&[][..], Vec::as_slice);
+        // The first renewal of this token that no holder is known for.
+        let mut first: Option<&Look<'_>> = None;
+        for pair in looks.windows(2) {
+            let [before, after] = pair else {
+                unreachable!("windows of two")
+            };
+            let Some(worker) = workers.get(after.process()) else {
+                continue;
+            };
+            let had = |hold: &&Hold| {
+                let ended = hold.ended.unwrap_or(u64::MAX);
+                hold.by == *worker
+                    && hold.granted < after.until
+                    && before.from < ended.saturating_add(LATE)
+            };
+            if before.token != after.token || holds.iter().any(had) {
+                first = None;
+                continue;
+            }
+            let is_renewed = after.from + after.left > before.until + before.left + ROUNDING;
+            // Who has it may not have had a chance to say so.
+            let is_apart = |first: &&Look<'_>| {
+                let stalled = stalls.of_process_between(*worker, first.from, after.until);
+                before.from > first.until + APART + stalled
+            };
+            match first {
+                Some(_) if !is_renewed => {}
+                Some(first) if is_apart(&first) => {
+                    violated(report, key, *worker, after);
+                    break;
+                }
+                Some(_) => {}
+                None => first = Some(after).filter(|_| is_renewed),
+            }
+        }
+    }
+}
+
+fn looks(events: &[Event]) -> HashMap<&str, Vec<Look<'_>>> {
+    let mut looks: HashMap<&str, Vec<Look<'_>>> = HashMap::new();
+    for event in events.iter().filter(|event| event.what == What::Seen) {
+        let (key, token) = event.text.split_once(' ').unwrap();
+        looks.entry(key).or_default().push(Look {
+            from: event.before,
+            until: event.at,
+            left: event.number,
+            token,
+        });
+    }
+    looks
+}
+
+/// Which worker is which process in Redis: what was there while a worker trusted its lock is this
+/// worker's.
+fn workers<'a>(
+    looks: &HashMap<&str, Vec<Look<'a>>>,
+    by_key: &HashMap<&str, Vec<&Hold>>,
+) -> HashMap<&'a str, u32> {
+    let mut workers = HashMap::new();
+    for (key, looks) in looks {
+        for hold in by_key.get(key).into_iter().flatten() {
+            let Some((from, until)) = hold.trusted else {
+                continue;
+            };
+            let looks = looks
+                .iter()
+                .filter(|look| from < look.from && look.until < until);
+            workers.extend(looks.map(|look| (look.process(), hold.by)));
+        }
+    }
+    workers
+}
+
+fn violated(report: &mut Report, key: &str, worker: u32, look: &Look<'_>) {
+    report.violations.push(Violation {
+        rule: "no lock is held by nobody",
+        what: format!(
+            "process {worker} renews {}, which no request of it has",
+            look.token
+        ),
+        key: key.to_owned(),
+        at: look.until,
+        requests: Vec::new(),
+    });
+}
