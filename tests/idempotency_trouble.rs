@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -224,6 +225,32 @@ async fn a_handler_that_blocked_past_its_lease_is_no_success_unless_its_answer_i
             assert_eq!(second.body, "run 2");
         }
     }
+}
+
+/// The only thread of its runtime is blocked: nobody has noticed the loss yet, and Redis does not say what became of the answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_handler_that_blocked_past_its_lease_is_no_success_if_redis_does_not_answer() {
+    let server = RedisServer::start().await;
+    let proxy = Arc::new(Proxy::start(server.port).await);
+    let locks = short_lived(300).connect(&proxy.url()).await.unwrap();
+    let silent = Arc::clone(&proxy);
+    let runs = Runs::default();
+    let handler = runs.then(move |run, request: Inside| {
+        let silent = Arc::clone(&silent);
+        async move {
+            silent.set(Mode::Hold);
+            let lease = request.extensions().get::<Lease>().unwrap();
+            while lease.is_held() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok(text(format!("run {run}")))
+        }
+    });
+    let app = App::new(&layer(&locks), handler);
+    // On the thread that is blocked, so that nothing goes on before the handler is done.
+    let answer = tokio::spawn(async move { app.send(post("k")).await });
+    let answer = soon("an answer", answer).await.unwrap();
+    is_rejected(&answer, 503, RejectionKind::Lost);
 }
 
 /// The lease is over, and the lock still there: nobody else can have run.

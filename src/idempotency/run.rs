@@ -55,6 +55,7 @@ where
         _ = is_lost => None,
         answer = answer(&mut service, request, &run) => Some(answer),
     };
+    let was_held = lease.is_held();
     let config = Arc::clone(&run.config);
     let lost = Rejection::new(
         RejectionKind::Lost,
@@ -85,9 +86,12 @@ where
         }
     };
     // A run that was not stopped, as it blocked its thread, is no success if another may have begun
-    // beside it.
+    // beside it: unless its answer took the lock's place, which it did then in time.
     match ended {
-        Err(error) if error.kind() == ErrorKind::Lost && config.on_lost == OnLost::Cancel => {
+        Err(error)
+            if (error.kind() == ErrorKind::Lost || !was_held)
+                && config.on_lost == OnLost::Cancel =>
+        {
             Ok(config.respond(lost).map(fixed))
         }
         _ => Ok(answer),
