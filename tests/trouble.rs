@@ -12,7 +12,9 @@ use common::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tower_distributed_lock::{Error, ErrorKind, LockManager, LostReason};
+use tower_distributed_lock::{
+    DistributedLockLayer, Error, ErrorKind, LockManager, LostReason, OnUnavailable, Unlocked,
+};
 
 const TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -154,6 +156,33 @@ async fn a_wait_ends_on_time_though_redis_does_not_answer_and_says_so() {
     // The lock may well be free.
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(started.elapsed() < Duration::from_secs(8));
+}
+
+#[tokio::test]
+async fn a_layer_whose_wait_ends_before_redis_answers_takes_it_for_unavailable() {
+    use tower::{Layer, ServiceExt};
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port).await;
+    let locks = LockManager::builder().command_timeout(Duration::from_secs(9));
+    let locks = locks.connect(&proxy.url()).await.unwrap();
+    proxy.set(Mode::Hold);
+    let layer = DistributedLockLayer::new(locks, |_: &http::request::Parts| "a")
+        .wait(Duration::from_millis(100));
+    let answer = async |layer: &DistributedLockLayer, content_type: &str| {
+        let handler = tower::service_fn(async |request: http::Request<String>| {
+            assert!(request.extensions().get::<Unlocked>().is_some());
+            Ok::<_, std::convert::Infallible>(http::Response::new(String::new()))
+        });
+        let request = http::Request::post("/").header("content-type", content_type);
+        let request = request.body(String::new()).unwrap();
+        let answer = layer.layer(handler).oneshot(request);
+        soon("an answer", answer).await.unwrap()
+    };
+    assert_eq!(answer(&layer, "text/plain").await.status(), 503);
+    let grpc = answer(&layer, "application/grpc").await;
+    assert_eq!(grpc.headers()["grpc-status"], "14");
+    let proceeds = layer.on_unavailable(OnUnavailable::Proceed);
+    assert_eq!(answer(&proceeds, "text/plain").await.status(), 200);
 }
 
 #[tokio::test]
