@@ -295,6 +295,14 @@ impl State {
             _ => None,
         }
     }
+
+    /// Under that name, in the store: for a holder, or for a record that is on its way.
+    fn held_as(&mut self, token: u64) -> Option<&mut Held> {
+        match self {
+            Self::Held(held) if held.token == token => Some(held),
+            _ => None,
+        }
+    }
 }
 
 impl<W> Default for Slot<W> {
@@ -583,12 +591,9 @@ impl<W> Slot<W> {
         outcome: &Outcome,
         effects: &mut Effects<W>,
     ) {
-        let State::Held(held) = &mut self.state else {
+        let Some(held) = self.state.held_as(token) else {
             return;
         };
-        if held.token != token {
-            return;
-        }
         held.renewing = false;
         match outcome.result {
             // Its holder was told already.
@@ -622,12 +627,9 @@ impl<W> Slot<W> {
         outcome: &Outcome,
         effects: &mut Effects<W>,
     ) {
-        let State::Held(held) = &mut self.state else {
+        let Some(held) = self.state.held_as(token) else {
             return;
         };
-        if held.token != token {
-            return;
-        }
         held.checking = false;
         match outcome.result {
             Ok(Answer::Intact) if held.hinted => held.check(effects),
@@ -655,7 +657,11 @@ impl<W> Slot<W> {
         outcome: &Outcome,
         effects: &mut Effects<W>,
     ) {
-        if !matches!(&self.state, State::Held(held) if held.completing && held.token == token) {
+        if !self
+            .state
+            .held_as(token)
+            .is_some_and(|held| held.completing)
+        {
             return;
         }
         if outcome.result.is_err() {
