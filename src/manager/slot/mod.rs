@@ -47,7 +47,7 @@ impl Rules {
     pub(crate) fn trust(ttl: Duration) -> Duration {
         let drift = ttl / 100 + Duration::from_millis(2);
         let margin = (ttl / 20).min(Duration::from_millis(100));
-        ttl - drift - margin
+        ttl.saturating_sub(drift + margin)
     }
 
     /// When a fresh lease is looked at for the first time: soon, because from then on the

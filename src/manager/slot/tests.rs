@@ -522,6 +522,13 @@ fn the_smaller_of_two_times_to_live_counts_for_a_grant() {
         // Before half of it is over.
         assert_eq!(table.pass(trusted / 40), ["renew 1"]);
     }
+    // No process gives one as short as this, but a message may say so.
+    let mut table = Table::queued();
+    let granted = Granted {
+        ttl: Duration::ZERO,
+        ..table.grant(1, Duration::ZERO)
+    };
+    assert_eq!(table.notice(Notice::Granted(granted)), ["acquire 1 queue"]);
     // Of so short a one, too little is left.
     let mut table = Table::queued();
     let granted = Granted {
