@@ -255,31 +255,32 @@ impl LockGuard {
         mut record: Record,
         instead: impl FnOnce() -> Bytes,
     ) -> Result<(), Error> {
+        let Some(time) = self.core.store.time_to_put_aside(&record) else {
+            return self.put(record).await;
+        };
         let (core, lease) = (Arc::clone(&self.core), self.lease.clone());
+        core.recording(&lease, time);
         let hold = lease.grant().limit.since(Time::now());
         let aside = core
             .store
             .put_aside(lease.key(), &record, hold, lease.lost());
-        let aside = match aside.await {
-            Ok(aside) => aside,
+        match aside.await {
+            Ok(manifest) => {
+                record.content = manifest.encode();
+                let result = self.put(record).await;
+                if matches!(&result, Err(error) if error.kind() == ErrorKind::Lost) {
+                    core.store.discard(lease.key(), manifest).await;
+                }
+                result
+            }
             Err(error) => {
                 if lease.is_held() {
                     crate::trace::not_kept(lease.key(), &error);
                 }
                 record.content = instead();
-                None
+                self.put(record).await
             }
-        };
-        if let Some(manifest) = &aside {
-            record.content = manifest.encode();
         }
-        let result = self.put(record).await;
-        if let (Some(manifest), Err(error)) = (aside, &result)
-            && error.kind() == ErrorKind::Lost
-        {
-            core.store.discard(lease.key(), manifest).await;
-        }
-        result
     }
 
     /// Puts a short record in the lock's place. It is tried for as long as the lock may be ours,

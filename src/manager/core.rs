@@ -195,6 +195,14 @@ impl Core {
         self.ensure_running();
     }
 
+    /// Lets a holder keep its lease while its record is written, for so much time at most.
+    pub(crate) fn recording(self: &Arc<Self>, lease: &Lease, time: Duration) {
+        let grant = lease.grant();
+        self.with_slot(lease.key(), |slot, env, effects| {
+            slot.recording(env, grant.lease, time, effects);
+        });
+    }
+
     /// Ends a holder's lease with a record in the lock's place. Returns whether the lock was still held here.
     pub(crate) fn complete(
         self: &Arc<Self>,

@@ -90,8 +90,16 @@ impl Store {
         }
     }
 
+    /// How long it may take to put a record aside, if that is to be done.
+    pub(crate) fn time_to_put_aside(&self, record: &Record) -> Option<Duration> {
+        match self {
+            Self::Redis(redis) if record.content.len() > LONG => Some(redis.patience()),
+            Self::Redis(_) | Self::Memory(_) => None,
+        }
+    }
+
     /// Puts a record aside that is too long to go with its completion. Returns what is to take the
-    /// lock's place instead, or `None` if the record itself can.
+    /// lock's place instead.
     ///
     /// `hold` is how much longer the lock can be held at most. Gives up when it is `lost`.
     pub(crate) async fn put_aside(
@@ -100,13 +108,10 @@ impl Store {
         record: &Record,
         hold: Duration,
         lost: impl Future,
-    ) -> Result<Option<Manifest>, Error> {
+    ) -> Result<Manifest, Error> {
         match self {
-            Self::Redis(redis) if record.content.len() > LONG => {
-                let manifest = redis.put_aside(key, record, hold, lost).await?;
-                Ok(Some(manifest))
-            }
-            Self::Redis(_) | Self::Memory(_) => Ok(None),
+            Self::Redis(redis) => redis.put_aside(key, record, hold, lost).await,
+            Self::Memory(_) => unreachable!("it takes records of any length"),
         }
     }
 

@@ -12,6 +12,8 @@ use crate::random::Random;
 pub struct Answer {
     pub status: u16,
     pub is_replay: bool,
+    /// A replay whose body was not kept.
+    pub lacks_body: bool,
     pub body: String,
 }
 
@@ -91,6 +93,7 @@ fn parse(answer: &[u8]) -> Option<Answer> {
     (body.len() == length).then(|| Answer {
         status,
         is_replay: header("idempotent-replayed") == Some("true"),
+        lacks_body: header("idempotent-body") == Some("not-kept"),
         // Some are long.
         body: body.trim_end_matches(PADDING).to_owned(),
     })

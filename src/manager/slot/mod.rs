@@ -414,6 +414,21 @@ impl<W> Slot<W> {
         true
     }
 
+    /// A holder is done, but for its record, for which it takes so much time at most.
+    pub(crate) fn recording(
+        &mut self,
+        env: &Env<'_>,
+        lease: u64,
+        time: Duration,
+        effects: &mut Effects<W>,
+    ) {
+        if let Some(held) = self.state.held(lease) {
+            held.limit = held.limit.max(env.now + time);
+            let until = held.grant().until;
+            effects.push(Effect::Extend { until });
+        }
+    }
+
     /// A holder puts a record in the lock's place. Returns whether that concerned a lock that was still held.
     pub(crate) fn completed(
         &mut self,

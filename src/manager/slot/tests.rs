@@ -639,6 +639,26 @@ fn a_record_that_the_store_refuses_to_the_end_leaves_a_free_lock() {
 }
 
 #[test]
+fn a_record_that_is_written_first_has_time_for_that_however_long_its_holder_took() {
+    let mut table = Table::held();
+    let lease = table.lease();
+    let State::Held(held) = &mut table.slot.state else {
+        panic!("not held");
+    };
+    held.limit = table.now + Duration::from_millis(1);
+    let effects = table.on(|slot, env, effects| {
+        slot.recording(env, lease, Duration::from_secs(5), effects);
+    });
+    assert_eq!(effects, ["extend"]);
+    assert!(table.pass(Duration::from_millis(2)).is_empty());
+    assert_eq!(table.pass(Duration::from_secs(4)), ["renew 1"]);
+    assert_eq!(
+        table.pass(Duration::from_secs(1)),
+        ["lose MaxHold", "release 1"]
+    );
+}
+
+#[test]
 fn a_record_has_a_time_to_live_to_get_there_however_long_its_holder_took() {
     let mut table = Table::held();
     let State::Held(held) = &mut table.slot.state else {

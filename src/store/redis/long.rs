@@ -88,7 +88,7 @@ impl RedisStore {
         };
         // The parts outlive the manifest, however late it is put there; and a duplicate that has
         // seen it at its last moment reads them to the end.
-        let margin = hold + self.settings.ttl + self.patience();
+        let margin = hold + self.settings.ttl + self.patience() * 2;
         let written = tokio::select! {
             _ = lost => Err(Error::of(ErrorKind::Lost)),
             written = self.in_time(self.write(key, parts, record, margin)) => written,
@@ -202,7 +202,8 @@ impl RedisStore {
             .map(move |number| batch::part_name(&self.settings.prefix, key, &parts.id, number))
     }
 
-    fn patience(&self) -> Duration {
+    /// How long it may take to write a record, or to read one.
+    pub(crate) fn patience(&self) -> Duration {
         self.settings.command_timeout * TIMEOUTS
     }
 
