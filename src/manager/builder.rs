@@ -100,8 +100,9 @@ impl LockManagerBuilder {
     /// response that is still being sent, a long download or a stream of events, is cut off. For those, make this
     /// longer, or hold the lock for the head only ([`Hold::Head`](crate::Hold::Head)). At most a year.
     ///
-    /// The next one gets the lock at once then, and not when the lease would have expired. A handler that has answered within this
-    /// time has more of it until its answer is recorded ([`IdempotencyLayer`](crate::IdempotencyLayer)).
+    /// The next one gets the lock soon after that, when the request has had the time to stop (a twentieth of the time to live, at
+    /// most 100 ms), and not when the lease would have expired. A handler that has answered within this time has more of it
+    /// until its answer is recorded ([`IdempotencyLayer`](crate::IdempotencyLayer)).
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.max_hold = max_hold;
         self

@@ -46,8 +46,17 @@ impl Rules {
     /// the Redlock description) and by the time that the signal of a loss may take to be acted upon.
     pub(crate) fn trust(ttl: Duration) -> Duration {
         let drift = ttl / 100 + Duration::from_millis(2);
-        let margin = (ttl / 20).min(Duration::from_millis(100));
-        ttl.saturating_sub(drift + margin)
+        ttl.saturating_sub(drift + Self::margin(ttl))
+    }
+
+    /// How long the signal of a loss may take to be acted upon.
+    fn margin(ttl: Duration) -> Duration {
+        (ttl / 20).min(Duration::from_millis(100))
+    }
+
+    /// When a holder that may hold until `limit` is told so by the clock, and when the lock can go to another then.
+    fn ends_of_hold(&self, limit: Time) -> (Time, Time) {
+        (limit, limit + Self::margin(self.ttl))
     }
 
     /// When a fresh lease is looked at for the first time: soon, because from then on the
@@ -260,7 +269,10 @@ struct Held {
     last_fencing_token: u64,
     /// How long this process trusts that the store will not give the lock away.
     trusted_until: Time,
+    /// Its holder knows from the clock that it is lost then.
     limit: Time,
+    /// The lock is let go then: the holder has had the time to stop.
+    over_at: Time,
     renew_at: Time,
     renewing: bool,
     checking: bool,
@@ -393,7 +405,8 @@ impl<W> Slot<W> {
         } else if held.may_hand_on(env) {
             held.lease = env.next_id();
             held.fencing_token += 1;
-            held.limit = env.now + env.rules.max_hold;
+            let limit = env.now + env.rules.max_hold;
+            (held.limit, held.over_at) = env.rules.ends_of_hold(limit);
             if let Some(burst) = &mut held.wanted {
                 burst.left -= 1;
             }
@@ -423,7 +436,8 @@ impl<W> Slot<W> {
         effects: &mut Effects<W>,
     ) {
         if let Some(held) = self.state.held(lease) {
-            held.limit = held.limit.max(env.now + time);
+            let limit = held.limit.max(env.now + time);
+            (held.limit, held.over_at) = env.rules.ends_of_hold(limit);
             let until = held.grant().until;
             effects.push(Effect::Extend { until });
         }
@@ -441,7 +455,7 @@ impl<W> Slot<W> {
         };
         held.completing = true;
         // However long its holder took, the store may refuse it for a moment.
-        held.limit = held.limit.max(env.now + env.rules.ttl);
+        held.over_at = held.over_at.max(env.now + env.rules.ttl);
         let token = held.token;
         effects.push(Effect::Send(Command::Complete { token }));
         true
@@ -750,7 +764,7 @@ impl<W> Slot<W> {
     pub(crate) fn tick(&mut self, env: &Env<'_>, effects: &mut Effects<W>) {
         match &mut self.state {
             State::Held(held) => {
-                if env.now >= held.limit {
+                if env.now >= held.over_at {
                     self.lose(env, LostReason::MaxHold, effects);
                 } else if env.now >= held.trusted_until {
                     self.lose(env, LostReason::Expired, effects);
@@ -788,7 +802,7 @@ impl<W> Slot<W> {
     pub(crate) fn next_tick(&self) -> Option<Time> {
         match &self.state {
             State::Held(held) => {
-                let end = held.limit.min(held.trusted_until);
+                let end = held.over_at.min(held.trusted_until);
                 Some(if held.renewing {
                     end
                 } else {
@@ -841,7 +855,8 @@ impl<W> Slot<W> {
         if !held.completing {
             effects.push(Effect::Lose { reason });
         }
-        // Its holder knows the end from the clock, whatever it does: others need not wait until it expires.
+        // Its holder has known the end from the clock, whatever it does, and had the time to stop: others need not wait until
+        // the lease expires.
         if reason == LostReason::MaxHold {
             let (token, wanted) = (held.token, true);
             effects.push(Effect::Send(Command::Release { token, wanted }));
@@ -906,13 +921,16 @@ pub(super) fn release<W>(token: u64) -> Effect<W> {
 impl Held {
     fn new(env: &Env<'_>, token: u64, fence: u64, trusted_until: Time, renew_at: Time) -> Self {
         let fencing_token = fence * HANDOFFS_PER_FENCE;
+        let limit = env.now + env.rules.max_hold;
+        let (limit, over_at) = env.rules.ends_of_hold(limit);
         Self {
             token,
             lease: env.next_id(),
             fencing_token,
             last_fencing_token: fencing_token + HANDOFFS_PER_FENCE - 1,
             trusted_until,
-            limit: env.now + env.rules.max_hold,
+            limit,
+            over_at,
             renew_at,
             renewing: false,
             checking: false,

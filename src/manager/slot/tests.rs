@@ -645,15 +645,17 @@ fn a_record_that_is_written_first_has_time_for_that_however_long_its_holder_took
     let State::Held(held) = &mut table.slot.state else {
         panic!("not held");
     };
-    held.limit = table.now + Duration::from_millis(1);
+    (held.limit, held.over_at) = table
+        .rules
+        .ends_of_hold(table.now + Duration::from_millis(1));
     let effects = table.on(|slot, env, effects| {
         slot.recording(env, lease, Duration::from_secs(5), effects);
     });
     assert_eq!(effects, ["extend"]);
     assert!(table.pass(Duration::from_millis(2)).is_empty());
-    assert_eq!(table.pass(Duration::from_secs(4)), ["renew 1"]);
+    assert_eq!(table.pass(Duration::from_secs(5)), ["renew 1"]);
     assert_eq!(
-        table.pass(Duration::from_secs(1)),
+        table.pass(Rules::margin(TTL)),
         ["lose MaxHold", "release 1"]
     );
 }
@@ -664,7 +666,7 @@ fn a_record_has_a_time_to_live_to_get_there_however_long_its_holder_took() {
     let State::Held(held) = &mut table.slot.state else {
         panic!("not held");
     };
-    held.limit = table.now + Duration::from_millis(1);
+    held.over_at = table.now + Duration::from_millis(1);
     table.complete();
     assert!(table.pass(Duration::from_millis(2)).is_empty());
     assert!(table.slot.holds(1));
@@ -870,6 +872,26 @@ fn max_hold_ends_a_hold_however_often_it_was_renewed() {
         }
     }
     // Its holder knows the end from the clock: others need not wait until the lease expires.
-    let effects = table.pass(Duration::from_secs(5));
+    let effects = table.pass(Duration::from_secs(6));
     assert_eq!(effects, ["lose MaxHold", "release 1"]);
+}
+
+#[test]
+fn a_holder_has_time_to_stop_between_the_end_of_max_hold_and_the_release() {
+    let mut table = Table::new();
+    table.rules.max_hold = TTL / 4;
+    table.request('a', true);
+    table.acquire_answered(1, Duration::ZERO, ACQUIRED);
+    table.request('b', true);
+    // The holder is told by its own clock, at this moment.
+    table.pass(TTL / 4);
+    assert!(table.slot.holds(1), "nobody else may have it yet");
+    let margin = Rules::margin(TTL);
+    assert_eq!(
+        table.slot.next_tick(),
+        Some(table.now + margin),
+        "others need not wait for longer"
+    );
+    let effects = table.pass(margin);
+    assert_eq!(effects, ["lose MaxHold", "release 1", "acquire 3 queue"]);
 }
