@@ -20,6 +20,9 @@ use crate::store::{Answer, Command, Failure, Granted, Notice, Outcome};
 /// How many fencing tokens one fence of the store stands for: one for each hand-off in this process.
 pub(crate) const HANDOFFS_PER_FENCE: u64 = 1 << 10;
 
+/// How long waiters rest at the most when the store did not answer: the lock may be free.
+const MAX_REST: Duration = Duration::from_secs(1);
+
 /// The settings that decide what a slot does.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
@@ -578,7 +581,7 @@ impl<W> Slot<W> {
             true => self.reject_waiting(error, effects),
             false => self.reject_impatient(ErrorKind::Unavailable, effects),
         }
-        let until = env.now + env.rules.soon();
+        let until = env.now + env.rules.soon().min(MAX_REST);
         self.state = match self.waiters.is_empty() {
             true => State::Idle,
             false => State::Resting { until },

@@ -895,3 +895,15 @@ fn a_holder_has_time_to_stop_between_the_end_of_max_hold_and_the_release() {
     let effects = table.pass(margin);
     assert_eq!(effects, ["lose MaxHold", "release 1", "acquire 3 queue"]);
 }
+
+#[test]
+fn waiters_that_redis_refused_ask_again_soon_however_long_the_time_to_live() {
+    let mut table = Table::queued();
+    (table.rules.ttl, table.rules.renewal) = (3600 * TTL, 1200 * TTL);
+    table.notice(Notice::Changed);
+    assert_eq!(
+        table.acquire_answered(1, Duration::ZERO, failed(true)),
+        ["release 1"]
+    );
+    assert_eq!(table.pass(Duration::from_secs(1)), ["acquire 2 queue"]);
+}
