@@ -507,6 +507,37 @@ async fn a_read_only_replica_gives_no_locks_until_it_is_promoted() {
 }
 
 #[tokio::test]
+async fn a_release_that_a_replica_refuses_looks_for_the_primary_and_not_all_the_time() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let locks = minute().connect(&server.url()).await.unwrap();
+    let guard = locks.try_acquire("a").await.unwrap();
+    // Another server took over. Behind the same address, there may be the new primary.
+    run(&redis, "REPLICAOF 127.0.0.1 1").await;
+    let connections = || async {
+        let stats: String = redis::from_redis_value(run(&redis, "INFO stats").await).unwrap();
+        let total = stats
+            .lines()
+            .find_map(|line| line.strip_prefix("total_connections_received:"));
+        total.unwrap().trim().parse::<usize>().unwrap()
+    };
+    let (before, calls) = (connections().await, script_calls(&redis).await);
+    let started = Instant::now();
+    drop(guard);
+    eventually("it connects anew", || async {
+        connections().await > before
+    })
+    .await;
+    eventually("it tries again and again", || async {
+        script_calls(&redis).await >= calls + 4
+    })
+    .await;
+    assert!(started.elapsed() > Duration::from_millis(20 + 40 + 80));
+    run(&redis, "REPLICAOF NO ONE").await;
+    eventually_no_trace(&redis).await;
+}
+
+#[tokio::test]
 async fn out_of_memory_refuses_new_locks_and_releases_old_ones() {
     let server = RedisServer::start_with(&["--maxmemory-policy", "noeviction"]).await;
     let redis = server.client().await;

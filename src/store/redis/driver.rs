@@ -184,7 +184,6 @@ impl RedisStore {
                     }
                     Some(Err(error)) => return End::Closed(refused(&error)),
                     Some(Ok(reply)) => {
-                        *backoff = MIN_BACKOFF;
                         if let Some((sent_at, _)) = on_the_way.calls.front() {
                             link.observed.reply_to(*sent_at);
                         }
@@ -195,6 +194,7 @@ impl RedisStore {
                         if let Err(error) = deliver(reply, &mut on_the_way, link.watches, grants, events) {
                             return End::Closed(error);
                         }
+                        *backoff = MIN_BACKOFF;
                     }
                 },
                 push = link.pushes.recv() => {
@@ -407,13 +407,14 @@ fn deliver(
                     events.notice(&key, Notice::Changed);
                 }
             }
-            Err(_) if pending.ends_hold() && !on_the_way.store.is_over(&pending, now, events) => {
-                on_the_way.keep(pending);
-            }
             Err(Failure { error, unknown }) => {
                 // A replica stays one, but behind the same address there may be a primary now.
                 if error.to_string().contains("READONLY") {
                     of_no_use = Err(error.clone());
+                }
+                if pending.ends_hold() && !on_the_way.store.is_over(&pending, now, events) {
+                    on_the_way.keep(pending);
+                    continue;
                 }
                 // An earlier attempt may have got it something.
                 let unknown = unknown || pending.may_have_been_carried_out_before();
