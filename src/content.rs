@@ -37,6 +37,9 @@ pub(crate) enum Rest<B> {
     End,
 }
 
+/// How much more memory than twice their data small frames may take, in bytes.
+const OVERHEAD: usize = 64 * 1024;
+
 /// The first frames of a body.
 #[derive(Default)]
 pub(crate) struct Frames {
@@ -48,6 +51,17 @@ impl Frames {
     pub(crate) fn push(&mut self, frame: Frame<Bytes>) {
         self.length += frame.data_ref().map_or(0, Bytes::len);
         self.frames.push_back(frame);
+    }
+
+    /// Makes one frame of many small ones. Where data ends, and the next begins, says nothing.
+    pub(crate) fn merge_small(&mut self) {
+        if self.memory() <= 2 * self.length + OVERHEAD {
+            return;
+        }
+        let Whole { data, trailers } = std::mem::take(self).join();
+        let trailers = trailers.map(Frame::trailers);
+        let frames = [Frame::data(data)].into_iter().chain(trailers);
+        frames.for_each(|frame| self.push(frame));
     }
 
     fn pop(&mut self) -> Option<Frame<Bytes>> {
@@ -210,4 +224,30 @@ fn at_least(length: usize) -> SizeHint {
     let mut hint = SizeHint::new();
     hint.set_lower(length as u64);
     hint
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_that_are_kept_take_not_much_more_memory_than_their_data() {
+        let (mut frames, mut expected) = (Frames::default(), Vec::new());
+        for number in 0..200_000_u32 {
+            // Every other one is empty.
+            let data = Bytes::copy_from_slice(&[number as u8][..(number % 2) as usize]);
+            expected.extend_from_slice(&data);
+            frames.push(Frame::data(data));
+            frames.merge_small();
+            assert!(frames.memory() <= 2 * frames.length() + OVERHEAD);
+        }
+        let trailers = HeaderMap::new();
+        frames.push(Frame::trailers(trailers.clone()));
+        assert_eq!(frames.length(), expected.len());
+        let whole = frames.join();
+        assert_eq!(
+            (&whole.data[..], whole.trailers),
+            (&expected[..], Some(trailers))
+        );
+    }
 }

@@ -534,6 +534,11 @@ async fn an_answer_that_redis_refuses_is_recorded_when_it_does_not_any_more() {
     assert!([409, 503].contains(&refused.status()));
     run(&redis, "CONFIG SET maxmemory 0").await;
     eventually("it is recorded", || is_recorded(&redis)).await;
+    // The process whose answer it is learns of that with the reply.
+    eventually("the lock is not held here any more", || async {
+        app.send(post("k")).await.status() != 409
+    })
+    .await;
     app.send(post("k")).await.is_replay_of(1);
     assert_eq!(runs.count(), 1);
 }

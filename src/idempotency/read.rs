@@ -90,6 +90,7 @@ where
             Some(None) => return Response::Whole(frames.join()),
             Some(Some(Ok(frame))) => {
                 frames.push(frame);
+                frames.merge_small();
                 if frames.length() <= limit {
                     continue;
                 }
