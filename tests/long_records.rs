@@ -685,3 +685,24 @@ async fn each_of_many_locks_that_are_deleted_is_told() {
         soon("it is told", guard.lost()).await;
     }
 }
+
+/// The handler is done: what its answer takes to get to Redis is not its hold.
+#[tokio::test]
+async fn an_answer_that_takes_longer_to_write_than_its_handler_may_hold_is_kept() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port).await;
+    let max_hold = Duration::from_millis(500);
+    let locks = minute()
+        .max_hold(max_hold)
+        .connect(&proxy.url())
+        .await
+        .unwrap();
+    let (runs, body) = (Runs::default(), content(4 * MIB));
+    let app = app(&locks, &runs, &body);
+    // Four times as long.
+    proxy.set(Mode::Throttle(2 << 20));
+    is_whole(&app.send(post("k")).await, &body);
+    proxy.set(Mode::Forward);
+    is_replay(&app.send(post("k")).await, &body);
+    assert_eq!(runs.count(), 1);
+}

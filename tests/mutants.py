@@ -96,6 +96,38 @@ MUTANTS = [
         ["--test trouble a_lock_that_is_lost_by_max_hold"],
     ),
     (
+        "a lock goes on as its holder is told of max_hold",
+        [(SLOT, "(limit, limit + Self::margin(self.ttl))", "(limit, limit)")],
+        ["--lib a_holder_has_time_to_stop"],
+    ),
+    (
+        "max_hold cuts off the writing of a record",
+        [("src/guard.rs", "core.recording(&lease, time);", "")],
+        ["--test long_records an_answer_that_takes_longer_to_write"],
+    ),
+    (
+        "a release that is refused stays on a replica",
+        [
+            (
+                "src/store/redis/driver.rs",
+                'if error.to_string().contains("READONLY") {',
+                'if !pending.ends_hold() && error.to_string().contains("READONLY") {',
+            )
+        ],
+        ["--test trouble a_release_that_a_replica_refuses"],
+    ),
+    (
+        "a run past its lease succeeds where Redis is silent",
+        [
+            (
+                "src/idempotency/run.rs",
+                "if (error.kind() == ErrorKind::Lost || !was_held)",
+                "if error.kind() == ErrorKind::Lost",
+            )
+        ],
+        ["--test idempotency_trouble a_handler_that_blocked_past_its_lease_is_no_success_if"],
+    ),
+    (
         "a wait that is over was always in vain",
         [(SLOT, "if question.unanswered => ErrorKind::Unavailable", "if question.unanswered => ErrorKind::TimedOut")],
         ["--test trouble a_wait_ends_on_time"],
