@@ -3,6 +3,8 @@
 //! The manager hands [`Command`]s to its store, which answers with [`Answer`]s and, unasked, sends [`Notice`]s. A store
 //! carries out the commands for one key in the order in which it got them. It knows nothing of requests or waiters.
 
+#[cfg(test)]
+pub(crate) mod fake;
 pub(crate) mod memory;
 mod protocol;
 pub(crate) mod redis;
@@ -59,6 +61,8 @@ pub(crate) trait Events {
 pub(crate) enum Store {
     Memory(memory::MemoryStore),
     Redis(redis::RedisStore),
+    #[cfg(test)]
+    Fake(fake::FakeStore),
 }
 
 impl Store {
@@ -83,6 +87,11 @@ impl Store {
                 let outcome = redis.submit(now, key, command, farewell)?;
                 Some((outcome, None))
             }
+            #[cfg(test)]
+            Self::Fake(fake) => {
+                fake.submit(now, key, command, farewell);
+                None
+            }
         }
     }
 
@@ -91,6 +100,8 @@ impl Store {
         match self {
             Self::Memory(_) => unreachable!("all of its records come with the answer"),
             Self::Redis(redis) => redis.fetch(key).await,
+            #[cfg(test)]
+            Self::Fake(_) => Ok(Bytes::from_static(fake::LONG)),
         }
     }
 
@@ -99,6 +110,8 @@ impl Store {
         match self {
             Self::Memory(_) => true,
             Self::Redis(redis) => redis.is_connected(),
+            #[cfg(test)]
+            Self::Fake(fake) => fake.is_connected(),
         }
     }
 
@@ -107,6 +120,8 @@ impl Store {
         match self {
             Self::Memory(_) => true,
             Self::Redis(redis) => redis.is_drained(),
+            #[cfg(test)]
+            Self::Fake(fake) => fake.is_drained(),
         }
     }
 }
