@@ -63,6 +63,8 @@ impl Core {
     fn may_run_on(&self, runtime: &Handle) -> bool {
         match &self.store {
             Store::Memory(_) => true,
+            #[cfg(test)]
+            Store::Fake(_) => true,
             Store::Redis(_) => runtime.runtime_flavor() != RuntimeFlavor::CurrentThread,
         }
     }
@@ -176,7 +178,7 @@ fn not_started(core: &Core, error: &std::io::Error) {
     trace::disconnected(error);
 }
 
-async fn look_after_slots(core: &Arc<Core>) {
+pub(super) async fn look_after_slots(core: &Arc<Core>) {
     loop {
         core.look.clear();
         Time::now_for_certain();
@@ -227,6 +229,8 @@ async fn drive_store(core: &Arc<Core>, connected: Option<Connected>) {
             redis.run(connected, &StoreEvents(core), is_finished).await;
         }
         Store::Memory(_) => std::future::pending().await,
+        #[cfg(test)]
+        Store::Fake(_) => std::future::pending().await,
     }
 }
 

@@ -111,6 +111,8 @@ impl Request<'_> {
 impl Drop for Request<'_> {
     fn drop(&mut self) {
         if !self.is_answered {
+            // Else its waker, which may panic, would be called while the slot is locked.
+            self.answer.close();
             let number = self.number;
             self.core.with_slot(self.key, |slot, _, effects| {
                 slot.cancel(number, effects);
@@ -175,6 +177,8 @@ impl Core {
         match &self.store {
             Store::Memory(_) => None,
             Store::Redis(_) => Some(3 * self.command_timeout),
+            #[cfg(test)]
+            Store::Fake(_) => Some(3 * self.command_timeout),
         }
     }
 
@@ -523,3 +527,6 @@ impl fmt::Debug for Core {
         f.debug_struct("Core").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

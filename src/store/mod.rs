@@ -3,6 +3,8 @@
 //! The manager hands [`Command`]s to its store, which answers with [`Answer`]s and, unasked, sends [`Notice`]s. A store
 //! carries out the commands for one key in the order in which it got them. It knows nothing of requests or waiters.
 
+#[cfg(test)]
+pub(crate) mod fake;
 pub(crate) mod memory;
 mod protocol;
 pub(crate) mod redis;
@@ -63,6 +65,8 @@ pub(crate) trait Events {
 pub(crate) enum Store {
     Memory(memory::MemoryStore),
     Redis(redis::RedisStore),
+    #[cfg(test)]
+    Fake(fake::FakeStore),
 }
 
 impl Store {
@@ -87,6 +91,11 @@ impl Store {
                 let outcome = redis.submit(now, key, command, farewell)?;
                 Some((outcome, None))
             }
+            #[cfg(test)]
+            Self::Fake(fake) => {
+                fake.submit(now, key, command, farewell);
+                None
+            }
         }
     }
 
@@ -95,6 +104,8 @@ impl Store {
         match self {
             Self::Redis(redis) if record.content.len() > LONG => Some(redis.patience()),
             Self::Redis(_) | Self::Memory(_) => None,
+            #[cfg(test)]
+            Self::Fake(_) => None,
         }
     }
 
@@ -112,6 +123,8 @@ impl Store {
         match self {
             Self::Redis(redis) => redis.put_aside(key, record, hold, lost).await,
             Self::Memory(_) => unreachable!("it takes records of any length"),
+            #[cfg(test)]
+            Self::Fake(_) => unreachable!("it takes records of any length"),
         }
     }
 
@@ -131,6 +144,8 @@ impl Store {
         match self {
             Self::Memory(_) => Ok(Ok(found)),
             Self::Redis(redis) => redis.fetch(key, found).await,
+            #[cfg(test)]
+            Self::Fake(_) => Ok(Ok(found)),
         }
     }
 
@@ -139,6 +154,8 @@ impl Store {
         match self {
             Self::Memory(_) => true,
             Self::Redis(redis) => redis.is_connected(),
+            #[cfg(test)]
+            Self::Fake(fake) => fake.is_connected(),
         }
     }
 
@@ -147,6 +164,8 @@ impl Store {
         match self {
             Self::Memory(_) => true,
             Self::Redis(redis) => redis.is_drained(),
+            #[cfg(test)]
+            Self::Fake(fake) => fake.is_drained(),
         }
     }
 }

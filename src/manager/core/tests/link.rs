@@ -1,0 +1,439 @@
+//! What is on its way between a manager and the server: what the driver of a real store does, command by command.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::{Core, StoreEvents};
+use super::program::{Fate, Tamper};
+use super::tasks::unwinds;
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
+use crate::key::LockKey;
+use crate::manager::slot::Rules;
+use crate::store::fake::{FakeStore, Pending, Times, Truth};
+use crate::store::{Answer, Command, Events, Failure, Granted, Notice, Outcome, Record, Store};
+
+/// How long until what the server refused is tried again.
+const RETRY: Duration = Duration::from_millis(100);
+
+pub(super) struct Link {
+    pub(super) core: Arc<Core>,
+    process: usize,
+    times: Times,
+    /// Sent, and not carried out.
+    calls: VecDeque<Call>,
+    /// Sent by the server, and not here yet.
+    incoming: VecDeque<Incoming>,
+    /// Sent on a connection that broke, and not carried out.
+    late: VecDeque<(LockKey, Command, Option<Record>)>,
+    /// What ends a hold, and the server refused.
+    refused: Vec<Pending>,
+    retry_at: Option<Time>,
+    /// When the newest command was sent whose answer is here.
+    observed: Time,
+    pub(super) dates_grants: bool,
+    pub(super) refuses_records: bool,
+    /// No answer, or none that is of use, has come where a server that is there would have given one.
+    pub(super) had_trouble: bool,
+    /// Answers and notices did not tell what the server has.
+    pub(super) was_deceived: bool,
+    /// By token: how long a slot trusts its lease at the least, from the answers that it got.
+    pub(super) trusted: HashMap<u64, Time>,
+    /// The answer to every so many commands is lost, and nobody notices.
+    pub(super) drops_answers: bool,
+}
+
+struct Call {
+    sent_at: Time,
+    commands: Vec<Pending>,
+}
+
+enum Incoming {
+    Reply(Call, Vec<Option<Answer>>),
+    Notice(LockKey, Notice),
+    AllChanged,
+}
+
+impl Link {
+    pub(super) fn new(core: Arc<Core>, process: usize) -> Self {
+        let times = Times {
+            ttl: core.rules.ttl,
+            grant_ttl: core.rules.grant_ttl,
+        };
+        let link = Self {
+            core,
+            process,
+            times,
+            calls: VecDeque::new(),
+            incoming: VecDeque::new(),
+            late: VecDeque::new(),
+            refused: Vec::new(),
+            retry_at: None,
+            observed: Time::now(),
+            dates_grants: true,
+            refuses_records: false,
+            had_trouble: false,
+            was_deceived: false,
+            trusted: HashMap::new(),
+            drops_answers: false,
+        };
+        link.store().set_connected(true);
+        link
+    }
+
+    pub(super) fn store(&self) -> &FakeStore {
+        match &self.core.store {
+            Store::Fake(fake) => fake,
+            _ => unreachable!("a case has a fake store"),
+        }
+    }
+
+    /// Calls the manager, as a driver does.
+    fn tell(&self, event: impl FnOnce(&StoreEvents<'_>)) {
+        unwinds(|| event(&StoreEvents(&self.core)));
+    }
+
+    pub(super) fn send(&mut self) {
+        let mut commands = match self.store().is_connected() {
+            true => std::mem::take(&mut *self.store().commands()),
+            false => return,
+        };
+        if !commands.is_empty() {
+            for pending in &mut commands {
+                pending.attempts += 1;
+            }
+            let sent_at = Time::now();
+            self.calls.push_back(Call { sent_at, commands });
+        }
+    }
+
+    /// The server carries out the oldest call.
+    pub(super) fn carry_out(&mut self, truth: &mut Truth) -> Option<()> {
+        let call = self.calls.pop_front()?;
+        let answers = call.commands.iter().map(|pending| {
+            let is_completion = matches!(pending.command, Command::Complete { .. });
+            (!(is_completion && self.refuses_records)).then(|| {
+                let record = pending.farewell.record.as_ref();
+                let command = (&pending.key, pending.command, record);
+                truth.execute(self.process, self.times, Time::now(), command)
+            })
+        });
+        let answers = answers.collect();
+        // What the server tells this process meanwhile goes before its reply.
+        for (_, key, notice) in truth.told.extract_if(.., |(to, ..)| *to == self.process) {
+            self.incoming.push_back(Incoming::Notice(key, notice));
+        }
+        self.incoming.push_back(Incoming::Reply(call, answers));
+        Some(())
+    }
+
+    pub(super) fn carry_out_late(&mut self, truth: &mut Truth) -> Option<()> {
+        let (key, command, record) = self.late.pop_front()?;
+        let command = (&key, command, record.as_ref());
+        truth.execute(self.process, self.times, Time::now(), command);
+        Some(())
+    }
+
+    /// The server tells this process something.
+    pub(super) fn push(&mut self, key: LockKey, notice: Notice) {
+        if self.store().is_connected() {
+            self.incoming.push_back(Incoming::Notice(key, notice));
+        }
+    }
+
+    pub(super) fn push_all_changed(&mut self) {
+        if self.store().is_connected() {
+            self.incoming.push_back(Incoming::AllChanged);
+        }
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.calls.is_empty()
+            && self.incoming.is_empty()
+            && (self.store().commands().is_empty() || !self.store().is_connected())
+    }
+
+    /// What the server sent first comes in.
+    pub(super) fn deliver(&mut self, tamper: Tamper) -> Option<()> {
+        match self.incoming.pop_front()? {
+            Incoming::Reply(call, answers) => self.deliver_reply(call, answers, tamper),
+            Incoming::Notice(key, mut notice) => {
+                if let Notice::Granted(Granted { after, .. }) = &mut notice {
+                    *after = after.or(self.dates_grants.then_some(self.observed));
+                }
+                self.tell(|events| events.notice(&key, notice));
+            }
+            Incoming::AllChanged => self.tell(|events| events.all_changed()),
+        }
+        Some(())
+    }
+
+    fn deliver_reply(&mut self, call: Call, answers: Vec<Option<Answer>>, tamper: Tamper) {
+        let (sent_at, now) = (call.sent_at, Time::now());
+        self.observed = self.observed.max(sent_at);
+        let count = call.commands.len();
+        for (place, (pending, answer)) in call.commands.into_iter().zip(answers).enumerate() {
+            let mut answer = answer;
+            match tamper {
+                Tamper::Unfit {
+                    command,
+                    answer: number,
+                } if command % count == place => {
+                    self.was_deceived = true;
+                    answer = Some(unfit(number));
+                }
+                Tamper::Twice { command } if command % count == place && answer.is_some() => {
+                    self.was_deceived = true;
+                    let outcome = Outcome {
+                        sent_at,
+                        result: Ok(answer.clone().expect("just seen")),
+                    };
+                    let (key, command) = (&pending.key, pending.command);
+                    self.tell(|events| events.answered(key, command, outcome));
+                }
+                Tamper::Error { command } if command % count == place => {
+                    self.had_trouble = true;
+                    answer = None;
+                }
+                _ if self.drops_answers && place == 1 => continue,
+                _ => {}
+            }
+            match answer {
+                Some(answer) => self.finish(pending, sent_at, Ok(answer)),
+                None if pending.ends_hold() && !self.is_over(&pending, now) => {
+                    self.refused.push(pending);
+                    self.retry_at.get_or_insert(now + RETRY);
+                }
+                None => self.finish(pending, sent_at, Err(failure(true))),
+            }
+        }
+    }
+
+    fn finish(&mut self, pending: Pending, sent_at: Time, result: Result<Answer, Failure>) {
+        let now = Time::now();
+        match (pending.command, &result) {
+            (Command::Acquire { token, .. }, Ok(Answer::Acquired { .. })) => {
+                self.trusted
+                    .insert(token, sent_at + Rules::trust(self.times.ttl));
+            }
+            (Command::Renew { token }, Ok(Answer::Renewed { .. })) => {
+                let until = sent_at + Rules::trust(self.times.ttl);
+                let trusted = self.trusted.get_mut(&token);
+                if let Some(trusted) = trusted.filter(|trusted| **trusted > now) {
+                    *trusted = until.max(*trusted);
+                }
+            }
+            _ => {}
+        }
+        let settled = pending.settled(&result);
+        let (key, command) = (&pending.key, pending.command);
+        self.tell(|events| events.answered(key, command, Outcome { sent_at, result }));
+        if let Some(receipt) = pending.farewell.receipt {
+            let _ = crate::shield::shielded(|| receipt.send(settled));
+        }
+    }
+
+    fn is_over(&self, pending: &Pending, now: Time) -> bool {
+        now.since(pending.submitted) > self.times.ttl
+            && !match pending.command {
+                Command::Complete { token } => self.holds(&pending.key, token),
+                _ => false,
+            }
+    }
+
+    pub(super) fn holds(&self, key: &LockKey, token: u64) -> bool {
+        StoreEvents(&self.core).is_held(key, token)
+    }
+
+    /// The connection breaks. What the server was sent and has not carried out may get there `late`.
+    pub(super) fn break_off(&mut self, truth: &mut Truth, fate: Fate, late: bool) {
+        if !self.store().is_connected() {
+            return;
+        }
+        self.had_trouble = true;
+        self.store().set_connected(false);
+        truth.is_there[self.process] = false;
+        let mut unanswered = Vec::new();
+        for incoming in std::mem::take(&mut self.incoming) {
+            if let Incoming::Reply(call, _) = incoming {
+                unanswered.push(call);
+            }
+        }
+        let calls = std::mem::take(&mut self.calls);
+        let mut releases = Vec::new();
+        for pending in calls.iter().flat_map(|call| &call.commands) {
+            let (key, command) = (pending.key.clone(), pending.command);
+            if late {
+                let record = pending.farewell.record.clone();
+                self.late.push_back((key.clone(), command, record));
+            }
+            if let Command::Acquire { token, .. } = command {
+                let wanted = false;
+                releases.push((key, Command::Release { token, wanted }, None));
+            }
+        }
+        if fate == Fate::GivenUp && late {
+            self.late.extend(releases);
+        }
+        unanswered.extend(calls);
+        let mut again = Vec::new();
+        for call in unanswered {
+            for pending in call.commands {
+                let is_kept = match fate {
+                    Fate::SentAgain => pending.attempts < 2,
+                    Fate::Fail | Fate::GivenUp => false,
+                };
+                match is_kept || pending.ends_hold() {
+                    true => again.push(pending),
+                    false => self.finish(pending, call.sent_at, Err(failure(true))),
+                }
+            }
+        }
+        again.append(&mut self.refused);
+        self.retry_at = None;
+        self.put_back(again);
+    }
+
+    fn put_back(&mut self, commands: Vec<Pending>) {
+        self.store().commands().splice(0..0, commands);
+    }
+
+    pub(super) fn reconnect(&mut self, truth: &mut Truth) {
+        if !self.store().is_connected() {
+            truth.is_there[self.process] = true;
+            self.observed = Time::now();
+            self.tell(|events| events.reconnected());
+            self.store().set_connected(true);
+        }
+    }
+
+    /// Fails what is queued, but for what ends a hold, which stays for as long as there may be a lock.
+    pub(super) fn fail_queued(&mut self, fails: impl Fn(&Pending) -> bool) {
+        self.had_trouble = true;
+        let now = Time::now();
+        let queued = std::mem::take(&mut *self.store().commands());
+        let (failed, kept): (Vec<_>, Vec<_>) =
+            queued
+                .into_iter()
+                .partition(|pending| match pending.ends_hold() {
+                    true => self.is_over(pending, now),
+                    false => fails(pending),
+                });
+        let unsent: HashSet<u64> = failed
+            .iter()
+            .filter_map(|pending| match pending.command {
+                Command::Acquire { token, .. } if !pending.is_known_there() => Some(token),
+                _ => None,
+            })
+            .collect();
+        let (needless, kept): (Vec<_>, Vec<_>) =
+            kept.into_iter().partition(|pending| match pending.command {
+                Command::Release { token, .. } => unsent.contains(&token),
+                _ => false,
+            });
+        self.put_back(kept);
+        for pending in failed.into_iter().chain(needless) {
+            let unknown = pending.is_known_there();
+            self.finish(pending, now, Err(failure(unknown)));
+        }
+    }
+
+    /// When [`pass_time`](Self::pass_time) next has something to do.
+    pub(super) fn next(&self) -> Option<Time> {
+        let timeout = self.core.command_timeout;
+        let oldest_call = self.incoming.iter().filter_map(|incoming| match incoming {
+            Incoming::Reply(call, _) => Some(call.sent_at),
+            _ => None,
+        });
+        let oldest_call = oldest_call.chain(self.calls.front().map(|call| call.sent_at));
+        let commands = self.store().commands();
+        let queued = commands
+            .iter()
+            .filter(|pending| !pending.ends_hold())
+            .map(|pending| pending.submitted);
+        let oldest = oldest_call.chain(queued).min();
+        let overdue = oldest.map(|oldest| oldest + timeout);
+        overdue.into_iter().chain(self.retry_at).min()
+    }
+
+    /// The store tells what became of a command within the command timeout, or that it cannot say.
+    pub(super) fn pass_time(&mut self, truth: &mut Truth) {
+        let now = Time::now();
+        let timeout = self.core.command_timeout;
+        let is_late = |since: Time| since + timeout <= now;
+        let has_late_call = self.calls.iter().any(|call| is_late(call.sent_at))
+            || self.incoming.iter().any(|incoming| match incoming {
+                Incoming::Reply(call, _) => is_late(call.sent_at),
+                _ => false,
+            });
+        if has_late_call {
+            self.break_off(truth, Fate::GivenUp, true);
+        }
+        let is_overdue = |pending: &Pending| is_late(pending.submitted);
+        let has_overdue = |pending: &Pending| !pending.ends_hold() && is_overdue(pending);
+        let has_overdue = self.store().commands().iter().any(has_overdue);
+        if has_overdue {
+            self.fail_queued(is_overdue);
+        }
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+            let refused = std::mem::take(&mut self.refused);
+            self.put_back(refused);
+        }
+    }
+
+    /// Commands that have no answer yet, wherever they are.
+    pub(super) fn pending(&self, mut look: impl FnMut(&Pending)) {
+        self.store().commands().iter().for_each(&mut look);
+        self.refused.iter().for_each(&mut look);
+        for call in &self.calls {
+            call.commands.iter().for_each(&mut look);
+        }
+        for incoming in &self.incoming {
+            if let Incoming::Reply(call, _) = incoming {
+                call.commands.iter().for_each(&mut look);
+            }
+        }
+    }
+
+    pub(super) fn show_busy(&self) {
+        let is_busy = !self.calls.is_empty()
+            || !self.refused.is_empty()
+            || self
+                .incoming
+                .iter()
+                .any(|incoming| matches!(incoming, Incoming::Reply(..)));
+        self.store().set_busy(is_busy);
+    }
+}
+
+fn failure(unknown: bool) -> Failure {
+    Failure {
+        error: Error::of(ErrorKind::Unavailable),
+        unknown,
+    }
+}
+
+/// Some answer, which may or may not be one to the command.
+fn unfit(number: usize) -> Answer {
+    match number {
+        0 => Answer::Intact,
+        1 => Answer::Gone,
+        2 => Answer::Completed,
+        3 => Answer::Renewed { wanted: true },
+        4 => Answer::Released {
+            had_it: true,
+            granted: true,
+        },
+        5 => Answer::Recorded(bytes::Bytes::new()),
+        6 => Answer::Held {
+            remaining: None,
+            foreign: true,
+        },
+        _ => Answer::Acquired {
+            fence: 1,
+            wanted: true,
+        },
+    }
+}

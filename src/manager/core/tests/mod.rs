@@ -1,0 +1,64 @@
+//! Random programs on whole managers, with a [server](crate::store::fake) that a test speaks for and a clock that it sets.
+//!
+//! `CORE_CASES` is how many (10 000). A million: `CORE_CASES=1000000 cargo test --release --all-features --lib core::tests`.
+
+mod link;
+mod program;
+mod tasks;
+mod world;
+
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+
+use program::Step;
+use tasks::Watch;
+use world::World;
+
+fn run(steps: &[Step], drops_answers: bool) -> Result<(), TestCaseError> {
+    #[cfg(feature = "tracing")]
+    let _subscriber = tracing::subscriber::set_default(tasks::Subscriber);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    let _watch = Watch::begin();
+    let wrong = runtime.block_on(tokio::task::unconstrained(async {
+        let mut world = World::new(drops_answers);
+        for step in steps {
+            world.step(step).await;
+            if let Some(wrong) = world.wrong() {
+                return Some(format!("{step:?}: {wrong}"));
+            }
+        }
+        world.settle().await
+    }));
+    wrong.map_or(Ok(()), |wrong| Err(TestCaseError::fail(wrong)))
+}
+
+fn config(cases: u32) -> Config {
+    Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 20_000,
+        ..Config::default()
+    }
+}
+
+#[test]
+fn whatever_happens_locks_are_held_once_requests_are_answered_and_nothing_is_left() {
+    let cases = std::env::var("CORE_CASES").map_or(10_000, |cases| {
+        cases.parse().expect("CORE_CASES is a number")
+    });
+    let mut runner = TestRunner::new(config(cases));
+    if let Err(error) = runner.run(&program::programs(), |steps| run(&steps, false)) {
+        panic!("{error}\n{runner}");
+    }
+}
+
+#[test]
+fn an_answer_that_is_lost_without_a_word_is_noticed() {
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(config(10_000), rng);
+    let result = runner.run(&program::programs(), |steps| run(&steps, true));
+    assert!(matches!(result, Err(TestError::Fail(..))), "{result:?}");
+}

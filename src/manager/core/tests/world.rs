@@ -1,0 +1,791 @@
+//! Managers, the server and all that is between them, and what must be true of them at any moment.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+
+use super::super::Core;
+use super::link::Link;
+use super::program::{End, KEYS, MANAGERS, Step, Tamper, Unasked, Whom};
+use super::tasks::{self, Polled, Task, unwinds};
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
+use crate::guard::{Lease, LockGuard};
+use crate::key::LockKey;
+use crate::manager::background::look_after_slots;
+use crate::manager::slot::Rules;
+use crate::manager::{A_MOMENT, Claimed, LockManager};
+use crate::store::fake::{FakeStore, Times, Token, Truth, Value};
+use crate::store::{Command, Granted, Notice, Record, Store};
+
+/// The processes that are no manager of ours.
+const NEIGHBOUR: usize = MANAGERS;
+const TTL: Duration = Duration::from_secs(1);
+const COMMAND_TIMEOUT: Duration = Duration::from_millis(200);
+const RETENTION: Duration = Duration::from_millis(1500);
+/// No request waits longer.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// Timers are as exact as this.
+const A_TICK: Duration = Duration::from_millis(2);
+/// A token that nobody ever had.
+const UNKNOWN: u64 = u64::MAX;
+
+static NAMES: LazyLock<[LockKey; KEYS]> = LazyLock::new(|| {
+    let lock = |name| LockKey::new(name).expect("a valid key");
+    let record = |name| LockKey::record([name]).expect("a valid key");
+    [lock("a"), lock("b"), record("c"), record("d")]
+});
+
+pub(super) struct World {
+    truth: Truth,
+    links: Vec<Link>,
+    managers: Vec<LockManager>,
+    guards: Vec<Held>,
+    tasks: Vec<Running>,
+    background: Vec<Task<()>>,
+    completions: Vec<Completion>,
+    /// The last fencing token of each key.
+    fencing_tokens: [u64; KEYS],
+    /// The numbers of the neighbour's tokens.
+    last_number: u64,
+    any_woken: Arc<AtomicWaker>,
+    /// Leases whose loss is watched with a waker that panics: tokio then wakes none of the others, and those
+    /// learn of it from the clock.
+    touchy: HashSet<(usize, u64)>,
+    /// Something happened to locks in the server that no manager did.
+    lost_data: bool,
+    wrong: Option<String>,
+}
+
+struct Held {
+    guard: LockGuard,
+    manager: usize,
+}
+
+struct Running {
+    task: Task<Done>,
+    kind: Kind,
+    /// When it must be done.
+    deadline: Option<Time>,
+}
+
+enum Kind {
+    Take { manager: usize, key: usize },
+    End,
+    Watch { manager: usize, lease: Lease },
+}
+
+enum Done {
+    Taken(Result<LockGuard, Error>),
+    Recorded,
+    Ended,
+    Lost,
+}
+
+struct Completion {
+    manager: usize,
+    key: LockKey,
+    token: u64,
+    until: Time,
+}
+
+impl World {
+    pub(super) fn new(drops_answers: bool) -> Self {
+        // The clock begins before any case makes time pass.
+        Time::now();
+        let any_woken = Arc::new(AtomicWaker::new());
+        let mut world = Self {
+            truth: Truth::new(MANAGERS + 1),
+            links: Vec::new(),
+            managers: Vec::new(),
+            guards: Vec::new(),
+            tasks: Vec::new(),
+            background: Vec::new(),
+            completions: Vec::new(),
+            fencing_tokens: [0; KEYS],
+            last_number: 0,
+            any_woken,
+            touchy: HashSet::new(),
+            lost_data: false,
+            wrong: None,
+        };
+        for number in 0..MANAGERS {
+            let core = core(number);
+            world
+                .managers
+                .push(LockManager::from_core(Arc::clone(&core)));
+            let looking = Arc::clone(&core);
+            let looking = async move { look_after_slots(&looking).await };
+            let task = Task::new(looking, false, &world.any_woken);
+            world.background.push(task);
+            let mut link = Link::new(core, number);
+            link.drops_answers = drops_answers;
+            world.links.push(link);
+        }
+        world
+    }
+
+    /// What went wrong, if anything did.
+    pub(super) fn wrong(&mut self) -> Option<String> {
+        self.wrong.take().or_else(tasks::reported)
+    }
+
+    fn must(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
+        if !holds && self.wrong.is_none() {
+            self.wrong = Some(otherwise());
+        }
+    }
+
+    pub(super) async fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Take {
+                manager,
+                key,
+                wait,
+                touchy,
+            } => self.take(manager, key, wait.map(Duration::from_millis), touchy),
+            Step::Cancel(number) => {
+                let is_cancelled = |running: &Running| !matches!(running.kind, Kind::Watch { .. });
+                let mut these = (0..self.tasks.len()).filter(|at| is_cancelled(&self.tasks[*at]));
+                if let Some(at) = these.nth(number) {
+                    let cancelled = self.tasks.remove(at);
+                    unwinds(|| drop(cancelled));
+                }
+            }
+            Step::End { guard, end, touchy } if guard < self.guards.len() => {
+                let held = self.guards.remove(guard);
+                self.end(held, end, touchy);
+            }
+            Step::Watch { guard, touchy } if guard < self.guards.len() => {
+                let lease = self.guards[guard].guard.lease().clone();
+                let manager = self.guards[guard].manager;
+                let kind = Kind::Watch {
+                    manager,
+                    lease: lease.clone(),
+                };
+                if touchy {
+                    self.touchy.insert((manager, lease.grant().lease));
+                }
+                let watching = async move {
+                    lease.lost().await;
+                    Done::Lost
+                };
+                self.spawn(watching, touchy, kind, None);
+            }
+            Step::End { .. } | Step::Watch { .. } => {}
+            Step::Pass { ms, served } => self.pass(Duration::from_millis(ms), served).await,
+            Step::Exchange(manager) => self.exchange(manager),
+            Step::Send(manager) => self.links[manager].send(),
+            Step::CarryOut(manager) => {
+                self.links[manager].carry_out(&mut self.truth);
+                self.publish();
+            }
+            Step::Deliver {
+                manager,
+                count,
+                tamper,
+            } => {
+                for place in 0..count {
+                    let tamper = if place == 0 { tamper } else { Tamper::Nothing };
+                    self.links[manager].deliver(tamper);
+                }
+            }
+            Step::Break {
+                manager,
+                fate,
+                late,
+            } => self.links[manager].break_off(&mut self.truth, fate, late),
+            Step::FailQueued(manager) => self.links[manager].fail_queued(|_| true),
+            Step::Reconnect(manager) => self.links[manager].reconnect(&mut self.truth),
+            Step::CarryOutLate(manager) => {
+                self.links[manager].carry_out_late(&mut self.truth);
+                self.publish();
+            }
+            Step::Refuse { manager, refuses } => self.links[manager].refuses_records = refuses,
+            Step::Dates { manager, dates } => self.links[manager].dates_grants = dates,
+            Step::Notice {
+                manager,
+                key,
+                notice,
+            } => self.tell_unasked(manager, key, notice),
+            Step::Neighbour(key) => self.neighbour(&NAMES[key]),
+            Step::Foreign(key) => match self.truth.owner(&NAMES[key], Time::now()) {
+                Some(Value::Foreign) => {
+                    self.truth.overwrite(&NAMES[key], None);
+                    self.publish();
+                }
+                None => {
+                    let expires = (key % 2 == 0).then(|| Time::now() + TTL);
+                    let value = (Value::Foreign, expires);
+                    self.truth.overwrite(&NAMES[key], Some(value));
+                }
+                Some(_) => {}
+            },
+            Step::Overwrite(key) => {
+                self.lost_data = true;
+                let value = (Value::Foreign, Some(Time::now() + TTL));
+                self.truth.overwrite(&NAMES[key], Some(value));
+                self.publish();
+            }
+            Step::Flush => {
+                self.lost_data = true;
+                self.truth.flush();
+                self.links.iter_mut().for_each(Link::push_all_changed);
+            }
+            Step::Subscriber { panics } => tasks::subscriber_panics(panics),
+        }
+        self.let_run();
+        self.judge();
+    }
+
+    /// Everything that was begun comes to its end, and nothing is left.
+    pub(super) async fn settle(mut self) -> Option<String> {
+        tasks::subscriber_panics(false);
+        for link in &mut self.links {
+            link.refuses_records = false;
+            while link.carry_out_late(&mut self.truth).is_some() {}
+        }
+        self.publish();
+        for link in &mut self.links {
+            link.reconnect(&mut self.truth);
+        }
+        for _ in 0..4 {
+            (0..MANAGERS).for_each(|manager| self.exchange(manager));
+        }
+        self.let_run();
+        self.judge();
+        self.judge_quiet();
+        for key in NAMES.iter() {
+            if let Some(Value::Foreign) = self.truth.owner(key, Time::now()) {
+                self.truth.overwrite(key, None);
+            }
+        }
+        self.publish();
+        for _ in 0..4 {
+            self.pass(LONGEST_WAIT / 3, true).await;
+            for held in std::mem::take(&mut self.guards) {
+                self.end(held, End::Dropped, false);
+            }
+            self.let_run();
+            self.judge();
+        }
+        // Longer than any lease, any record, and any queue.
+        self.pass(4 * TTL, true).await;
+        self.judge_end();
+        let cores: Vec<Arc<Core>> = self
+            .links
+            .iter()
+            .map(|link| Arc::clone(&link.core))
+            .collect();
+        self.managers.clear();
+        self.pass(Duration::from_millis(20), true).await;
+        let is_over = self.background.is_empty();
+        self.must(is_over, || {
+            let at_rest: Vec<bool> = cores.iter().map(|core| core.is_at_rest()).collect();
+            format!("the background task does not end; at rest: {at_rest:?}")
+        });
+        self.wrong()
+    }
+
+    fn take(&mut self, manager: usize, key: usize, wait: Option<Duration>, touchy: bool) {
+        let locks = self.managers[manager].clone();
+        let name = NAMES[key].clone();
+        let limit = wait.unwrap_or(3 * COMMAND_TIMEOUT + A_MOMENT);
+        let deadline = Some(Time::now() + limit);
+        let taking = async move {
+            match name.kind() {
+                crate::key::Kind::Lock => Done::Taken(locks.take(name, wait).await),
+                crate::key::Kind::Record => match locks.claim(name, wait).await {
+                    Ok(Claimed::Held(guard)) => Done::Taken(Ok(guard)),
+                    Ok(Claimed::Recorded(_) | Claimed::Damaged(_)) => Done::Recorded,
+                    Err(error) => Done::Taken(Err(error)),
+                },
+            }
+        };
+        self.spawn(taking, touchy, Kind::Take { manager, key }, deadline);
+    }
+
+    fn end(&mut self, held: Held, end: End, touchy: bool) {
+        let Held { guard, manager } = held;
+        let now = Time::now();
+        let deadline = Some(now + COMMAND_TIMEOUT);
+        match end {
+            End::Completed if guard.key().kind() == crate::key::Kind::Record => {
+                let completion = Completion {
+                    manager,
+                    key: guard.key().clone(),
+                    token: guard.lease().grant().token,
+                    until: now + TTL,
+                };
+                let content = Bytes::from(completion.token.to_string());
+                if self.links[manager].holds(guard.key(), completion.token) {
+                    self.completions.push(completion);
+                }
+                let record = Record {
+                    content,
+                    retention: RETENTION,
+                };
+                let completing = async move {
+                    let _ = guard.complete(record, Bytes::new).await;
+                    Done::Ended
+                };
+                self.spawn(completing, touchy, Kind::End, deadline);
+            }
+            End::Released => {
+                let releasing = async move {
+                    let _ = guard.release().await;
+                    Done::Ended
+                };
+                self.spawn(releasing, touchy, Kind::End, deadline);
+            }
+            End::Dropped | End::Completed { .. } => drop(unwinds(|| drop(guard))),
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        future: impl Future<Output = Done> + 'static,
+        touchy: bool,
+        kind: Kind,
+        deadline: Option<Time>,
+    ) {
+        let task = Task::new(future, touchy, &self.any_woken);
+        self.tasks.push(Running {
+            task,
+            kind,
+            deadline,
+        });
+        // It begins now.
+        self.let_run();
+    }
+
+    /// Polls whatever was woken, until nothing is.
+    fn let_run(&mut self) {
+        loop {
+            let mut taken = Vec::new();
+            self.background
+                .retain_mut(|task| !(task.is_woken() && !matches!(task.poll(), Polled::Pending)));
+            let woken = self
+                .tasks
+                .iter()
+                .position(|running| running.task.is_woken());
+            let Some(first) = woken else {
+                return;
+            };
+            let mut at = first;
+            while at < self.tasks.len() {
+                let task = &mut self.tasks[at].task;
+                let polled = match task.is_woken() {
+                    true => task.poll(),
+                    false => Polled::Pending,
+                };
+                if matches!(polled, Polled::Pending) {
+                    at += 1;
+                    continue;
+                }
+                let Running { task, kind, .. } = self.tasks.remove(at);
+                unwinds(|| drop(task));
+                match (polled, kind) {
+                    (Polled::Done(Done::Taken(result)), Kind::Take { manager, key }) => {
+                        taken.push((manager, key, result));
+                    }
+                    (Polled::Done(Done::Lost), Kind::Watch { lease, .. }) => {
+                        self.must(!lease.is_held(), || format!("not lost: {lease:?}"));
+                    }
+                    _ => {}
+                }
+            }
+            taken.sort_by_key(|(.., result)| result.as_ref().ok().map(LockGuard::fencing_token));
+            for (manager, key, result) in taken {
+                self.taken(manager, key, result);
+            }
+        }
+    }
+
+    fn taken(&mut self, manager: usize, key: usize, result: Result<LockGuard, Error>) {
+        match result {
+            Ok(guard) => {
+                let (last, next) = (self.fencing_tokens[key], guard.fencing_token());
+                // A grant may be on its way while the lock is lost, and taken by another.
+                let is_excused = self.lost_data || self.was_deceived();
+                self.must(next > last || is_excused, || {
+                    format!("fencing token {next} of key {key} comes after {last}")
+                });
+                self.fencing_tokens[key] = next;
+                self.guards.push(Held { guard, manager });
+            }
+            Err(error) => {
+                let link = &self.links[manager];
+                let mut is_excused = link.had_trouble || link.was_deceived;
+                // Its wait was over before the server said anything.
+                link.pending(|pending| {
+                    is_excused |= matches!(pending.command, Command::Acquire { .. })
+                        && pending.key == NAMES[key];
+                });
+                self.must(error.kind() != ErrorKind::Unavailable || is_excused, || {
+                    format!("the store is there, and manager {manager} says {error}")
+                });
+            }
+        }
+    }
+
+    fn was_deceived(&self) -> bool {
+        self.links.iter().any(|link| link.was_deceived)
+    }
+
+    /// Sends what the server told on its way.
+    fn publish(&mut self) {
+        for (process, key, notice) in std::mem::take(&mut self.truth.told) {
+            if let Some(link) = self.links.get_mut(process) {
+                link.push(key, notice);
+            }
+        }
+    }
+
+    fn exchange(&mut self, manager: usize) {
+        // Requests that come of it, and answer each other without end, are a mistake.
+        for _ in 0..50 {
+            self.links[manager].send();
+            while self.links[manager].carry_out(&mut self.truth).is_some() {
+                self.publish();
+            }
+            while self.links[manager].deliver(Tamper::Nothing).is_some() {}
+            self.let_run();
+            if self.links[manager].is_quiet() {
+                return;
+            }
+        }
+        self.must(false, || format!("manager {manager} asks without end"));
+    }
+
+    async fn pass(&mut self, time: Duration, served: bool) {
+        let end = Time::now() + time;
+        loop {
+            for number in 0..MANAGERS {
+                self.links[number].pass_time(&mut self.truth);
+                if served {
+                    self.links[number].reconnect(&mut self.truth);
+                    self.exchange(number);
+                }
+                self.links[number].show_busy();
+            }
+            self.let_run();
+            self.judge();
+            let now = Time::now();
+            if now >= end || self.wrong.is_some() {
+                return;
+            }
+            let next = self.links.iter().filter_map(Link::next);
+            let next = next.chain([end]).min().unwrap_or(end);
+            let sleep = tokio::time::sleep_until(next.max(now).instant());
+            tokio::pin!(sleep);
+            std::future::poll_fn(|cx| {
+                tasks::arm(true);
+                self.any_woken.register(cx.waker());
+                let is_woken = self.background.iter().any(Task::is_woken)
+                    || self.tasks.iter().any(|running| running.task.is_woken());
+                if is_woken || sleep.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                // From here on, it is timers that wake.
+                tasks::arm(false);
+                Poll::Pending
+            })
+            .await;
+        }
+    }
+
+    fn tell_unasked(&mut self, manager: usize, key: usize, notice: Unasked) {
+        let (name, now) = (&NAMES[key], Time::now());
+        let of_manager = |token: &Token| (token.process == manager).then_some(token.number);
+        let mut token_of = |whom| match whom {
+            Whom::Owner => match self.truth.owner(name, now) {
+                Some(Value::Token(token)) => of_manager(token),
+                _ => None,
+            },
+            Whom::Waiter => self.truth.queue(name, now).iter().find_map(of_manager),
+            Whom::Nobody => None,
+        };
+        let link = &mut self.links[manager];
+        match notice {
+            Unasked::Changed => link.push(name.clone(), Notice::Changed),
+            Unasked::AllChanged => link.push_all_changed(),
+            Unasked::Wanted(whom) => {
+                let token = token_of(whom).unwrap_or(UNKNOWN);
+                link.push(name.clone(), Notice::Wanted { token });
+            }
+            Unasked::Granted { whom, dated, ttl } => {
+                let token = token_of(whom);
+                link.was_deceived |= token.is_some();
+                let granted = Granted {
+                    token: token.unwrap_or(UNKNOWN),
+                    fence: 1,
+                    ttl: Duration::from_millis(ttl),
+                    wanted: true,
+                    after: dated.then_some(now),
+                };
+                link.push(name.clone(), Notice::Granted(granted));
+            }
+        }
+    }
+
+    fn neighbour(&mut self, key: &LockKey) {
+        let times = Times {
+            ttl: TTL,
+            grant_ttl: TTL / 4,
+        };
+        let now = Time::now();
+        let is_theirs = |token: &Token| token.process == NEIGHBOUR;
+        let owned = match self.truth.owner(key, now) {
+            Some(Value::Token(token)) if is_theirs(token) => Some(token.number),
+            _ => None,
+        };
+        let queued = self
+            .truth
+            .queue(key, now)
+            .iter()
+            .find(|token| is_theirs(token));
+        let command = match (owned, queued) {
+            (Some(token), _) => Command::Release {
+                token,
+                wanted: true,
+            },
+            // A process asks once.
+            (None, Some(_)) => return,
+            (None, None) => {
+                self.last_number += 1;
+                Command::Acquire {
+                    token: self.last_number,
+                    queue: true,
+                    watch: false,
+                    again: false,
+                }
+            }
+        };
+        self.truth
+            .execute(NEIGHBOUR, times, now, (key, command, None));
+        self.publish();
+    }
+
+    /// What is true at any moment.
+    fn judge(&mut self) {
+        if self.wrong.is_some() {
+            return;
+        }
+        let now = Time::now();
+        let is_late = |running: &&Running| {
+            running
+                .deadline
+                .is_some_and(|deadline| deadline + A_TICK < now)
+        };
+        let late = self.tasks.iter().filter(is_late).count();
+        self.must(late == 0, || format!("{late} without an answer"));
+        self.judge_guards(now);
+        self.judge_watchers();
+        self.judge_completions(now);
+        self.judge_renewals();
+        self.judge_counters();
+    }
+
+    /// A lock that a guard says is held is held in its slot, and in the server, and by no other guard.
+    fn judge_guards(&mut self, now: Time) {
+        let is_excused = self.lost_data || self.was_deceived();
+        let mut wrong = None;
+        for (at, Held { guard, manager }) in self.guards.iter().enumerate() {
+            if !guard.lease().is_held() {
+                continue;
+            }
+            let token = guard.lease().grant().token;
+            let of_guard = Value::Token(Token {
+                process: *manager,
+                number: token,
+            });
+            if !self.links[*manager].holds(guard.key(), token) {
+                wrong = Some("its slot does not hold it");
+            } else if !is_excused && self.truth.owner(guard.key(), now) != Some(&of_guard) {
+                wrong = Some("the server does not have it");
+            }
+            let same = |held: &Held| held.guard.key() == guard.key();
+            let others = self.guards[..at].iter().filter(|held| same(held));
+            if others.clone().any(|held| held.guard.lease().is_held()) && !is_excused {
+                wrong = Some("another has it, too");
+            }
+            if let Some(wrong) = wrong {
+                let what = format!("{guard:?} says that it is held, and {wrong}");
+                self.wrong = Some(what);
+                return;
+            }
+        }
+    }
+
+    fn judge_watchers(&mut self) {
+        let watched = self.tasks.iter().filter_map(|running| match &running.kind {
+            Kind::Watch { manager, lease } if !lease.is_held() => {
+                let is_beside_touchy = self.touchy.contains(&(*manager, lease.grant().lease));
+                (!is_beside_touchy).then_some(lease)
+            }
+            _ => None,
+        });
+        let untold = watched.count();
+        self.must(untold == 0, || {
+            format!("{untold} were not told that a lock is lost")
+        });
+    }
+
+    /// The slot of a record that is on its way keeps the lock, for as long as its lease is trusted.
+    fn judge_completions(&mut self, now: Time) {
+        let links = &self.links;
+        let mut given_up = false;
+        self.completions.retain(|completion| {
+            let link = &links[completion.manager];
+            let mut is_pending = false;
+            link.pending(|pending| {
+                is_pending |= pending.key == completion.key
+                    && pending.command
+                        == Command::Complete {
+                            token: completion.token,
+                        };
+            });
+            let trusted = link.trusted.get(&completion.token);
+            let is_trusted = now < completion.until && trusted.is_some_and(|until| now < *until);
+            let is_kept = link.holds(&completion.key, completion.token);
+            given_up |= is_pending && is_trusted && !is_kept;
+            is_pending && is_trusted
+        });
+        self.must(!given_up, || {
+            "a slot forgot a record that is on its way".to_owned()
+        });
+    }
+
+    /// Nothing is renewed for nobody.
+    fn judge_renewals(&mut self) {
+        let mut needless = None;
+        for (number, link) in self.links.iter().enumerate() {
+            let mut ends = HashSet::new();
+            let mut renewed = Vec::new();
+            link.pending(|pending| match pending.command {
+                Command::Complete { token } | Command::Release { token, .. } => {
+                    ends.insert(token);
+                }
+                Command::Renew { token } => renewed.push(token),
+                _ => {}
+            });
+            let has_holder = |token: u64| {
+                let is_its = |held: &&Held| held.manager == number;
+                let mut holders = self.guards.iter().filter(is_its);
+                holders.any(|held| held.guard.lease().grant().token == token)
+            };
+            needless = needless.or(renewed
+                .into_iter()
+                .find(|token| !ends.contains(token) && !has_holder(*token)));
+        }
+        self.must(needless.is_none(), || {
+            format!("token {needless:?} is renewed for nobody")
+        });
+    }
+
+    fn judge_counters(&mut self) {
+        for number in 0..MANAGERS {
+            let core = Arc::clone(&self.links[number].core);
+            let (mut waiting, mut queued) = (0, 0);
+            for name in NAMES.iter() {
+                if let Some(entry) = core.shard(name).get(name) {
+                    let entry = entry.slot.waiting();
+                    waiting += entry.requests;
+                    queued += usize::from(entry.in_store);
+                }
+            }
+            let counted = (
+                core.waiting.load(Ordering::Relaxed),
+                core.queued.load(Ordering::Relaxed),
+            );
+            self.must(counted == (waiting, queued), || {
+                format!("{waiting} wait and {queued} queue, and counted are {counted:?}")
+            });
+        }
+    }
+
+    /// Where all went well, all answers are in and no time has passed: what is held has a holder, and nobody waits for what
+    /// is free.
+    fn judge_quiet(&mut self) {
+        let is_excused = |link: &Link| link.had_trouble || link.was_deceived;
+        if self.lost_data || self.links.iter().any(is_excused) || self.wrong.is_some() {
+            return;
+        }
+        let now = Time::now();
+        for (key, name) in NAMES.iter().enumerate() {
+            let owner = self.truth.owner(name, now).cloned();
+            let waits = |running: &Running| match running.kind {
+                Kind::Take { key: wanted, .. } => wanted == key,
+                _ => false,
+            };
+            let waiting = self.tasks.iter().any(waits);
+            self.must(owner.is_some() || !waiting, || {
+                format!("a request waits for key {key}, which is free")
+            });
+            let Some(Value::Token(token)) = owner else {
+                continue;
+            };
+            let holds = |held: &Held| {
+                held.manager == token.process
+                    && held.guard.key() == name
+                    && held.guard.lease().grant().token == token.number
+            };
+            let mut is_held = token.process == NEIGHBOUR || self.guards.iter().any(holds);
+            if let Some(link) = self.links.get(token.process) {
+                // Refused a while ago, and tried again soon.
+                link.pending(|pending| is_held |= pending.ends_hold() && pending.key == *name);
+            }
+            self.must(is_held, || format!("{token:?} has key {key} for nobody"));
+        }
+    }
+
+    fn judge_end(&mut self) {
+        let left = self.tasks.len();
+        self.must(left == 0, || format!("{left} tasks are not done"));
+        let now = Time::now();
+        for name in NAMES.iter() {
+            let owner = self.truth.owner(name, now).cloned();
+            let queue = self.truth.queue(name, now).to_vec();
+            self.must(owner.is_none() && queue.is_empty(), || {
+                format!("{name:?}: the server still has {owner:?}, and waiting {queue:?}")
+            });
+        }
+        for number in 0..MANAGERS {
+            let core = Arc::clone(&self.links[number].core);
+            let counted = (
+                core.waiting.load(Ordering::Relaxed),
+                core.queued.load(Ordering::Relaxed),
+            );
+            let is_at_rest = core.is_at_rest();
+            self.must(counted == (0, 0) && is_at_rest, || {
+                format!("manager {number} is not at rest ({is_at_rest}), or counts {counted:?}")
+            });
+        }
+    }
+}
+
+fn core(number: usize) -> Arc<Core> {
+    // The settings of two processes may differ.
+    let ttl = [TTL, TTL * 3 / 5][number % 2];
+    let rules = Rules {
+        ttl,
+        renewal: ttl / 3,
+        max_hold: Duration::from_secs(2),
+        grant_ttl: ttl / 2,
+        max_waiters: 3,
+        burst: 1,
+        burst_time: Duration::from_millis(50),
+    };
+    let store = Store::Fake(FakeStore::default());
+    let core = Core::new(store, rules, COMMAND_TIMEOUT, 4);
+    // Its task is run by the case.
+    core.is_running.store(true, Ordering::Relaxed);
+    core
+}

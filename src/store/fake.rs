@@ -1,0 +1,377 @@
+//! A store for tests of the manager. [`FakeStore`] takes the commands of one manager, and a test speaks for the server: it
+//! decides when they get there, and what comes back. [`Truth`] is what the server has.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Answer, Command, Failure, Farewell, Granted, Notice, Record};
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
+use crate::key::{Kind, LockKey};
+
+#[derive(Debug, Default)]
+pub(crate) struct FakeStore {
+    commands: Mutex<Vec<Pending>>,
+    is_connected: AtomicBool,
+    is_busy: AtomicBool,
+}
+
+/// A command that has no answer yet.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) key: LockKey,
+    pub(crate) command: Command,
+    pub(crate) farewell: Farewell,
+    pub(crate) submitted: Time,
+    /// How often it was sent.
+    pub(crate) attempts: u32,
+}
+
+impl Pending {
+    pub(crate) fn ends_hold(&self) -> bool {
+        let command = self.command;
+        matches!(command, Command::Release { .. } | Command::Complete { .. })
+    }
+
+    /// Whether the server may have carried it out.
+    pub(crate) fn is_known_there(&self) -> bool {
+        self.attempts > 0 || matches!(self.command, Command::Acquire { again: true, .. })
+    }
+
+    /// What the receipt says.
+    pub(crate) fn settled(&self, result: &Result<Answer, Failure>) -> Result<(), Error> {
+        match result {
+            Ok(Answer::Released { had_it: false, .. }) if self.attempts > 1 => {
+                Err(Error::of(ErrorKind::Unavailable))
+            }
+            _ => super::settled(result),
+        }
+    }
+}
+
+impl FakeStore {
+    pub(crate) fn submit(&self, now: Time, key: &LockKey, command: Command, farewell: Farewell) {
+        self.commands().push(Pending {
+            key: key.clone(),
+            command,
+            farewell,
+            submitted: now,
+            attempts: 0,
+        });
+    }
+
+    /// What was not sent yet, in order.
+    pub(crate) fn commands(&self) -> MutexGuard<'_, Vec<Pending>> {
+        self.commands.lock().expect("a test does not panic with it")
+    }
+
+    pub(crate) fn set_connected(&self, is_connected: bool) {
+        self.is_connected.store(is_connected, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.is_connected.load(Ordering::Relaxed)
+    }
+
+    /// Whether commands that were sent have no answer yet.
+    pub(crate) fn set_busy(&self, is_busy: bool) {
+        self.is_busy.store(is_busy, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.commands().is_empty() && !self.is_busy.load(Ordering::Relaxed)
+    }
+}
+
+/// A process, and the number of its token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token {
+    pub(crate) process: usize,
+    pub(crate) number: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    Token(Token),
+    /// Of a client of another kind.
+    Foreign,
+    Record(Bytes),
+}
+
+#[derive(Debug)]
+struct Owner {
+    value: Value,
+    expires: Option<Time>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    tokens: Vec<Token>,
+    expires: Time,
+}
+
+/// How long a process has the server keep things.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub(crate) ttl: Duration,
+    pub(crate) grant_ttl: Duration,
+}
+
+/// What the server has: what the scripts do, on a map.
+#[derive(Debug)]
+pub(crate) struct Truth {
+    owners: HashMap<LockKey, Owner>,
+    queues: HashMap<LockKey, Queue>,
+    /// The processes that want to know of a change.
+    watchers: HashMap<LockKey, Vec<usize>>,
+    last_fence: u64,
+    /// By process.
+    pub(crate) is_there: Vec<bool>,
+    /// What was told to processes, and is not on its way yet.
+    pub(crate) told: Vec<(usize, LockKey, Notice)>,
+}
+
+impl Truth {
+    pub(crate) fn new(processes: usize) -> Self {
+        Self {
+            owners: HashMap::new(),
+            queues: HashMap::new(),
+            watchers: HashMap::new(),
+            last_fence: 1000,
+            is_there: vec![true; processes],
+            told: Vec::new(),
+        }
+    }
+
+    pub(crate) fn owner(&mut self, key: &LockKey, now: Time) -> Option<&Value> {
+        let expires = self.owners.get(key)?.expires;
+        if expires.is_some_and(|expires| expires <= now) {
+            self.owners.remove(key);
+        }
+        Some(&self.owners.get(key)?.value)
+    }
+
+    pub(crate) fn queue(&mut self, key: &LockKey, now: Time) -> &[Token] {
+        if self
+            .queues
+            .get(key)
+            .is_some_and(|queue| queue.expires <= now)
+        {
+            self.queues.remove(key);
+        }
+        self.queues.get(key).map_or(&[], |queue| &queue.tokens)
+    }
+
+    /// A client of another kind takes what it wants, deletes it, or all is lost.
+    pub(crate) fn overwrite(&mut self, key: &LockKey, value: Option<(Value, Option<Time>)>) {
+        self.changed(key, None);
+        match value {
+            Some((value, expires)) => {
+                self.owners.insert(key.clone(), Owner { value, expires });
+            }
+            None => drop(self.owners.remove(key)),
+        }
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.owners.clear();
+        self.queues.clear();
+        self.watchers.clear();
+    }
+
+    pub(crate) fn execute(
+        &mut self,
+        process: usize,
+        times: Times,
+        now: Time,
+        (key, command, record): (&LockKey, Command, Option<&Record>),
+    ) -> Answer {
+        let of = |number| Token { process, number };
+        match command {
+            Command::Acquire {
+                token,
+                queue,
+                watch,
+                ..
+            } => self.acquire(key, of(token), times.ttl, now, queue, watch),
+            Command::Release { token, .. } => self.release(key, of(token), times.grant_ttl, now),
+            Command::Complete { token } => {
+                let record = record.expect("a completion has a record");
+                self.complete(key, of(token), now, record)
+            }
+            Command::Renew { token } => {
+                self.watch(key, process);
+                match self.has(key, of(token), now) {
+                    true => {
+                        let wanted = !self.queue(key, now).is_empty();
+                        self.set(key, of(token), now + times.ttl);
+                        Answer::Renewed { wanted }
+                    }
+                    false => Answer::Gone,
+                }
+            }
+            Command::Check { token } => {
+                self.watch(key, process);
+                match self.has(key, of(token), now) {
+                    true => Answer::Intact,
+                    false => Answer::Gone,
+                }
+            }
+        }
+    }
+
+    fn acquire(
+        &mut self,
+        key: &LockKey,
+        token: Token,
+        ttl: Duration,
+        now: Time,
+        queue: bool,
+        watch: bool,
+    ) -> Answer {
+        let owner = self.owner(key, now).cloned();
+        let foreign = match owner {
+            Some(Value::Record(record)) if key.kind() == Kind::Record => {
+                return Answer::Recorded(record);
+            }
+            None => {
+                self.leave(key, token);
+                return self.acquired(key, token, ttl, now, queue);
+            }
+            Some(Value::Token(owner)) if owner == token => {
+                return self.acquired(key, token, ttl, now, true);
+            }
+            Some(Value::Token(owner)) => {
+                if queue && self.queue(key, now).is_empty() {
+                    let notice = Notice::Wanted {
+                        token: owner.number,
+                    };
+                    self.told.push((owner.process, key.clone(), notice));
+                }
+                false
+            }
+            Some(_) => true,
+        };
+        let expires = self.owners[key].expires;
+        let remaining = expires.map(|expires| expires.since(now));
+        if queue {
+            let lasts = now + remaining.unwrap_or_default() + 3 * ttl;
+            let queue = self.queues.entry(key.clone()).or_insert(Queue {
+                tokens: Vec::new(),
+                expires: lasts,
+            });
+            queue.expires = queue.expires.max(lasts);
+            if !queue.tokens.contains(&token) {
+                queue.tokens.push(token);
+            }
+        }
+        if watch {
+            self.watch(key, token.process);
+        }
+        Answer::Held { remaining, foreign }
+    }
+
+    fn acquired(
+        &mut self,
+        key: &LockKey,
+        token: Token,
+        ttl: Duration,
+        now: Time,
+        looks: bool,
+    ) -> Answer {
+        self.set(key, token, now + ttl);
+        let wanted = looks && !self.queue(key, now).is_empty();
+        self.last_fence += 1;
+        Answer::Acquired {
+            fence: self.last_fence,
+            wanted,
+        }
+    }
+
+    fn release(&mut self, key: &LockKey, token: Token, grant_ttl: Duration, now: Time) -> Answer {
+        let had_it = self.has(key, token, now);
+        if !had_it {
+            self.leave(key, token);
+        }
+        let granted = (had_it || self.owner(key, now).is_none()) && {
+            self.changed(key, Some(token.process));
+            self.owners.remove(key);
+            self.grant(key, grant_ttl, now)
+        };
+        Answer::Released { had_it, granted }
+    }
+
+    fn grant(&mut self, key: &LockKey, ttl: Duration, now: Time) -> bool {
+        while let Some(next) = self.queue(key, now).first().copied() {
+            self.leave(key, next);
+            if self.is_there[next.process] {
+                self.set(key, next, now + ttl);
+                self.last_fence += 1;
+                let granted = Granted {
+                    token: next.number,
+                    fence: self.last_fence,
+                    ttl,
+                    wanted: !self.queue(key, now).is_empty(),
+                    after: None,
+                };
+                let notice = Notice::Granted(granted);
+                self.told.push((next.process, key.clone(), notice));
+                return true;
+            }
+        }
+        false
+    }
+
+    fn complete(&mut self, key: &LockKey, token: Token, now: Time, record: &Record) -> Answer {
+        let value = Value::Record(record.content.clone());
+        if self.owner(key, now) != Some(&value) {
+            if !self.has(key, token, now) {
+                return Answer::Gone;
+            }
+            self.changed(key, Some(token.process));
+            let expires = Some(now + record.retention);
+            self.owners.insert(key.clone(), Owner { value, expires });
+            for waiting in self.queue(key, now).to_vec() {
+                self.told
+                    .push((waiting.process, key.clone(), Notice::Changed));
+            }
+            self.queues.remove(key);
+        }
+        Answer::Completed
+    }
+
+    fn has(&mut self, key: &LockKey, token: Token, now: Time) -> bool {
+        self.owner(key, now) == Some(&Value::Token(token))
+    }
+
+    fn set(&mut self, key: &LockKey, token: Token, expires: Time) {
+        let (value, expires) = (Value::Token(token), Some(expires));
+        self.owners.insert(key.clone(), Owner { value, expires });
+    }
+
+    fn leave(&mut self, key: &LockKey, token: Token) {
+        if let Some(queue) = self.queues.get_mut(key) {
+            queue.tokens.retain(|waiting| *waiting != token);
+        }
+    }
+
+    fn watch(&mut self, key: &LockKey, process: usize) {
+        let watchers = self.watchers.entry(key.clone()).or_default();
+        if !watchers.contains(&process) {
+            watchers.push(process);
+        }
+    }
+
+    /// All who watch are told once, but for the process that did it.
+    fn changed(&mut self, key: &LockKey, by: Option<usize>) {
+        for process in self.watchers.remove(key).unwrap_or_default() {
+            if Some(process) != by {
+                self.told.push((process, key.clone(), Notice::Changed));
+            }
+        }
+    }
+}
