@@ -121,10 +121,12 @@ impl LockManager {
         wait: Option<Duration>,
     ) -> Result<LockGuard, Error> {
         let waited = Stopwatch::start();
-        let result = self.request(&key, wait).await.map(|taken| match taken {
-            Taken::Held(guard) => guard,
-            Taken::Recorded(_) => unreachable!("no record takes the place of a lock"),
-        });
+        let result = match self.request(&key, wait).await {
+            Ok(Taken::Held(guard)) => Ok(guard),
+            // No record takes the place of a lock: the store does not make sense.
+            Ok(Taken::Recorded(_)) => Err(Error::of(ErrorKind::Unavailable)),
+            Err(error) => Err(error),
+        };
         tell(&key, result.as_ref(), &waited);
         result
     }
