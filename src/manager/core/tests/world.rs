@@ -726,7 +726,9 @@ impl World {
                 _ => false,
             };
             let waiting = self.tasks.iter().any(waits);
-            self.must(owner.is_some() || !waiting, || {
+            // Nobody tells of an expiry: who waits asks again soon.
+            let is_taken = owner.is_some() || self.truth.expired.contains(name);
+            self.must(is_taken || !waiting, || {
                 format!("a request waits for key {key}, which is free")
             });
             let Some(Value::Token(token)) = owner else {
