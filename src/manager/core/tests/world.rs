@@ -344,7 +344,7 @@ impl World {
                 };
                 self.spawn(releasing, touchy, Kind::End, deadline);
             }
-            End::Dropped | End::Completed { .. } => drop(unwinds(|| drop(guard))),
+            End::Dropped | End::Completed => drop(unwinds(|| drop(guard))),
         }
     }
 
@@ -370,7 +370,7 @@ impl World {
         loop {
             let mut taken = Vec::new();
             self.background
-                .retain_mut(|task| !(task.is_woken() && !matches!(task.poll(), Polled::Pending)));
+                .retain_mut(|task| !task.is_woken() || matches!(task.poll(), Polled::Pending));
             let woken = self
                 .tasks
                 .iter()
