@@ -22,7 +22,7 @@ const PAUSE_FACTOR: u32 = 20;
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Time after which others get their turn.
 const LONG: Duration = Duration::from_micros(20);
-const PAUSE_AFTER_PANIC: Duration = Duration::from_millis(100);
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
 
 impl Core {
     pub(super) fn ensure_running(self: &Arc<Self>) {
@@ -104,6 +104,10 @@ impl Core {
                     return;
                 }
                 self.ensure_running();
+                if !self.is_running.load(Ordering::SeqCst) {
+                    // No thread can be had at this moment.
+                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+                }
             }
             stopped.await;
         }
@@ -156,7 +160,7 @@ fn on_own_thread(core: Arc<Core>, connected: Option<Connected>, start: Start) {
     let run = trace::with_this_subscriber(move || {
         if start == Start::AfterPanic {
             // What made it panic may do so again.
-            std::thread::sleep(PAUSE_AFTER_PANIC);
+            std::thread::sleep(PAUSE_AFTER_FAILURE);
             shielded(trace::restarted);
         }
         let runtime = tokio::runtime::Builder::new_current_thread()

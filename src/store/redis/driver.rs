@@ -1,6 +1,6 @@
 //! Sends the queued commands, and takes what Redis says.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
@@ -46,6 +46,22 @@ enum End {
     Silent,
 }
 
+/// Says that there is a connection, until it is dropped: by a panic, too, or with its runtime.
+struct Up<'a>(&'a AtomicBool);
+
+impl<'a> Up<'a> {
+    fn new(connected: &'a AtomicBool) -> Self {
+        connected.store(true, Ordering::Relaxed);
+        Self(connected)
+    }
+}
+
+impl Drop for Up<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 impl RedisStore {
     /// Runs until `is_finished`. If it is dropped before, it can be run again. Where somebody waits to be told that it has
     /// `connected`, it ends if it cannot.
@@ -68,14 +84,14 @@ impl RedisStore {
                 Ok(link) => {
                     self.breaker.close();
                     events.reconnected();
-                    self.connected.store(true, Ordering::Relaxed);
+                    let up = Up::new(&self.connected);
                     if let Some(connected) = connected.take() {
                         let _ = connected.send(Ok(()));
                     }
                     let end = self
                         .serve(link, events, &is_finished, &mut grants, &mut backoff)
                         .await;
-                    self.connected.store(false, Ordering::Relaxed);
+                    drop(up);
                     match end {
                         End::Finished => return,
                         End::Closed(error) => {
