@@ -287,7 +287,8 @@ fn with_requests_of_both_kinds_that_give_up_while_connections_break() {
 
 #[test]
 fn with_processes_of_different_settings() {
-    holds_with_other_settings(&[2, 1], NONE);
+    let delays = 1;
+    holds_with_other_settings(&[2, 1], Faults { delays, ..NONE });
     let delays = 3;
     holds_with_other_settings(&[1, 1], Faults { delays, ..NONE });
     let (delays, crashes) = (1, 1);
