@@ -1,7 +1,7 @@
 //! A store for tests of the manager. [`FakeStore`] takes the commands of one manager, and a test speaks for the server: it
 //! decides when they get there, and what comes back. [`Truth`] is what the server has.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -129,8 +129,8 @@ pub(crate) struct Truth {
     /// The processes that want to know of a change.
     watchers: HashMap<LockKey, Vec<usize>>,
     last_fence: u64,
-    /// The keys whose lock has once become free without a release.
-    pub(crate) expired: HashSet<LockKey>,
+    /// When a lock expired last, by key.
+    pub(crate) expired: HashMap<LockKey, Time>,
     /// By process.
     pub(crate) is_there: Vec<bool>,
     /// What was told to processes, and is not on its way yet.
@@ -144,7 +144,7 @@ impl Truth {
             queues: HashMap::new(),
             watchers: HashMap::new(),
             last_fence: 1000,
-            expired: HashSet::new(),
+            expired: HashMap::new(),
             is_there: vec![true; processes],
             told: Vec::new(),
         }
@@ -152,9 +152,9 @@ impl Truth {
 
     pub(crate) fn owner(&mut self, key: &LockKey, now: Time) -> Option<&Value> {
         let expires = self.owners.get(key)?.expires;
-        if expires.is_some_and(|expires| expires <= now) {
+        if let Some(expires) = expires.filter(|expires| *expires <= now) {
             self.owners.remove(key);
-            self.expired.insert(key.clone());
+            self.expired.insert(key.clone(), expires);
         }
         Some(&self.owners.get(key)?.value)
     }

@@ -12,7 +12,9 @@ use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::manager::slot::Rules;
 use crate::store::fake::{FakeStore, Pending, Times, Truth};
-use crate::store::{Answer, Command, Events, Failure, Granted, Notice, Outcome, Record, Store};
+use crate::store::{
+    Answer, Command, Events, Failure, Farewell, Granted, Notice, Outcome, Record, Store,
+};
 
 /// How long until what the server refused is tried again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -30,12 +32,18 @@ pub(super) struct Link {
     /// What ends a hold, and the server refused.
     refused: Vec<Pending>,
     retry_at: Option<Time>,
+    /// By key: the token whose lock was passed on to another process last, and when that is to be looked after.
+    passed_on: HashMap<LockKey, (u64, Time)>,
     /// When the newest command was sent whose answer is here.
     observed: Time,
     pub(super) dates_grants: bool,
     pub(super) refuses_records: bool,
     /// No answer, or none that is of use, has come where a server that is there would have given one.
     pub(super) had_trouble: bool,
+    /// When that was the last time.
+    pub(super) last_trouble: Time,
+    /// The server may have something for nobody: a command was carried out late, or a release given up.
+    pub(super) left_something: bool,
     /// Answers and notices did not tell what the server has.
     pub(super) was_deceived: bool,
     /// By token: how long a slot trusts its lease at the least, from the answers that it got.
@@ -70,10 +78,13 @@ impl Link {
             late: VecDeque::new(),
             refused: Vec::new(),
             retry_at: None,
+            passed_on: HashMap::new(),
             observed: Time::now(),
             dates_grants: true,
             refuses_records: false,
             had_trouble: false,
+            last_trouble: Time::now(),
+            left_something: false,
             was_deceived: false,
             trusted: HashMap::new(),
             drops_answers: false,
@@ -128,8 +139,14 @@ impl Link {
         Some(())
     }
 
+    fn trouble(&mut self) {
+        self.had_trouble = true;
+        self.last_trouble = Time::now();
+    }
+
     pub(super) fn carry_out_late(&mut self, truth: &mut Truth) -> Option<()> {
         let (key, command, record) = self.late.pop_front()?;
+        self.left_something = true;
         let command = (&key, command, record.as_ref());
         truth.execute(self.process, self.times, Time::now(), command);
         Some(())
@@ -193,7 +210,7 @@ impl Link {
                     self.tell(|events| events.answered(key, command, outcome));
                 }
                 Tamper::Error { command } if command % count == place => {
-                    self.had_trouble = true;
+                    self.trouble();
                     answer = None;
                 }
                 _ if self.drops_answers && place == 1 => continue,
@@ -205,7 +222,10 @@ impl Link {
                     self.refused.push(pending);
                     self.retry_at.get_or_insert(now + RETRY);
                 }
-                None => self.finish(pending, sent_at, Err(failure(true))),
+                None => {
+                    self.left_something |= pending.ends_hold();
+                    self.finish(pending, sent_at, Err(failure(true)));
+                }
             }
         }
     }
@@ -213,6 +233,10 @@ impl Link {
     fn finish(&mut self, pending: Pending, sent_at: Time, result: Result<Answer, Failure>) {
         let now = Time::now();
         match (pending.command, &result) {
+            (Command::Release { token, .. }, Ok(Answer::Released { granted: true, .. })) => {
+                let expires = now + self.times.grant_ttl + Duration::from_millis(1);
+                self.passed_on.insert(pending.key.clone(), (token, expires));
+            }
             (Command::Acquire { token, .. }, Ok(Answer::Acquired { .. })) => {
                 self.trusted
                     .insert(token, sent_at + Rules::trust(self.times.ttl));
@@ -251,7 +275,7 @@ impl Link {
         if !self.store().is_connected() {
             return;
         }
-        self.had_trouble = true;
+        self.trouble();
         self.store().set_connected(false);
         truth.is_there[self.process] = false;
         let mut unanswered = Vec::new();
@@ -303,6 +327,7 @@ impl Link {
         if !self.store().is_connected() {
             truth.is_there[self.process] = true;
             self.observed = Time::now();
+            self.last_trouble = self.observed;
             self.tell(|events| events.reconnected());
             self.store().set_connected(true);
         }
@@ -310,7 +335,7 @@ impl Link {
 
     /// Fails what is queued, but for what ends a hold, which stays for as long as there may be a lock.
     pub(super) fn fail_queued(&mut self, fails: impl Fn(&Pending) -> bool) {
-        self.had_trouble = true;
+        self.trouble();
         let now = Time::now();
         let queued = std::mem::take(&mut *self.store().commands());
         let (failed, kept): (Vec<_>, Vec<_>) =
@@ -333,6 +358,7 @@ impl Link {
                 _ => false,
             });
         self.put_back(kept);
+        self.left_something |= failed.iter().any(Pending::ends_hold);
         for pending in failed.into_iter().chain(needless) {
             let unknown = pending.is_known_there();
             self.finish(pending, now, Err(failure(unknown)));
@@ -354,7 +380,8 @@ impl Link {
             .map(|pending| pending.submitted);
         let oldest = oldest_call.chain(queued).min();
         let overdue = oldest.map(|oldest| oldest + timeout);
-        overdue.into_iter().chain(self.retry_at).min()
+        let looks = self.passed_on.values().map(|(_, at)| *at);
+        looks.chain(overdue).chain(self.retry_at).min()
     }
 
     /// The store tells what became of a command within the command timeout, or that it cannot say.
@@ -380,6 +407,14 @@ impl Link {
             self.retry_at = None;
             let refused = std::mem::take(&mut self.refused);
             self.put_back(refused);
+        }
+        for (key, (token, _)) in self.passed_on.extract_if(|_, (_, at)| *at <= now) {
+            let wanted = true;
+            let release = Command::Release { token, wanted };
+            let Store::Fake(store) = &self.core.store else {
+                unreachable!("a case has a fake store");
+            };
+            store.submit(now, &key, release, Farewell::default());
         }
     }
 

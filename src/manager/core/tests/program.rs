@@ -35,6 +35,11 @@ pub(super) enum Step {
     },
     /// All that is on its way to this manager or from it gets there, and what follows from that.
     Exchange(usize),
+    /// So does one call, whose reply takes its time.
+    Slowly {
+        manager: usize,
+        ms: u64,
+    },
     /// All commands that were not sent yet go out together.
     Send(usize),
     CarryOut(usize),
@@ -160,9 +165,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..4_usize).prop_map(Step::Cancel),
         10 => end.prop_map(|(guard, end, touchy)| Step::End { guard, end, touchy }),
         3 => (0..4_usize, rarely()).prop_map(|(guard, touchy)| Step::Watch { guard, touchy }),
-        8 => (1..700_u64, prop::bool::weighted(0.8))
+        10 => (1..1200_u64, prop::bool::weighted(0.7))
             .prop_map(|(ms, served)| Step::Pass { ms, served }),
         12 => manager().prop_map(Step::Exchange),
+        4 => (manager(), 1..190_u64).prop_map(|(manager, ms)| Step::Slowly { manager, ms }),
         5 => manager().prop_map(Step::Send),
         5 => manager().prop_map(Step::CarryOut),
         6 => (manager(), 1..4_usize, tamper())

@@ -19,7 +19,8 @@ use crate::error::{Error, ErrorKind};
 use crate::guard::{Lease, LockGuard};
 use crate::key::LockKey;
 use crate::manager::background::look_after_slots;
-use crate::manager::slot::Rules;
+use crate::manager::slot::tests::Standing;
+use crate::manager::slot::{LostReason, Rules};
 use crate::manager::{A_MOMENT, Claimed, LockManager};
 use crate::store::fake::{FakeStore, Times, Token, Truth, Value};
 use crate::store::{Command, Granted, Notice, Record, Store};
@@ -33,6 +34,8 @@ const RETENTION: Duration = Duration::from_millis(1500);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// Timers are as exact as this.
 const A_TICK: Duration = Duration::from_millis(2);
+/// As long as it takes to renew a lease, or to ask for a lock, where the server is there.
+const A_WHILE: Duration = Duration::from_millis(150);
 /// A token that nobody ever had.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -58,14 +61,19 @@ pub(super) struct World {
     /// Leases whose loss is watched with a waker that panics: tokio then wakes none of the others, and those
     /// learn of it from the clock.
     touchy: HashSet<(usize, u64)>,
+    /// The tokens whose renewal is on its way.
+    renewed: HashSet<(usize, u64)>,
     /// Something happened to locks in the server that no manager did.
     lost_data: bool,
+    /// When time passed last in which the server was not served.
+    unserved: Time,
     wrong: Option<String>,
 }
 
 struct Held {
     guard: LockGuard,
     manager: usize,
+    is_lost: bool,
 }
 
 struct Running {
@@ -112,7 +120,9 @@ impl World {
             last_number: 0,
             any_woken,
             touchy: HashSet::new(),
+            renewed: HashSet::new(),
             lost_data: false,
+            unserved: Time::now(),
             wrong: None,
         };
         for number in 0..MANAGERS {
@@ -181,6 +191,13 @@ impl World {
             Step::End { .. } | Step::Watch { .. } => {}
             Step::Pass { ms, served } => self.pass(Duration::from_millis(ms), served).await,
             Step::Exchange(manager) => self.exchange(manager),
+            Step::Slowly { manager, ms } => {
+                self.links[manager].send();
+                self.links[manager].carry_out(&mut self.truth);
+                self.publish();
+                self.pass(Duration::from_millis(ms), false).await;
+                while self.links[manager].deliver(Tamper::Nothing).is_some() {}
+            }
             Step::Send(manager) => self.links[manager].send(),
             Step::CarryOut(manager) => {
                 self.links[manager].carry_out(&mut self.truth);
@@ -312,7 +329,7 @@ impl World {
     }
 
     fn end(&mut self, held: Held, end: End, touchy: bool) {
-        let Held { guard, manager } = held;
+        let Held { guard, manager, .. } = held;
         let now = Time::now();
         let deadline = Some(now + COMMAND_TIMEOUT);
         match end {
@@ -321,7 +338,7 @@ impl World {
                     manager,
                     key: guard.key().clone(),
                     token: guard.lease().grant().token,
-                    until: now + TTL,
+                    until: now + self.links[manager].core.rules.ttl,
                 };
                 let content = Bytes::from(completion.token.to_string());
                 if self.links[manager].holds(guard.key(), completion.token) {
@@ -418,9 +435,14 @@ impl World {
                     format!("fencing token {next} of key {key} comes after {last}")
                 });
                 self.fencing_tokens[key] = next;
-                self.guards.push(Held { guard, manager });
+                self.guards.push(Held {
+                    guard,
+                    manager,
+                    is_lost: false,
+                });
             }
             Err(error) => {
+                self.judge_patience(manager, key, error.kind());
                 let link = &self.links[manager];
                 let mut is_excused = link.had_trouble || link.was_deceived;
                 // Its wait was over before the server said anything.
@@ -467,6 +489,9 @@ impl World {
     async fn pass(&mut self, time: Duration, served: bool) {
         let end = Time::now() + time;
         loop {
+            if !served {
+                self.unserved = Time::now();
+            }
             for number in 0..MANAGERS {
                 self.links[number].pass_time(&mut self.truth);
                 if served {
@@ -587,6 +612,8 @@ impl World {
         let late = self.tasks.iter().filter(is_late).count();
         self.must(late == 0, || format!("{late} without an answer"));
         self.judge_guards(now);
+        self.judge_losses(now);
+        self.judge_meaning();
         self.judge_watchers();
         self.judge_completions(now);
         self.judge_renewals();
@@ -597,7 +624,7 @@ impl World {
     fn judge_guards(&mut self, now: Time) {
         let is_excused = self.lost_data || self.was_deceived();
         let mut wrong = None;
-        for (at, Held { guard, manager }) in self.guards.iter().enumerate() {
+        for (at, Held { guard, manager, .. }) in self.guards.iter().enumerate() {
             if !guard.lease().is_held() {
                 continue;
             }
@@ -622,6 +649,86 @@ impl World {
                 return;
             }
         }
+    }
+
+    /// A lease runs out only where it could not be renewed.
+    fn judge_losses(&mut self, now: Time) {
+        let is_excused = self.lost_data || self.was_deceived();
+        let mut wrong = None;
+        for held in &mut self.guards {
+            let reason = held.guard.lease().lost_reason();
+            if reason.is_none() || std::mem::replace(&mut held.is_lost, true) {
+                continue;
+            }
+            let trouble = self.links[held.manager].last_trouble.max(self.unserved);
+            let is_excused = is_excused || now <= trouble + A_WHILE;
+            if !is_excused && reason != Some(LostReason::MaxHold) {
+                wrong = Some(format!(
+                    "{:?} is lost though the server was there",
+                    held.guard
+                ));
+            }
+        }
+        self.must(wrong.is_none(), || wrong.unwrap_or_default());
+    }
+
+    /// Who waits for a lock that expires gets it.
+    fn judge_patience(&mut self, manager: usize, key: usize, kind: ErrorKind) {
+        let (name, now) = (&NAMES[key], Time::now());
+        let is_free = self.truth.owner(name, now).is_none();
+        let Some(expired) = self.truth.expired.get(name).copied() else {
+            return;
+        };
+        let link = &self.links[manager];
+        let since = expired.max(link.last_trouble).max(self.unserved);
+        // It waits for as long as it was told, from when it was told.
+        let soon = since + COMMAND_TIMEOUT + A_WHILE;
+        let is_excused = self.lost_data || self.was_deceived() || now <= soon;
+        let is_wrong = kind == ErrorKind::TimedOut && is_free && !is_excused;
+        self.must(!is_wrong, || {
+            format!("a request of manager {manager} waited for key {key}, which had expired")
+        });
+    }
+
+    /// A slot that is not idle stands for a request, a holder or a record.
+    fn judge_meaning(&mut self) {
+        for number in 0..MANAGERS {
+            for (key, name) in NAMES.iter().enumerate() {
+                let core = &self.links[number].core;
+                let slots = core.shard(name);
+                let Some(standing) = slots.get(name).map(|entry| entry.slot.stands_for()) else {
+                    continue;
+                };
+                drop(slots);
+                let is_meant = match standing {
+                    Standing::Nothing => false,
+                    Standing::Waiters => self.waits(number, key),
+                    Standing::Holder { token } => self.guards.iter().any(|held| {
+                        held.manager == number
+                            && held.guard.key() == name
+                            && held.guard.lease().grant().token == token
+                    }),
+                    Standing::Record { token } => {
+                        let mut is_on_its_way = false;
+                        self.links[number].pending(|pending| {
+                            is_on_its_way |= pending.key == *name
+                                && pending.command == Command::Complete { token };
+                        });
+                        is_on_its_way
+                    }
+                };
+                self.must(is_meant, || {
+                    format!("the slot of key {key} in manager {number} stands for nobody")
+                });
+            }
+        }
+    }
+
+    fn waits(&self, number: usize, wanted: usize) -> bool {
+        self.tasks.iter().any(|running| match running.kind {
+            Kind::Take { manager, key } => manager == number && key == wanted,
+            _ => false,
+        })
     }
 
     fn judge_watchers(&mut self) {
@@ -663,31 +770,29 @@ impl World {
         });
     }
 
-    /// Nothing is renewed for nobody.
+    /// Nothing is renewed for nobody: who has the lock may release it later.
     fn judge_renewals(&mut self) {
-        let mut needless = None;
+        let before = std::mem::take(&mut self.renewed);
         for (number, link) in self.links.iter().enumerate() {
-            let mut ends = HashSet::new();
-            let mut renewed = Vec::new();
+            let mut completing = HashSet::new();
             link.pending(|pending| match pending.command {
-                Command::Complete { token } | Command::Release { token, .. } => {
-                    ends.insert(token);
-                }
-                Command::Renew { token } => renewed.push(token),
+                Command::Complete { token } => drop(completing.insert((number, token))),
+                Command::Renew { token } => drop(self.renewed.insert((number, token))),
                 _ => {}
             });
-            let has_holder = |token: u64| {
-                let is_its = |held: &&Held| held.manager == number;
-                let mut holders = self.guards.iter().filter(is_its);
-                holders.any(|held| held.guard.lease().grant().token == token)
+            let is_meant = |renewed: &(usize, u64)| {
+                completing.contains(renewed)
+                    || self
+                        .guards
+                        .iter()
+                        .any(|held| (held.manager, held.guard.lease().grant().token) == *renewed)
             };
-            needless = needless.or(renewed
-                .into_iter()
-                .find(|token| !ends.contains(token) && !has_holder(*token)));
+            let new = self.renewed.difference(&before);
+            let mut needless = new.filter(|renewed| renewed.0 == number && !is_meant(renewed));
+            if let (Some((_, token)), None) = (needless.next(), &self.wrong) {
+                self.wrong = Some(format!("token {token} is renewed for nobody"));
+            }
         }
-        self.must(needless.is_none(), || {
-            format!("token {needless:?} is renewed for nobody")
-        });
     }
 
     fn judge_counters(&mut self) {
@@ -711,40 +816,52 @@ impl World {
         }
     }
 
-    /// Where all went well, all answers are in and no time has passed: what is held has a holder, and nobody waits for what
-    /// is free.
+    /// Once all answers are in, and before any time passes: what is held has a holder, who waits is in the queue, and nobody
+    /// else is.
     fn judge_quiet(&mut self) {
-        let is_excused = |link: &Link| link.had_trouble || link.was_deceived;
+        let is_excused = |link: &Link| link.left_something || link.was_deceived;
         if self.lost_data || self.links.iter().any(is_excused) || self.wrong.is_some() {
             return;
         }
         let now = Time::now();
         for (key, name) in NAMES.iter().enumerate() {
             let owner = self.truth.owner(name, now).cloned();
-            let waits = |running: &Running| match running.kind {
-                Kind::Take { key: wanted, .. } => wanted == key,
-                _ => false,
-            };
-            let waiting = self.tasks.iter().any(waits);
-            // Nobody tells of an expiry: who waits asks again soon.
-            let is_taken = owner.is_some() || self.truth.expired.contains(name);
-            self.must(is_taken || !waiting, || {
-                format!("a request waits for key {key}, which is free")
-            });
-            let Some(Value::Token(token)) = owner else {
-                continue;
-            };
-            let holds = |held: &Held| {
-                held.manager == token.process
-                    && held.guard.key() == name
-                    && held.guard.lease().grant().token == token.number
-            };
-            let mut is_held = token.process == NEIGHBOUR || self.guards.iter().any(holds);
-            if let Some(link) = self.links.get(token.process) {
-                // Refused a while ago, and tried again soon.
-                link.pending(|pending| is_held |= pending.ends_hold() && pending.key == *name);
+            let queue = self.truth.queue(name, now).to_vec();
+            if let Some(Value::Token(token)) = owner {
+                let holds = |held: &Held| {
+                    held.manager == token.process
+                        && held.guard.key() == name
+                        && held.guard.lease().grant().token == token.number
+                };
+                let mut is_held = token.process == NEIGHBOUR || self.guards.iter().any(holds);
+                if let Some(link) = self.links.get(token.process) {
+                    // Refused a while ago, and tried again soon.
+                    link.pending(|pending| is_held |= pending.ends_hold() && pending.key == *name);
+                }
+                self.must(is_held, || format!("{token:?} has key {key} for nobody"));
             }
-            self.must(is_held, || format!("{token:?} has key {key} for nobody"));
+            // Nobody tells of an expiry: who waits asks again soon.
+            let may_be_free = owner.is_some() || self.truth.expired.contains_key(name);
+            for number in 0..MANAGERS {
+                let is_in_queue = queue.iter().any(|token| token.process == number);
+                let waits = self.waits(number, key);
+                self.must(waits || !is_in_queue, || {
+                    format!("manager {number} is in the queue of key {key} for nobody")
+                });
+                let had_trouble = self.links[number].had_trouble;
+                self.must(may_be_free || had_trouble || !waits, || {
+                    format!("a request waits for key {key}, which is free")
+                });
+                let core = &self.links[number].core;
+                let slots = core.shard(name);
+                let is_queued = slots
+                    .get(name)
+                    .is_some_and(|entry| entry.slot.waiting().in_store);
+                drop(slots);
+                self.must(is_in_queue || !is_queued || !may_be_free, || {
+                    format!("manager {number} waits in the queue of key {key}, and is not there")
+                });
+            }
         }
     }
 
