@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::manager::Core;
 use crate::manager::slot::{Grant, LostReason};
+use crate::shield::shielded;
 use crate::store::{Receipt, Record};
 use crate::sync::{HELD, Term};
 
@@ -117,7 +118,9 @@ impl Lease {
 
     /// Why the lock is no longer held, `None` while it is.
     pub fn lost_reason(&self) -> Option<LostReason> {
-        reason(self.0.term.ended(|until| self.late(until)))
+        let ended = || self.0.term.ended(|until| self.late(until));
+        // The end is written down before those who wait for it are woken.
+        reason(shielded(ended).unwrap_or_else(ended))
     }
 
     /// How much longer the lock is certainly held, unless it is renewed before then or taken away.
@@ -166,13 +169,12 @@ impl Lease {
     }
 
     pub(crate) fn extend(&self, until: Time) {
-        self.0
-            .term
-            .extend(until.as_nanos(), |until| self.late(until));
+        let late = |until| self.late(until);
+        shielded(|| self.0.term.extend(until.as_nanos(), late));
     }
 
     pub(crate) fn end(&self, why: LostReason) {
-        self.0.term.end(code(why));
+        shielded(|| self.0.term.end(code(why)));
     }
 
     /// Whether this is a lease on that key, by that manager.

@@ -184,7 +184,7 @@ impl Core {
 
     /// Ends a holder's lease: it released the lock, or dropped its guard.
     pub(crate) fn finish(self: &Arc<Self>, lease: &Lease, receipt: Option<Receipt>) {
-        shielded(|| lease.end(LostReason::Released));
+        lease.end(LostReason::Released);
         let grant = lease.grant();
         let record = None;
         let farewell = Farewell { receipt, record };
@@ -214,7 +214,7 @@ impl Core {
         record: Record,
         receipt: Receipt,
     ) -> bool {
-        shielded(|| lease.end(LostReason::Released));
+        lease.end(LostReason::Released);
         let grant = lease.grant();
         let farewell = Farewell {
             receipt: Some(receipt),
@@ -312,7 +312,9 @@ impl Core {
         self.tell(told);
         if let Some(broken) = given_up {
             shielded(|| crate::trace::slot_given_up(key));
-            shielded(|| broken.lease.map(|lease| lease.end(LostReason::Expired)));
+            if let Some(lease) = broken.lease {
+                lease.end(LostReason::Expired);
+            }
             // Its waiters are told as they are dropped.
             shielded(|| drop(broken.slot));
         }
@@ -369,7 +371,7 @@ impl Core {
                     Effect::Lose { reason } => {
                         if let Some(lease) = entry.lease.take() {
                             // Now, and not when the slot is free again: another may get the lock.
-                            shielded(|| lease.end(reason));
+                            lease.end(reason);
                             told.lost.push((lease, reason));
                         }
                     }
