@@ -1,5 +1,6 @@
-//! A store for tests of the manager. [`FakeStore`] takes the commands of one manager, and a test speaks for the server: it
-//! decides when they get there, and what comes back. [`Truth`] is what the server has.
+//! A store for tests of the manager. [`FakeStore`] takes the commands of one manager, and a test
+//! speaks for the server: it decides when they get there, and what comes back. [`Truth`] is what
+//! the server has.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
-//! What is on its way between a manager and the server: what the driver of a real store does, command by command.
+//! What is on its way between a manager and the server: what the driver of a real store does,
+//! command by command.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -32,17 +33,20 @@ pub(super) struct Link {
     /// What ends a hold, and the server refused.
     refused: Vec<Pending>,
     retry_at: Option<Time>,
-    /// By key: the token whose lock was passed on to another process last, and when that is to be looked after.
+    /// By key: the token whose lock was passed on to another process last, and when that is to be
+    /// looked after.
     passed_on: HashMap<LockKey, (u64, Time)>,
     /// When the newest command was sent whose answer is here.
     observed: Time,
     pub(super) dates_grants: bool,
     pub(super) refuses_records: bool,
-    /// No answer, or none that is of use, has come where a server that is there would have given one.
+    /// No answer, or none that is of use, has come where a server that is there would have given
+    /// one.
     pub(super) had_trouble: bool,
     /// When that was the last time.
     pub(super) last_trouble: Time,
-    /// The server may have something for nobody: a command was carried out late, or a release given up.
+    /// The server may have something for nobody: a command was carried out late, or a release
+    /// given up.
     pub(super) left_something: bool,
     /// Answers and notices did not tell what the server has.
     pub(super) was_deceived: bool,
@@ -270,7 +274,8 @@ impl Link {
         StoreEvents(&self.core).is_held(key, token)
     }
 
-    /// The connection breaks. What the server was sent and has not carried out may get there `late`.
+    /// The connection breaks. What the server was sent and has not carried out may get there
+    /// `late`.
     pub(super) fn break_off(&mut self, truth: &mut Truth, fate: Fate, late: bool) {
         if !self.store().is_connected() {
             return;
@@ -333,7 +338,8 @@ impl Link {
         }
     }
 
-    /// Fails what is queued, but for what ends a hold, which stays for as long as there may be a lock.
+    /// Fails what is queued, but for what ends a hold, which stays for as long as there may be a
+    /// lock.
     pub(super) fn fail_queued(&mut self, fails: impl Fn(&Pending) -> bool) {
         self.trouble();
         let now = Time::now();
@@ -384,7 +390,8 @@ impl Link {
         looks.chain(overdue).chain(self.retry_at).min()
     }
 
-    /// The store tells what became of a command within the command timeout, or that it cannot say.
+    /// The store tells what became of a command within the command timeout, or that it cannot
+    /// say.
     pub(super) fn pass_time(&mut self, truth: &mut Truth) {
         let now = Time::now();
         let timeout = self.core.command_timeout;

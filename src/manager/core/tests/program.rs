@@ -16,7 +16,8 @@ pub(super) enum Step {
         wait: Option<u64>,
         touchy: bool,
     },
-    /// The future of a request, of a release or of a completion is dropped. Whom a number means is up to what there is.
+    /// The future of a request, of a release or of a completion is dropped. Whom a number means
+    /// is up to what there is.
     Cancel(usize),
     End {
         guard: usize,
@@ -28,7 +29,8 @@ pub(super) enum Step {
         guard: usize,
         touchy: bool,
     },
-    /// Time passes, in ms. Meanwhile the server may be `served`: all commands get there, and all answers back.
+    /// Time passes, in ms. Meanwhile the server may be `served`: all commands get there, and all
+    /// answers back.
     Pass {
         ms: u64,
         served: bool,

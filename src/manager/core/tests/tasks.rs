@@ -1,4 +1,5 @@
-//! Futures that a case polls itself, with wakers that may panic, and what is told of a panic that nobody meant.
+//! Futures that a case polls itself, with wakers that may panic, and what is told of a panic that
+//! nobody meant.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};

@@ -1,0 +1,309 @@
+//! What must be true, at any moment and in the end.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{A_TICK, A_WHILE, COMMAND_TIMEOUT, Held, Kind, Link, NAMES, NEIGHBOUR, Running, World};
+use crate::clock::Time;
+use crate::error::ErrorKind;
+use crate::manager::core::tests::program::MANAGERS;
+use crate::manager::slot::LostReason;
+use crate::manager::slot::tests::Standing;
+use crate::store::Command;
+use crate::store::fake::{Token, Value};
+
+impl World {
+    /// What is true at any moment.
+    pub(super) fn judge(&mut self) {
+        if self.wrong.is_some() {
+            return;
+        }
+        let now = Time::now();
+        let is_late = |running: &&Running| {
+            running
+                .deadline
+                .is_some_and(|deadline| deadline + A_TICK < now)
+        };
+        let late = self.tasks.iter().filter(is_late).count();
+        self.must(late == 0, || format!("{late} without an answer"));
+        self.judge_guards(now);
+        self.judge_losses(now);
+        self.judge_meaning();
+        self.judge_watchers();
+        self.judge_completions(now);
+        self.judge_renewals();
+        self.judge_counters();
+    }
+
+    /// A lock that a guard says is held is held in its slot, and in the server, and by no other
+    /// guard.
+    fn judge_guards(&mut self, now: Time) {
+        let is_excused = self.lost_data || self.was_deceived();
+        let mut wrong = None;
+        for (at, Held { guard, manager, .. }) in self.guards.iter().enumerate() {
+            if !guard.lease().is_held() {
+                continue;
+            }
+            let token = guard.lease().grant().token;
+            let of_guard = Value::Token(Token {
+                process: *manager,
+                number: token,
+            });
+            if !self.links[*manager].holds(guard.key(), token) {
+                wrong = Some("its slot does not hold it");
+            } else if !is_excused && self.truth.owner(guard.key(), now) != Some(&of_guard) {
+                wrong = Some("the server does not have it");
+            }
+            let same = |held: &Held| held.guard.key() == guard.key();
+            let others = self.guards[..at].iter().filter(|held| same(held));
+            if others.clone().any(|held| held.guard.lease().is_held()) && !is_excused {
+                wrong = Some("another has it, too");
+            }
+            if let Some(wrong) = wrong {
+                let what = format!("{guard:?} says that it is held, and {wrong}");
+                self.wrong = Some(what);
+                return;
+            }
+        }
+    }
+
+    /// A lease runs out only where it could not be renewed.
+    fn judge_losses(&mut self, now: Time) {
+        let is_excused = self.lost_data || self.was_deceived();
+        let mut wrong = None;
+        for held in &mut self.guards {
+            let reason = held.guard.lease().lost_reason();
+            if reason.is_none() || std::mem::replace(&mut held.is_lost, true) {
+                continue;
+            }
+            let trouble = self.links[held.manager].last_trouble.max(self.unserved);
+            let is_excused = is_excused || now <= trouble + A_WHILE;
+            if !is_excused && reason != Some(LostReason::MaxHold) {
+                wrong = Some(format!(
+                    "{:?} is lost though the server was there",
+                    held.guard
+                ));
+            }
+        }
+        self.must(wrong.is_none(), || wrong.unwrap_or_default());
+    }
+
+    /// Who waits for a lock that expires gets it.
+    pub(super) fn judge_patience(&mut self, manager: usize, key: usize, kind: ErrorKind) {
+        let (name, now) = (&NAMES[key], Time::now());
+        let is_free = self.truth.owner(name, now).is_none();
+        let Some(expired) = self.truth.expired.get(name).copied() else {
+            return;
+        };
+        let link = &self.links[manager];
+        let since = expired.max(link.last_trouble).max(self.unserved);
+        // It waits for as long as it was told, from when it was told.
+        let soon = since + COMMAND_TIMEOUT + A_WHILE;
+        let is_excused = self.lost_data || self.was_deceived() || now <= soon;
+        let is_wrong = kind == ErrorKind::TimedOut && is_free && !is_excused;
+        self.must(!is_wrong, || {
+            format!("a request of manager {manager} waited for key {key}, which had expired")
+        });
+    }
+
+    /// A slot that is not idle stands for a request, a holder or a record.
+    fn judge_meaning(&mut self) {
+        for number in 0..MANAGERS {
+            for (key, name) in NAMES.iter().enumerate() {
+                let core = &self.links[number].core;
+                let slots = core.shard(name);
+                let Some(standing) = slots.get(name).map(|entry| entry.slot.stands_for()) else {
+                    continue;
+                };
+                drop(slots);
+                let is_meant = match standing {
+                    Standing::Nothing => false,
+                    Standing::Waiters => self.waits(number, key),
+                    Standing::Holder { token } => self.guards.iter().any(|held| {
+                        held.manager == number
+                            && held.guard.key() == name
+                            && held.guard.lease().grant().token == token
+                    }),
+                    Standing::Record { token } => {
+                        let mut is_on_its_way = false;
+                        self.links[number].pending(|pending| {
+                            is_on_its_way |= pending.key == *name
+                                && pending.command == Command::Complete { token };
+                        });
+                        is_on_its_way
+                    }
+                };
+                self.must(is_meant, || {
+                    format!("the slot of key {key} in manager {number} stands for nobody")
+                });
+            }
+        }
+    }
+
+    fn waits(&self, number: usize, wanted: usize) -> bool {
+        self.tasks.iter().any(|running| match running.kind {
+            Kind::Take { manager, key } => manager == number && key == wanted,
+            _ => false,
+        })
+    }
+
+    fn judge_watchers(&mut self) {
+        let watched = self.tasks.iter().filter_map(|running| match &running.kind {
+            Kind::Watch { manager, lease } if !lease.is_held() => {
+                let is_beside_touchy = self.touchy.contains(&(*manager, lease.grant().lease));
+                (!is_beside_touchy).then_some(lease)
+            }
+            _ => None,
+        });
+        let untold = watched.count();
+        self.must(untold == 0, || {
+            format!("{untold} were not told that a lock is lost")
+        });
+    }
+
+    /// The slot of a record that is on its way keeps the lock, for as long as its lease is
+    /// trusted.
+    fn judge_completions(&mut self, now: Time) {
+        let links = &self.links;
+        let mut given_up = false;
+        self.completions.retain(|completion| {
+            let link = &links[completion.manager];
+            let mut is_pending = false;
+            link.pending(|pending| {
+                is_pending |= pending.key == completion.key
+                    && pending.command
+                        == Command::Complete {
+                            token: completion.token,
+                        };
+            });
+            let trusted = link.trusted.get(&completion.token);
+            let is_trusted = now < completion.until && trusted.is_some_and(|until| now < *until);
+            let is_kept = link.holds(&completion.key, completion.token);
+            given_up |= is_pending && is_trusted && !is_kept;
+            is_pending && is_trusted
+        });
+        self.must(!given_up, || {
+            "a slot forgot a record that is on its way".to_owned()
+        });
+    }
+
+    /// Nothing is renewed for nobody: who has the lock may release it later.
+    fn judge_renewals(&mut self) {
+        let before = std::mem::take(&mut self.renewed);
+        for (number, link) in self.links.iter().enumerate() {
+            let mut completing = HashSet::new();
+            link.pending(|pending| match pending.command {
+                Command::Complete { token } => drop(completing.insert((number, token))),
+                Command::Renew { token } => drop(self.renewed.insert((number, token))),
+                _ => {}
+            });
+            let is_meant = |renewed: &(usize, u64)| {
+                completing.contains(renewed)
+                    || self
+                        .guards
+                        .iter()
+                        .any(|held| (held.manager, held.guard.lease().grant().token) == *renewed)
+            };
+            let new = self.renewed.difference(&before);
+            let mut needless = new.filter(|renewed| renewed.0 == number && !is_meant(renewed));
+            if let (Some((_, token)), None) = (needless.next(), &self.wrong) {
+                self.wrong = Some(format!("token {token} is renewed for nobody"));
+            }
+        }
+    }
+
+    fn judge_counters(&mut self) {
+        for number in 0..MANAGERS {
+            let core = Arc::clone(&self.links[number].core);
+            let (mut waiting, mut queued) = (0, 0);
+            for name in NAMES.iter() {
+                if let Some(entry) = core.shard(name).get(name) {
+                    let entry = entry.slot.waiting();
+                    waiting += entry.requests;
+                    queued += usize::from(entry.in_store);
+                }
+            }
+            let counted = (
+                core.waiting.load(Ordering::Relaxed),
+                core.queued.load(Ordering::Relaxed),
+            );
+            self.must(counted == (waiting, queued), || {
+                format!("{waiting} wait and {queued} queue, and counted are {counted:?}")
+            });
+        }
+    }
+
+    /// Once all answers are in, and before any time passes: what is held has a holder, who waits
+    /// is in the queue, and nobody else is.
+    pub(super) fn judge_quiet(&mut self) {
+        let is_excused = |link: &Link| link.left_something || link.was_deceived;
+        if self.lost_data || self.links.iter().any(is_excused) || self.wrong.is_some() {
+            return;
+        }
+        let now = Time::now();
+        for (key, name) in NAMES.iter().enumerate() {
+            let owner = self.truth.owner(name, now).cloned();
+            let queue = self.truth.queue(name, now).to_vec();
+            if let Some(Value::Token(token)) = owner {
+                let holds = |held: &Held| {
+                    held.manager == token.process
+                        && held.guard.key() == name
+                        && held.guard.lease().grant().token == token.number
+                };
+                let mut is_held = token.process == NEIGHBOUR || self.guards.iter().any(holds);
+                if let Some(link) = self.links.get(token.process) {
+                    // Refused a while ago, and tried again soon.
+                    link.pending(|pending| is_held |= pending.ends_hold() && pending.key == *name);
+                }
+                self.must(is_held, || format!("{token:?} has key {key} for nobody"));
+            }
+            // Nobody tells of an expiry: who waits asks again soon.
+            let may_be_free = owner.is_some() || self.truth.expired.contains_key(name);
+            for number in 0..MANAGERS {
+                let is_in_queue = queue.iter().any(|token| token.process == number);
+                let waits = self.waits(number, key);
+                self.must(waits || !is_in_queue, || {
+                    format!("manager {number} is in the queue of key {key} for nobody")
+                });
+                let had_trouble = self.links[number].had_trouble;
+                self.must(may_be_free || had_trouble || !waits, || {
+                    format!("a request waits for key {key}, which is free")
+                });
+                let core = &self.links[number].core;
+                let slots = core.shard(name);
+                let is_queued = slots
+                    .get(name)
+                    .is_some_and(|entry| entry.slot.waiting().in_store);
+                drop(slots);
+                self.must(is_in_queue || !is_queued || !may_be_free, || {
+                    format!("manager {number} waits in the queue of key {key}, and is not there")
+                });
+            }
+        }
+    }
+
+    pub(super) fn judge_end(&mut self) {
+        let left = self.tasks.len();
+        self.must(left == 0, || format!("{left} tasks are not done"));
+        let now = Time::now();
+        for name in NAMES.iter() {
+            let owner = self.truth.owner(name, now).cloned();
+            let queue = self.truth.queue(name, now).to_vec();
+            self.must(owner.is_none() && queue.is_empty(), || {
+                format!("{name:?}: the server still has {owner:?}, and waiting {queue:?}")
+            });
+        }
+        for number in 0..MANAGERS {
+            let core = Arc::clone(&self.links[number].core);
+            let counted = (
+                core.waiting.load(Ordering::Relaxed),
+                core.queued.load(Ordering::Relaxed),
+            );
+            let is_at_rest = core.is_at_rest();
+            self.must(counted == (0, 0) && is_at_rest, || {
+                format!("manager {number} is not at rest ({is_at_rest}), or counts {counted:?}")
+            });
+        }
+    }
+}
