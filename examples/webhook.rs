@@ -119,7 +119,7 @@ pub(crate) fn app(locks: &LockManager, secret: Secret, work: Duration) -> Router
         .retention(RETENTION);
 
     // A real one also has `.scope(…)`: a client must not get the answer to another client's key.
-    let each_payment_once = IdempotencyLayer::new(locks.clone()).required(true);
+    let each_payment_once = IdempotencyLayer::new(locks.clone()).require_key(true);
 
     Router::new()
         .route(

@@ -7,9 +7,10 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request};
 
+use crate::http::grpc;
 use crate::idempotency::{Record, parse_key, seal};
+use crate::key;
 use crate::key::LockKey;
-use crate::{grpc, key};
 
 use crate::store::fuzzing::manifest;
 pub use crate::store::fuzzing::{push, reply};

@@ -39,7 +39,7 @@
 //! - Let a request run to its end when its client leaves: [`DetachLayer`].
 //! - Take a lock without HTTP: [`LockManager::acquire`], [`LockGuard`].
 //! - Change the time to live, the prefix, the timeouts: [`LockManagerBuilder`].
-//! - Answer otherwise than with problem+json: [`DistributedLockLayer::rejection`], [`Rejection`].
+//! - Answer otherwise than with problem+json: [`DistributedLockLayer::rejection`], [`Rejection`](lock::Rejection).
 //!
 //! # Guarantees and limits
 //!
@@ -74,39 +74,29 @@
 //! lost, and a span `lock` around the handler. Keys appear there as [fingerprints](LockKey::fingerprint) only.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod body;
 mod clock;
-mod content;
-mod detach;
+pub mod detach;
 mod error;
-mod future;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod grpc;
-mod guard;
+mod http;
 pub mod idempotency;
 pub mod key;
-mod layer;
+mod lease;
+pub mod lock;
 mod manager;
-mod rejection;
-mod service;
 mod shield;
 mod store;
 mod sync;
 mod trace;
 
-pub use self::body::ResponseBody;
-pub use self::detach::{Detach, DetachFuture, DetachLayer};
+pub use self::detach::DetachLayer;
 pub use self::error::{Error, ErrorKind};
-pub use self::future::ResponseFuture;
-pub use self::guard::{Lease, LockGuard};
 pub use self::idempotency::IdempotencyLayer;
-pub use self::key::{IntoLockKey, LockKey};
-pub use self::layer::{DistributedLockLayer, Hold, OnLost, OnUnavailable, Unlocked};
-pub use self::manager::slot::LostReason;
-pub use self::manager::{LockManager, LockManagerBuilder};
-pub use self::rejection::{Rejection, RejectionKind};
-pub use self::service::DistributedLock;
+pub use self::key::LockKey;
+pub use self::lease::{Lease, LostReason};
+pub use self::lock::DistributedLockLayer;
+pub use self::manager::{LockGuard, LockManager, LockManagerBuilder};
 
 /// Runs the examples of the README as tests.
 #[cfg(doctest)]

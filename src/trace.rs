@@ -14,9 +14,8 @@ use std::time::Duration;
 #[cfg(feature = "tracing")]
 use crate::clock::Time;
 use crate::error::Error;
-use crate::guard::Lease;
 use crate::key::LockKey;
-use crate::manager::slot::LostReason;
+use crate::lease::{Lease, LostReason};
 
 /// Measures how long a request waits, if anybody wants to know.
 pub(crate) struct Stopwatch {

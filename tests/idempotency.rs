@@ -23,7 +23,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_distributed_lock::{
-    DistributedLockLayer, ErrorKind, IdempotencyLayer, LockManager, Rejection, RejectionKind, key,
+    DistributedLockLayer, ErrorKind, IdempotencyLayer, LockManager, key,
+    lock::{Rejection, RejectionKind},
 };
 
 /// Longer than any test.
@@ -237,7 +238,7 @@ fn untouchable() -> Body {
 #[tokio::test]
 async fn a_missing_key_is_refused_where_one_is_required_before_the_body_is_read() {
     let runs = Runs::default();
-    let layer = IdempotencyLayer::new(LockManager::in_memory()).required(true);
+    let layer = IdempotencyLayer::new(LockManager::in_memory()).require_key(true);
     let app = App::new(&layer, runs.handler());
     let request = Request::post("/a").body(untouchable()).unwrap();
     let answer = app.send(request).await;
@@ -269,7 +270,7 @@ async fn an_invalid_key_is_refused_before_the_body_is_read() {
     let runs = Runs::default();
     let too_long = "x".repeat(256);
     for required in [false, true] {
-        let layer = IdempotencyLayer::new(LockManager::in_memory()).required(required);
+        let layer = IdempotencyLayer::new(LockManager::in_memory()).require_key(required);
         let app = App::new(&layer, runs.handler());
         for values in [
             &[&b""[..]][..],

@@ -39,7 +39,10 @@ use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 use tower::{Layer, service_fn};
 use tower_distributed_lock::idempotency::IdempotencyBody;
-use tower_distributed_lock::{IdempotencyLayer, LockManager, Rejection, RejectionKind};
+use tower_distributed_lock::{
+    IdempotencyLayer, LockManager,
+    lock::{Rejection, RejectionKind},
+};
 
 struct Nodes {
     _server: Option<RedisServer>,
@@ -1100,7 +1103,7 @@ async fn who_expects_to_be_told_to_go_on_is_told_so_unless_the_head_is_refused()
     let runs = Runs::default();
     let counted = runs.clone();
     let layer = IdempotencyLayer::new(LockManager::in_memory());
-    let layer = layer.required(true).max_request_body(10);
+    let layer = layer.require_key(true).max_request_body(10);
     let echo = routing::post(async move |content: String| {
         counted.one_more();
         content

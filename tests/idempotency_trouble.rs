@@ -14,7 +14,8 @@ use common::{
 use futures_util::poll;
 use redis::aio::MultiplexedConnection;
 use tower_distributed_lock::{
-    IdempotencyLayer, Lease, LockManager, LockManagerBuilder, OnLost, Rejection, RejectionKind,
+    IdempotencyLayer, Lease, LockManager, LockManagerBuilder,
+    lock::{OnLost, Rejection, RejectionKind},
 };
 
 /// Longer than any test.

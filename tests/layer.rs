@@ -21,8 +21,8 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_distributed_lock::{
-    DetachLayer, DistributedLockLayer, Error, ErrorKind, Hold, Lease, LockKey, LockManager, OnLost,
-    OnUnavailable, Rejection, RejectionKind, ResponseBody, Unlocked,
+    DetachLayer, DistributedLockLayer, Error, ErrorKind, Lease, LockKey, LockManager,
+    lock::{Hold, OnLost, OnUnavailable, Rejection, RejectionKind, ResponseBody, Unlocked},
 };
 
 const WAIT: Duration = common::PATIENCE;
@@ -240,11 +240,11 @@ async fn nothing_happens_until_the_response_is_polled() {
 }
 
 trait LayerOn {
-    fn layer_on<S>(&self, service: S) -> tower_distributed_lock::DistributedLock<S>;
+    fn layer_on<S>(&self, service: S) -> tower_distributed_lock::lock::DistributedLock<S>;
 }
 
 impl LayerOn for DistributedLockLayer {
-    fn layer_on<S>(&self, service: S) -> tower_distributed_lock::DistributedLock<S> {
+    fn layer_on<S>(&self, service: S) -> tower_distributed_lock::lock::DistributedLock<S> {
         tower::Layer::layer(self, service)
     }
 }

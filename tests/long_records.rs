@@ -15,7 +15,8 @@ use http::{HeaderValue, Response};
 use redis::Value;
 use redis::aio::MultiplexedConnection;
 use tower_distributed_lock::{
-    IdempotencyLayer, LockManager, LockManagerBuilder, Rejection, RejectionKind,
+    IdempotencyLayer, LockManager, LockManagerBuilder,
+    lock::{Rejection, RejectionKind},
 };
 
 const MIB: usize = 1 << 20;

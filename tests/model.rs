@@ -9,6 +9,8 @@
 mod clock;
 #[path = "../src/error.rs"]
 mod error;
+#[path = "../src/lease/grant.rs"]
+mod lease;
 #[path = "../src/manager/slot/mod.rs"]
 mod slot;
 #[path = "../src/store/protocol.rs"]

@@ -408,7 +408,7 @@ async fn lengths_and_trailers_get_through() {
 fn layer_on<S>(
     layer: &DistributedLockLayer,
     service: S,
-) -> tower_distributed_lock::DistributedLock<S> {
+) -> tower_distributed_lock::lock::DistributedLock<S> {
     tower::Layer::layer(layer, service)
 }
 

@@ -13,7 +13,8 @@ use common::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tower_distributed_lock::{
-    DistributedLockLayer, Error, ErrorKind, LockManager, LostReason, OnUnavailable, Unlocked,
+    DistributedLockLayer, Error, ErrorKind, LockManager, LostReason,
+    lock::{OnUnavailable, Unlocked},
 };
 
 const TIMEOUT: Duration = Duration::from_millis(300);

@@ -9,7 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::BoxError;
 
-use crate::content::{Content, Frames, Rest, Whole};
+use crate::http::{Content, Frames, Rest, Whole};
 
 pin_project! {
     /// The body of the requests and of the responses of an [`Idempotency`](super::Idempotency): one that was read to its

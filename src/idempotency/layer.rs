@@ -14,10 +14,9 @@ use super::header;
 use super::record::Fingerprint;
 use super::service::Idempotency;
 use crate::error::{Error, ErrorKind};
+use crate::http::{OnLost, Rejection, Respond};
 use crate::key::{self, IntoLockKey, KeyResult, LockKey};
-use crate::layer::OnLost;
 use crate::manager::LockManager;
-use crate::rejection::{Rejection, Respond};
 
 /// Runs the service inside once for each idempotency key, and gives every duplicate the same answer.
 ///
@@ -26,7 +25,7 @@ use crate::rejection::{Rejection, Respond};
 /// | [`key`](Self::key) | the header `Idempotency-Key` | the header that is named |
 /// | methods | `POST` and `PATCH` | all |
 /// | [`scope`](Self::scope) | method and path | the same |
-/// | [`required`](Self::required) | no: a request without a key runs as if this layer were not there | yes: 400 |
+/// | [`require_key`](Self::require_key) | no: a request without a key runs as if this layer were not there | yes: 400 |
 /// | [`fingerprint`](Self::fingerprint) | of the body: the same key with another one is 422 | none |
 /// | [`wait`](Self::wait) | no waiting: a duplicate of a request that still runs is 409 | the same |
 /// | [`retention`](Self::retention) | 24 h | the same |
@@ -48,7 +47,7 @@ use crate::rejection::{Rejection, Respond};
 /// let locks = LockManager::in_memory(); // or LockManager::connect("redis://127.0.0.1:6379").await?
 /// let app: Router = Router::new()
 ///     .route("/payments", post(|| async { "paid" }))
-///     .route_layer(IdempotencyLayer::new(locks).required(true));
+///     .route_layer(IdempotencyLayer::new(locks).require_key(true));
 /// # let _ = app;
 /// # }
 /// ```
@@ -74,7 +73,7 @@ pub(super) struct Config {
     any_method: bool,
     key: Key,
     scope: Arc<FindScope>,
-    pub(super) required: bool,
+    pub(super) require_key: bool,
     fingerprint: Option<Arc<TakeFingerprint>>,
     pub(super) wait: Option<Duration>,
     pub(super) retention: Duration,
@@ -118,7 +117,7 @@ impl IdempotencyLayer {
                 any_method: false,
                 key: Key::Header(header),
                 scope: Arc::new(key::method_and_path()),
-                required: false,
+                require_key: false,
                 fingerprint: Some(Arc::new(|_, body| Sha256::digest(body).into())),
                 wait: None,
                 retention: DAY,
@@ -149,7 +148,7 @@ impl IdempotencyLayer {
             .unwrap_or_else(|_| panic!("{header:?} cannot be the name of a header"));
         Self::by_header(locks, name).set(|config| {
             config.any_method = true;
-            config.required = true;
+            config.require_key = true;
             config.fingerprint = None;
         })
     }
@@ -209,8 +208,8 @@ impl IdempotencyLayer {
     }
 
     /// Answers requests without a key with 400. Default: `false`, they run as if this layer were not there.
-    pub fn required(self, required: bool) -> Self {
-        self.set(|config| config.required = required)
+    pub fn require_key(self, require_key: bool) -> Self {
+        self.set(|config| config.require_key = require_key)
     }
 
     /// What must be the same in every request with one key, or 422 is the answer. Default: the body. Its SHA-256 is kept.
@@ -342,7 +341,7 @@ impl Config {
         let method = self.any_method || matches!(parts.method, Method::POST | Method::PATCH);
         method
             && match &self.key {
-                Key::Header(name) => self.required || parts.headers.contains_key(name),
+                Key::Header(name) => self.require_key || parts.headers.contains_key(name),
                 Key::Found(_) => true,
             }
     }
@@ -423,7 +422,7 @@ impl<S> Layer<S> for IdempotencyLayer {
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
-            .field("required", &self.required)
+            .field("require_key", &self.require_key)
             .field("wait", &self.wait)
             .field("retention", &self.retention)
             .field("max_request_body", &self.max_request_body)

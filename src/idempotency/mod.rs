@@ -22,7 +22,7 @@
 //!         "/payments",
 //!         post(|| async { "paid" }).route_layer(
 //!             IdempotencyLayer::new(locks)
-//!                 .required(true)
+//!                 .require_key(true)
 //!                 .scope(key::join(key::header("x-user"), key::method_and_path())),
 //!         ),
 //!     );
@@ -103,3 +103,4 @@ pub(crate) use self::{
 pub use self::body::IdempotencyBody;
 pub use self::layer::IdempotencyLayer;
 pub use self::service::{Idempotency, IdempotencyFuture};
+pub use crate::http::{OnLost, Rejection, RejectionKind};

@@ -9,8 +9,7 @@ use http_body::Body;
 use tower::BoxError;
 
 use super::body::IdempotencyBody;
-use crate::content::{Frames, Joined, Rest, Whole};
-use crate::service::Protocol;
+use crate::http::{Frames, Joined, Protocol, Rest, Whole};
 
 /// Why a request's body is not here.
 pub(super) enum NotRead {

@@ -26,7 +26,7 @@ use std::fmt;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::content::Whole;
+use crate::http::Whole;
 
 const MAGIC: &[u8] = b"TDLR";
 const VERSION: u8 = 1;

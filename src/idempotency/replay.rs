@@ -4,9 +4,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Response};
 
 use super::record::{Fingerprint, Record, Unreadable};
-use crate::content::Whole;
+use crate::http::{RejectionKind, Whole};
 use crate::key::LockKey;
-use crate::rejection::RejectionKind;
 
 /// Marks an answer that was given before.
 const REPLAYED: &str = "idempotent-replayed";

@@ -13,14 +13,10 @@ use super::layer::Config;
 use super::read;
 use super::record::{Fingerprint, Record};
 use super::service::fixed;
-use crate::content::Whole;
 use crate::error::ErrorKind;
-use crate::guard::LockGuard;
-use crate::layer::OnLost;
-use crate::rejection::{Layer, Rejection, RejectionKind};
-use crate::service::Protocol;
-use crate::store;
-use crate::{grpc, trace};
+use crate::http::{Layer, OnLost, Protocol, Rejection, RejectionKind, Whole, grpc};
+use crate::manager::LockGuard;
+use crate::{store, trace};
 
 /// What a run needs beside its request.
 pub(super) struct Run {

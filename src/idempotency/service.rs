@@ -17,11 +17,9 @@ use super::layer::Config;
 use super::read::{self, NotRead};
 use super::replay::replay;
 use super::run::{Run, run};
-use crate::content::Whole;
 use crate::detach::DetachFuture;
+use crate::http::{Layer, Protocol, Rejection, RejectionKind, Whole, held, hold_beside};
 use crate::manager::Claimed;
-use crate::rejection::{Layer, Rejection, RejectionKind};
-use crate::service::{Protocol, held, hold_beside};
 
 /// Runs the service inside once for each idempotency key. Made by an [`IdempotencyLayer`](super::IdempotencyLayer).
 ///
@@ -115,7 +113,7 @@ where
     let key = match in_head {
         Some(key) => Some(key),
         None => match config.key_in_body(&parts, &whole.data) {
-            Ok(None) if config.required => return reject(RejectionKind::InvalidKey),
+            Ok(None) if config.require_key => return reject(RejectionKind::InvalidKey),
             Ok(key) => key,
             Err(error) => return reject(error.kind().into()),
         },

@@ -98,7 +98,7 @@ impl LockManagerBuilder {
 
     /// How long one holder may hold a lock. After that it [loses](crate::LostReason::MaxHold) it: a request is stopped, and a
     /// response that is still being sent, a long download or a stream of events, is cut off. For those, make this
-    /// longer, or hold the lock for the head only ([`Hold::Head`](crate::Hold::Head)). At most a year.
+    /// longer, or hold the lock for the head only ([`Hold::Head`](crate::lock::Hold::Head)). At most a year.
     ///
     /// The next one gets the lock soon after that, when the request has had the time to stop (a twentieth of the time to live, at
     /// most 100 ms), and not when the lease would have expired. A handler that has answered within this time has more of it

@@ -11,11 +11,12 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 
-use super::slot::{self, Effect, Effects, Env, LostReason, Rules, Slot};
+use super::guard::LockGuard;
+use super::slot::{self, Effect, Effects, Env, Rules, Slot};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::guard::{Lease, LockGuard};
 use crate::key::LockKey;
+use crate::lease::{Lease, LostReason};
 use crate::shield::shielded;
 use crate::store::{Command, Events, Farewell, Notice, Outcome, Receipt, Record, Store};
 use crate::sync::Alarm;

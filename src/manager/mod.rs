@@ -3,6 +3,7 @@
 mod background;
 mod builder;
 mod core;
+mod guard;
 pub(crate) mod slot;
 mod waiters;
 
@@ -17,8 +18,8 @@ use tokio::time::timeout;
 pub use self::builder::LockManagerBuilder;
 pub(crate) use self::core::Core;
 use self::core::Taken;
+pub use self::guard::LockGuard;
 use crate::error::{Error, ErrorKind};
-use crate::guard::LockGuard;
 use crate::key::LockKey;
 use crate::store::Damage;
 use crate::trace::{self, Stopwatch};

@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 use super::waiters::Waiters;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
+use crate::lease::{Grant, LostReason};
 use crate::store::{Answer, Command, Failure, Granted, Notice, Outcome};
 
 /// How many fencing tokens one fence of the store stands for: one for each hand-off in this process.
@@ -143,33 +144,6 @@ pub(crate) enum Effect<W> {
 
 /// What follows from one event: rarely more than this.
 pub(crate) type Effects<W> = SmallVec<[Effect<W>; 2]>;
-
-/// A lock given to a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Grant {
-    pub(crate) lease: u64,
-    /// The store's name for the holder: what to release if the slot has given the lease up as lost.
-    pub(crate) token: u64,
-    pub(crate) fencing_token: u64,
-    /// The lease is trusted until then, unless it is extended.
-    pub(crate) until: Time,
-    /// It is not extended beyond this.
-    pub(crate) limit: Time,
-}
-
-/// Why a lock is no longer held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum LostReason {
-    /// The lease could not be renewed in time.
-    Expired,
-    /// The lock was deleted, or overwritten, by someone else.
-    Taken,
-    /// It was held for as long as [`max_hold`](crate::LockManagerBuilder::max_hold) allows.
-    MaxHold,
-    /// It was not lost: its holder released it.
-    Released,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Slot<W> {

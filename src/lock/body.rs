@@ -10,21 +10,21 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::BoxError;
 
-use crate::content::{Content, Frames, Rest};
+use super::held::{BoxFuture, Held};
 use crate::error::{Error, ErrorKind};
-use crate::future::{BoxFuture, Held};
+use crate::http::{Content, Frames, Rest};
 
 /// How much memory a body may take in several frames until it is released, in bytes.
 const KEPT_BACK: usize = 64 * 1024;
 
 pin_project! {
-    /// The body of a response of a [`DistributedLock`](crate::DistributedLock): that of the service inside, or of a rejection.
+    /// The body of a response of a [`DistributedLock`](crate::lock::DistributedLock): that of the service inside, or of a rejection.
     ///
-    /// With [`Hold::Body`](crate::Hold::Body) it holds the lock until its end or until it is dropped, whichever is first.
+    /// With [`Hold::Body`](crate::lock::Hold::Body) it holds the lock until its end or until it is dropped, whichever is first.
     ///
     /// # Errors
     ///
-    /// Those of the body inside; and, with [`OnLost::Cancel`](crate::OnLost::Cancel), an [`Error`] of kind
+    /// Those of the body inside; and, with [`OnLost::Cancel`](crate::lock::OnLost::Cancel), an [`Error`] of kind
     /// [`ErrorKind::Lost`] when the lock is lost, so that the client notices that the body is not whole.
     pub struct ResponseBody<B> {
         // Dropped in order: the work ends before its lock does.

@@ -9,11 +9,11 @@ use http::Response;
 use http::request::Parts;
 use tower_layer::Layer;
 
+use super::service::DistributedLock;
 use crate::error::{Error, ErrorKind};
+use crate::http::{OnLost, Rejection, Respond};
 use crate::key::{IntoLockKey, KeyResult, LockKey};
 use crate::manager::LockManager;
-use crate::rejection::{Rejection, Respond};
-use crate::service::DistributedLock;
 
 /// Runs every request under a lock, so that requests for one key run one at a time, on all nodes.
 ///
@@ -101,19 +101,6 @@ pub enum OnUnavailable {
     Reject,
     /// It runs without a lock, with [`Unlocked`] in its extensions.
     Proceed,
-}
-
-/// What happens to a request whose lock is lost: see [`DistributedLockLayer::on_lost`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum OnLost {
-    /// Its handler is stopped where it awaits, and it is answered with 503. So is one that could
-    /// not be stopped, as it blocked its thread, whatever response it returned. If its body was
-    /// already on its way, the body ends with an error.
-    #[default]
-    Cancel,
-    /// It runs on. The handler can watch [`Lease::lost`](crate::Lease::lost) itself.
-    Continue,
 }
 
 /// In the extensions of a request that runs without a lock because Redis was
@@ -251,7 +238,7 @@ impl DistributedLockLayer {
     /// Replaces the responses to requests that do not run.
     ///
     /// ```
-    /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, RejectionKind};
+    /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, lock::RejectionKind};
     /// # fn layer(layer: DistributedLockLayer) -> DistributedLockLayer {
     /// layer.rejection(|rejection| {
     ///     let mut response = rejection.to_response();

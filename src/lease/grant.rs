@@ -1,0 +1,30 @@
+//! What a request is given with a lock, and why it ends.
+
+use crate::clock::Time;
+
+/// A lock given to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grant {
+    pub(crate) lease: u64,
+    /// The store's name for the holder: what to release if the slot has given the lease up as lost.
+    pub(crate) token: u64,
+    pub(crate) fencing_token: u64,
+    /// The lease is trusted until then, unless it is extended.
+    pub(crate) until: Time,
+    /// It is not extended beyond this.
+    pub(crate) limit: Time,
+}
+
+/// Why a lock is no longer held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LostReason {
+    /// The lease could not be renewed in time.
+    Expired,
+    /// The lock was deleted, or overwritten, by someone else.
+    Taken,
+    /// It was held for as long as [`max_hold`](crate::LockManagerBuilder::max_hold) allows.
+    MaxHold,
+    /// It was not lost: its holder released it.
+    Released,
+}

@@ -1,0 +1,157 @@
+//! [`LockGuard`]: a lock that is held.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::Core;
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
+use crate::key::LockKey;
+use crate::lease::{Lease, LostReason};
+use crate::store::{Receipt, Record};
+
+/// A held lock. It is held, and its lease renewed, for as long as this value lives.
+///
+/// `Drop` releases it in the background: it does not block, does not panic, and works outside of a runtime.
+/// [`release`](Self::release) does the same, and tells how that went.
+///
+/// ```
+/// # use tower_distributed_lock::LockManager;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_distributed_lock::Error> {
+/// let locks = LockManager::in_memory();
+/// let guard = locks.try_acquire("account:7").await?;
+/// // … one at a time, on all nodes …
+/// guard.release().await?;
+/// # Ok(()) }
+/// ```
+#[must_use = "the lock is released as soon as its guard is dropped"]
+pub struct LockGuard {
+    core: Arc<Core>,
+    lease: Lease,
+    is_finished: bool,
+}
+
+impl LockGuard {
+    pub(crate) fn new(core: Arc<Core>, lease: Lease) -> Self {
+        Self {
+            core,
+            lease,
+            is_finished: false,
+        }
+    }
+
+    /// A view of this lock, to hand to others.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// What is locked.
+    pub fn key(&self) -> &LockKey {
+        self.lease.key()
+    }
+
+    /// See [`Lease::fencing_token`].
+    pub fn fencing_token(&self) -> u64 {
+        self.lease.fencing_token()
+    }
+
+    /// Waits until the lock is no longer held: see [`Lease::lost`].
+    pub async fn lost(&self) -> LostReason {
+        self.lease.lost().await
+    }
+
+    /// Releases the lock, and tells whether it was still ours.
+    ///
+    /// If another request of this process waits for it, it gets the lock without Redis being asked, and "still
+    /// ours" means that no loss was noticed.
+    ///
+    /// The lock is released all the same if this future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Lost`] if the lock was not ours any more, [`ErrorKind::Unavailable`] if Redis did not say. In both
+    /// cases, what was done under the lock may have overlapped with another holder.
+    pub async fn release(mut self) -> Result<(), Error> {
+        let (receipt, released) = oneshot::channel();
+        let held = self.lease.is_held();
+        self.finish(Some(receipt));
+        match timeout(self.core.command_timeout, released).await {
+            Ok(Ok(Ok(()))) if !held => Err(Error::of(ErrorKind::Lost)),
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(Error::of(ErrorKind::Unavailable)),
+        }
+    }
+
+    /// Puts a record in the lock's place, and tells whether it is there. If it is long and the
+    /// store cannot keep it, a short one takes its place that is made by `instead`.
+    ///
+    /// The lock stays held while the store writes a long record.
+    pub(crate) async fn complete(
+        self,
+        mut record: Record,
+        instead: impl FnOnce() -> Bytes,
+    ) -> Result<(), Error> {
+        let Some(time) = self.core.store.time_to_put_aside(&record) else {
+            return self.put(record).await;
+        };
+        let (core, lease) = (Arc::clone(&self.core), self.lease.clone());
+        core.recording(&lease, time);
+        let hold = lease.grant().limit.since(Time::now());
+        let aside = core
+            .store
+            .put_aside(lease.key(), &record, hold, lease.lost());
+        match aside.await {
+            Ok(manifest) => {
+                record.content = manifest.encode();
+                let result = self.put(record).await;
+                if matches!(&result, Err(error) if error.kind() == ErrorKind::Lost) {
+                    core.store.discard(lease.key(), manifest).await;
+                }
+                result
+            }
+            Err(error) => {
+                if lease.is_held() {
+                    crate::trace::not_kept(lease.key(), &error);
+                }
+                record.content = instead();
+                self.put(record).await
+            }
+        }
+    }
+
+    /// Puts a short record in the lock's place. It is tried for as long as the lock may be ours,
+    /// even if this future is dropped.
+    async fn put(mut self, record: Record) -> Result<(), Error> {
+        let (receipt, completed) = oneshot::channel();
+        self.is_finished = true;
+        if !self.core.complete(&self.lease, record, receipt) {
+            return Err(Error::of(ErrorKind::Lost));
+        }
+        match timeout(self.core.command_timeout, completed).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(Error::of(ErrorKind::Unavailable)),
+        }
+    }
+
+    fn finish(&mut self, receipt: Option<Receipt>) {
+        if !std::mem::replace(&mut self.is_finished, true) {
+            self.core.finish(&self.lease, receipt);
+        }
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        self.finish(None);
+    }
+}
+
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LockGuard").field(&self.lease).finish()
+    }
+}
