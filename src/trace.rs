@@ -7,7 +7,7 @@
     allow(unused_variables, clippy::missing_const_for_fn)
 )]
 
-use std::fmt::Display;
+use std::fmt::{Debug, Display};
 #[cfg(feature = "tracing")]
 use std::time::Duration;
 
@@ -15,9 +15,8 @@ use std::time::Duration;
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
-use crate::lease::{Lease, LostReason};
 
-/// Measures how long a request waits, if anybody wants to know.
+/// Measures how long a request waits, or holds a lock, if the `tracing` feature is on.
 pub(crate) struct Stopwatch {
     #[cfg(feature = "tracing")]
     started: Time,
@@ -58,11 +57,11 @@ pub(crate) fn with_this_subscriber(work: impl FnOnce()) -> impl FnOnce() {
     work
 }
 
-pub(crate) fn acquired(lease: &Lease, waited: &Stopwatch) {
+pub(crate) fn acquired(key: &LockKey, fencing_token: u64, waited: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
-        key = %Fingerprint(lease.key()),
-        fencing_token = lease.fencing_token(),
+        key = %Fingerprint(key),
+        fencing_token,
         waited_ms = waited.elapsed_ms(),
         "lock acquired"
     );
@@ -118,22 +117,22 @@ pub(crate) fn unreadable(key: &LockKey, reason: &dyn Display) {
     );
 }
 
-pub(crate) fn released(lease: &Lease) {
+pub(crate) fn released(key: &LockKey, fencing_token: u64, held: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
-        key = %Fingerprint(lease.key()),
-        fencing_token = lease.fencing_token(),
-        held_ms = millis(lease.age()),
+        key = %Fingerprint(key),
+        fencing_token,
+        held_ms = held.elapsed_ms(),
         "lock released"
     );
 }
 
-pub(crate) fn lost(lease: &Lease, reason: LostReason) {
+pub(crate) fn lost(key: &LockKey, fencing_token: u64, held: &Stopwatch, reason: impl Debug) {
     #[cfg(feature = "tracing")]
     tracing::warn!(
-        key = %Fingerprint(lease.key()),
-        fencing_token = lease.fencing_token(),
-        held_ms = millis(lease.age()),
+        key = %Fingerprint(key),
+        fencing_token,
+        held_ms = held.elapsed_ms(),
         ?reason,
         "lock lost"
     );
@@ -166,15 +165,15 @@ pub(crate) fn no_tracking(why: &dyn Display) {
 
 /// The span in which a request runs while it holds a lock.
 #[cfg(feature = "tracing")]
-pub(crate) fn span(lease: &Lease) -> tracing::Span {
+pub(crate) fn span(key: &LockKey, fencing_token: u64) -> tracing::Span {
     tracing::info_span!(
         "lock",
-        key = %Fingerprint(lease.key()),
-        fencing_token = lease.fencing_token(),
+        key = %Fingerprint(key),
+        fencing_token,
     )
 }
 
-/// Hashes only if somebody looks.
+/// Hashes only if a subscriber wants the field.
 #[cfg(feature = "tracing")]
 struct Fingerprint<'a>(&'a LockKey);
 

@@ -128,8 +128,8 @@ where
     let fingerprint = config.fingerprint(&parts, &whole.data);
     let wait = protocol.wait(config.wait, &parts);
     let guard = match config.locks.claim(key.clone(), wait).await {
-        Ok(Claimed::Held(guard)) => guard,
-        Ok(Claimed::Recorded(record)) => {
+        Ok(Claimed::Lock(guard)) => guard,
+        Ok(Claimed::Record(record)) => {
             return match replay(record, fingerprint, protocol.is_grpc()) {
                 Ok(response) => Ok(response.map(IdempotencyBody::whole)),
                 Err(failure) => {

@@ -11,7 +11,8 @@ pub use self::grant::LostReason;
 use crate::clock::Time;
 use crate::key::LockKey;
 use crate::shield::shielded;
-use crate::sync::{HELD, Term};
+use crate::sync::{LeaseExpiry, VALID};
+use crate::trace::Stopwatch;
 
 /// A view of a held lock: cheap to clone, and in the extensions of every request that runs under a lock.
 ///
@@ -35,10 +36,9 @@ struct State {
     manager: u64,
     key: LockKey,
     grant: Grant,
-    #[cfg(feature = "tracing")]
-    acquired: Time,
-    /// Until when the lease is trusted, as [`Time`] in nanoseconds, and the [`code`] of why it ended.
-    term: Term,
+    age: Stopwatch,
+    /// Until when the lease is valid, as [`Time`] in nanoseconds, and the [`code`] of why it ended.
+    expiry: LeaseExpiry,
 }
 
 fn code(reason: LostReason) -> u8 {
@@ -52,7 +52,7 @@ fn code(reason: LostReason) -> u8 {
 
 fn reason(code: u8) -> Option<LostReason> {
     match code {
-        HELD => None,
+        VALID => None,
         1 => Some(LostReason::Expired),
         2 => Some(LostReason::Taken),
         3 => Some(LostReason::MaxHold),
@@ -66,9 +66,8 @@ impl Lease {
             manager,
             key,
             grant,
-            #[cfg(feature = "tracing")]
-            acquired: Time::now(),
-            term: Term::new(grant.until.as_nanos()),
+            age: Stopwatch::start(),
+            expiry: LeaseExpiry::new(grant.until.as_nanos()),
         }))
     }
 
@@ -93,8 +92,8 @@ impl Lease {
 
     /// Why the lock is no longer held, `None` while it is.
     pub fn lost_reason(&self) -> Option<LostReason> {
-        let ended = || self.0.term.ended(|until| self.late(until));
-        // The end is written down before those who wait for it are woken.
+        let ended = || self.0.expiry.ended(|until| self.late(until));
+        // The end is written down before the tasks that wait for it are woken.
         reason(shielded(ended).unwrap_or_else(ended))
     }
 
@@ -113,22 +112,22 @@ impl Lease {
     /// in Redis, it is told at the next renewal at the latest.
     pub async fn lost(&self) -> LostReason {
         loop {
-            let over = self.0.term.over();
+            let ended = self.0.expiry.notified();
             if let Some(reason) = self.lost_reason() {
                 return reason;
             }
             tokio::select! {
-                () = over => {}
+                () = ended => {}
                 () = tokio::time::sleep_until(self.until().instant()) => {}
             }
         }
     }
 
     fn until(&self) -> Time {
-        Time::from_nanos(self.0.term.until())
+        Time::from_nanos(self.0.expiry.valid_until())
     }
 
-    /// Why it is lost if it was good until then, should that be over.
+    /// Returns the reason for the loss, if `until` has passed.
     fn late(&self, until: u64) -> Option<u8> {
         let now = Time::now_for_certain();
         (now >= Time::from_nanos(until)).then(|| match now >= self.0.grant.limit {
@@ -137,19 +136,18 @@ impl Lease {
         })
     }
 
-    /// How long it has been held.
-    #[cfg(feature = "tracing")]
-    pub(crate) fn age(&self) -> Duration {
-        Time::now().since(self.0.acquired)
+    /// Measures how long the lock has been held.
+    pub(crate) fn age(&self) -> &Stopwatch {
+        &self.0.age
     }
 
     pub(crate) fn extend(&self, until: Time) {
         let late = |until| self.late(until);
-        shielded(|| self.0.term.extend(until.as_nanos(), late));
+        shielded(|| self.0.expiry.extend(until.as_nanos(), late));
     }
 
     pub(crate) fn end(&self, why: LostReason) {
-        shielded(|| self.0.term.end(code(why)));
+        shielded(|| self.0.expiry.end(code(why)));
     }
 
     /// Whether this is a lease on that key, by that manager.

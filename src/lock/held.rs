@@ -25,7 +25,7 @@ impl Held {
     pub(super) fn new(guard: LockGuard, on_lost: OnLost) -> Self {
         Self {
             #[cfg(feature = "tracing")]
-            span: crate::trace::span(guard.lease()),
+            span: crate::trace::span(guard.key(), guard.fencing_token()),
             guard,
             lost: None,
             on_lost,

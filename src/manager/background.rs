@@ -11,7 +11,7 @@ use super::core::{Core, StoreEvents};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::shield::shielded;
-use crate::store::Store;
+use crate::store::Connected;
 use crate::trace;
 
 /// Slots are not looked at more often than this…
@@ -57,16 +57,10 @@ impl Core {
         }
     }
 
-    /// A runtime of one thread may not be driven when a lock is to be renewed, or when a request that runs on another is to be
-    /// answered: it runs one handler, which may block. (A store in memory answers at once, and its time is that of the
-    /// runtime, which a test may hold still.)
+    /// A runtime of one thread may not be driven when a lock is to be renewed, or when a request
+    /// that runs on another is to be answered: it runs one handler, which may block.
     fn may_run_on(&self, runtime: &Handle) -> bool {
-        match &self.store {
-            Store::Memory(_) => true,
-            #[cfg(test)]
-            Store::Fake(_) => true,
-            Store::Redis(_) => runtime.runtime_flavor() != RuntimeFlavor::CurrentThread,
-        }
+        !self.store.needs_to_run() || runtime.runtime_flavor() != RuntimeFlavor::CurrentThread
     }
 
     fn run(
@@ -81,10 +75,12 @@ impl Core {
         async move {
             let mut relay = relay;
             let core = &relay.core;
+            let events = StoreEvents(core);
+            let is_finished = || core.is_ending() && core.is_at_rest();
             // Each knows when there is nothing left to do, for both.
             tokio::select! {
-                () = look_after_slots(core) => {}
-                () = drive_store(core, connected) => {}
+                () = tick_slots(core) => {}
+                () = core.store.run(connected, &events, is_finished) => {}
             }
             relay.is_done = true;
         }
@@ -93,7 +89,7 @@ impl Core {
     pub(super) async fn close(self: &Arc<Self>) {
         self.is_closed.store(true, Ordering::SeqCst);
         let closed = Error::of(ErrorKind::Closed);
-        self.with_every_slot(|slot, _, effects| slot.reject_all(&closed, effects));
+        self.with_every_slot(|machine| machine.reject_all(&closed));
         loop {
             let stopped = self.stopped.notified();
             tokio::pin!(stopped);
@@ -143,9 +139,6 @@ impl Drop for Relay {
     }
 }
 
-/// Told when the store has been connected to for the first time, or why it has not.
-type Connected = oneshot::Sender<Result<(), Error>>;
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Start {
     First,
@@ -182,9 +175,9 @@ fn not_started(core: &Core, error: &std::io::Error) {
     trace::disconnected(error);
 }
 
-pub(super) async fn look_after_slots(core: &Arc<Core>) {
+pub(super) async fn tick_slots(core: &Arc<Core>) {
     loop {
-        core.look.clear();
+        core.next_visit.clear();
         Time::now_for_certain();
         let (mut next, mut took) = (None, Duration::ZERO);
         for shard in 0..core.shards() {
@@ -202,12 +195,12 @@ pub(super) async fn look_after_slots(core: &Arc<Core>) {
         }
         if let Some(at) = &mut next {
             *at = (*at).min(Time::now() + MAX_PAUSE);
-            core.look.set(at.as_nanos());
+            core.next_visit.set(at.as_nanos());
         }
         let rested = Time::now() + pause(took, core.rules.renewal);
         tokio::select! {
             () = sleep_until(next) => {}
-            () = core.look.rung() => {}
+            () = core.next_visit.notified() => {}
         }
         tokio::time::sleep_until(rested.instant()).await;
     }
@@ -223,18 +216,6 @@ async fn sleep_until(at: Option<Time>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.instant()).await,
         None => std::future::pending().await,
-    }
-}
-
-async fn drive_store(core: &Arc<Core>, connected: Option<Connected>) {
-    match &core.store {
-        Store::Redis(redis) => {
-            let is_finished = || core.is_ending() && core.is_at_rest();
-            redis.run(connected, &StoreEvents(core), is_finished).await;
-        }
-        Store::Memory(_) => std::future::pending().await,
-        #[cfg(test)]
-        Store::Fake(_) => std::future::pending().await,
     }
 }
 

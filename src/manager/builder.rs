@@ -3,14 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use super::slot::Rules;
 use super::{Core, LockManager};
 use crate::error::{Error, ErrorKind};
-use crate::store::Store;
-use crate::store::memory::MemoryStore;
-use crate::store::redis::{Address, RedisStore, Settings};
+use crate::store::{Options, Store};
 
 /// The settings of a [`LockManager`]. Processes that share locks need the same [`prefix`](Self::prefix). The others may differ,
 /// as they do while a new version is rolled out, but for the time to live under [`quarantine`](Self::quarantine).
@@ -211,20 +207,17 @@ impl LockManagerBuilder {
 
     fn core(self, url: Option<&str>) -> Result<std::sync::Arc<Core>, Error> {
         let rules = self.rules()?;
+        let options = Options {
+            prefix: self.prefix,
+            ttl: self.ttl,
+            grant_ttl: rules.grant_ttl,
+            command_timeout: self.command_timeout,
+            quarantine: self.quarantine,
+            root_certificate: self.root_certificate,
+        };
         let store = match url {
-            None => Store::Memory(MemoryStore::new(self.ttl)),
-            Some(url) => {
-                let address = Address::parse(url, self.root_certificate.as_deref())?;
-                let settings = Settings {
-                    manager: Uuid::new_v4(),
-                    prefix: self.prefix,
-                    ttl: self.ttl,
-                    grant_ttl: rules.grant_ttl,
-                    command_timeout: self.command_timeout,
-                    quarantine: self.quarantine,
-                };
-                Store::Redis(RedisStore::new(settings, address))
-            }
+            None => Store::in_memory(&options),
+            Some(url) => Store::at(url, options)?,
         };
         Ok(Core::new(
             store,

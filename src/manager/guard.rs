@@ -12,7 +12,7 @@ use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::lease::{Lease, LostReason};
-use crate::store::{Receipt, Record};
+use crate::store::{Record, ReplySender};
 
 /// A held lock. It is held, and its lease renewed, for as long as this value lives.
 ///
@@ -76,9 +76,9 @@ impl LockGuard {
     /// [`ErrorKind::Lost`] if the lock was not ours any more, [`ErrorKind::Unavailable`] if Redis did not say. In both
     /// cases, what was done under the lock may have overlapped with another holder.
     pub async fn release(mut self) -> Result<(), Error> {
-        let (receipt, released) = oneshot::channel();
+        let (reply, released) = oneshot::channel();
         let held = self.lease.is_held();
-        self.finish(Some(receipt));
+        self.finish(Some(reply));
         match timeout(self.core.command_timeout, released).await {
             Ok(Ok(Ok(()))) if !held => Err(Error::of(ErrorKind::Lost)),
             Ok(Ok(result)) => result,
@@ -126,9 +126,9 @@ impl LockGuard {
     /// Puts a short record in the lock's place. It is tried for as long as the lock may be ours,
     /// even if this future is dropped.
     async fn put(mut self, record: Record) -> Result<(), Error> {
-        let (receipt, completed) = oneshot::channel();
+        let (reply, completed) = oneshot::channel();
         self.is_finished = true;
-        if !self.core.complete(&self.lease, record, receipt) {
+        if !self.core.complete(&self.lease, record, reply) {
             return Err(Error::of(ErrorKind::Lost));
         }
         match timeout(self.core.command_timeout, completed).await {
@@ -137,9 +137,9 @@ impl LockGuard {
         }
     }
 
-    fn finish(&mut self, receipt: Option<Receipt>) {
+    fn finish(&mut self, reply: Option<ReplySender>) {
         if !std::mem::replace(&mut self.is_finished, true) {
-            self.core.finish(&self.lease, receipt);
+            self.core.finish(&self.lease, reply);
         }
     }
 }

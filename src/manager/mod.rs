@@ -24,7 +24,7 @@ use crate::key::LockKey;
 use crate::store::Damage;
 use crate::trace::{self, Stopwatch};
 
-/// For an answer that is on its way inside the process.
+/// How long an answer may be in flight inside the process.
 const A_MOMENT: Duration = Duration::from_millis(10);
 
 /// Takes locks. One for each process: it owns the connection to Redis, the queues of waiting requests,
@@ -130,14 +130,14 @@ impl LockManager {
     ) -> Result<LockGuard, Error> {
         let waited = Stopwatch::start();
         let result = match self.request(&key, wait).await {
-            Ok(Taken::Held(guard)) => Ok(guard),
-            Ok(Taken::Recorded(_)) => Err(Error::new(
+            Ok(Taken::Lock(guard)) => Ok(guard),
+            Ok(Taken::Record(_)) => Err(Error::new(
                 ErrorKind::Unavailable,
                 "the store answered with a record where only a lock can be",
             )),
             Err(error) => Err(error),
         };
-        tell(&key, result.as_ref(), &waited);
+        trace_result(&key, result.as_ref(), &waited);
         result
     }
 
@@ -149,34 +149,34 @@ impl LockManager {
     ) -> Result<Claimed, Error> {
         let waited = Stopwatch::start();
         let record = match self.request(&key, wait).await {
-            Ok(Taken::Recorded(found)) => self.core.store.fetch(&key, found).await,
-            Ok(Taken::Held(guard)) => {
-                tell(&key, Ok(&guard), &waited);
-                return Ok(Claimed::Held(guard));
+            Ok(Taken::Record(found)) => self.core.store.fetch(&key, found).await,
+            Ok(Taken::Lock(guard)) => {
+                trace_result(&key, Ok(&guard), &waited);
+                return Ok(Claimed::Lock(guard));
             }
             Err(error) => Err(error),
         };
         match &record {
             Ok(_) => trace::recorded(&key, &waited),
-            Err(error) => tell(&key, Err(error), &waited),
+            Err(error) => trace_result(&key, Err(error), &waited),
         }
-        record.map(|record| record.map_or_else(Claimed::Damaged, Claimed::Recorded))
+        record.map(|record| record.map_or_else(Claimed::Damaged, Claimed::Record))
     }
 
     async fn request(&self, key: &LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
         let mut request = self.core.request(key, wait.is_some())?;
-        let limit = wait.or_else(|| self.core.answers_within());
+        let limit = wait.or_else(|| self.core.store.answers_within());
         let answer = match limit {
             Some(limit) => timeout(limit, &mut request.answer).await,
             None => Ok((&mut request.answer).await),
         };
         let answer = match answer {
             Ok(answer) => Some(answer),
-            // A process that was stopped is told of the time before it is told of the answer.
+            // A process that was stopped sees that time has passed before it sees the answer.
             Err(_) if wait.is_none() => timeout(A_MOMENT, &mut request.answer).await.ok(),
             Err(_) => None,
         };
-        // It may have come at the last moment, and would be lost with the request.
+        // The answer may have come at the last moment, and would be lost with the request.
         let answer = answer.map(Result::ok).or_else(|| {
             request.answer.close();
             request.answer.try_recv().ok().map(Some)
@@ -184,7 +184,7 @@ impl LockManager {
         match answer {
             Some(answer) => {
                 request.is_answered = true;
-                // Without one, its slot was given up.
+                // Without an answer, the slot was given up.
                 answer.unwrap_or_else(|| Err(Error::of(ErrorKind::Unavailable)))
             }
             None => {
@@ -211,18 +211,18 @@ impl LockManager {
     }
 }
 
-fn tell(key: &LockKey, result: Result<&LockGuard, &Error>, waited: &Stopwatch) {
+fn trace_result(key: &LockKey, result: Result<&LockGuard, &Error>, waited: &Stopwatch) {
     match result {
-        Ok(guard) => trace::acquired(guard.lease(), waited),
+        Ok(guard) => trace::acquired(key, guard.fencing_token(), waited),
         Err(error) => trace::refused(key, error, waited),
     }
 }
 
 /// What is had of a key that may have a record.
 pub(crate) enum Claimed {
-    Held(LockGuard),
-    Recorded(Bytes),
-    /// There is a record, and it cannot be had.
+    Lock(LockGuard),
+    Record(Bytes),
+    /// There is a record, and it cannot be read.
     Damaged(Damage),
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::{Answer, Command, Granted, Notice, Outcome, Record};
+use super::{Command, Done, Granted, Notice, Outcome, Record, Reply, settled};
 use crate::clock::Time;
 use crate::key::LockKey;
 
@@ -50,33 +50,35 @@ impl MemoryStore {
         }
     }
 
-    /// The outcome, and the notice of a grant that the command caused.
-    pub(crate) fn execute(
-        &self,
-        now: Time,
-        key: &LockKey,
-        command: Command,
-        record: Option<Record>,
-    ) -> (Outcome, Option<Notice>) {
+    pub(crate) fn execute(&self, now: Time, key: &LockKey, command: Command) -> Done {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.drop_expired_records(now);
-        let (answer, notice) = match command {
+        let (answer, notice, reply) = match command {
             Command::Acquire { token, queue, .. } => {
-                (state.acquire(key, token, queue, now, self.ttl), None)
+                let answer = state.acquire(key, token, queue, now, self.ttl);
+                (answer, None, None)
             }
-            Command::Release { token, .. } => state.release(key, token, now, self.ttl),
-            Command::Complete { token } => {
-                let record = record.expect("a completion has a record");
-                (state.complete(key, token, now, record), None)
+            Command::Release { token, reply, .. } => {
+                let (answer, notice) = state.release(key, token, now, self.ttl);
+                (answer, notice, reply)
             }
-            Command::Renew { token } => (state.renew(key, token, now + self.ttl), None),
-            Command::Check { token } => (state.check(key, token), None),
+            Command::Complete {
+                token,
+                record,
+                reply,
+            } => (state.complete(key, token, now, record), None, reply),
+            Command::Renew { token } => (state.renew(key, token, now + self.ttl), None, None),
+            Command::Check { token } => (state.check(key, token), None, None),
         };
-        let outcome = Outcome {
-            sent_at: now,
-            result: Ok(answer),
-        };
-        (outcome, notice)
+        let result = Ok(answer);
+        Done {
+            settled: reply.map(|reply| (reply, settled(&result))),
+            outcome: Outcome {
+                sent_at: now,
+                result,
+            },
+            notice,
+        }
     }
 }
 
@@ -88,16 +90,16 @@ impl State {
         queue: bool,
         now: Time,
         ttl: Duration,
-    ) -> Answer {
+    ) -> Reply {
         if let Some(record) = self.records.get(key) {
-            return Answer::Recorded(record.clone());
+            return Reply::Recorded(record.clone());
         }
         match self.locks.get_mut(key) {
             Some(lock) if lock.token != token && lock.expires > now => {
                 if queue && !lock.queue.contains(&token) {
                     lock.queue.push_back(token);
                 }
-                return Answer::Held {
+                return Reply::HeldElsewhere {
                     remaining: Some(lock.expires.since(now)),
                     foreign: false,
                 };
@@ -119,9 +121,9 @@ impl State {
             }
         }
         self.last_fence += 1;
-        Answer::Acquired {
+        Reply::Acquired {
             fence: self.last_fence,
-            wanted: false,
+            contended: false,
         }
     }
 
@@ -131,7 +133,7 @@ impl State {
         token: u64,
         now: Time,
         ttl: Duration,
-    ) -> (Answer, Option<Notice>) {
+    ) -> (Reply, Option<Notice>) {
         let (mut had_it, mut notice) = (false, None);
         if let Some(lock) = self.locks.get_mut(key) {
             had_it = lock.token == token;
@@ -142,7 +144,7 @@ impl State {
                     token: next,
                     fence: self.last_fence,
                     ttl,
-                    wanted: false,
+                    contended: false,
                     after: Some(now),
                 }));
             } else if had_it {
@@ -152,10 +154,10 @@ impl State {
             }
         }
         let granted = notice.is_some();
-        (Answer::Released { had_it, granted }, notice)
+        (Reply::Released { had_it, granted }, notice)
     }
 
-    fn complete(&mut self, key: &LockKey, token: u64, now: Time, record: Record) -> Answer {
+    fn complete(&mut self, key: &LockKey, token: u64, now: Time, record: Record) -> Reply {
         // Nobody needs to be told: the only ones who can wait are this process's.
         match self.locks.get(key) {
             Some(lock) if lock.token == token && lock.expires > now => {
@@ -164,9 +166,9 @@ impl State {
                 let expiry = (now + record.retention, self.last_fence);
                 self.expiries.insert(expiry, key.clone());
                 self.records.insert(key.clone(), record.content);
-                Answer::Completed
+                Reply::Completed
             }
-            _ => Answer::Gone,
+            _ => Reply::Gone,
         }
     }
 
@@ -178,20 +180,20 @@ impl State {
         }
     }
 
-    fn renew(&mut self, key: &LockKey, token: u64, expires: Time) -> Answer {
+    fn renew(&mut self, key: &LockKey, token: u64, expires: Time) -> Reply {
         match self.locks.get_mut(key) {
             Some(lock) if lock.token == token => {
                 lock.expires = expires;
-                Answer::Renewed { wanted: false }
+                Reply::Renewed { contended: false }
             }
-            _ => Answer::Gone,
+            _ => Reply::Gone,
         }
     }
 
-    fn check(&self, key: &LockKey, token: u64) -> Answer {
+    fn check(&self, key: &LockKey, token: u64) -> Reply {
         match self.locks.get(key) {
-            Some(lock) if lock.token == token => Answer::Intact,
-            _ => Answer::Gone,
+            Some(lock) if lock.token == token => Reply::Intact,
+            _ => Reply::Gone,
         }
     }
 }

@@ -1,63 +1,106 @@
 //! Where locks are kept, and what a store must do.
 //!
-//! The manager hands [`Command`]s to its store, which answers with [`Answer`]s and, unasked, sends [`Notice`]s. A store
-//! carries out the commands for one key in the order in which it got them. It knows nothing of requests or waiters.
+//! The manager submits [`Command`]s to its [`Store`], which tells the [`Outcome`] of each to the
+//! manager's [`Events`], and, unasked, sends [`Notice`]s. A store knows nothing of requests or of
+//! HTTP, and the manager does not know which kind of store it has.
+//!
+//! # Writing another store
+//!
+//! Another store is a folder here and a variant of [`Store`]. It does what the comments of
+//! [`Command`] say, and keeps these rules, on which the [slot](crate::manager::slot) relies:
+//!
+//! - **Order.** It carries out the commands for one key in the order in which they were submitted.
+//!   A command may be carried out twice, as after a reply that was lost, but not after a later one
+//!   for its key; only a release may be late, as its token is never used again.
+//! - **Outcomes.** It tells one outcome for every command, and `sent_at` is taken before the
+//!   command is sent: the lease counts from there. A command that may have been carried out fails
+//!   as `unknown`. A command that [ends a hold](Command::ends_hold) is tried again for as long as
+//!   there may be a lock.
+//! - **Nothing comes into being by accident.** A renewal prolongs what is there and never creates a
+//!   lock. A check writes nothing.
+//! - **Fences** rise for each key, also when the store has lost its data.
+//! - **What it tells unasked.** That the lock went to a token in the queue, that another process
+//!   waits for a lock held here, and, from the first check or renewal on, that another client has
+//!   changed a lock; [`reconnected`](Events::reconnected) when such notices may have been missed.
+//!   A store that cannot watch a lock says `foreign` of it only with a `remaining` that is short.
+//! - **Time.** Without a reply, a command that does not end a hold fails within
+//!   [`answers_within`](Store::answers_within). A grant expires by itself after its time to live,
+//!   and then goes to the next in the queue.
+//!
+//! `tests/it/manager` runs over every store; the [fake](fake) store shows all that may go wrong.
 
 #[cfg(test)]
 pub(crate) mod fake;
-pub(crate) mod memory;
+mod memory;
 mod protocol;
-pub(crate) mod redis;
-
-#[cfg(fuzzing)]
-pub(crate) use self::redis::fuzzing;
-pub(crate) use self::redis::{Damage, Manifest};
+mod redis;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-pub(crate) use self::protocol::{Answer, Command, Failure, Granted, Notice, Outcome};
+pub(crate) use self::protocol::{
+    Command, Failure, Granted, Notice, Outcome, Record, Reply, ReplySender,
+};
+#[cfg(fuzzing)]
+pub(crate) use self::redis::fuzzing;
+pub(crate) use self::redis::{Damage, Manifest};
 use crate::clock::Time;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
-use crate::shield::shielded;
 
-/// Tells whoever released a lock how that went.
-pub(crate) type Receipt = oneshot::Sender<Result<(), Error>>;
-
-/// A record of more bytes does not go with its completion: see [`Store::put_aside`].
+/// A record of more bytes may not go with its completion: see [`Store::put_aside`].
 pub(crate) const LONG: usize = 16 << 10;
 
-/// What takes the place of a lock.
-#[derive(Clone, Debug)]
-pub(crate) struct Record {
-    pub(crate) content: Bytes,
-    /// For how long.
-    pub(crate) retention: Duration,
-}
-
-/// What goes along with the command that ends a hold.
-#[derive(Debug, Default)]
-pub(crate) struct Farewell {
-    pub(crate) receipt: Option<Receipt>,
-    /// For a [`Command::Complete`].
-    pub(crate) record: Option<Record>,
+/// What a store needs to know of its manager's settings.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) prefix: String,
+    pub(crate) ttl: Duration,
+    pub(crate) grant_ttl: Duration,
+    pub(crate) command_timeout: Duration,
+    /// Whether no lock is given for a while after data was lost.
+    pub(crate) quarantine: bool,
+    /// The authority to trust in place of the system's, in PEM form.
+    pub(crate) root_certificate: Option<Vec<u8>>,
 }
 
 /// What a store calls back.
 pub(crate) trait Events {
-    fn answered(&self, key: &LockKey, command: Command, outcome: Outcome);
+    /// A command has ended. It is told without what it carried.
+    fn replied(&self, key: &LockKey, command: Command<(), ()>, outcome: Outcome);
     fn notice(&self, key: &LockKey, notice: Notice);
     /// The store may have missed notices, and is ready again.
     fn reconnected(&self);
-    /// Any lock may have been changed by another.
+    /// Any lock may have been changed by another client.
     fn all_changed(&self);
-    /// Whether this token's lease goes on: what it has completed is worth trying for as long.
+    /// Whether this token's lease goes on: its completion is worth trying for as long.
     fn is_held(&self, key: &LockKey, token: u64) -> bool;
     /// Whether a key of this manager is in a queue of the store.
     fn awaits_grants(&self) -> bool;
+}
+
+/// Is told when the store is connected for the first time, or why it is not.
+pub(crate) type Connected = oneshot::Sender<Result<(), Error>>;
+
+/// A command that a store was done with at once.
+pub(crate) struct Done {
+    pub(crate) outcome: Outcome,
+    /// What else there is to tell of the key.
+    pub(crate) notice: Option<Notice>,
+    /// Who is to be told what of the end of a hold.
+    pub(crate) settled: Option<(ReplySender, Result<(), Error>)>,
+}
+
+impl Done {
+    fn new(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            notice: None,
+            settled: None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -70,36 +113,81 @@ pub(crate) enum Store {
 }
 
 impl Store {
-    /// Hands over a command. A store that can tell the outcome at once returns it, with what else there is to tell,
-    /// another calls its [`Events`].
-    pub(crate) fn submit(
-        &self,
-        now: Time,
-        key: &LockKey,
-        command: Command,
-        farewell: Farewell,
-    ) -> Option<(Outcome, Option<Notice>)> {
+    /// Returns a store in this process.
+    pub(crate) fn in_memory(options: &Options) -> Self {
+        Self::Memory(memory::MemoryStore::new(options.ttl))
+    }
+
+    /// Returns the store at that URL. [`run`](Self::run) connects to it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if the URL is not valid. The error does not repeat it.
+    pub(crate) fn at(url: &str, options: Options) -> Result<Self, Error> {
+        Ok(Self::Redis(redis::RedisStore::new(url, options)?))
+    }
+
+    /// Takes over a command. If the store is done with it at once, it says so here; otherwise it
+    /// calls its [`Events`] later.
+    pub(crate) fn submit(&self, now: Time, key: &LockKey, command: Command) -> Option<Done> {
         match self {
-            Self::Memory(memory) => {
-                let answered = memory.execute(now, key, command, farewell.record);
-                if let Some(receipt) = farewell.receipt {
-                    shielded(|| receipt.send(settled(&answered.0.result)));
-                }
-                Some(answered)
-            }
-            Self::Redis(redis) => {
-                let outcome = redis.submit(now, key, command, farewell)?;
-                Some((outcome, None))
-            }
+            Self::Memory(memory) => Some(memory.execute(now, key, command)),
+            Self::Redis(redis) => redis.submit(now, key, command).map(Done::new),
             #[cfg(test)]
             Self::Fake(fake) => {
-                fake.submit(now, key, command, farewell);
+                fake.submit(now, key, command);
                 None
             }
         }
     }
 
-    /// How long it may take to put a record aside, if that is to be done.
+    /// Does what the store has to do in the background, until `is_finished`. If it is dropped
+    /// before, it can be run again. Where a caller waits to be told that the store is `connected`,
+    /// it ends if it cannot connect.
+    pub(crate) async fn run(
+        &self,
+        connected: Option<Connected>,
+        events: &impl Events,
+        is_finished: impl Fn() -> bool,
+    ) {
+        match self {
+            Self::Redis(redis) => redis.run(connected, events, is_finished).await,
+            Self::Memory(_) => std::future::pending().await,
+            #[cfg(test)]
+            Self::Fake(_) => std::future::pending().await,
+        }
+    }
+
+    /// Makes [`run`](Self::run) see whether it is finished.
+    pub(crate) fn wake(&self) {
+        if let Self::Redis(redis) = self {
+            redis.wake();
+        }
+    }
+
+    /// Whether nothing goes on while [`run`](Self::run) is not polled. The time of a store in
+    /// memory is that of the runtime, which a test may hold still.
+    pub(crate) fn needs_to_run(&self) -> bool {
+        match self {
+            Self::Redis(_) => true,
+            Self::Memory(_) => false,
+            #[cfg(test)]
+            Self::Fake(_) => false,
+        }
+    }
+
+    /// Returns how long it may take until an acquire is answered, as long as the store runs.
+    /// `None`: it is answered at once.
+    pub(crate) fn answers_within(&self) -> Option<Duration> {
+        match self {
+            Self::Redis(redis) => Some(redis.answers_within()),
+            Self::Memory(_) => None,
+            #[cfg(test)]
+            Self::Fake(fake) => Some(fake.answers_within()),
+        }
+    }
+
+    /// Returns how long it may take to put a record aside, if that is to be done.
     pub(crate) fn time_to_put_aside(&self, record: &Record) -> Option<Duration> {
         match self {
             Self::Redis(redis) if record.content.len() > LONG => Some(redis.patience()),
@@ -159,7 +247,7 @@ impl Store {
         }
     }
 
-    /// Whether nothing that was submitted is still on its way.
+    /// Whether no command that was submitted is still in flight.
     pub(crate) fn is_drained(&self) -> bool {
         match self {
             Self::Memory(_) => true,
@@ -170,11 +258,11 @@ impl Store {
     }
 }
 
-/// What the answer to a release, or to a completion, means for whoever waits for it.
-fn settled(result: &Result<Answer, Failure>) -> Result<(), Error> {
+/// Returns what the end of a release or a completion means for who waits for it.
+fn settled(result: &Result<Reply, Failure>) -> Result<(), Error> {
     match result {
-        Ok(Answer::Released { had_it: true, .. } | Answer::Completed) => Ok(()),
-        Ok(_) => Err(Error::of(crate::error::ErrorKind::Lost)),
+        Ok(Reply::Released { had_it: true, .. } | Reply::Completed) => Ok(()),
+        Ok(_) => Err(Error::of(ErrorKind::Lost)),
         Err(failure) => Err(failure.error.clone()),
     }
 }

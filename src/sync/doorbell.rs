@@ -1,36 +1,38 @@
-//! [`Doorbell`]: wakes a task that looks at a queue.
+//! [`Doorbell`]: wakes a task that empties a queue.
 
 use super::primitives::{AtomicBool, Notify, Ordering};
 
-/// Rings once for all that is put into a queue before its task looks there again.
+/// Notifies a task once for all that is put into a queue before the task empties it again.
 #[derive(Debug, Default)]
 pub(crate) struct Doorbell {
-    /// Whether the task is about to look anyway.
-    rung: AtomicBool,
-    bell: Notify,
+    /// Whether the task is about to empty the queue anyway.
+    is_notified: AtomicBool,
+    notify: Notify,
 }
 
 impl Doorbell {
     /// Something was put into the queue.
-    pub(crate) fn ring(&self) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
-            self.bell.notify_one();
+    pub(crate) fn notify(&self) {
+        if !self.is_notified.swap(true, Ordering::AcqRel) {
+            self.notify.notify_one();
         }
     }
 
     /// Wakes the task, though nothing may be in the queue.
     pub(crate) fn wake(&self) {
-        self.bell.notify_one();
+        self.notify.notify_one();
     }
 
-    /// Looks at the queue. What comes in from now on rings again, even if the look still finds it.
-    pub(crate) fn answer<T>(&self, look: impl FnOnce() -> T) -> T {
-        self.rung.store(false, Ordering::SeqCst);
-        look()
+    /// Empties the queue by `take`. What comes in from now on notifies again, even if `take` still
+    /// finds it.
+    pub(crate) fn drain<T>(&self, take: impl FnOnce() -> T) -> T {
+        self.is_notified.store(false, Ordering::SeqCst);
+        take()
     }
 
-    /// Waits until the bell rings, for one task. It may have rung for what was found already.
-    pub(crate) async fn rung(&self) {
-        self.bell.notified().await;
+    /// Waits until the task is notified; there is one task. What it was notified of may have been
+    /// taken already.
+    pub(crate) async fn notified(&self) {
+        self.notify.notified().await;
     }
 }

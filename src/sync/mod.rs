@@ -1,16 +1,17 @@
 //! What is synchronised by hand.
 //!
-//! Each of these files also belongs to `tests/loom.rs`, which has its own `primitives` and tries every order of events.
+//! Each of these files also belongs to `proofs/tests/loom.rs`, which has its own `primitives` and
+//! tries every order of events.
 
-mod alarm;
 mod doorbell;
-mod inside;
-mod term;
+mod lease_expiry;
+mod nested_waker;
+mod wake_at;
 
-pub(crate) use alarm::Alarm;
 pub(crate) use doorbell::Doorbell;
-pub(crate) use inside::Inside;
-pub(crate) use term::{HELD, Term};
+pub(crate) use lease_expiry::{LeaseExpiry, VALID};
+pub(crate) use nested_waker::NestedWaker;
+pub(crate) use wake_at::WakeAt;
 
 mod primitives {
     pub(super) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};

@@ -11,7 +11,7 @@ use super::Settings;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Kind, LockKey};
-use crate::store::{Answer, Command, Failure, Granted, Notice, Record};
+use crate::store::{Command, Failure, Granted, Notice, Reply};
 
 /// The crate's script, with the SHA-1 that Redis knows it by.
 pub(super) struct Script {
@@ -55,10 +55,10 @@ const MAX_TOKEN: usize = 64;
 /// Lua's numbers are exact up to here.
 const MAX_FENCE: u64 = 1 << 53;
 
-/// One call for all commands, which are carried out in order. A completion comes with its record.
+/// One call for all commands, which are carried out in order.
 pub(super) fn call<'a>(
     settings: &Settings,
-    commands: impl ExactSizeIterator<Item = (&'a LockKey, Command, Option<&'a Record>)> + Clone,
+    commands: impl ExactSizeIterator<Item = (&'a LockKey, &'a Command)> + Clone,
     how: Call,
 ) -> Cmd {
     let count = commands.len();
@@ -74,9 +74,9 @@ pub(super) fn call<'a>(
         let _ = write!(name, "{{{}}}:{what}", settings.prefix);
         call.arg(&name);
     }
-    for (key, ..) in commands.clone() {
+    for (key, _) in commands.clone() {
         name.clear();
-        write_owner_name(&mut name, &settings.prefix, key);
+        write_lock_name(&mut name, &settings.prefix, key);
         call.arg(&name);
         write_queue_name(&mut name);
         call.arg(&name);
@@ -88,8 +88,8 @@ pub(super) fn call<'a>(
         true => settings.ttl.as_millis() as u64,
         false => 0,
     });
-    for (key, command, record) in commands {
-        let (operation, token) = match command {
+    for (key, command) in commands {
+        let (operation, token) = match *command {
             Command::Acquire { token, queue, .. } => match (key.kind(), queue) {
                 (Kind::Lock, false) => ("acquire", token),
                 (Kind::Lock, true) => ("queue", token),
@@ -97,7 +97,7 @@ pub(super) fn call<'a>(
                 (Kind::Record, true) => ("claim and queue", token),
             },
             Command::Release { token, .. } => ("release", token),
-            Command::Complete { token } => ("complete", token),
+            Command::Complete { token, .. } => ("complete", token),
             Command::Renew { token } => ("renew", token),
             Command::Check { token } => ("check", token),
         };
@@ -105,8 +105,7 @@ pub(super) fn call<'a>(
         name.clear();
         let _ = write!(name, "{}:{token}", settings.manager.simple());
         call.arg(&name);
-        if let Command::Complete { .. } = command {
-            let record = record.expect("a completion has a record");
+        if let Command::Complete { record, .. } = command {
             call.arg(&record.content[..]);
             call.arg(record.retention.as_millis() as u64);
         }
@@ -114,57 +113,58 @@ pub(super) fn call<'a>(
     call
 }
 
-/// Reads the owners that these commands want to be told about when they change, one by one:
-/// whatever is read, Redis watches, if the command before told it so. No more is read than a token
-/// has, whatever stands there.
+/// Reads the locks that these commands want to be told about when they change, one by one: Redis
+/// tracks what is read, if the command before told it to. No more is read than a token has,
+/// whatever stands there.
 ///
-/// Commands of their own, behind the script: what a script reads is watched as well, but a Redis
-/// 7.0 would go through all keys of the batch for each one that it reads. Not one transaction,
-/// which would need another right of an ACL user and keys of one Cluster slot.
-pub(super) fn look<'a>(
+/// These are commands of their own, behind the script. What a script reads is tracked as well, but
+/// Redis 7.0 would go through all keys of the batch for each one that the script reads. They are
+/// not one transaction, which would need another right of an ACL user and keys of one Cluster slot.
+pub(super) fn track<'a>(
     settings: &Settings,
-    commands: impl Iterator<Item = (&'a LockKey, Command)>,
+    commands: impl Iterator<Item = (&'a LockKey, &'a Command)>,
 ) -> impl Iterator<Item = Cmd> {
-    let watched = commands.filter(|(_, command)| is_watched(*command));
-    watched.map(|(key, command)| {
-        let owner = owner_name(&settings.prefix, key);
-        let mut look = Cmd::new();
+    let tracked = commands.filter(|(_, command)| is_tracked(command));
+    tracked.map(|(key, command)| {
+        let lock_name = lock_name(&settings.prefix, key);
+        let mut read = Cmd::new();
         match command {
             // Empty is not absent.
-            Command::Acquire { .. } => look.arg("EXISTS").arg(owner),
-            _ => look.arg("GETRANGE").arg(owner).arg(0).arg(MAX_TOKEN),
+            Command::Acquire { .. } => read.arg("EXISTS").arg(lock_name),
+            _ => read.arg("GETRANGE").arg(lock_name).arg(0).arg(MAX_TOKEN),
         };
-        look
+        read
     })
 }
 
-pub(super) fn is_watched(command: Command) -> bool {
+pub(super) fn is_tracked<R, S>(command: &Command<R, S>) -> bool {
     matches!(
         command,
         Command::Renew { .. } | Command::Check { .. } | Command::Acquire { watch: true, .. }
     )
 }
 
-/// Whether what [`look`] saw behind the script is what the answer to a command says: nobody was in between.
+/// Whether what [`track`] read behind the script is what the reply to a command says: no other
+/// client was in between.
 pub(super) fn is_as_left(
     settings: &Settings,
-    command: Command,
-    answer: &Answer,
+    command: &Command,
+    reply: &Reply,
     seen: &Value,
 ) -> bool {
-    match (command, answer) {
-        (Command::Renew { token }, Answer::Renewed { .. })
-        | (Command::Check { token }, Answer::Intact) => {
-            let owner = format!("{}:{token}", settings.manager.simple());
-            matches!(seen, Value::BulkString(seen) if *seen == owner.as_bytes())
+    match (command, reply) {
+        (Command::Renew { token }, Reply::Renewed { .. })
+        | (Command::Check { token }, Reply::Intact) => {
+            let holder = format!("{}:{token}", settings.manager.simple());
+            matches!(seen, Value::BulkString(seen) if *seen == holder.as_bytes())
         }
-        (Command::Acquire { .. }, Answer::Held { .. }) => *seen != Value::Int(0),
+        (Command::Acquire { .. }, Reply::HeldElsewhere { .. }) => *seen != Value::Int(0),
         _ => true,
     }
 }
 
 /// A lock is named as other clients would name it; a record with a brace in front, as no lock is (a prefix holds none).
-fn write_owner_name(name: &mut String, prefix: &str, key: &LockKey) {
+fn write_lock_name(name: &mut String, prefix: &str, key: &LockKey) {
     let key_text = key.as_str();
     let _ = match key.kind() {
         Kind::Lock => write!(name, "{prefix}{key_text}"),
@@ -172,43 +172,43 @@ fn write_owner_name(name: &mut String, prefix: &str, key: &LockKey) {
     };
 }
 
-pub(super) fn owner_name(prefix: &str, key: &LockKey) -> String {
+pub(super) fn lock_name(prefix: &str, key: &LockKey) -> String {
     let mut name = String::new();
-    write_owner_name(&mut name, prefix, key);
+    write_lock_name(&mut name, prefix, key);
     name
 }
 
 /// Names a part of a long record: in the record's slot of a Redis Cluster, and outside of the names
-/// that owners and queues have.
+/// that locks and queues have.
 pub(super) fn part_name(prefix: &str, key: &LockKey, id: &Uuid, number: usize) -> String {
     let key = key.as_str();
     format!("{{{prefix}{key}}}:part:{}:{number}", id.simple())
 }
 
-/// Turns an owner's name into that of its queue: outside of the names that owners have (a prefix holds no brace), and
-/// in the owner's slot of a Redis Cluster.
-fn write_queue_name(owner: &mut String) {
-    let tag = owner.find('{').and_then(|open| {
-        let length = owner[open + 1..].find('}')?;
-        (length > 0).then(|| owner[open..=open + 1 + length].to_owned())
+/// Turns a lock's name into that of its queue: outside of the names that locks have (a prefix holds
+/// no brace), and in the lock's slot of a Redis Cluster.
+fn write_queue_name(lock_name: &mut String) {
+    let tag = lock_name.find('{').and_then(|open| {
+        let length = lock_name[open + 1..].find('}')?;
+        (length > 0).then(|| lock_name[open..=open + 1 + length].to_owned())
     });
     match tag {
-        Some(tag) => owner.insert_str(0, &format!("{tag}:queue:")),
-        None if owner.contains(['{', '}']) => owner.insert_str(0, "{}:queue:"),
+        Some(tag) => lock_name.insert_str(0, &format!("{tag}:queue:")),
+        None if lock_name.contains(['{', '}']) => lock_name.insert_str(0, "{}:queue:"),
         None => {
-            owner.insert(0, '{');
-            owner.push_str("}:queue");
+            lock_name.insert(0, '{');
+            lock_name.push_str("}:queue");
         }
     }
 }
 
-/// Reads the script's reply: a result for each of the commands, in order. A reply of a form that
+/// Reads what the script returned: a reply to each of the commands, in order. A value of a form that
 /// the script does not document is an error, whatever it may mean.
-pub(super) fn answers<'a>(
-    commands: impl ExactSizeIterator<Item = (&'a LockKey, Command)>,
-    reply: Value,
-) -> Result<Vec<Result<Answer, Failure>>, RedisError> {
-    let Value::Array(mut values) = reply.extract_error()? else {
+pub(super) fn replies<'a, R: 'a, S: 'a>(
+    commands: impl ExactSizeIterator<Item = (&'a LockKey, &'a Command<R, S>)>,
+    returned: Value,
+) -> Result<Vec<Result<Reply, Failure>>, RedisError> {
+    let Value::Array(mut values) = returned.extract_error()? else {
         return Err(unexpected());
     };
     if values.len() < commands.len() {
@@ -229,9 +229,9 @@ pub(super) fn answers<'a>(
             (_, Value::Int(0)) => Some(Err(refused(false))),
             (Command::Acquire { .. }, Value::Int(-2)) => Some(Err(refused(true))),
             (Command::Acquire { .. }, Value::Int(-1)) => Some(Err(failure(QUARANTINED, false))),
-            (_, Value::Int(reply)) => answer(command, reply).map(Ok),
+            (_, Value::Int(number)) => reply(command, number).map(Ok),
             (Command::Acquire { .. }, Value::BulkString(record)) if key.kind() == Kind::Record => {
-                Some(Ok(Answer::Recorded(record.into())))
+                Some(Ok(Reply::Recorded(record.into())))
             }
             _ => None,
         })
@@ -247,26 +247,28 @@ fn failure(message: impl Into<Arc<str>>, unknown: bool) -> Failure {
 }
 
 /// What the integer says that stands above the operation's function in the script.
-fn answer(command: Command, reply: i64) -> Option<Answer> {
-    let number = reply.unsigned_abs();
-    Some(match (command, reply) {
-        (Command::Acquire { .. }, ..=-3) => Answer::Held {
+fn reply<R, S>(command: &Command<R, S>, returned: i64) -> Option<Reply> {
+    let number = returned.unsigned_abs();
+    Some(match (command, returned) {
+        (Command::Acquire { .. }, ..=-3) => Reply::HeldElsewhere {
             remaining: ((number - 1) / 2).checked_sub(2).map(Duration::from_millis),
             foreign: number.is_multiple_of(2),
         },
-        (Command::Acquire { .. }, 2..) if number / 2 <= MAX_FENCE => Answer::Acquired {
+        (Command::Acquire { .. }, 2..) if number / 2 <= MAX_FENCE => Reply::Acquired {
             fence: number / 2,
-            wanted: number % 2 == 1,
+            contended: number % 2 == 1,
         },
         (Command::Renew { .. } | Command::Check { .. } | Command::Complete { .. }, 1) => {
-            Answer::Gone
+            Reply::Gone
         }
-        (Command::Check { .. }, 2) => Answer::Intact,
-        (Command::Complete { .. }, 2) => Answer::Completed,
-        (Command::Renew { .. }, 2..=3) => Answer::Renewed { wanted: reply == 3 },
-        (Command::Release { .. }, 1..=4) => Answer::Released {
-            had_it: reply % 2 == 0,
-            granted: reply > 2,
+        (Command::Check { .. }, 2) => Reply::Intact,
+        (Command::Complete { .. }, 2) => Reply::Completed,
+        (Command::Renew { .. }, 2..=3) => Reply::Renewed {
+            contended: returned == 3,
+        },
+        (Command::Release { .. }, 1..=4) => Reply::Released {
+            had_it: returned % 2 == 0,
+            granted: returned > 2,
         },
         _ => return None,
     })
@@ -289,11 +291,11 @@ pub(super) fn message(
     let (head, rest) = payload.split_once(':')?;
     let (kind, token) = head.split_at_checked(1)?;
     let token = token.parse().ok()?;
-    let (notice, owner) = match kind {
+    let (notice, lock_name) = match kind {
         "g" => {
             let (fence, rest) = rest.split_once(':')?;
             let (ttl, rest) = rest.split_once(':')?;
-            let (wanted, owner) = rest.split_once(':')?;
+            let (contended, lock_name) = rest.split_once(':')?;
             let granted = Granted {
                 token,
                 fence: fence
@@ -301,48 +303,52 @@ pub(super) fn message(
                     .ok()
                     .filter(|fence| (1..=MAX_FENCE).contains(fence))?,
                 ttl: Duration::from_millis(ttl.parse().ok()?),
-                wanted: wanted == "1",
+                contended: contended == "1",
                 after,
             };
-            (Notice::Granted(granted), owner)
+            (Notice::Granted(granted), lock_name)
         }
-        "w" => (Notice::Wanted { token }, rest),
+        "w" => (Notice::Contended { token }, rest),
         "c" => (Notice::Changed, rest),
         _ => return None,
     };
-    Some((key_of(prefix, owner)?, notice))
+    Some((key_of(prefix, lock_name)?, notice))
 }
 
-/// The key whose owner has this name.
-pub(super) fn key_of(prefix: &str, owner: &str) -> Option<LockKey> {
-    let (kind, name) = match owner.strip_prefix('{') {
+/// Returns the key whose lock has this name.
+pub(super) fn key_of(prefix: &str, lock_name: &str) -> Option<LockKey> {
+    let (kind, name) = match lock_name.strip_prefix('{') {
         Some(record) => {
             let name = record.strip_suffix(RECORD)?.strip_suffix('}')?;
             (Kind::Record, name)
         }
-        None => (Kind::Lock, owner),
+        None => (Kind::Lock, lock_name),
     };
     LockKey::from_store(kind, name.strip_prefix(prefix)?)
 }
 
-/// Whether that may be the answer to a command.
+/// Whether that may be the reply to a command.
 #[cfg(any(test, fuzzing))]
-pub(super) fn fits(key: &LockKey, command: Command, answer: &Result<Answer, Failure>) -> bool {
-    let Ok(answer) = answer else {
+pub(super) fn fits<R, S>(
+    key: &LockKey,
+    command: &Command<R, S>,
+    reply: &Result<Reply, Failure>,
+) -> bool {
+    let Ok(reply) = reply else {
         return true;
     };
     let is_record = key.kind() == Kind::Record;
     match command {
-        Command::Acquire { .. } => match answer {
-            Answer::Acquired { fence, .. } => (1..=MAX_FENCE).contains(fence),
-            Answer::Held { .. } => true,
-            Answer::Recorded(_) => is_record,
+        Command::Acquire { .. } => match reply {
+            Reply::Acquired { fence, .. } => (1..=MAX_FENCE).contains(fence),
+            Reply::HeldElsewhere { .. } => true,
+            Reply::Recorded(_) => is_record,
             _ => false,
         },
-        Command::Release { .. } => matches!(answer, Answer::Released { .. }),
-        Command::Complete { .. } => matches!(answer, Answer::Completed | Answer::Gone),
-        Command::Renew { .. } => matches!(answer, Answer::Renewed { .. } | Answer::Gone),
-        Command::Check { .. } => matches!(answer, Answer::Intact | Answer::Gone),
+        Command::Release { .. } => matches!(reply, Reply::Released { .. }),
+        Command::Complete { .. } => matches!(reply, Reply::Completed | Reply::Gone),
+        Command::Renew { .. } => matches!(reply, Reply::Renewed { .. } | Reply::Gone),
+        Command::Check { .. } => matches!(reply, Reply::Intact | Reply::Gone),
     }
 }
 
@@ -369,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_record_is_named_as_no_lock_and_no_queue_is() {
-        let name = |key: &LockKey| owner_name("lock:", key);
+        let name = |key: &LockKey| lock_name("lock:", key);
         let record = LockKey::record(["a{b}", "c"]).unwrap();
         assert_eq!(name(&record), "{lock:a%7Bb%7D:c}:record");
         assert_eq!(
@@ -419,7 +425,7 @@ mod tests {
             token: 12,
             fence: 1_795_000_000_000_000,
             ttl: Duration::from_millis(300),
-            wanted: true,
+            contended: true,
             after,
         };
         assert_eq!(
@@ -428,7 +434,7 @@ mod tests {
         );
         assert_eq!(
             message("lock:", b"w7:lock:a:b", after),
-            Some((key, Notice::Wanted { token: 7 }))
+            Some((key, Notice::Contended { token: 7 }))
         );
         let record = LockKey::record(["a", "b"]).unwrap();
         assert_eq!(
@@ -459,7 +465,7 @@ mod tests {
     };
     const RELEASE: Command = Command::Release {
         token: 1,
-        wanted: false,
+        contended: false,
     };
     const COMPLETE: Command = Command::Complete { token: 1 };
     const RENEW: Command = Command::Renew { token: 1 };
@@ -468,7 +474,7 @@ mod tests {
     #[test]
     fn replies_say_what_the_script_means() {
         let answer = |command, reply| answer(command, reply).unwrap();
-        let held = |remaining: Option<u64>, foreign| Answer::Held {
+        let held = |remaining: Option<u64>, foreign| Reply::HeldElsewhere {
             remaining: remaining.map(Duration::from_millis),
             foreign,
         };
@@ -478,26 +484,26 @@ mod tests {
         assert_eq!(answer(ACQUIRE, -(5 - 2 + 1)), held(None, true));
         assert_eq!(
             answer(ACQUIRE, 2 * 9 + 1),
-            Answer::Acquired {
+            Reply::Acquired {
                 fence: 9,
-                wanted: true
+                contended: true
             }
         );
-        assert_eq!(answer(RENEW, 2), Answer::Renewed { wanted: false });
-        assert_eq!(answer(RENEW, 1), Answer::Gone);
+        assert_eq!(answer(RENEW, 2), Reply::Renewed { contended: false });
+        assert_eq!(answer(RENEW, 1), Reply::Gone);
         for (reply, had_it, granted) in [
             (1, false, false),
             (2, true, false),
             (3, false, true),
             (4, true, true),
         ] {
-            let released = Answer::Released { had_it, granted };
+            let released = Reply::Released { had_it, granted };
             assert_eq!(answer(RELEASE, reply), released);
         }
     }
 
     /// What the script's reply to one command says.
-    fn one(key: &LockKey, command: Command, reply: Value) -> Option<Result<Answer, Failure>> {
+    fn one(key: &LockKey, command: Command, reply: Value) -> Option<Result<Reply, Failure>> {
         let mut answers = answers([(key, command)].into_iter(), reply).ok()?;
         assert_eq!(answers.len(), 1);
         answers.pop()

@@ -9,13 +9,13 @@ use tokio::sync::mpsc;
 
 use super::Settings;
 use super::batch::script;
+use super::connection_driver::ConnectionDriver;
 use super::pushes::{self, Observed, Push};
-use super::wire::Wire;
 use crate::error::{Error, ErrorKind};
 
 /// Where Redis is, and how to log in there.
 #[derive(Debug)]
-pub(crate) struct Address {
+pub(super) struct Address {
     client: Client,
     /// For a server that does not speak RESP3.
     resp2: Client,
@@ -26,11 +26,11 @@ pub(super) struct Link {
     pub(super) commands: MultiplexedConnection,
     pub(super) pushes: mpsc::UnboundedReceiver<Push>,
     pub(super) observed: Observed,
-    /// Whether it can be told how old a grant is.
+    /// Whether the age of a grant is known.
     pub(super) dates_grants: bool,
-    /// Whether the server tells when somebody else changes what was read.
+    /// Whether the server tells when another client changes what was read.
     pub(super) watches: bool,
-    pub(super) wire: Wire,
+    pub(super) driver: ConnectionDriver,
 }
 
 impl std::fmt::Debug for Link {
@@ -43,7 +43,7 @@ impl Address {
     /// Reads a URL.
     ///
     /// No error of it repeats the URL, which may hold a password.
-    pub(crate) fn parse(url: &str, root_certificate: Option<&[u8]>) -> Result<Self, Error> {
+    pub(super) fn parse(url: &str, root_certificate: Option<&[u8]>) -> Result<Self, Error> {
         let config = |message: &str| Error::new(ErrorKind::Config, message);
         let Some(parsed) = redis::parse_redis_url(url) else {
             return Err(config(
@@ -125,16 +125,16 @@ async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, Red
     let observed = Observed::now();
     let (sender, pushes) = mpsc::unbounded_channel();
     let config = config().set_push_sender(pushes::forward(sender, observed.clone()));
-    let (commands, mut wire) = open_connection(client, config).await?;
+    let (commands, mut driver) = open_connection(client, config).await?;
     let ready = prepare(commands.clone(), Some(settings.inbox()));
-    let watches = wire.run_until(ready).await;
+    let watches = driver.run_until(ready).await;
     Ok(Link {
         commands,
         pushes,
         observed,
         dates_grants: true,
         watches: watches.unwrap_or_else(|| Err(closed()))?,
-        wire,
+        driver,
     })
 }
 
@@ -144,8 +144,9 @@ async fn connect_resp2(client: &Client, settings: &Settings) -> Result<Link, Red
     inbox.subscribe(settings.inbox()).await?;
     let (sender, pushes) = mpsc::unbounded_channel();
     tokio::spawn(pushes::listen(inbox, sender, settings.command_timeout));
-    let (commands, mut wire) = open_connection(client, config()).await?;
-    wire.run_until(prepare(commands.clone(), None))
+    let (commands, mut driver) = open_connection(client, config()).await?;
+    driver
+        .run_until(prepare(commands.clone(), None))
         .await
         .unwrap_or_else(|| Err(closed()))?;
     Ok(Link {
@@ -154,7 +155,7 @@ async fn connect_resp2(client: &Client, settings: &Settings) -> Result<Link, Red
         observed: Observed::now(),
         dates_grants: false,
         watches: false,
-        wire,
+        driver,
     })
 }
 
@@ -167,30 +168,30 @@ fn config() -> AsyncConnectionConfig {
 async fn open_connection(
     client: &Client,
     config: AsyncConnectionConfig,
-) -> Result<(MultiplexedConnection, Wire), RedisError> {
+) -> Result<(MultiplexedConnection, ConnectionDriver), RedisError> {
     let info = client.get_connection_info();
     let login = info.redis_settings();
     match info.addr() {
         ConnectionAddr::Tcp(host, port) => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.set_nodelay(true)?;
-            let (commands, wire) =
+            let (commands, driver) =
                 MultiplexedConnection::new_with_config(login, stream, config).await?;
-            Ok((commands, Wire::new(wire)))
+            Ok((commands, ConnectionDriver::new(driver)))
         }
         #[cfg(unix)]
         ConnectionAddr::Unix(path) => {
             let stream = tokio::net::UnixStream::connect(path).await?;
-            let (commands, wire) =
+            let (commands, driver) =
                 MultiplexedConnection::new_with_config(login, stream, config).await?;
-            Ok((commands, Wire::new(wire)))
+            Ok((commands, ConnectionDriver::new(driver)))
         }
         // TLS is left to the client, which runs a task for it.
         _ => {
             let commands = client
                 .get_multiplexed_async_connection_with_config(&config)
                 .await?;
-            Ok((commands, Wire::new(std::future::pending())))
+            Ok((commands, ConnectionDriver::new(std::future::pending())))
         }
     }
 }

@@ -1,11 +1,10 @@
-//! Sends the queued commands, and takes what Redis says.
+//! Sends the queued commands, and takes what Redis replies and tells unasked.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
 use redis::{Cmd, ErrorKind as RedisKind, RedisError, ServerErrorKind, Value};
-use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::RedisStore;
@@ -13,27 +12,29 @@ use super::batch::{self, Call};
 use super::connection::Link;
 use super::grants::Grants;
 use super::pushes::Push;
-use super::queue::{OnTheWay, Pending, no_answer};
+use super::queue::{InFlight, Pending, no_answer};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
-use crate::store::{Answer, Command, Events, Failure, Farewell, Notice};
+use crate::store::{Command, Connected, Events, Failure, Notice, Reply};
 
 /// How long until a release, or a completion, that Redis refused is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 /// For what lies in the socket already.
 const A_MOMENT: Duration = Duration::from_millis(1);
-/// How often to look at a lock of a client of another kind, where Redis does not tell that it is released.
+/// How often to ask for a lock of a client of another kind, where Redis does not tell that it is
+/// released.
 const FOREIGN: Duration = Duration::from_millis(100);
-/// How long Redis is left alone after a failure, unless a request wants it…
+/// How long Redis is left alone after a failure, unless a request wants it: first…
 const MIN_BACKOFF: Duration = Duration::from_millis(20);
-/// …and after several.
+/// …and at most.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
-struct Reply {
+/// The reply to a call.
+struct Returned {
     /// What the script returned.
-    answers: Value,
-    /// What was seen when it was [looked](batch::look) behind it.
+    values: Value,
+    /// What was [read](batch::track) behind it.
     seen: Result<Vec<Value>, RedisError>,
 }
 
@@ -42,7 +43,7 @@ struct Reply {
 enum End {
     Finished,
     Closed(Error),
-    /// No answer came in time. What was sent may still arrive there.
+    /// No reply came in time. What was sent may still arrive there.
     Silent,
 }
 
@@ -63,11 +64,10 @@ impl Drop for Up<'_> {
 }
 
 impl RedisStore {
-    /// Runs until `is_finished`. If it is dropped before, it can be run again. Where somebody waits to be told that it has
-    /// `connected`, it ends if it cannot.
+    /// See [`Store::run`](crate::store::Store::run).
     pub(crate) async fn run(
         &self,
-        mut connected: Option<oneshot::Sender<Result<(), Error>>>,
+        mut connected: Option<Connected>,
         events: &impl Events,
         is_finished: impl Fn() -> bool,
     ) {
@@ -95,7 +95,7 @@ impl RedisStore {
                     match end {
                         End::Finished => return,
                         End::Closed(error) => {
-                            // Twice is no accident.
+                            // Gives up on a command after two attempts.
                             self.fail_first(|pending| pending.attempts >= 2, &error, events);
                             error
                         }
@@ -111,29 +111,29 @@ impl RedisStore {
             if is_finished() {
                 return;
             }
-            // Not for the first time since Redis has answered, and not at once: a refusal costs no request any time.
+            // Opens only if this was not the first failure since Redis has answered, and if it took
+            // as long as a timeout: a refusal costs no request any time.
             if backoff > MIN_BACKOFF && Time::now().since(began) >= self.settings.command_timeout {
                 self.breaker.open(error);
             }
-            self.rest(backoff).await;
+            self.back_off(backoff).await;
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
 
     /// Waits before the next attempt to connect, unless a request wants the connection now.
-    async fn rest(&self, backoff: Duration) {
-        let rested = tokio::time::sleep(backoff);
-        tokio::pin!(rested);
+    async fn back_off(&self, backoff: Duration) {
+        let backed_off = tokio::time::sleep(backoff);
+        tokio::pin!(backed_off);
         let mut seen = 0;
         loop {
-            let look = || self.queue().has_new_acquire(&mut seen);
-            let wanted = self.submitted.answer(look);
-            if wanted {
+            let is_wanted = || self.queue().has_new_acquire(&mut seen);
+            if self.submitted.drain(is_wanted) {
                 return;
             }
             tokio::select! {
-                () = &mut rested => return,
-                () = self.submitted.rung() => {}
+                () = &mut backed_off => return,
+                () = self.submitted.notified() => {}
             }
         }
     }
@@ -146,29 +146,29 @@ impl RedisStore {
         grants: &mut Grants,
         backoff: &mut Duration,
     ) -> End {
-        let mut on_the_way = OnTheWay::new(self);
+        let mut in_flight = InFlight::new(self);
         let mut replies = FuturesOrdered::new();
         let mut heartbeat = interval(self.settings.grant_ttl / 4);
         let mut last_sent = Time::now();
         let overdue = tokio::time::sleep(self.settings.command_timeout);
         tokio::pin!(overdue);
-        let mut looked_again = false;
-        let look_after_grants = tokio::time::sleep(Duration::ZERO);
-        tokio::pin!(look_after_grants);
+        let mut was_late = false;
+        let next_grant_expiry = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(next_grant_expiry);
         let mut retry = interval(RETRY);
         let mut how = Call::ByHash;
         if self.settings.quarantine {
-            // It begins now, if there is to be one, and not when somebody wants a lock.
+            // It begins now, if there is to be one, and not when a request wants a lock.
             replies.push_back(self.send(&link, &[], how));
-            on_the_way.push(last_sent, Vec::new());
+            in_flight.push(last_sent, Vec::new());
         }
         loop {
             self.fail_overdue(events);
-            let take = |calls| self.submitted.answer(|| self.take_commands(calls));
+            let take = |calls| self.submitted.drain(|| self.take_commands(calls));
             while let Some(commands) = take(replies.len()) {
                 last_sent = Time::now();
                 replies.push_back(self.send(&link, &commands, how));
-                on_the_way.push(last_sent, commands);
+                in_flight.push(last_sent, commands);
                 how = Call::ByHash;
                 if self.has_releases_waiting() {
                     break;
@@ -178,36 +178,36 @@ impl RedisStore {
                 return End::Finished;
             }
             if let Some(at) = grants.next().map(Time::instant)
-                && at != look_after_grants.deadline()
+                && at != next_grant_expiry.deadline()
             {
-                look_after_grants.as_mut().reset(at);
+                next_grant_expiry.as_mut().reset(at);
             }
             tokio::select! {
                 biased;
-                reply = link.wire.next_reply(&mut replies) => match reply {
+                reply = link.driver.next_reply(&mut replies) => match reply {
                     None => return End::Closed(closed()),
                     Some(Err(error)) if error.kind() == ServerErrorKind::NoScript.into() => {
-                        // Somebody flushed the scripts. All is sent again, in order: somebody may have loaded ours
-                        // in the meantime, and the second call been carried out.
+                        // The scripts were flushed. All is sent again, in order: another process may
+                        // have loaded the script meanwhile, and the second call been carried out.
                         replies = FuturesOrdered::new();
-                        on_the_way.recall();
+                        in_flight.recall();
                         how = Call::Whole;
                     }
                     Some(Err(error)) if is_refusal(&error) => {
                         let error = refused(&error);
-                        self.fail(on_the_way.pop(), &error, false, events);
+                        self.fail(in_flight.pop(), &error, false, events);
                         return End::Closed(error);
                     }
                     Some(Err(error)) => return End::Closed(refused(&error)),
-                    Some(Ok(reply)) => {
-                        if let Some((sent_at, _)) = on_the_way.calls.front() {
+                    Some(Ok(returned)) => {
+                        if let Some((sent_at, _)) = in_flight.calls.front() {
                             link.observed.reply_to(*sent_at);
                         }
-                        if let Err(error) = &reply.seen {
+                        if let Err(error) = &returned.seen {
                             crate::trace::no_tracking(error);
                             link.watches = false;
                         }
-                        if let Err(error) = deliver(reply, &mut on_the_way, link.watches, grants, events) {
+                        if let Err(error) = deliver(returned, &mut in_flight, link.watches, grants, events) {
                             return End::Closed(error);
                         }
                         *backoff = MIN_BACKOFF;
@@ -220,25 +220,25 @@ impl RedisStore {
                 }
                 () = &mut overdue => {
                     let now = Time::now();
-                    let oldest = on_the_way.calls.front().map_or(now, |(sent_at, _)| *sent_at);
+                    let oldest = in_flight.calls.front().map_or(now, |(sent_at, _)| *sent_at);
                     let due = oldest + self.settings.command_timeout;
                     let is_late = due <= now;
-                    if is_late && looked_again {
-                        self.give_up(link, &mut on_the_way, events);
+                    if is_late && was_late {
+                        self.give_up(link, &mut in_flight, events);
                         return End::Silent;
                     }
-                    // A process that was stopped is told of the time before it is told of what came meanwhile.
-                    looked_again = is_late;
+                    // A process that was stopped sees that time has passed before it sees what came
+                    // meanwhile.
+                    was_late = is_late;
                     let next = if is_late { now + A_MOMENT } else { due };
                     overdue.as_mut().reset(next.instant());
                 }
-                () = self.submitted.rung() => {}
-                _ = retry.tick(), if !on_the_way.refused.is_empty() => on_the_way.retry(),
-                () = &mut look_after_grants, if grants.next().is_some() => {
-                    let (now, wanted) = (Time::now(), true);
+                () = self.submitted.notified() => {}
+                _ = retry.tick(), if !in_flight.refused.is_empty() => in_flight.retry(),
+                () = &mut next_grant_expiry, if grants.next().is_some() => {
+                    let now = Time::now();
                     while let Some((key, token)) = grants.expired(now) {
-                        let release = Command::Release { token, wanted };
-                        let _ = self.submit(now, &key, release, Farewell::default());
+                        let _ = self.submit(now, &key, release(token, true));
                     }
                 }
                 _ = heartbeat.tick() => {
@@ -246,15 +246,16 @@ impl RedisStore {
                     if replies.is_empty() && silent > self.longest_silence(&link, events) {
                         last_sent = Time::now();
                         replies.push_back(self.send(&link, &[], Call::ByHash));
-                        on_the_way.push(last_sent, Vec::new());
+                        in_flight.push(last_sent, Vec::new());
                     }
                 }
             }
         }
     }
 
-    /// For how long nothing need be sent. A dead connection is to be found before the next request needs it, and before
-    /// somebody on the way takes it for dead; and a grant is worth the more the newer the last reply before it.
+    /// For how long nothing need be sent. A dead connection is to be found before the next request
+    /// needs it, and before a middlebox takes an idle one for dead. And a grant is worth the more
+    /// the newer the last reply before it.
     fn longest_silence(&self, link: &Link, events: &impl Events) -> Duration {
         if link.dates_grants && events.awaits_grants() {
             return self.settings.grant_ttl / 8;
@@ -269,33 +270,33 @@ impl RedisStore {
         link: &Link,
         pending: &[Pending],
         how: Call,
-    ) -> impl Future<Output = Result<Reply, RedisError>> + use<> {
-        let call = batch::call(
-            &self.settings,
-            pending.iter().map(|pending| {
-                let record = pending.farewell.record.as_ref();
-                (&pending.key, pending.command, record)
-            }),
-            how,
-        );
+    ) -> impl Future<Output = Result<Returned, RedisError>> + use<> {
         let commands = pending
             .iter()
-            .map(|pending| (&pending.key, pending.command));
-        let looks: Vec<Cmd> = match link.watches {
-            true => batch::look(&self.settings, commands.clone()).collect(),
+            .map(|pending| (&pending.key, &pending.command));
+        let call = batch::call(&self.settings, commands.clone(), how);
+        let reads: Vec<Cmd> = match link.watches {
+            true => batch::track(&self.settings, commands.clone()).collect(),
             false => Vec::new(),
         };
-        // Redis writes first to the client to which it had something to say last. A reply that comes before the call's makes
-        // that the process that is granted the lock, and not this one, whose reply nobody waits for: a fifth less of a gap.
-        let gives_way = commands
-            .clone()
-            .any(|(_, command)| matches!(command, Command::Release { wanted: true, .. }));
+        // A leading PING changes the order in which Redis flushes its clients, so that the new
+        // holder hears of the grant before this process gets its reply, for which no request waits
+        // (measured: a fifth less hand-off latency).
+        let gives_way = commands.clone().any(|(_, command)| {
+            matches!(
+                command,
+                Command::Release {
+                    contended: true,
+                    ..
+                }
+            )
+        });
         let mut connection = link.commands.clone();
         async move {
-            if looks.is_empty() && !gives_way {
+            if reads.is_empty() && !gives_way {
                 let reply = connection.send_packed_command(&call).await?;
-                return Ok(Reply {
-                    answers: reply.extract_error()?,
+                return Ok(Returned {
+                    values: reply.extract_error()?,
                     seen: Ok(Vec::new()),
                 });
             }
@@ -306,53 +307,52 @@ impl RedisStore {
                 before = 1;
             }
             pipeline.add_command(call);
-            let count = 1 + 2 * looks.len();
-            for look in looks {
+            let count = 1 + 2 * reads.len();
+            for read in reads {
                 let caching = pipeline.cmd("CLIENT").arg("CACHING").arg("YES");
-                caching.add_command(look);
+                caching.add_command(read);
             }
             let replies = connection.send_packed_commands(&pipeline, before, count);
             let mut replies = replies.await?.into_iter().map(Value::extract_error);
-            let answers = replies.next().unwrap_or(Ok(Value::Nil))?;
+            let values = replies.next().unwrap_or(Ok(Value::Nil))?;
             let mut seen = Vec::new();
-            while let (Some(caching), Some(look)) = (replies.next(), replies.next()) {
+            while let (Some(caching), Some(read)) = (replies.next(), replies.next()) {
                 // A value of another type is none that was left there.
-                seen.push(caching.map(|_| look.unwrap_or(Value::Nil)));
+                seen.push(caching.map(|_| read.unwrap_or(Value::Nil)));
             }
-            Ok(Reply {
-                answers,
+            Ok(Returned {
+                values,
                 seen: seen.into_iter().collect(),
             })
         }
     }
 
-    /// No answer came in time. Nobody waits for one any longer, but what was sent may arrive yet: a release follows it
-    /// on the same connection, and so cannot be carried out before it.
-    fn give_up(&self, mut link: Link, on_the_way: &mut OnTheWay<'_>, events: &impl Events) {
-        let releases: Vec<(LockKey, Command)> = on_the_way
+    /// No reply came in time. No request waits for one any longer, but what was sent may arrive
+    /// yet: a release follows it on the same connection, and so cannot be carried out before it.
+    fn give_up(&self, mut link: Link, in_flight: &mut InFlight<'_>, events: &impl Events) {
+        let releases: Vec<(LockKey, Command)> = in_flight
             .calls
             .iter()
             .flat_map(|(_, commands)| commands)
             .filter_map(|pending| match pending.command {
                 Command::Acquire { token, .. } => {
-                    let wanted = false;
-                    Some((pending.key.clone(), Command::Release { token, wanted }))
+                    Some((pending.key.clone(), release(token, false)))
                 }
                 _ => None,
             })
             .collect();
         let error = no_answer(&self.settings.command_timeout);
-        while !on_the_way.calls.is_empty() {
-            self.fail(on_the_way.pop(), &error, true, events);
+        while !in_flight.calls.is_empty() {
+            self.fail(in_flight.pop(), &error, true, events);
         }
         if !releases.is_empty() {
-            let commands = releases.iter().map(|(key, command)| (key, *command, None));
+            let commands = releases.iter().map(|(key, command)| (key, command));
             let call = batch::call(&self.settings, commands, Call::Whole);
             // What arrives later than that, if anything does, expires by itself.
             let patience = Duration::from_secs(30);
             tokio::spawn(async move {
                 let releasing = timeout(patience, link.commands.send_packed_command(&call));
-                link.wire.run_until(releasing).await;
+                link.driver.run_until(releasing).await;
             });
         }
     }
@@ -371,7 +371,7 @@ impl RedisStore {
                     Value::BulkString(name) => std::str::from_utf8(name).ok(),
                     _ => None,
                 });
-                for key in names.filter_map(|owner| batch::key_of(prefix, owner)) {
+                for key in names.filter_map(|name| batch::key_of(prefix, name)) {
                     events.notice(&key, Notice::Changed);
                 }
             }
@@ -382,43 +382,43 @@ impl RedisStore {
     }
 }
 
-/// Hands out the answers of the oldest call. An error says that the connection is of no use.
+/// Hands out the replies to the oldest call. An error says that the connection is of no use.
 fn deliver(
-    reply: Reply,
-    on_the_way: &mut OnTheWay<'_>,
+    returned: Returned,
+    in_flight: &mut InFlight<'_>,
     watches: bool,
     grants: &mut Grants,
     events: &impl Events,
 ) -> Result<(), Error> {
-    let commands = on_the_way
+    let commands = in_flight
         .calls
         .front()
         .map_or(&[][..], |(_, commands)| commands);
     let commands = commands
         .iter()
-        .map(|pending| (&pending.key, pending.command));
-    let answers = batch::answers(commands, reply.answers).map_err(|error| refused(&error))?;
-    let (sent_at, commands) = on_the_way.pop();
-    let settings = &on_the_way.store.settings;
-    let mut seen = reply.seen.unwrap_or_default().into_iter();
+        .map(|pending| (&pending.key, &pending.command));
+    let replies = batch::replies(commands, returned.values).map_err(|error| refused(&error))?;
+    let (sent_at, commands) = in_flight.pop();
+    let settings = &in_flight.store.settings;
+    let mut seen = returned.seen.unwrap_or_default().into_iter();
     let mut of_no_use = Ok(());
     let now = Time::now();
-    for (pending, answer) in commands.into_iter().zip(answers) {
-        let command = pending.command;
-        let seen = batch::is_watched(command).then(|| seen.next()).flatten();
-        match answer {
-            Ok(answer) => {
-                if let Command::Release { token, .. } = command
-                    && matches!(answer, Answer::Released { granted: true, .. })
+    for (pending, reply) in commands.into_iter().zip(replies) {
+        let command = &pending.command;
+        let seen = batch::is_tracked(command).then(|| seen.next()).flatten();
+        match reply {
+            Ok(reply) => {
+                if let Command::Release { token, .. } = *command
+                    && matches!(reply, Reply::Released { granted: true, .. })
                 {
                     let expires = now + settings.grant_ttl + Duration::from_millis(1);
                     grants.passed_on(pending.key.clone(), token, expires);
                 }
                 let changed = seen
-                    .filter(|seen| !batch::is_as_left(settings, command, &answer, seen))
+                    .filter(|seen| !batch::is_as_left(settings, command, &reply, seen))
                     .map(|_| pending.key.clone());
-                let answer = if watches { answer } else { unwatched(answer) };
-                pending.finish(sent_at, Ok(answer), events);
+                let reply = if watches { reply } else { unwatched(reply) };
+                pending.finish(sent_at, Ok(reply), events);
                 if let Some(key) = changed {
                     events.notice(&key, Notice::Changed);
                 }
@@ -428,8 +428,8 @@ fn deliver(
                 if error.to_string().contains("READONLY") {
                     of_no_use = Err(error.clone());
                 }
-                if pending.ends_hold() && !on_the_way.store.is_over(&pending, now, events) {
-                    on_the_way.keep(pending);
+                if pending.ends_hold() && !in_flight.store.is_over(&pending, now, events) {
+                    in_flight.keep(pending);
                     continue;
                 }
                 // An earlier attempt may have got it something.
@@ -441,17 +441,26 @@ fn deliver(
     of_no_use
 }
 
-/// Nobody tells when a client of another kind releases its lock: look every so often.
-fn unwatched(answer: Answer) -> Answer {
-    match answer {
-        Answer::Held {
+/// A release that no caller waits for.
+fn release(token: u64, contended: bool) -> Command {
+    Command::Release {
+        token,
+        contended,
+        reply: None,
+    }
+}
+
+/// Redis does not tell when a client of another kind releases its lock: ask again every so often.
+fn unwatched(reply: Reply) -> Reply {
+    match reply {
+        Reply::HeldElsewhere {
             remaining,
             foreign: true,
-        } => Answer::Held {
+        } => Reply::HeldElsewhere {
             remaining: Some(remaining.unwrap_or(FOREIGN).min(FOREIGN)),
             foreign: true,
         },
-        answer => answer,
+        reply => reply,
     }
 }
 

@@ -14,10 +14,10 @@ pub fn push(bytes: &[u8]) {
     if let Some((key, _)) = batch::message(PREFIX, bytes, None) {
         assert!(!key.as_str().is_empty());
     }
-    if let Ok(owner) = std::str::from_utf8(bytes)
-        && let Some(key) = batch::key_of(PREFIX, owner)
+    if let Ok(name) = std::str::from_utf8(bytes)
+        && let Some(key) = batch::key_of(PREFIX, name)
     {
-        assert_eq!(batch::owner_name(PREFIX, &key), owner);
+        assert_eq!(batch::lock_name(PREFIX, &key), name);
     }
 }
 
@@ -28,7 +28,7 @@ pub(crate) fn manifest(bytes: &[u8]) {
     }
 }
 
-/// A reply of the script, as it comes over the wire.
+/// A reply of the script, as it comes over the driver.
 pub fn reply(bytes: &[u8]) {
     let token = 1;
     let commands = [
@@ -40,20 +40,25 @@ pub fn reply(bytes: &[u8]) {
         },
         Command::Release {
             token,
-            wanted: false,
+            contended: false,
+            reply: (),
         },
         Command::Renew { token },
-        Command::Complete { token },
+        Command::Complete {
+            token,
+            record: (),
+            reply: (),
+        },
     ];
     let keys = [LockKey::new("a"), LockKey::record(["a"])].map(|key| key.expect("a key"));
     for key in &keys {
-        let commands = commands.iter().map(|command| (key, *command));
+        let commands = commands.iter().map(|command| (key, command));
         if let Ok(value) = redis::parse_redis_value(bytes)
-            && let Ok(answers) = batch::answers(commands.clone(), value)
+            && let Ok(replies) = batch::replies(commands.clone(), value)
         {
-            assert_eq!(answers.len(), commands.len());
-            for ((key, command), answer) in commands.zip(answers) {
-                assert!(batch::fits(key, command, &answer));
+            assert_eq!(replies.len(), commands.len());
+            for ((key, command), reply) in commands.zip(replies) {
+                assert!(batch::fits(key, command, &reply));
             }
         }
     }

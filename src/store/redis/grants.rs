@@ -1,8 +1,8 @@
 //! [`Grants`]: locks that this process passed on to another.
 //!
 //! The process that got one may have stopped without a word, and Redis tells nobody that its grant has expired.
-//! So whoever passed the lock on looks after it, once the grant must have expired: by releasing it
-//! once more, which gives a lock that is free to the next in the queue.
+//! So the process that passed the lock on sees to it once the grant must have expired: it releases
+//! the lock once more, which gives a lock that is free to the next in the queue.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,7 +13,7 @@ use crate::key::LockKey;
 pub(super) struct Grants {
     /// For each key, the token that had it last, and when the last grant must have expired.
     last: HashMap<LockKey, (u64, Time)>,
-    /// When to look at which key. Each stands here once, with a number to tell equal times apart.
+    /// When to check which key. Each stands here once, with a number to tell equal times apart.
     order: BTreeMap<(Time, u64), LockKey>,
     next_number: u64,
 }
@@ -22,16 +22,16 @@ impl Grants {
     /// A lock that this token had was passed on. Of several for one key, only the last one matters.
     pub(super) fn passed_on(&mut self, key: LockKey, token: u64, expires: Time) {
         if self.last.insert(key.clone(), (token, expires)).is_none() {
-            self.look_at(expires, key);
+            self.check_at(expires, key);
         }
     }
 
-    fn look_at(&mut self, at: Time, key: LockKey) {
+    fn check_at(&mut self, at: Time, key: LockKey) {
         self.order.insert((at, self.next_number), key);
         self.next_number += 1;
     }
 
-    /// When the next one is to be looked at.
+    /// When the next one is to be checked.
     pub(super) fn next(&self) -> Option<Time> {
         self.order.first_key_value().map(|((at, _), _)| *at)
     }
@@ -45,7 +45,7 @@ impl Grants {
                 self.last.remove(&key);
                 return Some((key, token));
             }
-            self.look_at(expires, key);
+            self.check_at(expires, key);
         }
         None
     }

@@ -170,8 +170,8 @@ impl RedisStore {
         for (name, range) in self.names(key, parts).zip(parts.ranges()) {
             let part = self.get(&name, range.len()).await?;
             if part.len() != range.len() {
-                let owner = batch::owner_name(&self.settings.prefix, key);
-                return match self.get(&owner, LONG).await? == found {
+                let lock_name = batch::lock_name(&self.settings.prefix, key);
+                return match self.get(&lock_name, LONG).await? == found {
                     true => Ok(Err(Damage::Missing)),
                     // The record went while it was read. There may be a new run.
                     false => Err(Error::of(ErrorKind::Unavailable)),

@@ -6,6 +6,7 @@
 mod batch;
 mod breaker;
 mod connection;
+mod connection_driver;
 mod driver;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -14,7 +15,6 @@ mod long;
 mod manifest;
 mod pushes;
 mod queue;
-mod wire;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,30 +22,27 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use breaker::Breaker;
-pub(crate) use connection::Address;
-use long::LongRecords;
-pub(crate) use manifest::{Damage, Manifest};
-use queue::{Pending, Queue};
-
-use connection::Link;
-
-use super::{Command, Failure, Farewell, Outcome};
+use self::breaker::Breaker;
+use self::connection::{Address, Link};
+use self::long::LongRecords;
+pub(crate) use self::manifest::{Damage, Manifest};
+use self::queue::{Pending, Queue};
+use super::{Command, Failure, Options, Outcome};
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
 use crate::sync::Doorbell;
 
-/// What the store needs to know.
 #[derive(Debug)]
-pub(crate) struct Settings {
-    pub(crate) manager: Uuid,
-    pub(crate) prefix: String,
-    pub(crate) ttl: Duration,
-    pub(crate) grant_ttl: Duration,
-    pub(crate) command_timeout: Duration,
+struct Settings {
+    /// Tells this manager's tokens from all others.
+    manager: Uuid,
+    prefix: String,
+    ttl: Duration,
+    grant_ttl: Duration,
+    command_timeout: Duration,
     /// Whether no lock is given for a while after data was lost.
-    pub(crate) quarantine: bool,
+    quarantine: bool,
 }
 
 #[derive(Debug)]
@@ -53,9 +50,9 @@ pub(crate) struct RedisStore {
     settings: Settings,
     address: Address,
     queue: Mutex<Queue>,
-    /// Commands taken from the queue and not answered yet.
-    on_the_way: AtomicUsize,
-    /// Has the driver look at the queue again.
+    /// Commands taken from the queue that have no reply yet.
+    in_flight: AtomicUsize,
+    /// Wakes the driver when the queue has something for it.
     submitted: Doorbell,
     /// Whether there is a connection.
     connected: AtomicBool,
@@ -64,12 +61,26 @@ pub(crate) struct RedisStore {
 }
 
 impl RedisStore {
-    pub(crate) fn new(settings: Settings, address: Address) -> Self {
+    /// Reads the URL. Nothing is connected to before [`run`](Self::run).
+    pub(crate) fn new(url: &str, options: Options) -> Result<Self, Error> {
+        let address = Address::parse(url, options.root_certificate.as_deref())?;
+        let settings = Settings {
+            manager: Uuid::new_v4(),
+            prefix: options.prefix,
+            ttl: options.ttl,
+            grant_ttl: options.grant_ttl,
+            command_timeout: options.command_timeout,
+            quarantine: options.quarantine,
+        };
+        Ok(Self::with(settings, address))
+    }
+
+    fn with(settings: Settings, address: Address) -> Self {
         Self {
             settings,
             address,
             queue: Mutex::default(),
-            on_the_way: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
             submitted: Doorbell::default(),
             connected: AtomicBool::new(false),
             breaker: Breaker::default(),
@@ -77,14 +88,8 @@ impl RedisStore {
         }
     }
 
-    /// Queues a command, or tells at once that it would fail.
-    pub(crate) fn submit(
-        &self,
-        now: Time,
-        key: &LockKey,
-        command: Command,
-        farewell: Farewell,
-    ) -> Option<Outcome> {
+    /// Queues a command, or says at once that it fails.
+    pub(crate) fn submit(&self, now: Time, key: &LockKey, command: Command) -> Option<Outcome> {
         if let Command::Acquire { again, .. } = command
             && let Some(error) = self.breaker.refuses()
         {
@@ -98,24 +103,30 @@ impl RedisStore {
             number: 0,
             key: key.clone(),
             command,
-            farewell,
             submitted: now,
             attempts: 0,
             has_waited: false,
         });
-        self.submitted.ring();
+        self.submitted.notify();
         None
     }
 
+    /// How long an acquire may be without an answer, as long as the driver runs: a connection is
+    /// made within the command timeout, and a reply comes, or does not, within another. The third
+    /// is for the driver.
+    pub(crate) fn answers_within(&self) -> Duration {
+        3 * self.settings.command_timeout
+    }
+
     pub(crate) fn is_drained(&self) -> bool {
-        self.queue().is_empty() && self.on_the_way.load(Ordering::Acquire) == 0
+        self.queue().is_empty() && self.in_flight.load(Ordering::Acquire) == 0
     }
 
     pub(crate) fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Makes the driver look around, as if something had been submitted.
+    /// Wakes the driver, as if something had been submitted.
     pub(crate) fn wake(&self) {
         self.submitted.wake();
     }

@@ -1,4 +1,4 @@
-//! The commands on their way to Redis: which go next, which are kept, which have failed.
+//! The commands for Redis: which go next, which are kept, which have failed.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -10,9 +10,9 @@ use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Kind, LockKey};
 use crate::shield::shielded;
-use crate::store::{Answer, Command, Events, Failure, Farewell, Outcome, settled};
+use crate::store::{Command, Events, Failure, Outcome, Reply, settled};
 
-/// Script calls on their way at once. What is submitted meanwhile goes out together, in the next.
+/// Script calls in flight at once. What is submitted meanwhile goes out together, in the next.
 const FEW_CALLS: usize = 2;
 /// As many may be, while each of them is full and about locks alone: or what is queued would have
 /// to wait for one round trip after the other. Records are longer, and Redis closes a connection
@@ -122,14 +122,13 @@ fn take_while(
     })
 }
 
-/// A command that has no answer yet.
+/// A command that has no reply yet.
 #[derive(Debug)]
 pub(super) struct Pending {
     /// In order of submission.
     pub(super) number: u64,
     pub(super) key: LockKey,
     pub(super) command: Command,
-    pub(super) farewell: Farewell,
     pub(super) submitted: Time,
     /// How often it has been sent. It may have been carried out as often.
     pub(super) attempts: u32,
@@ -137,17 +136,17 @@ pub(super) struct Pending {
     pub(super) has_waited: bool,
 }
 
-/// The calls that have no reply yet, in the order in which they were sent and will be answered.
+/// The calls that have no reply yet, in the order in which they were sent and will be replied to.
 ///
 /// Dropped, it puts them back into the queue: whatever they did, they may do again.
-pub(super) struct OnTheWay<'a> {
+pub(super) struct InFlight<'a> {
     pub(super) store: &'a RedisStore,
     pub(super) calls: VecDeque<(Time, Vec<Pending>)>,
     /// Releases that Redis refused. They are tried again.
     pub(super) refused: Vec<Pending>,
 }
 
-impl<'a> OnTheWay<'a> {
+impl<'a> InFlight<'a> {
     pub(super) fn new(store: &'a RedisStore) -> Self {
         Self {
             store,
@@ -159,14 +158,14 @@ impl<'a> OnTheWay<'a> {
     pub(super) fn pop(&mut self) -> (Time, Vec<Pending>) {
         let call = self.calls.pop_front().expect("a reply belongs to a call");
         self.store
-            .on_the_way
+            .in_flight
             .fetch_sub(call.1.len(), Ordering::AcqRel);
         call
     }
 
     pub(super) fn push(&mut self, sent_at: Time, commands: Vec<Pending>) {
         self.store
-            .on_the_way
+            .in_flight
             .fetch_add(commands.len(), Ordering::AcqRel);
         self.calls.push_back((sent_at, commands));
     }
@@ -183,20 +182,20 @@ impl<'a> OnTheWay<'a> {
     /// Keeps a release to try it again. Later commands for its key overtake it: to them, the lock is
     /// held until then. Its token is never used again, so it can end nothing that began meanwhile.
     pub(super) fn keep(&mut self, release: Pending) {
-        self.store.on_the_way.fetch_add(1, Ordering::AcqRel);
+        self.store.in_flight.fetch_add(1, Ordering::AcqRel);
         self.refused.push(release);
     }
 
     pub(super) fn retry(&mut self) {
         let refused = std::mem::take(&mut self.refused);
         self.store
-            .on_the_way
+            .in_flight
             .fetch_sub(refused.len(), Ordering::AcqRel);
         self.store.put_back(refused);
     }
 }
 
-impl Drop for OnTheWay<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.recall();
         self.retry();
@@ -230,9 +229,9 @@ impl RedisStore {
         queue.ends.front().is_some_and(|first| first.has_waited)
     }
 
-    /// Takes what goes out with the next call, behind the `calls` that are on their way, if it may
+    /// Takes what goes out with the next call, behind the `calls` that are in flight, if it may
     /// go now: all that is queued, in order. While that is little, releases that nobody is known to
-    /// wait for let others go first, once, and while one of the calls is on its way.
+    /// wait for let others go first, once, and while one of the calls is in flight.
     ///
     /// Commands for one key go in order of submission: all that are taken are older than all that
     /// stay, but for those that let others go first, and these stay with all that are queued for
@@ -310,7 +309,7 @@ impl RedisStore {
     /// Whether there is no lock left to release or to complete. A lease that is renewed lasts for longer than a time to live.
     pub(super) fn is_over(&self, pending: &Pending, now: Time, events: &impl Events) -> bool {
         let is_held = || match pending.command {
-            Command::Complete { token } => events.is_held(&pending.key, token),
+            Command::Complete { token, .. } => events.is_held(&pending.key, token),
             _ => false,
         };
         self.has_expired(pending, now) && !is_held()
@@ -339,23 +338,25 @@ impl RedisStore {
 }
 
 impl Pending {
-    /// Whether it is worth trying again for as long as there may be a lock.
     pub(super) fn ends_hold(&self) -> bool {
-        matches!(
-            self.command,
-            Command::Release { .. } | Command::Complete { .. }
-        )
+        self.command.ends_hold()
     }
 
     fn is_about_record(&self) -> bool {
         self.key.kind() == Kind::Record
     }
 
-    /// Whether nobody waits for what this does.
+    /// Whether no process and no caller is known to wait for what this does.
     fn can_wait(&self) -> bool {
-        matches!(self.command, Command::Release { wanted: false, .. })
-            && self.farewell.receipt.is_none()
-            && !self.has_waited
+        let is_awaited = !matches!(
+            self.command,
+            Command::Release {
+                contended: false,
+                reply: None,
+                ..
+            }
+        );
+        !is_awaited && !self.has_waited
     }
 
     /// Whether the token of an acquire may be known to Redis.
@@ -375,20 +376,23 @@ impl Pending {
     pub(super) fn finish(
         self,
         sent_at: Time,
-        result: Result<Answer, Failure>,
+        result: Result<Reply, Failure>,
         events: &impl Events,
     ) {
         let settled = match result {
-            // Perhaps by an earlier attempt, whose answer was lost.
-            Ok(Answer::Released { had_it: false, .. }) if self.attempts > 1 => {
+            // Perhaps by an earlier attempt, whose reply was lost.
+            Ok(Reply::Released { had_it: false, .. }) if self.attempts > 1 => {
                 Err(Error::of(ErrorKind::Unavailable))
             }
             _ => settled(&result),
         };
-        events.answered(&self.key, self.command, Outcome { sent_at, result });
-        // The next request of whoever waits for this is to find the slot as it now is.
-        if let Some(receipt) = self.farewell.receipt {
-            shielded(|| receipt.send(settled));
+        let outcome = Outcome { sent_at, result };
+        events.replied(&self.key, self.command.bare(), outcome);
+        // After that: the next request of the caller is to find the slot as it now is.
+        if let Command::Release { reply, .. } | Command::Complete { reply, .. } = self.command
+            && let Some(reply) = reply
+        {
+            shielded(|| reply.send(settled));
         }
     }
 }
@@ -453,7 +457,7 @@ mod tests {
 
     fn release(token: u64) -> Command {
         let wanted = false;
-        Command::Release { token, wanted }
+        Command::Release { token, contended }
     }
 
     impl RedisStore {
@@ -631,7 +635,10 @@ mod tests {
                 watch: false,
                 again,
             }),
-            any::<bool>().prop_map(|wanted| Command::Release { token: 0, wanted }),
+            any::<bool>().prop_map(|wanted| Command::Release {
+                token: 0,
+                contended
+            }),
             Just(Command::Complete { token: 0 }),
             Just(Command::Renew { token: 0 }),
         ];
@@ -647,8 +654,8 @@ mod tests {
     }
 
     /// Takes the next call, and looks at all that it could have overtaken.
-    fn send(store: &RedisStore, on_the_way: &mut OnTheWay<'_>, refused: &HashSet<u64>) {
-        let Some(commands) = store.take_commands(on_the_way.calls.len()) else {
+    fn send(store: &RedisStore, in_flight: &mut InFlight<'_>, refused: &HashSet<u64>) {
+        let Some(commands) = store.take_commands(in_flight.calls.len()) else {
             return;
         };
         for (place, pending) in commands.iter().enumerate() {
@@ -663,7 +670,7 @@ mod tests {
                 );
             }
             // A refused one alone comes late.
-            let before = on_the_way.calls.iter().flat_map(|(_, commands)| commands);
+            let before = in_flight.calls.iter().flat_map(|(_, commands)| commands);
             for earlier in before.filter(of_key) {
                 assert!(
                     earlier.number < pending.number || refused.contains(&pending.number),
@@ -671,7 +678,7 @@ mod tests {
                 );
             }
         }
-        on_the_way.push(Time::now(), commands);
+        in_flight.push(Time::now(), commands);
     }
 
     proptest! {
@@ -680,40 +687,40 @@ mod tests {
             steps in vec(step(), 1..120),
         ) {
             let (store, answers) = (store(MINUTE), Answers::default());
-            let mut on_the_way = OnTheWay::new(&store);
+            let mut in_flight = InFlight::new(&store);
             let mut refused = HashSet::new();
             for step in steps {
                 match step {
                     Step::Submit(key, command) => store.put(key, command),
-                    Step::Send => send(&store, &mut on_the_way, &refused),
-                    Step::Answered(bits) if !on_the_way.calls.is_empty() => {
-                        for (place, pending) in on_the_way.pop().1.into_iter().enumerate() {
+                    Step::Send => send(&store, &mut in_flight, &refused),
+                    Step::Answered(bits) if !in_flight.calls.is_empty() => {
+                        for (place, pending) in in_flight.pop().1.into_iter().enumerate() {
                             if pending.ends_hold() && bits >> (place % 8) & 1 == 1 {
                                 refused.insert(pending.number);
-                                on_the_way.keep(pending);
+                                in_flight.keep(pending);
                             }
                         }
                     }
-                    Step::Fails if !on_the_way.calls.is_empty() => {
-                        store.fail(on_the_way.pop(), &closed(), true, &answers);
+                    Step::Fails if !in_flight.calls.is_empty() => {
+                        store.fail(in_flight.pop(), &closed(), true, &answers);
                         // The connection is closed then.
-                        on_the_way.recall();
+                        in_flight.recall();
                     }
                     Step::Answered(_) | Step::Fails => {}
-                    Step::Recall => on_the_way.recall(),
-                    Step::Retry => on_the_way.retry(),
+                    Step::Recall => in_flight.recall(),
+                    Step::Retry => in_flight.retry(),
                     Step::Breaks => {
-                        on_the_way = OnTheWay::new(&store);
+                        in_flight = InFlight::new(&store);
                         store.fail_first(|pending| pending.attempts >= 2, &closed(), &answers);
                     }
                 }
             }
             // All of it goes out in the end.
-            drop(on_the_way);
-            let mut on_the_way = OnTheWay::new(&store);
+            drop(in_flight);
+            let mut in_flight = InFlight::new(&store);
             while !store.queue().is_empty() {
-                send(&store, &mut on_the_way, &refused);
-                on_the_way.pop();
+                send(&store, &mut in_flight, &refused);
+                in_flight.pop();
             }
             prop_assert!(store.is_drained());
         }

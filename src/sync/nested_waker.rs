@@ -1,25 +1,26 @@
-//! [`Inside`]: futures that wake each other, in one task.
+//! [`NestedWaker`]: futures that wake each other, in one task.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
 use super::primitives::{AtomicU8, AtomicWaker, Ordering};
 
-/// Polls several futures as if they were one. When one wakes another, all are polled once more: the task is not woken
-/// for it.
-pub(crate) struct Inside {
-    bell: Arc<Bell>,
+/// Polls several futures as if they were one. When one wakes another, all are polled once more,
+/// without waking the task for it.
+pub(crate) struct NestedWaker {
+    inner: Arc<Inner>,
     waker: Waker,
 }
 
-/// Wakes the task if it sleeps, and has it look once more if it runs.
+/// Wakes the task if it sleeps, and makes it poll once more if it runs.
 #[derive(Default)]
-struct Bell {
+struct Inner {
     task: AtomicWaker,
     state: AtomicU8,
 }
 
-/// A task that has done much is told by tokio to pause, by a wake-up: looking on and on would be no pause.
+/// Tokio tells a task that has done much to pause, by a wake-up: to go on polling would be no
+/// pause.
 const MAX_ROUNDS: usize = 4;
 
 const ASLEEP: u8 = 0;
@@ -28,7 +29,7 @@ const RUNNING: u8 = 1;
 /// A bit: something was woken since the round began. Without a round, it says nothing.
 const WOKEN: u8 = 2;
 
-impl Wake for Bell {
+impl Wake for Inner {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -42,27 +43,27 @@ impl Wake for Bell {
     }
 }
 
-impl Inside {
+impl NestedWaker {
     pub(crate) fn new() -> Self {
-        let bell = Arc::new(Bell::default());
+        let inner = Arc::new(Inner::default());
         Self {
-            waker: Waker::from(Arc::clone(&bell)),
-            bell,
+            waker: Waker::from(Arc::clone(&inner)),
+            inner,
         }
     }
 
-    /// Calls `poll` until it is ready, or nothing was woken by it meanwhile. Once it was ready, the task has to come
-    /// here again before it sleeps.
+    /// Calls `poll` until it is ready, or has woken nothing meanwhile. Once it was ready, the task
+    /// has to come here again before it sleeps.
     pub(crate) fn poll<T>(
         &self,
         cx: &Context<'_>,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        self.bell.task.register(cx.waker());
+        self.inner.task.register(cx.waker());
         for _ in 0..MAX_ROUNDS {
-            self.bell.state.store(RUNNING, Ordering::Release);
+            self.inner.state.store(RUNNING, Ordering::Release);
             let polled = poll(&mut Context::from_waker(&self.waker));
-            let rest = self.bell.state.swap(ASLEEP, Ordering::AcqRel);
+            let rest = self.inner.state.swap(ASLEEP, Ordering::AcqRel);
             if polled.is_ready() || rest == RUNNING {
                 return polled;
             }

@@ -1,0 +1,218 @@
+//! One event of a key: its slot is locked, what follows is carried out, others are told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::slots::Entry;
+use super::{Core, Taken, Waiter};
+use crate::clock::Time;
+use crate::error::Error;
+use crate::key::LockKey;
+use crate::lease::{Lease, LostReason};
+use crate::manager::guard::LockGuard;
+use crate::manager::slot::{self, Effect, Env, Waiting};
+use crate::shield::shielded;
+use crate::store::{Command, Record, ReplySender};
+use crate::trace;
+
+type Effects = slot::Effects<Waiter, Record, Option<ReplySender>>;
+pub(in crate::manager) type Machine<'a> = slot::Machine<'a, Waiter, Record, Option<ReplySender>>;
+
+/// What others are told when the slot is unlocked.
+#[derive(Default)]
+struct Outbox {
+    settled: SmallVec<[(ReplySender, Result<(), Error>); 1]>,
+    lost: SmallVec<[(Lease, LostReason); 1]>,
+    decided: SmallVec<[(Waiter, Decision); 1]>,
+    given_up: Option<Entry>,
+}
+
+/// What a waiter gets. Holds a `Lease`, not a `LockGuard`: dropping a guard here would lock the
+/// shard again.
+enum Decision {
+    Granted(Lease),
+    Recorded(Bytes),
+    Rejected(Error),
+}
+
+impl Core {
+    /// Lets an event happen to a key's slot, and carries out what follows from it.
+    ///
+    /// It does not panic. A slot that does is given up, and with it what it holds and who waits
+    /// there: no other key is to suffer from it.
+    pub(super) fn with_slot<T: Default>(
+        self: &Arc<Self>,
+        key: &LockKey,
+        event: impl FnOnce(&mut Machine<'_>) -> T,
+    ) -> T {
+        let env = Env {
+            now: Time::now(),
+            rules: &self.rules,
+            ids: &self.ids,
+            has_room: self.waiting.load(Ordering::Relaxed) < self.max_waiters,
+        };
+        let mut outbox = Outbox::default();
+        let mut new = None;
+        let mut shard = self.slots.shard_of(key);
+        let entry = match shard.get_mut(key) {
+            Some(entry) => entry,
+            None => new.insert(Entry::default()),
+        };
+        let before = entry.slot.waiting();
+        let result = shielded(|| {
+            let mut effects = Effects::new();
+            let result = event(&mut entry.slot.on(&env, &mut effects));
+            self.carry_out(key, entry, &env, effects, &mut outbox);
+            result
+        });
+        let result = result.unwrap_or_else(|| {
+            outbox.given_up = Some(self.give_up(key, entry, env.now));
+            T::default()
+        });
+        self.count(before, entry.slot.waiting());
+        if let Some(at) = entry.slot.next_tick() {
+            self.next_visit.wake_by(at.as_nanos());
+        }
+        let is_idle = entry.slot.is_idle();
+        match (new, is_idle) {
+            (Some(entry), false) => {
+                shard.insert(key.clone(), entry);
+            }
+            (None, true) => {
+                shard.remove(key);
+                if self.is_ending() {
+                    self.wake();
+                }
+            }
+            _ => {}
+        }
+        drop(shard);
+        self.tell(key, outbox);
+        result
+    }
+
+    /// Lets an event happen to every slot.
+    pub(in crate::manager) fn with_every_slot(self: &Arc<Self>, event: impl Fn(&mut Machine<'_>)) {
+        for shard in 0..self.slots.shards() {
+            let keys: Vec<LockKey> = self.slots.shard(shard).keys().cloned().collect();
+            for key in keys {
+                self.with_slot(&key, &event);
+            }
+        }
+    }
+
+    /// Submits the commands while the slot is locked: their order must be that of the events.
+    fn carry_out(
+        &self,
+        key: &LockKey,
+        entry: &mut Entry,
+        env: &Env<'_>,
+        mut effects: Effects,
+        outbox: &mut Outbox,
+    ) {
+        while !effects.is_empty() {
+            for effect in std::mem::take(&mut effects) {
+                match effect {
+                    Effect::Send(command) => {
+                        let bare = command.bare();
+                        let Some(done) = self.store.submit(env.now, key, command) else {
+                            continue;
+                        };
+                        let mut machine = entry.slot.on(env, &mut effects);
+                        machine.replied(bare, done.outcome);
+                        if let Some(notice) = done.notice {
+                            machine.notice(notice);
+                        }
+                        outbox.settled.extend(done.settled);
+                    }
+                    Effect::Grant { waiter, grant } => {
+                        let lease = Lease::new(self.id, key.clone(), grant);
+                        entry.lease = Some(lease.clone());
+                        outbox.decided.push((waiter, Decision::Granted(lease)));
+                    }
+                    Effect::Replay { waiter, record } => {
+                        outbox.decided.push((waiter, Decision::Recorded(record)));
+                    }
+                    Effect::Reject { waiter, error } => {
+                        outbox.decided.push((waiter, Decision::Rejected(error)));
+                    }
+                    Effect::Extend { until } => {
+                        if let Some(lease) = &entry.lease {
+                            lease.extend(until);
+                        }
+                    }
+                    Effect::Lose { reason } => {
+                        if let Some(lease) = entry.lease.take() {
+                            // Now, and not when the slot is unlocked: another may get the lock.
+                            lease.end(reason);
+                            outbox.lost.push((lease, reason));
+                        }
+                    }
+                    Effect::HandedOn { reply } => {
+                        outbox.settled.extend(reply.map(|reply| (reply, Ok(()))));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts an idle slot in the place of one that panicked, and releases what that may hold.
+    fn give_up(&self, key: &LockKey, entry: &mut Entry, now: Time) -> Entry {
+        let broken = std::mem::take(entry);
+        if let Some(lease) = &broken.lease {
+            let release = Command::Release {
+                token: lease.grant().token,
+                contended: true,
+                reply: None,
+            };
+            self.store.submit(now, key, release);
+        }
+        broken
+    }
+
+    fn count(&self, before: Waiting, after: Waiting) {
+        count(&self.waiting, before.requests, after.requests);
+        count(&self.queued, before.in_store.into(), after.in_store.into());
+    }
+
+    /// Tells others what happened, when the slot is unlocked: what they do then is up to them.
+    fn tell(self: &Arc<Self>, key: &LockKey, outbox: Outbox) {
+        for (reply, result) in outbox.settled {
+            shielded(|| reply.send(result));
+        }
+        for (lease, reason) in outbox.lost {
+            shielded(|| trace::lost(key, lease.fencing_token(), lease.age(), reason));
+        }
+        for (waiter, decision) in outbox.decided {
+            // A waiter that is gone drops its guard, which passes the lock on.
+            shielded(|| {
+                waiter.send(match decision {
+                    Decision::Granted(lease) => {
+                        Ok(Taken::Lock(LockGuard::new(Arc::clone(self), lease)))
+                    }
+                    Decision::Recorded(record) => Ok(Taken::Record(record)),
+                    Decision::Rejected(error) => Err(error),
+                })
+            });
+        }
+        if let Some(broken) = outbox.given_up {
+            shielded(|| trace::slot_given_up(key));
+            if let Some(lease) = broken.lease {
+                lease.end(LostReason::Expired);
+            }
+            // Its waiters are told as they are dropped.
+            shielded(|| drop(broken.slot));
+        }
+    }
+}
+
+fn count(total: &AtomicUsize, before: usize, after: usize) {
+    if after > before {
+        total.fetch_add(after - before, Ordering::Relaxed);
+    } else if after < before {
+        total.fetch_sub(before - after, Ordering::Relaxed);
+    }
+}

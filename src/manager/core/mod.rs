@@ -1,0 +1,270 @@
+//! [`Core`]: what all clones of a manager share.
+//!
+//! Each request, holder, reply of the store and tick of the clock is an [event](event) of one key.
+
+mod event;
+mod slots;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, oneshot};
+
+use self::slots::Slots;
+use super::guard::LockGuard;
+use super::slot::Rules;
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
+use crate::key::LockKey;
+use crate::lease::{Lease, LostReason};
+use crate::shield::shielded;
+use crate::store::{Command, Events, Notice, Outcome, Record, ReplySender, Store};
+use crate::sync::WakeAt;
+use crate::trace;
+
+pub(crate) struct Core {
+    /// Tells this manager from the others in the process.
+    pub(crate) id: u64,
+    pub(super) store: Store,
+    pub(super) rules: Rules,
+    pub(super) command_timeout: Duration,
+    slots: Slots,
+    /// Numbers for tokens, leases and waiters, each used once.
+    ids: AtomicU64,
+    /// Requests that wait.
+    waiting: AtomicUsize,
+    /// How many may.
+    max_waiters: usize,
+    /// Keys that are in a queue of the store.
+    queued: AtomicUsize,
+    /// Clones of the manager.
+    pub(super) handles: AtomicUsize,
+    pub(super) is_closed: AtomicBool,
+    pub(super) is_running: AtomicBool,
+    /// The background task has done everything that there was to do after the manager was closed.
+    pub(super) stopped: Notify,
+    /// When the background task next visits the slots, as [`Time`] in nanoseconds.
+    pub(super) next_visit: WakeAt,
+}
+
+type TakeResult = Result<Taken, Error>;
+type Waiter = oneshot::Sender<TakeResult>;
+
+/// What a request gets.
+pub(super) enum Taken {
+    Lock(LockGuard),
+    /// There is this in the lock's place: see [`Store::fetch`].
+    Record(Bytes),
+}
+
+/// A request for a lock, as long as it has no answer. Cancelled if it is dropped.
+pub(super) struct Request<'a> {
+    core: &'a Arc<Core>,
+    key: &'a LockKey,
+    number: u64,
+    pub(super) answer: oneshot::Receiver<TakeResult>,
+    pub(super) is_answered: bool,
+}
+
+impl Request<'_> {
+    /// Gives up waiting. Returns what there is to say then.
+    pub(super) fn give_up(mut self) -> ErrorKind {
+        self.is_answered = true;
+        let number = self.number;
+        let overdue = self.core.with_slot(self.key, |machine| {
+            let overdue = machine.overdue();
+            machine.cancel(number);
+            Some(overdue)
+        });
+        match overdue {
+            Some(kind) if self.core.store.is_available() => kind,
+            // The lock may well be free.
+            _ => ErrorKind::Unavailable,
+        }
+    }
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            // Otherwise its waker, which may panic, would be called while the slot is locked.
+            self.answer.close();
+            let number = self.number;
+            self.core
+                .with_slot(self.key, |machine| machine.cancel(number));
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn new(
+        store: Store,
+        rules: Rules,
+        command_timeout: Duration,
+        max_waiters: usize,
+    ) -> Arc<Self> {
+        static MANAGERS: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Self {
+            id: MANAGERS.fetch_add(1, Ordering::Relaxed),
+            store,
+            rules,
+            command_timeout,
+            slots: Slots::new(),
+            ids: AtomicU64::new(1),
+            waiting: AtomicUsize::new(0),
+            max_waiters,
+            queued: AtomicUsize::new(0),
+            handles: AtomicUsize::new(0),
+            is_closed: AtomicBool::new(false),
+            is_running: AtomicBool::new(false),
+            stopped: Notify::new(),
+            next_visit: WakeAt::new(),
+        })
+    }
+
+    pub(super) fn request<'a>(
+        self: &'a Arc<Self>,
+        key: &'a LockKey,
+        patient: bool,
+    ) -> Result<Request<'a>, Error> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(Error::of(ErrorKind::Closed));
+        }
+        let (waiter, answer) = oneshot::channel();
+        let number = self.with_slot(key, |machine| {
+            // Taken here: numbers rise in order of arrival.
+            let number = machine.next_id();
+            machine.request(number, waiter, patient);
+            number
+        });
+        self.ensure_running();
+        Ok(Request {
+            core: self,
+            key,
+            number,
+            answer,
+            is_answered: false,
+        })
+    }
+
+    /// Ends a holder's lease: it released the lock, or dropped its guard.
+    pub(super) fn finish(self: &Arc<Self>, lease: &Lease, reply: Option<ReplySender>) {
+        lease.end(LostReason::Released);
+        let grant = lease.grant();
+        self.with_slot(lease.key(), |machine| machine.finished(grant, reply));
+        self.lease_ended(lease);
+    }
+
+    /// Lets a holder keep its lease while its record is written, for so much time at most.
+    pub(super) fn recording(self: &Arc<Self>, lease: &Lease, time: Duration) {
+        let grant = lease.grant();
+        self.with_slot(lease.key(), |machine| machine.recording(grant.lease, time));
+    }
+
+    /// Ends a holder's lease with a record in the lock's place. Returns whether the lock was still
+    /// held here.
+    pub(super) fn complete(
+        self: &Arc<Self>,
+        lease: &Lease,
+        record: Record,
+        reply: ReplySender,
+    ) -> bool {
+        lease.end(LostReason::Released);
+        let grant = lease.grant();
+        let was_held = self.with_slot(lease.key(), |machine| {
+            machine.completed(grant, record, Some(reply))
+        });
+        self.lease_ended(lease);
+        was_held
+    }
+
+    fn lease_ended(self: &Arc<Self>, lease: &Lease) {
+        shielded(|| trace::released(lease.key(), lease.fencing_token(), lease.age()));
+        // The task had ended if the manager was closed and this lease was all that was left, and
+        // lost.
+        self.ensure_running();
+    }
+
+    /// How many shards there are to [tick](Self::tick).
+    pub(super) fn shards(&self) -> usize {
+        self.slots.shards()
+    }
+
+    /// Tells the slots of a shard the time, if they have something to do by now. Returns when the
+    /// first of the others has.
+    pub(super) fn tick(self: &Arc<Self>, shard: usize, now: Time) -> Option<Time> {
+        let (mut due, mut next) = (Vec::new(), None);
+        for (key, entry) in self.slots.shard(shard).iter() {
+            match entry.slot.next_tick() {
+                Some(at) if at <= now => due.push(key.clone()),
+                at => next = at.into_iter().chain(next).min(),
+            }
+        }
+        for key in due {
+            self.with_slot(&key, |machine| machine.tick());
+        }
+        next
+    }
+
+    /// No more locks will be asked for.
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire) || self.handles.load(Ordering::Acquire) == 0
+    }
+
+    /// Nothing is held, waited for, or in flight.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.slots.is_empty() && self.store.is_drained()
+    }
+
+    /// Makes the background task see whether its time has come.
+    pub(super) fn wake(&self) {
+        self.next_visit.wake();
+        self.store.wake();
+    }
+}
+
+/// What the store calls.
+pub(super) struct StoreEvents<'a>(pub(super) &'a Arc<Core>);
+
+impl Events for StoreEvents<'_> {
+    fn replied(&self, key: &LockKey, command: Command<(), ()>, outcome: Outcome) {
+        if !matches!(command, Command::Release { .. }) {
+            self.0
+                .with_slot(key, |machine| machine.replied(command, outcome));
+        }
+    }
+
+    fn notice(&self, key: &LockKey, notice: Notice) {
+        self.0.with_slot(key, |machine| machine.notice(notice));
+    }
+
+    fn reconnected(&self) {
+        self.0.with_every_slot(|machine| machine.reconnected());
+    }
+
+    fn all_changed(&self) {
+        self.0
+            .with_every_slot(|machine| machine.notice(Notice::Changed));
+    }
+
+    fn is_held(&self, key: &LockKey, token: u64) -> bool {
+        let shard = self.0.slots.shard_of(key);
+        shard.get(key).is_some_and(|entry| entry.slot.holds(token))
+    }
+
+    fn awaits_grants(&self) -> bool {
+        self.0.queued.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
