@@ -29,7 +29,7 @@
 //!
 //! `tests/it/manager` runs over every store; the [fake](fake) store shows all that may go wrong.
 
-#[cfg(test)]
+#[cfg(all(test, feature = "properties"))]
 pub(crate) mod fake;
 mod memory;
 mod protocol;
@@ -108,7 +108,7 @@ impl Done {
 pub(crate) enum Store {
     Memory(memory::MemoryStore),
     Redis(redis::RedisStore),
-    #[cfg(test)]
+    #[cfg(all(test, feature = "properties"))]
     Fake(fake::FakeStore),
 }
 
@@ -133,7 +133,7 @@ impl Store {
         match self {
             Self::Memory(memory) => Some(memory.execute(now, key, command)),
             Self::Redis(redis) => redis.submit(now, key, command).map(Done::new),
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => {
                 fake.submit(now, key, command);
                 None
@@ -153,7 +153,7 @@ impl Store {
         match self {
             Self::Redis(redis) => redis.run(connected, events, is_finished).await,
             Self::Memory(_) => std::future::pending().await,
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => std::future::pending().await,
         }
     }
@@ -171,7 +171,7 @@ impl Store {
         match self {
             Self::Redis(_) => true,
             Self::Memory(_) => false,
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => false,
         }
     }
@@ -182,7 +182,7 @@ impl Store {
         match self {
             Self::Redis(redis) => Some(redis.answers_within()),
             Self::Memory(_) => None,
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => Some(fake.answers_within()),
         }
     }
@@ -192,7 +192,7 @@ impl Store {
         match self {
             Self::Redis(redis) if record.content.len() > LONG => Some(redis.patience()),
             Self::Redis(_) | Self::Memory(_) => None,
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => None,
         }
     }
@@ -211,7 +211,7 @@ impl Store {
         match self {
             Self::Redis(redis) => redis.put_aside(key, record, hold, lost).await,
             Self::Memory(_) => unreachable!("it takes records of any length"),
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => unreachable!("it takes records of any length"),
         }
     }
@@ -232,7 +232,7 @@ impl Store {
         match self {
             Self::Memory(_) => Ok(Ok(found)),
             Self::Redis(redis) => redis.fetch(key, found).await,
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => Ok(Ok(found)),
         }
     }
@@ -242,7 +242,7 @@ impl Store {
         match self {
             Self::Memory(_) => true,
             Self::Redis(redis) => redis.is_connected(),
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => fake.is_connected(),
         }
     }
@@ -252,7 +252,7 @@ impl Store {
         match self {
             Self::Memory(_) => true,
             Self::Redis(redis) => redis.is_drained(),
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => fake.is_drained(),
         }
     }

@@ -266,5 +266,5 @@ impl fmt::Debug for Core {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "properties"))]
 mod tests;

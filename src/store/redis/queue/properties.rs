@@ -1,0 +1,128 @@
+//! The order of commands, whatever happens to them.
+
+use std::collections::HashSet;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::tests::{MINUTE, Outcomes, closed, loaded, store};
+use super::*;
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Submit(usize, Command<(), ()>),
+    Send,
+    /// The oldest call has its reply. Redis refused what ends a hold: some of it, by these bits.
+    Replied(u8),
+    /// The oldest call fails, but for what ends a hold.
+    Fails,
+    /// All calls are to be sent again.
+    Recall,
+    Retry,
+    /// Both, and some commands fail: the connection broke.
+    Breaks,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let command = prop_oneof![
+        (any::<bool>(), any::<bool>()).prop_map(|(queue, again)| Command::Acquire {
+            token: 0,
+            queue,
+            watch: false,
+            again,
+        }),
+        any::<bool>().prop_map(|contended| Command::Release {
+            token: 0,
+            contended,
+            reply: (),
+        }),
+        Just(Command::Complete {
+            token: 0,
+            record: (),
+            reply: (),
+        }),
+        Just(Command::Renew { token: 0 }),
+    ];
+    prop_oneof![
+        12 => (0..3_usize, command).prop_map(|(key, command)| Step::Submit(key, command)),
+        6 => Just(Step::Send),
+        4 => any::<u8>().prop_map(Step::Replied),
+        1 => Just(Step::Fails),
+        1 => Just(Step::Recall),
+        2 => Just(Step::Retry),
+        1 => Just(Step::Breaks),
+    ]
+}
+
+/// Takes the next call, and checks all that it could have overtaken.
+fn send(store: &RedisStore, in_flight: &mut InFlight<'_>, refused: &HashSet<u64>) {
+    let Some(commands) = store.take_commands(in_flight.calls.len()) else {
+        return;
+    };
+    for (place, pending) in commands.iter().enumerate() {
+        let of_key = |other: &&Pending| other.key == pending.key;
+        let queue = store.queue();
+        let behind = queue.ends.iter().chain(&queue.others);
+        let behind = behind.chain(&commands[place + 1..]);
+        for later in behind.filter(of_key) {
+            assert!(
+                later.number > pending.number,
+                "{pending:?} overtook {later:?}"
+            );
+        }
+        // A refused one alone comes late.
+        let before = in_flight.calls.iter().flat_map(|(_, commands)| commands);
+        for earlier in before.filter(of_key) {
+            assert!(
+                earlier.number < pending.number || refused.contains(&pending.number),
+                "{earlier:?} overtook {pending:?}"
+            );
+        }
+    }
+    in_flight.push(Time::now(), commands);
+}
+
+proptest! {
+    #[test]
+    fn commands_for_one_key_are_sent_in_order_of_submission_whatever_happens(
+        steps in vec(step(), 1..120),
+    ) {
+        let (store, outcomes) = (store(MINUTE), Outcomes::default());
+        let mut in_flight = InFlight::new(&store);
+        let mut refused = HashSet::new();
+        for step in steps {
+            match step {
+                Step::Submit(key, command) => store.put(key, loaded(command)),
+                Step::Send => send(&store, &mut in_flight, &refused),
+                Step::Replied(bits) if !in_flight.calls.is_empty() => {
+                    for (place, pending) in in_flight.pop().1.into_iter().enumerate() {
+                        if pending.ends_hold() && bits >> (place % 8) & 1 == 1 {
+                            refused.insert(pending.number);
+                            in_flight.keep(pending);
+                        }
+                    }
+                }
+                Step::Fails if !in_flight.calls.is_empty() => {
+                    store.fail(in_flight.pop(), &closed(), true, &outcomes);
+                    // The connection is closed then.
+                    in_flight.recall();
+                }
+                Step::Replied(_) | Step::Fails => {}
+                Step::Recall => in_flight.recall(),
+                Step::Retry => in_flight.retry(),
+                Step::Breaks => {
+                    in_flight = InFlight::new(&store);
+                    store.fail_first(|pending| pending.attempts >= 2, &closed(), &outcomes);
+                }
+            }
+        }
+        // All of it goes out in the end.
+        drop(in_flight);
+        let mut in_flight = InFlight::new(&store);
+        while !store.queue().is_empty() {
+            send(&store, &mut in_flight, &refused);
+            in_flight.pop();
+        }
+        prop_assert!(store.is_drained());
+    }
+}

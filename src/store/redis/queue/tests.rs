@@ -1,0 +1,229 @@
+//! What fails, what stays, and how much goes out at once.
+
+use std::cell::Cell;
+use std::collections::HashSet;
+
+use uuid::Uuid;
+
+use super::super::{Address, Settings};
+use super::*;
+use crate::store::{Notice, Record};
+
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
+
+pub(super) fn store(command_timeout: Duration) -> RedisStore {
+    let settings = Settings {
+        manager: Uuid::new_v4(),
+        prefix: "lock:".to_owned(),
+        ttl: MINUTE,
+        grant_ttl: MINUTE,
+        command_timeout,
+        quarantine: false,
+    };
+    let address = Address::parse("redis://127.0.0.1:1", None).unwrap();
+    RedisStore::with(settings, address)
+}
+
+fn key(number: usize) -> LockKey {
+    LockKey::new(format!("{number}")).unwrap()
+}
+
+fn acquire(token: u64) -> Command {
+    Command::Acquire {
+        token,
+        queue: false,
+        watch: false,
+        again: false,
+    }
+}
+
+fn release(token: u64) -> Command {
+    Command::Release {
+        token,
+        contended: false,
+        reply: None,
+    }
+}
+
+/// A command that carries something, though no caller waits for it.
+pub(super) fn loaded(command: Command<(), ()>) -> Command {
+    match command {
+        Command::Acquire {
+            token,
+            queue,
+            watch,
+            again,
+        } => Command::Acquire {
+            token,
+            queue,
+            watch,
+            again,
+        },
+        Command::Release {
+            token, contended, ..
+        } => Command::Release {
+            token,
+            contended,
+            reply: None,
+        },
+        Command::Complete { token, .. } => Command::Complete {
+            token,
+            record: Record {
+                content: "done".into(),
+                retention: MINUTE,
+            },
+            reply: None,
+        },
+        Command::Renew { token } => Command::Renew { token },
+        Command::Check { token } => Command::Check { token },
+    }
+}
+
+impl RedisStore {
+    pub(super) fn put(&self, key_number: usize, command: Command) {
+        let done = self.submit(Time::now(), &key(key_number), command);
+        assert!(done.is_none());
+    }
+
+    /// Where each queued command lies.
+    fn places(&self) -> HashSet<*const Pending> {
+        let queue = self.queue();
+        let all = queue.ends.iter().chain(&queue.others);
+        all.map(std::ptr::from_ref).collect()
+    }
+}
+
+/// Counts the outcomes.
+#[derive(Default)]
+pub(super) struct Outcomes(Cell<usize>);
+
+impl Events for Outcomes {
+    fn replied(&self, _: &LockKey, _: Command<(), ()>, outcome: Outcome) {
+        assert!(outcome.result.is_err());
+        self.0.set(self.0.get() + 1);
+    }
+
+    fn notice(&self, _: &LockKey, _: Notice) {}
+
+    fn all_changed(&self) {}
+
+    fn is_held(&self, _: &LockKey, _: u64) -> bool {
+        false
+    }
+
+    fn reconnected(&self) {}
+
+    fn awaits_grants(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn releases_that_an_outage_left_behind_are_not_gone_through_for_each_call() {
+    let (store, outcomes) = (store(Duration::ZERO), Outcomes::default());
+    let (releases, fresh) = (1000, 10);
+    for number in 0..releases {
+        store.put(number, release(number as u64));
+    }
+    let mut left = store.places();
+    for number in releases..releases + fresh {
+        store.put(number, acquire(number as u64));
+    }
+    // All of them are overdue. Those that fail are found without a look at the others.
+    let looks = Cell::new(0);
+    let fails = |_: &Pending| {
+        looks.set(looks.get() + 1);
+        looks.get() <= fresh / 2
+    };
+    let failing = store.take_failing(fails, &outcomes);
+    assert_eq!((failing.len(), looks.get()), (fresh / 2, fresh / 2 + 1));
+    store.fail_overdue(&outcomes);
+    assert_eq!(outcomes.0.get(), fresh / 2);
+    assert_eq!(store.places(), left, "none was moved");
+    // The same holds if a call has to be sent again.
+    while let Some(commands) = store.take_commands(0) {
+        let rest = store.places();
+        assert!(rest.is_subset(&left), "none was moved");
+        store.put_back(commands);
+        assert!(rest.is_subset(&store.places()), "none was moved");
+        store.take_commands(0).unwrap();
+        store.fail_overdue(&outcomes);
+        left = store.places();
+        assert_eq!(left, rest, "none was moved");
+    }
+    assert_eq!(outcomes.0.get(), fresh / 2);
+}
+
+#[test]
+fn what_was_never_sent_fails_with_its_release_and_what_was_sent_without() {
+    let (store, outcomes) = (store(MINUTE), Outcomes::default());
+    store.put(1, acquire(1));
+    store.put(1, release(1));
+    let sent = store.take_commands(0).unwrap();
+    assert_eq!(sent.len(), 2);
+    store.put_back(sent);
+    store.put(2, acquire(2));
+    store.put(3, release(3));
+    store.put(2, release(2));
+    store.fail_first(|_| true, &closed(), &outcomes);
+    assert_eq!(outcomes.0.get(), 3);
+    let left = store.take_commands(0).unwrap();
+    let left: Vec<_> = left.iter().map(|pending| pending.command.bare()).collect();
+    assert_eq!(left, [release(1).bare(), release(3).bare()]);
+}
+
+pub(super) fn closed() -> Error {
+    Error::of(ErrorKind::Unavailable)
+}
+
+#[test]
+fn a_look_for_acquires_goes_no_further_back_than_the_last_one() {
+    let (store, mut seen) = (store(MINUTE), 0);
+    let mut look = || store.queue().has_new_acquire(&mut seen);
+    assert!(!look());
+    store.put(1, acquire(1));
+    assert!(look());
+    assert!(!look());
+    store.put(2, Command::Renew { token: 2 });
+    store.put(3, release(3));
+    assert!(!look());
+    store.put(4, acquire(4));
+    store.put(5, Command::Renew { token: 5 });
+    assert!(look());
+}
+
+#[test]
+fn more_calls_are_in_flight_only_while_each_is_full() {
+    let store = store(MINUTE);
+    let commands = MAX_CALLS * MAX_COMMANDS + MAX_COMMANDS / 2;
+    for number in 0..commands {
+        store.put(number, Command::Renew { token: 1 });
+    }
+    let lengths: Vec<usize> = (0..)
+        .map_while(|calls| Some(store.take_commands(calls)?.len()))
+        .collect();
+    assert_eq!(lengths, [MAX_COMMANDS; MAX_CALLS]);
+    assert_eq!(store.queue().len(), MAX_COMMANDS / 2);
+    // The rest waits for the calls before it, as long as two are in flight.
+    assert!(store.take_commands(FEW_CALLS).is_none());
+    assert!(store.take_commands(FEW_CALLS - 1).is_some());
+}
+
+#[test]
+fn records_are_in_flight_in_few_calls_however_many_are_queued() {
+    let store = store(MINUTE);
+    for number in 0..4 * MAX_COMMANDS {
+        store.put(number, Command::Renew { token: 1 });
+    }
+    let record = LockKey::record(["a"]).unwrap();
+    store.submit(Time::now(), &record, acquire(1));
+    for number in 0..MAX_COMMANDS {
+        store.put(number, Command::Renew { token: 1 });
+    }
+    assert!(store.take_commands(MAX_CALLS - 1).is_some());
+    for _ in 0..3 {
+        assert!(store.take_commands(FEW_CALLS).is_some());
+    }
+    assert!(store.take_commands(FEW_CALLS).is_none());
+    assert!(store.take_commands(FEW_CALLS - 1).is_some());
+}
