@@ -9,24 +9,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Answer, Command, Failure, Farewell, Granted, Notice, Record};
+use super::{Command, Failure, Granted, Notice, Record, Reply};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Kind, LockKey};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct FakeStore {
+    command_timeout: Duration,
     commands: Mutex<Vec<Pending>>,
     is_connected: AtomicBool,
     is_busy: AtomicBool,
 }
 
-/// A command that has no answer yet.
+/// A command that has no reply yet.
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(crate) key: LockKey,
     pub(crate) command: Command,
-    pub(crate) farewell: Farewell,
     pub(crate) submitted: Time,
     /// How often it was sent.
     pub(crate) attempts: u32,
@@ -34,8 +34,7 @@ pub(crate) struct Pending {
 
 impl Pending {
     pub(crate) fn ends_hold(&self) -> bool {
-        let command = self.command;
-        matches!(command, Command::Release { .. } | Command::Complete { .. })
+        self.command.ends_hold()
     }
 
     /// Whether the server may have carried it out.
@@ -43,10 +42,10 @@ impl Pending {
         self.attempts > 0 || matches!(self.command, Command::Acquire { again: true, .. })
     }
 
-    /// What the receipt says.
-    pub(crate) fn settled(&self, result: &Result<Answer, Failure>) -> Result<(), Error> {
+    /// What the caller of a release or a completion is told.
+    pub(crate) fn settled(&self, result: &Result<Reply, Failure>) -> Result<(), Error> {
         match result {
-            Ok(Answer::Released { had_it: false, .. }) if self.attempts > 1 => {
+            Ok(Reply::Released { had_it: false, .. }) if self.attempts > 1 => {
                 Err(Error::of(ErrorKind::Unavailable))
             }
             _ => super::settled(result),
@@ -55,11 +54,23 @@ impl Pending {
 }
 
 impl FakeStore {
-    pub(crate) fn submit(&self, now: Time, key: &LockKey, command: Command, farewell: Farewell) {
+    pub(crate) fn new(command_timeout: Duration) -> Self {
+        Self {
+            command_timeout,
+            commands: Mutex::default(),
+            is_connected: AtomicBool::default(),
+            is_busy: AtomicBool::default(),
+        }
+    }
+
+    pub(crate) fn answers_within(&self) -> Duration {
+        3 * self.command_timeout
+    }
+
+    pub(crate) fn submit(&self, now: Time, key: &LockKey, command: Command) {
         self.commands().push(Pending {
             key: key.clone(),
             command,
-            farewell,
             submitted: now,
             attempts: 0,
         });
@@ -78,7 +89,7 @@ impl FakeStore {
         self.is_connected.load(Ordering::Relaxed)
     }
 
-    /// Whether commands that were sent have no answer yet.
+    /// Whether commands that were sent have no reply yet.
     pub(crate) fn set_busy(&self, is_busy: bool) {
         self.is_busy.store(is_busy, Ordering::Relaxed);
     }
@@ -104,7 +115,7 @@ pub(crate) enum Value {
 }
 
 #[derive(Debug)]
-struct Owner {
+struct Entry {
     value: Value,
     expires: Option<Time>,
 }
@@ -125,7 +136,7 @@ pub(crate) struct Times {
 /// What the server has: what the scripts do, on a map.
 #[derive(Debug)]
 pub(crate) struct Truth {
-    owners: HashMap<LockKey, Owner>,
+    locks: HashMap<LockKey, Entry>,
     queues: HashMap<LockKey, Queue>,
     /// The processes that want to know of a change.
     watchers: HashMap<LockKey, Vec<usize>>,
@@ -141,7 +152,7 @@ pub(crate) struct Truth {
 impl Truth {
     pub(crate) fn new(processes: usize) -> Self {
         Self {
-            owners: HashMap::new(),
+            locks: HashMap::new(),
             queues: HashMap::new(),
             watchers: HashMap::new(),
             last_fence: 1000,
@@ -151,13 +162,13 @@ impl Truth {
         }
     }
 
-    pub(crate) fn owner(&mut self, key: &LockKey, now: Time) -> Option<&Value> {
-        let expires = self.owners.get(key)?.expires;
+    pub(crate) fn value(&mut self, key: &LockKey, now: Time) -> Option<&Value> {
+        let expires = self.locks.get(key)?.expires;
         if let Some(expires) = expires.filter(|expires| *expires <= now) {
-            self.owners.remove(key);
+            self.locks.remove(key);
             self.expired.insert(key.clone(), expires);
         }
-        Some(&self.owners.get(key)?.value)
+        Some(&self.locks.get(key)?.value)
     }
 
     pub(crate) fn queue(&mut self, key: &LockKey, now: Time) -> &[Token] {
@@ -176,27 +187,28 @@ impl Truth {
         self.changed(key, None);
         match value {
             Some((value, expires)) => {
-                self.owners.insert(key.clone(), Owner { value, expires });
+                self.locks.insert(key.clone(), Entry { value, expires });
             }
-            None => drop(self.owners.remove(key)),
+            None => drop(self.locks.remove(key)),
         }
     }
 
     pub(crate) fn flush(&mut self) {
-        self.owners.clear();
+        self.locks.clear();
         self.queues.clear();
         self.watchers.clear();
     }
 
-    pub(crate) fn execute(
+    pub(crate) fn execute<S>(
         &mut self,
         process: usize,
         times: Times,
         now: Time,
-        (key, command, record): (&LockKey, Command, Option<&Record>),
-    ) -> Answer {
+        key: &LockKey,
+        command: &Command<Record, S>,
+    ) -> Reply {
         let of = |number| Token { process, number };
-        match command {
+        match *command {
             Command::Acquire {
                 token,
                 queue,
@@ -204,26 +216,25 @@ impl Truth {
                 ..
             } => self.acquire(key, of(token), times.ttl, now, queue, watch),
             Command::Release { token, .. } => self.release(key, of(token), times.grant_ttl, now),
-            Command::Complete { token } => {
-                let record = record.expect("a completion has a record");
-                self.complete(key, of(token), now, record)
-            }
+            Command::Complete {
+                token, ref record, ..
+            } => self.complete(key, of(token), now, record),
             Command::Renew { token } => {
                 self.watch(key, process);
                 match self.has(key, of(token), now) {
                     true => {
-                        let wanted = !self.queue(key, now).is_empty();
+                        let contended = !self.queue(key, now).is_empty();
                         self.set(key, of(token), now + times.ttl);
-                        Answer::Renewed { wanted }
+                        Reply::Renewed { contended }
                     }
-                    false => Answer::Gone,
+                    false => Reply::Gone,
                 }
             }
             Command::Check { token } => {
                 self.watch(key, process);
                 match self.has(key, of(token), now) {
-                    true => Answer::Intact,
-                    false => Answer::Gone,
+                    true => Reply::Intact,
+                    false => Reply::Gone,
                 }
             }
         }
@@ -237,31 +248,31 @@ impl Truth {
         now: Time,
         queue: bool,
         watch: bool,
-    ) -> Answer {
-        let owner = self.owner(key, now).cloned();
-        let foreign = match owner {
+    ) -> Reply {
+        let value = self.value(key, now).cloned();
+        let foreign = match value {
             Some(Value::Record(record)) if key.kind() == Kind::Record => {
-                return Answer::Recorded(record);
+                return Reply::Recorded(record);
             }
             None => {
                 self.leave(key, token);
                 return self.acquired(key, token, ttl, now, queue);
             }
-            Some(Value::Token(owner)) if owner == token => {
+            Some(Value::Token(holder)) if holder == token => {
                 return self.acquired(key, token, ttl, now, true);
             }
-            Some(Value::Token(owner)) => {
+            Some(Value::Token(holder)) => {
                 if queue && self.queue(key, now).is_empty() {
-                    let notice = Notice::Wanted {
-                        token: owner.number,
+                    let notice = Notice::Contended {
+                        token: holder.number,
                     };
-                    self.told.push((owner.process, key.clone(), notice));
+                    self.told.push((holder.process, key.clone(), notice));
                 }
                 false
             }
             Some(_) => true,
         };
-        let expires = self.owners[key].expires;
+        let expires = self.locks[key].expires;
         let remaining = expires.map(|expires| expires.since(now));
         if queue {
             let lasts = now + remaining.unwrap_or_default() + 3 * ttl;
@@ -277,7 +288,7 @@ impl Truth {
         if watch {
             self.watch(key, token.process);
         }
-        Answer::Held { remaining, foreign }
+        Reply::HeldElsewhere { remaining, foreign }
     }
 
     fn acquired(
@@ -286,28 +297,28 @@ impl Truth {
         token: Token,
         ttl: Duration,
         now: Time,
-        looks: bool,
-    ) -> Answer {
+        may_queue: bool,
+    ) -> Reply {
         self.set(key, token, now + ttl);
-        let wanted = looks && !self.queue(key, now).is_empty();
+        let contended = may_queue && !self.queue(key, now).is_empty();
         self.last_fence += 1;
-        Answer::Acquired {
+        Reply::Acquired {
             fence: self.last_fence,
-            wanted,
+            contended,
         }
     }
 
-    fn release(&mut self, key: &LockKey, token: Token, grant_ttl: Duration, now: Time) -> Answer {
+    fn release(&mut self, key: &LockKey, token: Token, grant_ttl: Duration, now: Time) -> Reply {
         let had_it = self.has(key, token, now);
         if !had_it {
             self.leave(key, token);
         }
-        let granted = (had_it || self.owner(key, now).is_none()) && {
+        let granted = (had_it || self.value(key, now).is_none()) && {
             self.changed(key, Some(token.process));
-            self.owners.remove(key);
+            self.locks.remove(key);
             self.grant(key, grant_ttl, now)
         };
-        Answer::Released { had_it, granted }
+        Reply::Released { had_it, granted }
     }
 
     fn grant(&mut self, key: &LockKey, ttl: Duration, now: Time) -> bool {
@@ -320,7 +331,7 @@ impl Truth {
                     token: next.number,
                     fence: self.last_fence,
                     ttl,
-                    wanted: !self.queue(key, now).is_empty(),
+                    contended: !self.queue(key, now).is_empty(),
                     after: None,
                 };
                 let notice = Notice::Granted(granted);
@@ -331,31 +342,31 @@ impl Truth {
         false
     }
 
-    fn complete(&mut self, key: &LockKey, token: Token, now: Time, record: &Record) -> Answer {
+    fn complete(&mut self, key: &LockKey, token: Token, now: Time, record: &Record) -> Reply {
         let value = Value::Record(record.content.clone());
-        if self.owner(key, now) != Some(&value) {
+        if self.value(key, now) != Some(&value) {
             if !self.has(key, token, now) {
-                return Answer::Gone;
+                return Reply::Gone;
             }
             self.changed(key, Some(token.process));
             let expires = Some(now + record.retention);
-            self.owners.insert(key.clone(), Owner { value, expires });
+            self.locks.insert(key.clone(), Entry { value, expires });
             for waiting in self.queue(key, now).to_vec() {
                 self.told
                     .push((waiting.process, key.clone(), Notice::Changed));
             }
             self.queues.remove(key);
         }
-        Answer::Completed
+        Reply::Completed
     }
 
     fn has(&mut self, key: &LockKey, token: Token, now: Time) -> bool {
-        self.owner(key, now) == Some(&Value::Token(token))
+        self.value(key, now) == Some(&Value::Token(token))
     }
 
     fn set(&mut self, key: &LockKey, token: Token, expires: Time) {
         let (value, expires) = (Value::Token(token), Some(expires));
-        self.owners.insert(key.clone(), Owner { value, expires });
+        self.locks.insert(key.clone(), Entry { value, expires });
     }
 
     fn leave(&mut self, key: &LockKey, token: Token) {

@@ -63,6 +63,15 @@ pub(crate) struct Record {
 impl<R, S> Command<R, S> {
     /// Returns the command without what it carries.
     pub(crate) fn bare(&self) -> Command<(), ()> {
+        self.carrying(|_| (), ())
+    }
+
+    /// Returns the command with another record and another reply sender.
+    pub(crate) fn carrying<Q, T>(
+        &self,
+        record_of: impl FnOnce(&R) -> Q,
+        reply: T,
+    ) -> Command<Q, T> {
         match *self {
             Self::Acquire {
                 token,
@@ -80,12 +89,14 @@ impl<R, S> Command<R, S> {
             } => Command::Release {
                 token,
                 contended,
-                reply: (),
+                reply,
             },
-            Self::Complete { token, .. } => Command::Complete {
+            Self::Complete {
+                token, ref record, ..
+            } => Command::Complete {
                 token,
-                record: (),
-                reply: (),
+                record: record_of(record),
+                reply,
             },
             Self::Renew { token } => Command::Renew { token },
             Self::Check { token } => Command::Check { token },

@@ -21,7 +21,7 @@ pub(super) struct Holding {
     /// Until then, the store will certainly not give the lock away.
     pub(super) valid_until: Time,
     /// Its holder knows from the clock that it is lost then.
-    limit: Time,
+    pub(super) limit: Time,
     /// The lock is let go then: the holder has had the time to stop.
     pub(super) over_at: Time,
     pub(super) renew_at: Time,

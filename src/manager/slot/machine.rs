@@ -153,6 +153,10 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     /// The slot gave this lock up as lost. If it has not expired yet, others need not wait until
     /// then.
     fn release_lost(&mut self, token: u64, reply: S) {
+        // A record in flight, or another lease, stands on it.
+        if self.slot.holds(token) {
+            return;
+        }
         self.send(Command::Release {
             token,
             contended: false,

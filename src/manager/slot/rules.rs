@@ -39,7 +39,7 @@ impl Rules {
     }
 
     /// How long the signal of a loss may take to be acted upon.
-    fn margin(ttl: Duration) -> Duration {
+    pub(super) fn margin(ttl: Duration) -> Duration {
         (ttl / 20).min(Duration::from_millis(100))
     }
 

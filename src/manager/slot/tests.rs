@@ -1,6 +1,10 @@
 //! The rules of a slot, one event after the other. Waiters are letters.
 
+use std::time::Duration;
+
 use super::*;
+use crate::error::ErrorKind;
+use crate::store::{Failure, Granted, Notice, Outcome, Reply};
 
 const TTL: Duration = Duration::from_secs(10);
 
@@ -18,10 +22,10 @@ impl<W> Slot<W> {
     pub(crate) fn stands_for(&self) -> Standing {
         match &self.state {
             State::Idle => Standing::Nothing,
-            State::Asking { .. } | State::Queued { .. } | State::Resting { .. } => {
+            State::Acquiring { .. } | State::Queued { .. } | State::Backoff { .. } => {
                 Standing::Waiters
             }
-            State::Held(Held {
+            State::Holding(Holding {
                 token, completing, ..
             }) => match *completing {
                 true => Standing::Record { token: *token },
@@ -59,10 +63,7 @@ impl Table {
         }
     }
 
-    fn on(
-        &mut self,
-        event: impl FnOnce(&mut Slot<char>, &Env<'_>, &mut Effects<char>),
-    ) -> Vec<String> {
+    fn on(&mut self, event: impl FnOnce(&mut Machine<'_, char, (), ()>)) -> Vec<String> {
         let mut effects = Effects::new();
         let env = Env {
             now: self.now,
@@ -70,28 +71,28 @@ impl Table {
             ids: &self.ids,
             has_room: self.has_room,
         };
-        event(&mut self.slot, &env, &mut effects);
+        event(&mut self.slot.on(&env, &mut effects));
         effects.into_iter().map(describe).collect()
     }
 
     fn request(&mut self, waiter: char, patient: bool) -> Vec<String> {
-        self.on(|slot, env, effects| slot.request(env, waiter as u64, waiter, patient, effects))
+        self.on(|machine| machine.request(waiter as u64, waiter, patient))
     }
 
     fn cancel(&mut self, waiter: char) -> Vec<String> {
-        self.on(|slot, _, effects| slot.cancel(waiter as u64, effects))
+        self.on(|machine| machine.cancel(waiter as u64))
     }
 
     fn notice(&mut self, notice: Notice) -> Vec<String> {
-        self.on(|slot, env, effects| slot.notice(env, notice, effects))
+        self.on(|machine| machine.notice(notice))
     }
 
     /// The store answers what it was asked with this token, sent so long ago.
-    fn acquire_answered(
+    fn acquire_replied(
         &mut self,
         token: u64,
         ago: Duration,
-        result: Result<Answer, Failure>,
+        result: Result<Reply, Failure>,
     ) -> Vec<String> {
         let command = Command::Acquire {
             token,
@@ -99,49 +100,49 @@ impl Table {
             watch: false,
             again: false,
         };
-        self.answered(command, ago, result)
+        self.replied(command, ago, result)
     }
 
-    fn answered(
+    fn replied(
         &mut self,
-        command: Command,
+        command: Command<(), ()>,
         ago: Duration,
-        result: Result<Answer, Failure>,
+        result: Result<Reply, Failure>,
     ) -> Vec<String> {
         let sent_at = Time::from_nanos(self.now.as_nanos() - ago.as_nanos() as u64);
-        self.on(|slot, env, effects| {
-            slot.answered(env, command, Outcome { sent_at, result }, effects);
-        })
+        self.on(|machine| machine.replied(command, Outcome { sent_at, result }))
     }
 
-    fn lease(&self) -> u64 {
+    fn grant_held(&self) -> Grant {
         match &self.slot.state {
-            State::Held(held) => held.lease,
+            State::Holding(holding) => holding.grant(),
             _ => panic!("not held: {:?}", self.slot),
         }
     }
 
-    fn complete(&mut self) -> Vec<String> {
-        let lease = self.lease();
-        self.on(|slot, env, effects| {
-            slot.completed(env, lease, effects);
-        })
+    fn overdue(&mut self) -> ErrorKind {
+        let mut kind = None;
+        self.on(|machine| kind = Some(machine.overdue()));
+        kind.expect("the event has happened")
     }
 
-    fn complete_answered(&mut self, result: Result<Answer, Failure>) -> Vec<String> {
-        self.answered(Command::Complete { token: 1 }, Duration::ZERO, result)
+    fn complete(&mut self) -> Vec<String> {
+        let grant = self.grant_held();
+        self.on(|machine| assert!(machine.completed(grant, (), ())))
+    }
+
+    fn complete_replied(&mut self, result: Result<Reply, Failure>) -> Vec<String> {
+        self.replied(COMPLETE, Duration::ZERO, result)
     }
 
     fn finish(&mut self) -> Vec<String> {
-        let lease = self.lease();
-        self.on(|slot, env, effects| {
-            slot.finished(env, lease, effects);
-        })
+        let grant = self.grant_held();
+        self.on(|machine| machine.finished(grant, ()))
     }
 
     fn pass(&mut self, time: Duration) -> Vec<String> {
         self.now = self.now + time;
-        self.on(Slot::tick)
+        self.on(|machine| machine.tick())
     }
 
     /// The lock was given to this token, certainly no longer ago than that.
@@ -156,7 +157,7 @@ impl Table {
             token,
             fence: 9,
             ttl: self.rules.grant_ttl,
-            wanted: false,
+            contended: false,
             after: Some(after),
         }
     }
@@ -166,7 +167,7 @@ impl Table {
         let mut table = Self::new();
         table.now = table.now + TTL;
         table.request('a', true);
-        table.acquire_answered(1, Duration::ZERO, HELD);
+        table.acquire_replied(1, Duration::ZERO, HELD);
         table
     }
 
@@ -174,30 +175,35 @@ impl Table {
     fn held() -> Self {
         let mut table = Self::new();
         table.request('a', true);
-        table.acquire_answered(1, Duration::ZERO, ACQUIRED);
+        table.acquire_replied(1, Duration::ZERO, ACQUIRED);
         table
     }
 }
 
-const ACQUIRED: Result<Answer, Failure> = Ok(Answer::Acquired {
+const COMPLETE: Command<(), ()> = Command::Complete {
+    token: 1,
+    record: (),
+    reply: (),
+};
+const ACQUIRED: Result<Reply, Failure> = Ok(Reply::Acquired {
     fence: 7,
-    wanted: false,
+    contended: false,
 });
-const HELD: Result<Answer, Failure> = Ok(Answer::Held {
+const HELD: Result<Reply, Failure> = Ok(Reply::HeldElsewhere {
     remaining: Some(Duration::from_secs(4)),
     foreign: false,
 });
 
-fn recorded() -> Result<Answer, Failure> {
-    Ok(Answer::Recorded("done".into()))
+fn recorded() -> Result<Reply, Failure> {
+    Ok(Reply::Recorded("done".into()))
 }
 
-fn failed(unknown: bool) -> Result<Answer, Failure> {
+fn failed(unknown: bool) -> Result<Reply, Failure> {
     let error = Error::of(ErrorKind::Unavailable);
     Err(Failure { error, unknown })
 }
 
-fn describe(effect: Effect<char>) -> String {
+fn describe(effect: Effect<char, (), ()>) -> String {
     match effect {
         Effect::Send(Command::Acquire {
             token,
@@ -217,13 +223,14 @@ fn describe(effect: Effect<char>) -> String {
         Effect::Send(Command::Renew { token }) => format!("renew {token}"),
         Effect::Send(Command::Check { token }) => format!("check {token}"),
         Effect::Grant { waiter, grant } => format!("grant {waiter} {}", grant.fencing_token),
-        Effect::Send(Command::Complete { token }) => format!("complete {token}"),
+        Effect::Send(Command::Complete { token, .. }) => format!("complete {token}"),
         Effect::Replay { waiter, record } => {
             format!("replay {waiter} {record:?}")
         }
         Effect::Reject { waiter, error } => format!("reject {waiter} {:?}", error.kind()),
         Effect::Extend { .. } => "extend".to_owned(),
         Effect::Lose { reason } => format!("lose {reason:?}"),
+        Effect::HandedOn { reply: () } => "handed on".to_owned(),
     }
 }
 
@@ -233,9 +240,9 @@ fn one_question_for_all_and_the_first_gets_the_lock() {
     assert_eq!(table.request('a', false), ["acquire 1"]);
     assert!(table.request('b', false).is_empty());
     assert!(table.request('c', true).is_empty());
-    let effects = table.acquire_answered(1, Duration::ZERO, ACQUIRED);
+    let effects = table.acquire_replied(1, Duration::ZERO, ACQUIRED);
     assert_eq!(effects, ["grant a 7168", "reject b Held"]);
-    assert_eq!(table.finish(), ["grant c 7169"]);
+    assert_eq!(table.finish(), ["grant c 7169", "handed on"]);
     assert_eq!(table.finish(), ["release 1"]);
     assert!(table.slot.is_idle());
 }
@@ -245,9 +252,9 @@ fn who_does_not_wait_is_refused_and_who_does_gets_in_line() {
     let mut table = Table::new();
     table.request('a', false);
     table.request('b', true);
-    let effects = table.acquire_answered(1, Duration::ZERO, HELD);
+    let effects = table.acquire_replied(1, Duration::ZERO, HELD);
     assert_eq!(effects, ["reject a Held", "acquire 1 queue"]);
-    assert!(table.acquire_answered(1, Duration::ZERO, HELD).is_empty());
+    assert!(table.acquire_replied(1, Duration::ZERO, HELD).is_empty());
     assert_eq!(table.request('c', false), ["reject c Held"]);
     assert_eq!(table.granted(1, Duration::ZERO), ["grant b 9216"]);
 }
@@ -259,17 +266,17 @@ fn a_grant_needs_no_confirmation_while_enough_of_it_is_left_and_is_renewed_soon(
     assert_eq!(table.pass(Duration::from_millis(50)), ["renew 1"]);
 
     let mut table = Table::queued();
-    let trust = Rules::trust(table.rules.grant_ttl);
+    let validity = Rules::validity(table.rules.grant_ttl);
     let least = table.rules.grant_ttl / 2;
-    let enough = trust - least - Duration::from_millis(1);
+    let enough = validity - least - Duration::from_millis(1);
     assert_eq!(table.granted(1, enough), ["grant a 9216"]);
-    let State::Held(held) = &table.slot.state else {
+    let State::Holding(holding) = &table.slot.state else {
         panic!("not held");
     };
-    assert_eq!(held.trusted_until.since(table.now), trust - enough);
+    assert_eq!(holding.valid_until.since(table.now), validity - enough);
 
     let mut table = Table::queued();
-    assert_eq!(table.granted(1, trust - least), ["acquire 1 queue"]);
+    assert_eq!(table.granted(1, validity - least), ["acquire 1 queue"]);
 }
 
 #[test]
@@ -289,7 +296,7 @@ fn a_grant_says_whether_others_wait() {
         table.request(waiter, true);
     }
     let granted = Granted {
-        wanted: true,
+        contended: true,
         ..table.grant(1, Duration::ZERO)
     };
     assert_eq!(table.notice(Notice::Granted(granted)), ["grant a 9216"]);
@@ -302,7 +309,7 @@ fn a_grant_says_whether_others_wait() {
 fn without_a_grant_it_asks_again_when_the_holder_must_have_expired() {
     let mut table = Table::new();
     table.request('a', true);
-    table.acquire_answered(1, Duration::ZERO, HELD);
+    table.acquire_replied(1, Duration::ZERO, HELD);
     assert!(table.pass(Duration::from_secs(4)).is_empty());
     assert_eq!(table.pass(Duration::from_millis(1)), ["acquire 1 queue"]);
 }
@@ -313,7 +320,7 @@ fn a_grant_that_comes_before_the_answer_is_not_lost() {
     table.request('a', true);
     assert!(table.granted(1, Duration::ZERO).is_empty());
     assert_eq!(
-        table.acquire_answered(1, Duration::ZERO, HELD),
+        table.acquire_replied(1, Duration::ZERO, HELD),
         ["acquire 1 queue"]
     );
 }
@@ -323,18 +330,18 @@ fn a_foreign_holder_is_watched() {
     let mut table = Table::new();
     table.request('a', true);
     let foreign = || {
-        Ok(Answer::Held {
+        Ok(Reply::HeldElsewhere {
             remaining: None,
             foreign: true,
         })
     };
     assert_eq!(
-        table.acquire_answered(1, Duration::ZERO, foreign()),
+        table.acquire_replied(1, Duration::ZERO, foreign()),
         ["acquire 1 queue watch"]
     );
     assert!(
         table
-            .acquire_answered(1, Duration::ZERO, foreign())
+            .acquire_replied(1, Duration::ZERO, foreign())
             .is_empty()
     );
     assert_eq!(table.notice(Notice::Changed), ["acquire 1 queue"]);
@@ -350,10 +357,10 @@ fn the_last_one_to_give_up_takes_the_question_back() {
     assert!(table.slot.is_idle());
     // Whatever order they were carried out in, nothing stays behind.
     assert_eq!(
-        table.acquire_answered(1, Duration::ZERO, ACQUIRED),
+        table.acquire_replied(1, Duration::ZERO, ACQUIRED),
         ["release 1"]
     );
-    assert!(table.acquire_answered(1, Duration::ZERO, HELD).is_empty());
+    assert!(table.acquire_replied(1, Duration::ZERO, HELD).is_empty());
 }
 
 #[test]
@@ -368,14 +375,18 @@ fn a_grant_that_nobody_wants_goes_to_the_next() {
 #[test]
 fn a_lock_that_nobody_here_knows_of_is_given_up_when_somebody_wants_it() {
     assert_eq!(
-        Table::new().notice(Notice::Wanted { token: 9 }),
+        Table::new().notice(Notice::Contended { token: 9 }),
         ["release 9"]
     );
     assert_eq!(
-        Table::held().notice(Notice::Wanted { token: 9 }),
+        Table::held().notice(Notice::Contended { token: 9 }),
         ["release 9"]
     );
-    assert!(Table::held().notice(Notice::Wanted { token: 1 }).is_empty());
+    assert!(
+        Table::held()
+            .notice(Notice::Contended { token: 1 })
+            .is_empty()
+    );
 }
 
 #[test]
@@ -383,9 +394,9 @@ fn an_answer_that_comes_too_late_is_not_trusted() {
     let mut table = Table::new();
     table.now = table.now + TTL;
     table.request('a', true);
-    let trust = Rules::trust(TTL);
-    assert!(trust < TTL - Duration::from_millis(100));
-    let effects = table.acquire_answered(1, trust, ACQUIRED);
+    let validity = Rules::validity(TTL);
+    assert!(validity < TTL - Duration::from_millis(100));
+    let effects = table.acquire_replied(1, validity, ACQUIRED);
     assert_eq!(effects, ["release 1", "reject a Unavailable"]);
 }
 
@@ -398,7 +409,7 @@ fn a_question_that_may_have_been_carried_out_is_taken_back() {
         let mut table = Table::new();
         table.request('a', true);
         assert_eq!(
-            table.acquire_answered(1, Duration::ZERO, failed(unknown)),
+            table.acquire_replied(1, Duration::ZERO, failed(unknown)),
             expected
         );
     }
@@ -409,15 +420,18 @@ fn who_waits_already_goes_on_to_wait_when_the_store_is_away() {
     let mut table = Table::queued();
     assert_eq!(table.pass(Duration::from_secs(5)), ["acquire 1 queue"]);
     // The store may get the release at any time: the token is not used again.
-    let effects = table.acquire_answered(1, Duration::ZERO, failed(true));
+    let effects = table.acquire_replied(1, Duration::ZERO, failed(true));
     assert_eq!(effects, ["release 1"]);
     assert_eq!(table.request('b', false), ["reject b Unavailable"]);
     assert!(table.pass(TTL / 25).is_empty());
     assert_eq!(table.pass(TTL / 24), ["acquire 2 queue"]);
-    let effects = table.acquire_answered(2, Duration::ZERO, failed(false));
+    let effects = table.acquire_replied(2, Duration::ZERO, failed(false));
     assert!(effects.is_empty());
-    assert_eq!(table.on(Slot::reconnected), ["acquire 3 queue"]);
-    let effects = table.acquire_answered(3, Duration::ZERO, ACQUIRED);
+    assert_eq!(
+        table.on(|machine| machine.reconnected()),
+        ["acquire 3 queue"]
+    );
+    let effects = table.acquire_replied(3, Duration::ZERO, ACQUIRED);
     assert_eq!(effects, ["grant a 7168"]);
 }
 
@@ -425,7 +439,7 @@ fn who_waits_already_goes_on_to_wait_when_the_store_is_away() {
 fn a_waiter_that_leaves_while_the_store_is_away_leaves_nothing() {
     let mut table = Table::queued();
     table.pass(Duration::from_secs(5));
-    table.acquire_answered(1, Duration::ZERO, failed(true));
+    table.acquire_replied(1, Duration::ZERO, failed(true));
     assert!(table.cancel('a').is_empty());
     assert!(table.slot.is_idle());
 }
@@ -435,7 +449,7 @@ fn who_does_not_wait_is_told_when_the_store_is_away() {
     let mut table = Table::queued();
     table.pass(Duration::from_secs(5));
     table.request('b', false);
-    let effects = table.acquire_answered(1, Duration::ZERO, failed(false));
+    let effects = table.acquire_replied(1, Duration::ZERO, failed(false));
     assert_eq!(effects, ["reject b Unavailable"]);
 }
 
@@ -445,7 +459,7 @@ fn a_slot_whose_last_waiter_left_asks_for_nobody_when_the_store_is_back() {
     table.pass(Duration::from_secs(5));
     table.request('b', false);
     assert!(table.cancel('a').is_empty());
-    let effects = table.acquire_answered(1, Duration::ZERO, failed(false));
+    let effects = table.acquire_replied(1, Duration::ZERO, failed(false));
     assert_eq!(effects, ["reject b Unavailable"]);
     assert!(table.slot.is_idle());
     assert!(table.pass(TTL).is_empty());
@@ -457,7 +471,7 @@ fn a_lock_that_nobody_takes_is_released() {
     table.request('a', true);
     // No event does this: the slot is to be right all the same.
     table.slot.waiters.pop();
-    let effects = table.acquire_answered(1, Duration::ZERO, ACQUIRED);
+    let effects = table.acquire_replied(1, Duration::ZERO, ACQUIRED);
     assert_eq!(effects, ["release 1"]);
     assert!(table.slot.is_idle());
 }
@@ -466,15 +480,15 @@ fn a_lock_that_nobody_takes_is_released() {
 fn who_waits_already_goes_on_to_wait_after_an_answer_that_came_too_late() {
     let mut table = Table::queued();
     table.pass(Duration::from_secs(5));
-    let too_late = Rules::trust(TTL);
-    assert_eq!(table.acquire_answered(1, too_late, ACQUIRED), ["release 1"]);
+    let too_late = Rules::validity(TTL);
+    assert_eq!(table.acquire_replied(1, too_late, ACQUIRED), ["release 1"]);
     assert_eq!(table.pass(TTL / 24), ["acquire 2 queue"]);
 
     // Who has just come is told.
     let mut table = Table::new();
     table.now = table.now + TTL;
     table.request('a', true);
-    let effects = table.acquire_answered(1, too_late, ACQUIRED);
+    let effects = table.acquire_replied(1, too_late, ACQUIRED);
     assert_eq!(effects, ["release 1", "reject a Unavailable"]);
     assert!(table.slot.is_idle());
 }
@@ -483,7 +497,7 @@ fn who_waits_already_goes_on_to_wait_after_an_answer_that_came_too_late() {
 fn an_answer_that_is_none_to_an_acquire_counts_as_a_failure() {
     let mut table = Table::new();
     table.request('a', true);
-    let effects = table.acquire_answered(1, Duration::ZERO, Ok(Answer::Completed));
+    let effects = table.acquire_replied(1, Duration::ZERO, Ok(Reply::Completed));
     assert_eq!(effects, ["release 1", "reject a Unavailable"]);
     assert!(table.slot.is_idle());
 }
@@ -492,17 +506,17 @@ fn an_answer_that_is_none_to_an_acquire_counts_as_a_failure() {
 fn a_wait_that_is_over_is_told_as_unavailable_while_the_store_has_not_answered() {
     let mut table = Table::new();
     table.request('a', true);
-    assert_eq!(table.slot.overdue(), ErrorKind::Unavailable);
-    table.acquire_answered(1, Duration::ZERO, HELD);
-    assert_eq!(table.slot.overdue(), ErrorKind::TimedOut);
+    assert_eq!(table.overdue(), ErrorKind::Unavailable);
+    table.acquire_replied(1, Duration::ZERO, HELD);
+    assert_eq!(table.overdue(), ErrorKind::TimedOut);
     // The holder is known to have held it until now.
     assert_eq!(table.pass(Duration::from_secs(5)), ["acquire 1 queue"]);
-    assert_eq!(table.slot.overdue(), ErrorKind::TimedOut);
-    table.acquire_answered(1, Duration::ZERO, failed(true));
-    assert_eq!(table.slot.overdue(), ErrorKind::Unavailable);
+    assert_eq!(table.overdue(), ErrorKind::TimedOut);
+    table.acquire_replied(1, Duration::ZERO, failed(true));
+    assert_eq!(table.overdue(), ErrorKind::Unavailable);
     assert_eq!(table.pass(TTL), ["acquire 2 queue"]);
-    assert_eq!(table.slot.overdue(), ErrorKind::Unavailable);
-    assert_eq!(Table::held().slot.overdue(), ErrorKind::TimedOut);
+    assert_eq!(table.overdue(), ErrorKind::Unavailable);
+    assert_eq!(Table::held().overdue(), ErrorKind::TimedOut);
 }
 
 #[test]
@@ -515,10 +529,13 @@ fn the_smaller_of_two_times_to_live_counts_for_a_grant() {
             ..table.grant(1, Duration::ZERO)
         };
         assert_eq!(table.notice(Notice::Granted(granted)), ["grant a 9216"]);
-        let State::Held(held) = &table.slot.state else {
+        let State::Holding(holding) = &table.slot.state else {
             panic!("not held");
         };
-        assert_eq!(held.trusted_until.since(table.now), Rules::trust(trusted));
+        assert_eq!(
+            holding.valid_until.since(table.now),
+            Rules::validity(trusted)
+        );
         // Before half of it is over.
         assert_eq!(table.pass(trusted / 40), ["renew 1"]);
     }
@@ -545,11 +562,11 @@ fn who_completes_leaves_a_record_and_those_who_wait_ask_for_it_when_it_is_there(
     assert!(table.request('c', true).is_empty());
     assert_eq!(table.complete(), ["complete 1"]);
     assert_eq!(
-        table.complete_answered(Ok(Answer::Completed)),
+        table.complete_replied(Ok(Reply::Completed)),
         ["acquire 3 queue"]
     );
     assert!(table.request('d', false).is_empty());
-    let effects = table.acquire_answered(3, Duration::ZERO, recorded());
+    let effects = table.acquire_replied(3, Duration::ZERO, recorded());
     let replays = ["b", "c", "d"].map(|waiter| format!("replay {waiter} b\"done\""));
     assert_eq!(effects, replays);
     assert!(table.slot.is_idle());
@@ -561,30 +578,25 @@ fn who_completes_a_lock_that_was_lost_leaves_nothing() {
     table.request('b', true);
     table.complete();
     // It had expired, and somebody else has it now.
-    assert_eq!(
-        table.complete_answered(Ok(Answer::Gone)),
-        ["acquire 3 queue"]
-    );
-    assert!(table.acquire_answered(3, Duration::ZERO, HELD).is_empty());
+    assert_eq!(table.complete_replied(Ok(Reply::Gone)), ["acquire 3 queue"]);
+    assert!(table.acquire_replied(3, Duration::ZERO, HELD).is_empty());
     assert_eq!(table.slot.waiting().requests, 1);
 
     let mut table = Table::held();
-    let lease = table.lease();
+    let grant = table.grant_held();
     assert_eq!(table.pass(TTL), ["lose Expired"]);
-    let was_held = table.on(|slot, env, effects| {
-        assert!(!slot.completed(env, lease, effects));
-    });
-    assert!(was_held.is_empty());
+    let effects = table.on(|machine| assert!(!machine.completed(grant, (), ())));
+    assert_eq!(effects, ["release 1"]);
 }
 
 #[test]
 fn without_waiters_nothing_is_left_of_a_completed_lock() {
     let mut table = Table::held();
     assert_eq!(table.complete(), ["complete 1"]);
-    assert!(table.complete_answered(Ok(Answer::Completed)).is_empty());
+    assert!(table.complete_replied(Ok(Reply::Completed)).is_empty());
     assert!(table.slot.is_idle());
     assert_eq!(table.request('b', false), ["acquire 3"]);
-    let effects = table.acquire_answered(3, Duration::ZERO, recorded());
+    let effects = table.acquire_replied(3, Duration::ZERO, recorded());
     assert_eq!(effects, ["replay b b\"done\""]);
 }
 
@@ -592,31 +604,29 @@ fn without_waiters_nothing_is_left_of_a_completed_lock() {
 fn a_lock_whose_record_is_on_its_way_is_renewed_and_released_to_nobody() {
     let mut table = Table::held();
     let renew = Command::Renew { token: 1 };
-    let lease = table.lease();
+    let grant = table.grant_held();
     table.complete();
     // Nobody here, and no other process, can have it.
     assert_eq!(table.request('b', false), ["reject b Held"]);
     assert!(table.request('c', true).is_empty());
-    assert!(table.notice(Notice::Wanted { token: 1 }).is_empty());
+    assert!(table.notice(Notice::Contended { token: 1 }).is_empty());
     assert!(table.granted(1, Duration::ZERO).is_empty());
-    let finished = table.on(|slot, env, effects| {
-        assert!(!slot.finished(env, lease, effects));
-    });
+    let finished = table.on(|machine| machine.finished(grant, ()));
     assert!(finished.is_empty());
     assert_eq!(table.pass(TTL / 3), ["renew 1"]);
-    let renewed = Ok(Answer::Renewed { wanted: true });
-    assert_eq!(table.answered(renew, Duration::ZERO, renewed), ["extend"]);
+    let renewed = Ok(Reply::Renewed { contended: true });
+    assert_eq!(table.replied(renew, Duration::ZERO, renewed), ["extend"]);
     assert!(table.slot.holds(1));
     // The record is there, which a renewal finds first.
     assert_eq!(table.pass(TTL / 3), ["renew 1"]);
     assert!(
         table
-            .answered(renew, Duration::ZERO, Ok(Answer::Gone))
+            .replied(renew, Duration::ZERO, Ok(Reply::Gone))
             .is_empty()
     );
     assert!(table.slot.holds(1));
     assert_eq!(
-        table.complete_answered(Ok(Answer::Completed)),
+        table.complete_replied(Ok(Reply::Completed)),
         ["acquire 3 queue"]
     );
 }
@@ -626,7 +636,7 @@ fn a_record_that_the_store_refuses_to_the_end_leaves_a_free_lock() {
     let mut table = Table::held();
     table.request('b', true);
     table.complete();
-    let effects = table.complete_answered(failed(true));
+    let effects = table.complete_replied(failed(true));
     assert_eq!(effects, ["release 1", "acquire 3 queue"]);
 
     // A lease that is over ends it as well, and tells nobody: its holder is done.
@@ -635,22 +645,20 @@ fn a_record_that_the_store_refuses_to_the_end_leaves_a_free_lock() {
     assert_eq!(table.pass(Duration::from_secs(1)), ["renew 1"]);
     assert!(table.pass(TTL).is_empty());
     assert!(table.slot.is_idle());
-    assert!(table.complete_answered(Ok(Answer::Gone)).is_empty());
+    assert!(table.complete_replied(Ok(Reply::Gone)).is_empty());
 }
 
 #[test]
 fn a_record_that_is_written_first_has_time_for_that_however_long_its_holder_took() {
     let mut table = Table::held();
-    let lease = table.lease();
-    let State::Held(held) = &mut table.slot.state else {
+    let lease = table.grant_held().lease;
+    let State::Holding(holding) = &mut table.slot.state else {
         panic!("not held");
     };
-    (held.limit, held.over_at) = table
+    (holding.limit, holding.over_at) = table
         .rules
         .ends_of_hold(table.now + Duration::from_millis(1));
-    let effects = table.on(|slot, env, effects| {
-        slot.recording(env, lease, Duration::from_secs(5), effects);
-    });
+    let effects = table.on(|machine| machine.recording(lease, Duration::from_secs(5)));
     assert_eq!(effects, ["extend"]);
     assert!(table.pass(Duration::from_millis(2)).is_empty());
     assert_eq!(table.pass(Duration::from_secs(5)), ["renew 1"]);
@@ -663,10 +671,10 @@ fn a_record_that_is_written_first_has_time_for_that_however_long_its_holder_took
 #[test]
 fn a_record_has_a_time_to_live_to_get_there_however_long_its_holder_took() {
     let mut table = Table::held();
-    let State::Held(held) = &mut table.slot.state else {
+    let State::Holding(holding) = &mut table.slot.state else {
         panic!("not held");
     };
-    held.over_at = table.now + Duration::from_millis(1);
+    holding.over_at = table.now + Duration::from_millis(1);
     table.complete();
     assert!(table.pass(Duration::from_millis(2)).is_empty());
     assert!(table.slot.holds(1));
@@ -677,7 +685,7 @@ fn waiters_in_the_stores_queue_get_the_record_that_they_are_told_of() {
     let mut table = Table::queued();
     table.request('b', true);
     assert_eq!(table.notice(Notice::Changed), ["acquire 1 queue"]);
-    let effects = table.acquire_answered(1, Duration::ZERO, recorded());
+    let effects = table.acquire_replied(1, Duration::ZERO, recorded());
     assert_eq!(effects.len(), 2);
     assert!(table.slot.is_idle());
 }
@@ -687,20 +695,20 @@ fn what_changes_while_a_renewal_is_on_its_way_is_looked_at_after_it() {
     let mut table = Table::held();
     let renew = Command::Renew { token: 1 };
     let check = Command::Check { token: 1 };
-    let renewed = || Ok(Answer::Renewed { wanted: false });
-    let intact = || Ok(Answer::Intact);
+    let renewed = || Ok(Reply::Renewed { contended: false });
+    let intact = || Ok(Reply::Intact);
     assert_eq!(table.pass(Duration::from_millis(100)), ["renew 1"]);
     assert!(table.notice(Notice::Changed).is_empty());
-    let effects = table.answered(renew, Duration::ZERO, renewed());
+    let effects = table.replied(renew, Duration::ZERO, renewed());
     assert_eq!(effects, ["extend", "check 1"]);
     assert!(table.notice(Notice::Changed).is_empty());
-    assert_eq!(table.answered(check, Duration::ZERO, intact()), ["check 1"]);
-    assert!(table.answered(check, Duration::ZERO, intact()).is_empty());
+    assert_eq!(table.replied(check, Duration::ZERO, intact()), ["check 1"]);
+    assert!(table.replied(check, Duration::ZERO, intact()).is_empty());
     // What cannot be told now, the next renewal tells.
     assert_eq!(table.notice(Notice::Changed), ["check 1"]);
     assert!(
         table
-            .answered(check, Duration::ZERO, failed(false))
+            .replied(check, Duration::ZERO, failed(false))
             .is_empty()
     );
     assert_eq!(table.notice(Notice::Changed), ["check 1"]);
@@ -711,7 +719,7 @@ fn what_changes_is_looked_at_without_a_write() {
     let mut table = Table::held();
     assert_eq!(table.notice(Notice::Changed), ["check 1"]);
     // A connection that is new has missed renewals.
-    assert_eq!(table.on(Slot::reconnected), ["renew 1"]);
+    assert_eq!(table.on(|machine| machine.reconnected()), ["renew 1"]);
 }
 
 #[test]
@@ -721,18 +729,18 @@ fn a_failed_renewal_is_tried_again_and_is_no_loss_before_its_time() {
     assert_eq!(table.pass(Duration::from_millis(100)), ["renew 1"]);
     assert!(
         table
-            .answered(renew, Duration::ZERO, failed(true))
+            .replied(renew, Duration::ZERO, failed(true))
             .is_empty()
     );
     assert_eq!(table.pass(TTL / 3), ["renew 1"]);
     assert!(
         table
-            .answered(renew, Duration::ZERO, failed(true))
+            .replied(renew, Duration::ZERO, failed(true))
             .is_empty()
     );
-    let trust = Rules::trust(TTL);
+    let validity = Rules::validity(TTL);
     assert_eq!(
-        table.pass(trust - TTL / 3 - Duration::from_millis(101)),
+        table.pass(validity - TTL / 3 - Duration::from_millis(101)),
         ["renew 1"]
     );
     assert_eq!(table.pass(Duration::from_millis(1)), ["lose Expired"]);
@@ -742,17 +750,17 @@ fn a_failed_renewal_is_tried_again_and_is_no_loss_before_its_time() {
 fn a_renewal_counts_from_when_it_was_sent() {
     let mut table = Table::held();
     table.pass(TTL / 2);
-    let renewed = Ok(Answer::Renewed { wanted: false });
+    let renewed = Ok(Reply::Renewed { contended: false });
     assert_eq!(
-        table.answered(Command::Renew { token: 1 }, TTL / 4, renewed),
+        table.replied(Command::Renew { token: 1 }, TTL / 4, renewed),
         ["extend"]
     );
-    let State::Held(held) = &table.slot.state else {
+    let State::Holding(holding) = &table.slot.state else {
         panic!("not held");
     };
     assert_eq!(
-        held.trusted_until.since(table.now),
-        Rules::trust(TTL) - TTL / 4
+        holding.valid_until.since(table.now),
+        Rules::validity(TTL) - TTL / 4
     );
 }
 
@@ -761,8 +769,8 @@ fn a_renewal_that_is_answered_after_the_loss_was_told_brings_nothing_back() {
     let mut table = Table::held();
     table.pass(Duration::from_secs(1));
     table.now = table.now + TTL;
-    let renewed = Ok(Answer::Renewed { wanted: false });
-    let effects = table.answered(Command::Renew { token: 1 }, Duration::ZERO, renewed);
+    let renewed = Ok(Reply::Renewed { contended: false });
+    let effects = table.replied(Command::Renew { token: 1 }, Duration::ZERO, renewed);
     assert_eq!(effects, ["lose Expired"]);
 }
 
@@ -771,11 +779,7 @@ fn a_lock_that_is_another_s_is_lost_at_once_and_the_waiters_go_on() {
     let mut table = Table::held();
     table.request('b', true);
     assert_eq!(table.notice(Notice::Changed), ["check 1"]);
-    let effects = table.answered(
-        Command::Check { token: 1 },
-        Duration::ZERO,
-        Ok(Answer::Gone),
-    );
+    let effects = table.replied(Command::Check { token: 1 }, Duration::ZERO, Ok(Reply::Gone));
     assert_eq!(effects.len(), 2);
     assert_eq!(effects[0], "lose Taken");
     // With a token of its own: the lost one may still be somewhere.
@@ -788,9 +792,9 @@ fn while_another_process_waits_only_a_burst_goes_first() {
     for waiter in ['b', 'c', 'd'] {
         table.request(waiter, true);
     }
-    table.notice(Notice::Wanted { token: 1 });
-    assert_eq!(table.finish(), ["grant b 7169"]);
-    assert_eq!(table.finish(), ["grant c 7170"]);
+    table.notice(Notice::Contended { token: 1 });
+    assert_eq!(table.finish(), ["grant b 7169", "handed on"]);
+    assert_eq!(table.finish(), ["grant c 7170", "handed on"]);
     // In line before the lock goes to the next, who so learns of it.
     assert_eq!(table.finish(), ["acquire 5 queue", "release 1"]);
 }
@@ -799,7 +803,7 @@ fn while_another_process_waits_only_a_burst_goes_first() {
 fn a_burst_ends_by_the_clock_too() {
     let mut table = Table::held();
     table.request('b', true);
-    table.notice(Notice::Wanted { token: 1 });
+    table.notice(Notice::Contended { token: 1 });
     table.pass(Duration::from_secs(1));
     assert_eq!(table.finish()[1], "release 1");
 }
@@ -824,7 +828,7 @@ fn the_lines_for_all_keys_together_are_bounded() {
     table.has_room = false;
     assert_eq!(table.request('a', true), ["acquire 1 queue"]);
     assert_eq!(table.slot.waiting().requests, 0);
-    let effects = table.acquire_answered(1, Duration::ZERO, HELD);
+    let effects = table.acquire_replied(1, Duration::ZERO, HELD);
     assert_eq!(effects, ["reject a QueueFull", "release 1"]);
     assert!(table.slot.is_idle());
 
@@ -835,7 +839,7 @@ fn the_lines_for_all_keys_together_are_bounded() {
     table.request('c', false);
     assert_eq!(table.slot.waiting().requests, 1);
     table.has_room = false;
-    let effects = table.acquire_answered(1, Duration::ZERO, HELD);
+    let effects = table.acquire_replied(1, Duration::ZERO, HELD);
     assert_eq!(effects, ["reject c Held", "reject a QueueFull"]);
     assert_eq!(table.slot.waiting().requests, 1);
 
@@ -844,17 +848,17 @@ fn the_lines_for_all_keys_together_are_bounded() {
     table.request('a', false);
     table.request('b', true);
     table.has_room = false;
-    let effects = table.acquire_answered(1, Duration::ZERO, HELD);
+    let effects = table.acquire_replied(1, Duration::ZERO, HELD);
     assert_eq!(effects, ["reject a Held", "acquire 1 queue"]);
 
     // Who waits already stays.
     let mut table = Table::held();
     table.request('b', true);
     table.has_room = false;
-    table.notice(Notice::Wanted { token: 1 });
+    table.notice(Notice::Contended { token: 1 });
     table.pass(Duration::from_secs(1));
     assert_eq!(table.finish()[0], "acquire 3 queue");
-    assert!(table.acquire_answered(3, Duration::ZERO, HELD).is_empty());
+    assert!(table.acquire_replied(3, Duration::ZERO, HELD).is_empty());
 }
 
 #[test]
@@ -862,8 +866,8 @@ fn max_hold_ends_a_hold_however_often_it_was_renewed() {
     let mut table = Table::held();
     for _ in 0..99 {
         table.pass(TTL / 3);
-        let renewed = Ok(Answer::Renewed { wanted: false });
-        table.answered(Command::Renew { token: 1 }, Duration::ZERO, renewed);
+        let renewed = Ok(Reply::Renewed { contended: false });
+        table.replied(Command::Renew { token: 1 }, Duration::ZERO, renewed);
         if table.slot.is_idle() {
             panic!("lost before its time");
         }
@@ -881,7 +885,7 @@ fn a_holder_has_time_to_stop_between_the_end_of_max_hold_and_the_release() {
     let mut table = Table::new();
     table.rules.max_hold = TTL / 4;
     table.request('a', true);
-    table.acquire_answered(1, Duration::ZERO, ACQUIRED);
+    table.acquire_replied(1, Duration::ZERO, ACQUIRED);
     table.request('b', true);
     // The holder is told by its own clock, at this moment.
     table.pass(TTL / 4);
@@ -902,7 +906,7 @@ fn waiters_that_redis_refused_ask_again_soon_however_long_the_time_to_live() {
     (table.rules.ttl, table.rules.renewal) = (3600 * TTL, 1200 * TTL);
     table.notice(Notice::Changed);
     assert_eq!(
-        table.acquire_answered(1, Duration::ZERO, failed(true)),
+        table.acquire_replied(1, Duration::ZERO, failed(true)),
         ["release 1"]
     );
     assert_eq!(table.pass(Duration::from_secs(1)), ["acquire 2 queue"]);

@@ -1,5 +1,5 @@
-//! What is on its way between a manager and the server: what the driver of a real store does,
-//! command by command.
+//! What is in flight between a manager and the server: what the driver of a real store does, command
+//! by command.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -13,9 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::manager::slot::Rules;
 use crate::store::fake::{FakeStore, Pending, Times, Truth};
-use crate::store::{
-    Answer, Command, Events, Failure, Farewell, Granted, Notice, Outcome, Record, Store,
-};
+use crate::store::{Command, Events, Failure, Granted, Notice, Outcome, Record, Reply, Store};
 
 /// How long until what the server refused is tried again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -29,18 +27,18 @@ pub(super) struct Link {
     /// Sent by the server, and not here yet.
     incoming: VecDeque<Incoming>,
     /// Sent on a connection that broke, and not carried out.
-    late: VecDeque<(LockKey, Command, Option<Record>)>,
+    late: VecDeque<(LockKey, Command<Record, ()>)>,
     /// What ends a hold, and the server refused.
     refused: Vec<Pending>,
     retry_at: Option<Time>,
     /// By key: the token whose lock was passed on to another process last, and when that is to be
     /// looked after.
     passed_on: HashMap<LockKey, (u64, Time)>,
-    /// When the newest command was sent whose answer is here.
+    /// When the newest command was sent whose reply is here.
     observed: Time,
     pub(super) dates_grants: bool,
     pub(super) refuses_records: bool,
-    /// No answer, or none that is of use, has come where a server that is there would have given
+    /// No reply, or none that is of use, has come where a server that is there would have given
     /// one.
     pub(super) had_trouble: bool,
     /// When that was the last time.
@@ -48,11 +46,11 @@ pub(super) struct Link {
     /// The server may have something for nobody: a command was carried out late, or a release
     /// given up.
     pub(super) left_something: bool,
-    /// Answers and notices did not tell what the server has.
+    /// Replys and notices did not tell what the server has.
     pub(super) was_deceived: bool,
-    /// By token: how long a slot trusts its lease at the least, from the answers that it got.
+    /// By token: how long a slot trusts its lease at the least, from the replies that it got.
     pub(super) trusted: HashMap<u64, Time>,
-    /// The answer to every so many commands is lost, and nobody notices.
+    /// The reply to every so many commands is lost, and nobody notices.
     pub(super) drops_answers: bool,
 }
 
@@ -62,7 +60,7 @@ struct Call {
 }
 
 enum Incoming {
-    Reply(Call, Vec<Option<Answer>>),
+    Replies(Call, Vec<Option<Reply>>),
     Notice(LockKey, Notice),
     AllChanged,
 }
@@ -126,20 +124,19 @@ impl Link {
     /// The server carries out the oldest call.
     pub(super) fn carry_out(&mut self, truth: &mut Truth) -> Option<()> {
         let call = self.calls.pop_front()?;
-        let answers = call.commands.iter().map(|pending| {
+        let replies = call.commands.iter().map(|pending| {
             let is_completion = matches!(pending.command, Command::Complete { .. });
             (!(is_completion && self.refuses_records)).then(|| {
-                let record = pending.farewell.record.as_ref();
-                let command = (&pending.key, pending.command, record);
-                truth.execute(self.process, self.times, Time::now(), command)
+                let (key, command) = (&pending.key, &pending.command);
+                truth.execute(self.process, self.times, Time::now(), key, command)
             })
         });
-        let answers = answers.collect();
+        let replies = replies.collect();
         // What the server tells this process meanwhile goes before its reply.
         for (_, key, notice) in truth.told.extract_if(.., |(to, ..)| *to == self.process) {
             self.incoming.push_back(Incoming::Notice(key, notice));
         }
-        self.incoming.push_back(Incoming::Reply(call, answers));
+        self.incoming.push_back(Incoming::Replies(call, replies));
         Some(())
     }
 
@@ -149,10 +146,9 @@ impl Link {
     }
 
     pub(super) fn carry_out_late(&mut self, truth: &mut Truth) -> Option<()> {
-        let (key, command, record) = self.late.pop_front()?;
+        let (key, command) = self.late.pop_front()?;
         self.left_something = true;
-        let command = (&key, command, record.as_ref());
-        truth.execute(self.process, self.times, Time::now(), command);
+        truth.execute(self.process, self.times, Time::now(), &key, &command);
         Some(())
     }
 
@@ -178,7 +174,7 @@ impl Link {
     /// What the server sent first comes in.
     pub(super) fn deliver(&mut self, tamper: Tamper) -> Option<()> {
         match self.incoming.pop_front()? {
-            Incoming::Reply(call, answers) => self.deliver_reply(call, answers, tamper),
+            Incoming::Replies(call, replies) => self.deliver_reply(call, replies, tamper),
             Incoming::Notice(key, mut notice) => {
                 if let Notice::Granted(Granted { after, .. }) = &mut notice {
                     *after = after.or(self.dates_grants.then_some(self.observed));
@@ -190,38 +186,38 @@ impl Link {
         Some(())
     }
 
-    fn deliver_reply(&mut self, call: Call, answers: Vec<Option<Answer>>, tamper: Tamper) {
+    fn deliver_reply(&mut self, call: Call, replies: Vec<Option<Reply>>, tamper: Tamper) {
         let (sent_at, now) = (call.sent_at, Time::now());
         self.observed = self.observed.max(sent_at);
         let count = call.commands.len();
-        for (place, (pending, answer)) in call.commands.into_iter().zip(answers).enumerate() {
-            let mut answer = answer;
+        for (place, (pending, reply)) in call.commands.into_iter().zip(replies).enumerate() {
+            let mut reply = reply;
             match tamper {
                 Tamper::Unfit {
                     command,
                     answer: number,
                 } if command % count == place => {
                     self.was_deceived = true;
-                    answer = Some(unfit(number));
+                    reply = Some(unfit(number));
                 }
-                Tamper::Twice { command } if command % count == place && answer.is_some() => {
+                Tamper::Twice { command } if command % count == place && reply.is_some() => {
                     self.was_deceived = true;
                     let outcome = Outcome {
                         sent_at,
-                        result: Ok(answer.clone().expect("just seen")),
+                        result: Ok(reply.clone().expect("just seen")),
                     };
-                    let (key, command) = (&pending.key, pending.command);
-                    self.tell(|events| events.answered(key, command, outcome));
+                    let (key, command) = (&pending.key, pending.command.bare());
+                    self.tell(|events| events.replied(key, command, outcome));
                 }
                 Tamper::Error { command } if command % count == place => {
                     self.trouble();
-                    answer = None;
+                    reply = None;
                 }
                 _ if self.drops_answers && place == 1 => continue,
                 _ => {}
             }
-            match answer {
-                Some(answer) => self.finish(pending, sent_at, Ok(answer)),
+            match reply {
+                Some(reply) => self.finish(pending, sent_at, Ok(reply)),
                 None if pending.ends_hold() && !self.is_over(&pending, now) => {
                     self.refused.push(pending);
                     self.retry_at.get_or_insert(now + RETRY);
@@ -234,19 +230,19 @@ impl Link {
         }
     }
 
-    fn finish(&mut self, pending: Pending, sent_at: Time, result: Result<Answer, Failure>) {
+    fn finish(&mut self, pending: Pending, sent_at: Time, result: Result<Reply, Failure>) {
         let now = Time::now();
-        match (pending.command, &result) {
-            (Command::Release { token, .. }, Ok(Answer::Released { granted: true, .. })) => {
+        match (pending.command.bare(), &result) {
+            (Command::Release { token, .. }, Ok(Reply::Released { granted: true, .. })) => {
                 let expires = now + self.times.grant_ttl + Duration::from_millis(1);
                 self.passed_on.insert(pending.key.clone(), (token, expires));
             }
-            (Command::Acquire { token, .. }, Ok(Answer::Acquired { .. })) => {
+            (Command::Acquire { token, .. }, Ok(Reply::Acquired { .. })) => {
                 self.trusted
-                    .insert(token, sent_at + Rules::trust(self.times.ttl));
+                    .insert(token, sent_at + Rules::validity(self.times.ttl));
             }
-            (Command::Renew { token }, Ok(Answer::Renewed { .. })) => {
-                let until = sent_at + Rules::trust(self.times.ttl);
+            (Command::Renew { token }, Ok(Reply::Renewed { .. })) => {
+                let until = sent_at + Rules::validity(self.times.ttl);
                 let trusted = self.trusted.get_mut(&token);
                 if let Some(trusted) = trusted.filter(|trusted| **trusted > now) {
                     *trusted = until.max(*trusted);
@@ -255,17 +251,19 @@ impl Link {
             _ => {}
         }
         let settled = pending.settled(&result);
-        let (key, command) = (&pending.key, pending.command);
-        self.tell(|events| events.answered(key, command, Outcome { sent_at, result }));
-        if let Some(receipt) = pending.farewell.receipt {
-            let _ = crate::shield::shielded(|| receipt.send(settled));
+        let (key, command) = (&pending.key, pending.command.bare());
+        self.tell(|events| events.replied(key, command, Outcome { sent_at, result }));
+        if let Command::Release { reply, .. } | Command::Complete { reply, .. } = pending.command
+            && let Some(reply) = reply
+        {
+            let _ = crate::shield::shielded(|| reply.send(settled));
         }
     }
 
     fn is_over(&self, pending: &Pending, now: Time) -> bool {
         now.since(pending.submitted) > self.times.ttl
             && !match pending.command {
-                Command::Complete { token } => self.holds(&pending.key, token),
+                Command::Complete { token, .. } => self.holds(&pending.key, token),
                 _ => false,
             }
     }
@@ -285,21 +283,25 @@ impl Link {
         truth.is_there[self.process] = false;
         let mut unanswered = Vec::new();
         for incoming in std::mem::take(&mut self.incoming) {
-            if let Incoming::Reply(call, _) = incoming {
+            if let Incoming::Replies(call, _) = incoming {
                 unanswered.push(call);
             }
         }
         let calls = std::mem::take(&mut self.calls);
         let mut releases = Vec::new();
         for pending in calls.iter().flat_map(|call| &call.commands) {
-            let (key, command) = (pending.key.clone(), pending.command);
+            let key = pending.key.clone();
             if late {
-                let record = pending.farewell.record.clone();
-                self.late.push_back((key.clone(), command, record));
+                let command = pending.command.carrying(Record::clone, ());
+                self.late.push_back((key.clone(), command));
             }
-            if let Command::Acquire { token, .. } = command {
-                let wanted = false;
-                releases.push((key, Command::Release { token, wanted }, None));
+            if let Command::Acquire { token, .. } = pending.command {
+                let release = Command::Release {
+                    token,
+                    contended: false,
+                    reply: (),
+                };
+                releases.push((key, release));
             }
         }
         if fate == Fate::GivenUp && late {
@@ -375,7 +377,7 @@ impl Link {
     pub(super) fn next(&self) -> Option<Time> {
         let timeout = self.core.command_timeout;
         let oldest_call = self.incoming.iter().filter_map(|incoming| match incoming {
-            Incoming::Reply(call, _) => Some(call.sent_at),
+            Incoming::Replies(call, _) => Some(call.sent_at),
             _ => None,
         });
         let oldest_call = oldest_call.chain(self.calls.front().map(|call| call.sent_at));
@@ -386,8 +388,8 @@ impl Link {
             .map(|pending| pending.submitted);
         let oldest = oldest_call.chain(queued).min();
         let overdue = oldest.map(|oldest| oldest + timeout);
-        let looks = self.passed_on.values().map(|(_, at)| *at);
-        looks.chain(overdue).chain(self.retry_at).min()
+        let regrants = self.passed_on.values().map(|(_, at)| *at);
+        regrants.chain(overdue).chain(self.retry_at).min()
     }
 
     /// The store tells what became of a command within the command timeout, or that it cannot
@@ -398,7 +400,7 @@ impl Link {
         let is_late = |since: Time| since + timeout <= now;
         let has_late_call = self.calls.iter().any(|call| is_late(call.sent_at))
             || self.incoming.iter().any(|incoming| match incoming {
-                Incoming::Reply(call, _) => is_late(call.sent_at),
+                Incoming::Replies(call, _) => is_late(call.sent_at),
                 _ => false,
             });
         if has_late_call {
@@ -416,25 +418,28 @@ impl Link {
             self.put_back(refused);
         }
         for (key, (token, _)) in self.passed_on.extract_if(|_, (_, at)| *at <= now) {
-            let wanted = true;
-            let release = Command::Release { token, wanted };
+            let release = Command::Release {
+                token,
+                contended: true,
+                reply: None,
+            };
             let Store::Fake(store) = &self.core.store else {
                 unreachable!("a case has a fake store");
             };
-            store.submit(now, &key, release, Farewell::default());
+            store.submit(now, &key, release);
         }
     }
 
-    /// Commands that have no answer yet, wherever they are.
-    pub(super) fn pending(&self, mut look: impl FnMut(&Pending)) {
-        self.store().commands().iter().for_each(&mut look);
-        self.refused.iter().for_each(&mut look);
+    /// Commands that have no reply yet, wherever they are.
+    pub(super) fn pending(&self, mut visit: impl FnMut(&Pending)) {
+        self.store().commands().iter().for_each(&mut visit);
+        self.refused.iter().for_each(&mut visit);
         for call in &self.calls {
-            call.commands.iter().for_each(&mut look);
+            call.commands.iter().for_each(&mut visit);
         }
         for incoming in &self.incoming {
-            if let Incoming::Reply(call, _) = incoming {
-                call.commands.iter().for_each(&mut look);
+            if let Incoming::Replies(call, _) = incoming {
+                call.commands.iter().for_each(&mut visit);
             }
         }
     }
@@ -445,7 +450,7 @@ impl Link {
             || self
                 .incoming
                 .iter()
-                .any(|incoming| matches!(incoming, Incoming::Reply(..)));
+                .any(|incoming| matches!(incoming, Incoming::Replies(..)));
         self.store().set_busy(is_busy);
     }
 }
@@ -457,25 +462,25 @@ fn failure(unknown: bool) -> Failure {
     }
 }
 
-/// Some answer, which may or may not be one to the command.
-fn unfit(number: usize) -> Answer {
+/// Some reply, which may or may not be one to the command.
+fn unfit(number: usize) -> Reply {
     match number {
-        0 => Answer::Intact,
-        1 => Answer::Gone,
-        2 => Answer::Completed,
-        3 => Answer::Renewed { wanted: true },
-        4 => Answer::Released {
+        0 => Reply::Intact,
+        1 => Reply::Gone,
+        2 => Reply::Completed,
+        3 => Reply::Renewed { contended: true },
+        4 => Reply::Released {
             had_it: true,
             granted: true,
         },
-        5 => Answer::Recorded(bytes::Bytes::new()),
-        6 => Answer::Held {
+        5 => Reply::Recorded(bytes::Bytes::new()),
+        6 => Reply::HeldElsewhere {
             remaining: None,
             foreign: true,
         },
-        _ => Answer::Acquired {
+        _ => Reply::Acquired {
             fence: 1,
-            wanted: true,
+            contended: true,
         },
     }
 }

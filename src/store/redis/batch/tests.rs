@@ -150,11 +150,7 @@ fn replies_say_what_the_script_means() {
 }
 
 /// What the script's reply to one command says.
-fn one(
-    key: &LockKey,
-    command: Command<(), ()>,
-    returned: Value,
-) -> Option<Result<Reply, Failure>> {
+fn one(key: &LockKey, command: Command<(), ()>, returned: Value) -> Option<Result<Reply, Failure>> {
     let mut replies = replies([(key, &command)].into_iter(), returned).ok()?;
     assert_eq!(replies.len(), 1);
     replies.pop()

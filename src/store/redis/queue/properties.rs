@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::tests::{MINUTE, Outcomes, closed, loaded, store};
+use super::tests::{MINUTE, Outcomes, closed, store};
 use super::*;
+use crate::store::Record;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -92,7 +93,13 @@ proptest! {
         let mut refused = HashSet::new();
         for step in steps {
             match step {
-                Step::Submit(key, command) => store.put(key, loaded(command)),
+                Step::Submit(key, command) => {
+                    let record = |(): &()| Record {
+                        content: "done".into(),
+                        retention: MINUTE,
+                    };
+                    store.put(key, command.carrying(record, None));
+                }
                 Step::Send => send(&store, &mut in_flight, &refused),
                 Step::Replied(bits) if !in_flight.calls.is_empty() => {
                     for (place, pending) in in_flight.pop().1.into_iter().enumerate() {

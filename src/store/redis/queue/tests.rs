@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::super::{Address, Settings};
 use super::*;
-use crate::store::{Notice, Record};
+use crate::store::Notice;
 
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
@@ -42,40 +42,6 @@ fn release(token: u64) -> Command {
         token,
         contended: false,
         reply: None,
-    }
-}
-
-/// A command that carries something, though no caller waits for it.
-pub(super) fn loaded(command: Command<(), ()>) -> Command {
-    match command {
-        Command::Acquire {
-            token,
-            queue,
-            watch,
-            again,
-        } => Command::Acquire {
-            token,
-            queue,
-            watch,
-            again,
-        },
-        Command::Release {
-            token, contended, ..
-        } => Command::Release {
-            token,
-            contended,
-            reply: None,
-        },
-        Command::Complete { token, .. } => Command::Complete {
-            token,
-            record: Record {
-                content: "done".into(),
-                retention: MINUTE,
-            },
-            reply: None,
-        },
-        Command::Renew { token } => Command::Renew { token },
-        Command::Check { token } => Command::Check { token },
     }
 }
 

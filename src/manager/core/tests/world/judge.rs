@@ -52,7 +52,7 @@ impl World {
             });
             if !self.links[*manager].holds(guard.key(), token) {
                 wrong = Some("its slot does not hold it");
-            } else if !is_excused && self.truth.owner(guard.key(), now) != Some(&of_guard) {
+            } else if !is_excused && self.truth.value(guard.key(), now) != Some(&of_guard) {
                 wrong = Some("the server does not have it");
             }
             let same = |held: &Held| held.guard.key() == guard.key();
@@ -92,7 +92,7 @@ impl World {
     /// Who waits for a lock that expires gets it.
     pub(super) fn judge_patience(&mut self, manager: usize, key: usize, kind: ErrorKind) {
         let (name, now) = (&NAMES[key], Time::now());
-        let is_free = self.truth.owner(name, now).is_none();
+        let is_free = self.truth.value(name, now).is_none();
         let Some(expired) = self.truth.expired.get(name).copied() else {
             return;
         };
@@ -112,7 +112,7 @@ impl World {
         for number in 0..MANAGERS {
             for (key, name) in NAMES.iter().enumerate() {
                 let core = &self.links[number].core;
-                let slots = core.shard(name);
+                let slots = core.slots.shard_of(name);
                 let Some(standing) = slots.get(name).map(|entry| entry.slot.stands_for()) else {
                     continue;
                 };
@@ -129,7 +129,7 @@ impl World {
                         let mut is_on_its_way = false;
                         self.links[number].pending(|pending| {
                             is_on_its_way |= pending.key == *name
-                                && pending.command == Command::Complete { token };
+                                && pending.command.bare() == completion_of(token);
                         });
                         is_on_its_way
                     }
@@ -172,10 +172,7 @@ impl World {
             let mut is_pending = false;
             link.pending(|pending| {
                 is_pending |= pending.key == completion.key
-                    && pending.command
-                        == Command::Complete {
-                            token: completion.token,
-                        };
+                    && pending.command.bare() == completion_of(completion.token);
             });
             let trusted = link.trusted.get(&completion.token);
             let is_trusted = now < completion.until && trusted.is_some_and(|until| now < *until);
@@ -194,7 +191,7 @@ impl World {
         for (number, link) in self.links.iter().enumerate() {
             let mut completing = HashSet::new();
             link.pending(|pending| match pending.command {
-                Command::Complete { token } => drop(completing.insert((number, token))),
+                Command::Complete { token, .. } => drop(completing.insert((number, token))),
                 Command::Renew { token } => drop(self.renewed.insert((number, token))),
                 _ => {}
             });
@@ -218,7 +215,7 @@ impl World {
             let core = Arc::clone(&self.links[number].core);
             let (mut waiting, mut queued) = (0, 0);
             for name in NAMES.iter() {
-                if let Some(entry) = core.shard(name).get(name) {
+                if let Some(entry) = core.slots.shard_of(name).get(name) {
                     let entry = entry.slot.waiting();
                     waiting += entry.requests;
                     queued += usize::from(entry.in_store);
@@ -243,7 +240,7 @@ impl World {
         }
         let now = Time::now();
         for (key, name) in NAMES.iter().enumerate() {
-            let owner = self.truth.owner(name, now).cloned();
+            let owner = self.truth.value(name, now).cloned();
             let queue = self.truth.queue(name, now).to_vec();
             if let Some(Value::Token(token)) = owner {
                 let holds = |held: &Held| {
@@ -271,7 +268,7 @@ impl World {
                     format!("a request waits for key {key}, which is free")
                 });
                 let core = &self.links[number].core;
-                let slots = core.shard(name);
+                let slots = core.slots.shard_of(name);
                 let is_queued = slots
                     .get(name)
                     .is_some_and(|entry| entry.slot.waiting().in_store);
@@ -288,7 +285,7 @@ impl World {
         self.must(left == 0, || format!("{left} tasks are not done"));
         let now = Time::now();
         for name in NAMES.iter() {
-            let owner = self.truth.owner(name, now).cloned();
+            let owner = self.truth.value(name, now).cloned();
             let queue = self.truth.queue(name, now).to_vec();
             self.must(owner.is_none() && queue.is_empty(), || {
                 format!("{name:?}: the server still has {owner:?}, and waiting {queue:?}")
@@ -305,5 +302,13 @@ impl World {
                 format!("manager {number} is not at rest ({is_at_rest}), or counts {counted:?}")
             });
         }
+    }
+}
+
+fn completion_of(token: u64) -> Command<(), ()> {
+    Command::Complete {
+        token,
+        record: (),
+        reply: (),
     }
 }

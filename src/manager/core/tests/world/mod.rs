@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::lease::Lease;
 use crate::manager::LockGuard;
-use crate::manager::background::look_after_slots;
+use crate::manager::background::tick_slots;
 use crate::manager::slot::Rules;
 use crate::manager::{A_MOMENT, Claimed, LockManager};
 use crate::store::fake::{FakeStore, Times, Token, Truth, Value};
@@ -133,7 +133,7 @@ impl World {
                 .managers
                 .push(LockManager::from_core(Arc::clone(&core)));
             let looking = Arc::clone(&core);
-            let looking = async move { look_after_slots(&looking).await };
+            let looking = async move { tick_slots(&looking).await };
             let task = Task::new(looking, false, &world.any_woken);
             world.background.push(task);
             let mut link = Link::new(core, number);
@@ -234,7 +234,7 @@ impl World {
                 notice,
             } => self.tell_unasked(manager, key, notice),
             Step::Neighbour(key) => self.neighbour(&NAMES[key]),
-            Step::Foreign(key) => match self.truth.owner(&NAMES[key], Time::now()) {
+            Step::Foreign(key) => match self.truth.value(&NAMES[key], Time::now()) {
                 Some(Value::Foreign) => {
                     self.truth.overwrite(&NAMES[key], None);
                     self.publish();
@@ -281,7 +281,7 @@ impl World {
         self.judge();
         self.judge_quiet();
         for key in NAMES.iter() {
-            if let Some(Value::Foreign) = self.truth.owner(key, Time::now()) {
+            if let Some(Value::Foreign) = self.truth.value(key, Time::now()) {
                 self.truth.overwrite(key, None);
             }
         }
@@ -321,8 +321,8 @@ impl World {
             match name.kind() {
                 crate::key::Kind::Lock => Done::Taken(locks.take(name, wait).await),
                 crate::key::Kind::Record => match locks.claim(name, wait).await {
-                    Ok(Claimed::Held(guard)) => Done::Taken(Ok(guard)),
-                    Ok(Claimed::Recorded(_) | Claimed::Damaged(_)) => Done::Recorded,
+                    Ok(Claimed::Lock(guard)) => Done::Taken(Ok(guard)),
+                    Ok(Claimed::Record(_) | Claimed::Damaged(_)) => Done::Recorded,
                     Err(error) => Done::Taken(Err(error)),
                 },
             }
@@ -532,7 +532,7 @@ impl World {
         let (name, now) = (&NAMES[key], Time::now());
         let of_manager = |token: &Token| (token.process == manager).then_some(token.number);
         let mut token_of = |whom| match whom {
-            Whom::Owner => match self.truth.owner(name, now) {
+            Whom::Owner => match self.truth.value(name, now) {
                 Some(Value::Token(token)) => of_manager(token),
                 _ => None,
             },
@@ -545,7 +545,7 @@ impl World {
             Unasked::AllChanged => link.push_all_changed(),
             Unasked::Wanted(whom) => {
                 let token = token_of(whom).unwrap_or(UNKNOWN);
-                link.push(name.clone(), Notice::Wanted { token });
+                link.push(name.clone(), Notice::Contended { token });
             }
             Unasked::Granted { whom, dated, ttl } => {
                 let token = token_of(whom);
@@ -554,7 +554,7 @@ impl World {
                     token: token.unwrap_or(UNKNOWN),
                     fence: 1,
                     ttl: Duration::from_millis(ttl),
-                    wanted: true,
+                    contended: true,
                     after: dated.then_some(now),
                 };
                 link.push(name.clone(), Notice::Granted(granted));
@@ -569,7 +569,7 @@ impl World {
         };
         let now = Time::now();
         let is_theirs = |token: &Token| token.process == NEIGHBOUR;
-        let owned = match self.truth.owner(key, now) {
+        let owned = match self.truth.value(key, now) {
             Some(Value::Token(token)) if is_theirs(token) => Some(token.number),
             _ => None,
         };
@@ -581,7 +581,8 @@ impl World {
         let command = match (owned, queued) {
             (Some(token), _) => Command::Release {
                 token,
-                wanted: true,
+                contended: true,
+                reply: (),
             },
             // A process asks once.
             (None, Some(_)) => return,
@@ -595,8 +596,7 @@ impl World {
                 }
             }
         };
-        self.truth
-            .execute(NEIGHBOUR, times, now, (key, command, None));
+        self.truth.execute(NEIGHBOUR, times, now, key, &command);
         self.publish();
     }
 }
@@ -613,7 +613,7 @@ fn core(number: usize) -> Arc<Core> {
         burst: 1,
         burst_time: Duration::from_millis(50),
     };
-    let store = Store::Fake(FakeStore::default());
+    let store = Store::Fake(FakeStore::new(COMMAND_TIMEOUT));
     let core = Core::new(store, rules, COMMAND_TIMEOUT, 4);
     // Its task is run by the case.
     core.is_running.store(true, Ordering::Relaxed);
