@@ -1,29 +1,34 @@
 -- Carries out a batch of lock operations, in order.
 --
--- KEYS  1: the highest fence given out so far. 2: the epoch. Then for each operation: owner, queue.
---       The owner is a plain string, the token of whoever holds the lock, with an expiry: what SET NX PX makes.
---       The queue is a list of the tokens that wait, one for each process.
---       The epoch says which server has the data, and since when it may give locks: see is_quarantined.
+-- KEYS  1: the highest fence given out so far. 2: the epoch. Then for each operation: lock name,
+--       queue.
+--       A lock is a plain string, the token of its holder, with an expiry: what SET NX PX makes.
+--       A queue is a list of the tokens that wait, one for each process.
+--       The epoch says which server has the data, and since when it may give locks: see
+--       is_quarantined.
 -- ARGV  1: what the name of a process's inbox channel begins with. 2: time to live of a lease, in ms.
---       3: time to live of a grant that its process has not taken up yet, in ms. 4: how long no lock is given after data was
---       lost, in ms; 0: that is not looked at.
---       Then for each operation: what to do, token; to complete, also the record, and how long to keep it, in ms.
+--       3: time to live of a grant that its process has not taken up yet, in ms. 4: how long no lock
+--       is given after data was lost, in ms; 0: loss of data is not looked for.
+--       Then for each operation: what to do, token; to complete, also the record, and how long to
+--       keep it, in ms.
 -- Returns one integer for each operation: what stands above its function, or 0 for an error; -2 for
 -- an error of an acquire whose token has got something all the same. Behind them all comes the text
 -- of the error, if there was one (of the last one, if there were several).
 --
--- A token is the process's id, a colon, and a number. Any other value of an owner is a client of another kind; or, where
--- records are kept, the record.
+-- A token is the process's id, a colon, and a number. Any other value of a lock is that of a client
+-- of another kind; or, where records are kept, the record.
 
 local call = redis.call
 -- No token and no record has more bytes: a longer record is kept in parts, and its manifest stands
 -- in the lock's place. Of what another client wrote there, one byte more is read, which makes it no
 -- record: Lua takes its time over long strings, and keeps Redis from its other clients.
 local LONG = 16384
-local clock, epoch, inbox, ttl, grant_ttl, quarantine = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local clock, epoch = KEYS[1], KEYS[2]
+local inbox, ttl, grant_ttl, quarantine = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
--- Whether somebody may trust a lease that this server knows nothing of. A server that lost its data has no epoch; one that
--- took over from another, or was started again and may lack the last writes, has another replication id than the epoch.
+-- Whether a holder may have a valid lease that this server knows nothing of. A server that lost its
+-- data has no epoch. One that took over from another, or was started again and may lack the last
+-- writes, has another replication id than the epoch.
 local quarantined
 local function is_quarantined()
   if quarantine == '0' then
@@ -42,8 +47,8 @@ local function is_quarantined()
   return quarantined
 end
 
--- Fences follow the server's clock, in µs, so that they go on rising when all keys are lost; the highest one is
--- remembered, so that they go on rising when the clock is set back.
+-- Fences follow the server's clock, in µs, so that they go on rising when all keys are lost. The
+-- highest one is remembered, so that they go on rising when the clock is set back.
 local fence, stored
 local function next_fence()
   if fence then
@@ -51,7 +56,8 @@ local function next_fence()
   else
     local now = call('TIME')
     stored = now[1] * 1000000 + now[2]
-    -- One call to store it and to see what was there; in the rare case that this was higher, it is put right below.
+    -- One call stores the time and returns what was there. In the rare case that this was higher,
+    -- it is put right below.
     fence = math.max(stored, 1 + (call('SET', clock, stored, 'GET') or 0))
   end
   return fence
@@ -69,33 +75,34 @@ local function tell(process, message)
   call('PUBLISH', inbox .. process, message)
 end
 
--- Whether a process listens to its inbox. (PUBLISH would also count those who watch all channels.)
+-- Whether a process listens to its inbox. (PUBLISH would also count clients that watch all channels.)
 local function is_there(process)
   return call('PUBSUB', 'NUMSUB', inbox .. process)[2] > 0
 end
 
 -- What stands in the lock's place; false if nothing does.
-local function read(owner)
-  local current = call('GETRANGE', owner, 0, LONG)
-  return (current ~= '' or call('EXISTS', owner) == 1) and current
+local function read(lock_name)
+  local current = call('GETRANGE', lock_name, 0, LONG)
+  return (current ~= '' or call('EXISTS', lock_name) == 1) and current
 end
 
 local function some(count)
   return math.min(count, 1)
 end
 
--- Whether the acquire under way has got its token the lock, or a place in the queue.
+-- Whether the acquire that is being carried out has got its token the lock, or a place in the queue.
 local got
 
--- Acquired: 2 × fence, + 1 if processes wait. (Whoever does not queue does not look: a lock that was free has waiters only
--- after an accident, and the first renewal tells.)
--- Held: - (5 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of another kind).
+-- Acquired: 2 × fence, + 1 if processes wait. (An acquire that does not queue does not look whether
+-- they do: a lock that was free has waiters only after an accident, and the first renewal tells.)
+-- Held elsewhere: - (5 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of
+-- another kind).
 -- Quarantined: -1. The record, if there is one.
-local function acquire(owner, queue, token, may_queue, may_be_record)
+local function acquire(lock_name, queue, token, may_queue, may_be_record)
   if is_quarantined() then
     return -1
   end
-  if call('SET', owner, token, 'NX', 'PX', ttl) then
+  if call('SET', lock_name, token, 'NX', 'PX', ttl) then
     got = true
     local waiting = may_queue and call('LLEN', queue) or 0
     if waiting > 0 then
@@ -103,25 +110,25 @@ local function acquire(owner, queue, token, may_queue, may_be_record)
     end
     return 2 * next_fence() + some(waiting)
   end
-  local current = read(owner)
+  local current = read(lock_name)
   if current == token then
     got = true
-    call('PEXPIRE', owner, ttl)
+    call('PEXPIRE', lock_name, ttl)
     return 2 * next_fence() + some(call('LLEN', queue))
   end
   local process, number = parts_of(current)
   if may_be_record and not process then
     return current
   end
-  local remaining = call('PTTL', owner)
+  local remaining = call('PTTL', lock_name)
   if may_queue then
     local length = not call('LPOS', queue, token) and call('RPUSH', queue, token)
     got = true
     if length == 1 and process then
-      tell(process, 'w' .. number .. ':' .. owner)
+      tell(process, 'w' .. number .. ':' .. lock_name)
     end
-    -- Every waiter asks again within the holder's time to live, or its own, so a queue that expires is
-    -- one of the dead. It is never shortened: another process may ask less often than this one.
+    -- Every waiter asks again within the holder's time to live, or its own, so all in a queue that
+    -- expires are dead. Its expiry is never shortened: another process may ask less often than this.
     local lasts = math.max(remaining, 0) + 3 * ttl
     if call('PTTL', queue) < lasts then
       call('PEXPIRE', queue, lasts)
@@ -131,7 +138,7 @@ local function acquire(owner, queue, token, may_queue, may_be_record)
 end
 
 -- Gives the lock to the first in the queue whose process is there. Returns whether there was one.
-local function grant(owner, queue)
+local function grant(lock_name, queue)
   if is_quarantined() then
     return false
   end
@@ -140,9 +147,10 @@ local function grant(owner, queue)
     local process, number = parts_of(token)
     if process and is_there(process) then
       local fence = next_fence()
-      call('SET', owner, token, 'PX', grant_ttl)
-      local wanted = some(call('LLEN', queue))
-      tell(process, string.format('g%s:%.0f:%s:%d:%s', number, fence, grant_ttl, wanted, owner))
+      call('SET', lock_name, token, 'PX', grant_ttl)
+      local contended = some(call('LLEN', queue))
+      local granted = string.format('g%s:%.0f:%s:%d:', number, fence, grant_ttl, contended)
+      tell(process, granted .. lock_name)
       return true
     end
     token = call('LPOP', queue)
@@ -151,8 +159,8 @@ local function grant(owner, queue)
 end
 
 -- 1, + 1 if the token had the lock, + 2 if the lock went to the next.
-local function release(owner, queue, token)
-  local current = read(owner)
+local function release(lock_name, queue, token)
+  local current = read(lock_name)
   if current ~= token then
     call('LREM', queue, 0, token)
     if current then
@@ -160,28 +168,29 @@ local function release(owner, queue, token)
     end
   end
   local reply = current and 2 or 1
-  if grant(owner, queue) then
+  if grant(lock_name, queue) then
     return reply + 2
   end
   if current then
-    call('DEL', owner)
+    call('DEL', lock_name)
   end
   return reply
 end
 
--- 2: the record is there, by this call or by one whose reply was lost. 1: the lock is not this token's.
-local function complete(owner, queue, token, record, retention)
-  local current = read(owner)
+-- 2: the record is there, by this call or by one whose reply was lost. 1: the lock is not this
+-- token's.
+local function complete(lock_name, queue, token, record, retention)
+  local current = read(lock_name)
   if current == record then
     return 2
   elseif current ~= token then
     return 1
   end
-  call('SET', owner, record, 'PX', retention)
+  call('SET', lock_name, record, 'PX', retention)
   for _, waiting in ipairs(call('LRANGE', queue, 0, -1)) do
     local process, number = parts_of(waiting)
     if process then
-      tell(process, 'c' .. number .. ':' .. owner)
+      tell(process, 'c' .. number .. ':' .. lock_name)
     end
   end
   call('DEL', queue)
@@ -189,18 +198,18 @@ local function complete(owner, queue, token, record, retention)
 end
 
 -- 2: renewed. 3: renewed, and processes wait. 1: it is not this token's.
-local function renew(owner, queue, token)
-  if read(owner) ~= token then
+local function renew(lock_name, queue, token)
+  if read(lock_name) ~= token then
     return 1
   end
-  call('PEXPIRE', owner, ttl)
+  call('PEXPIRE', lock_name, ttl)
   return 2 + some(call('LLEN', queue))
 end
 
--- 2: the lock is this token's. 1: it is not. It writes nothing: Redis tells the clients that watch a name of every write
--- to it, in whatever database, and another's check would follow.
-local function check(owner, token)
-  return read(owner) == token and 2 or 1
+-- 2: the lock is this token's. 1: it is not. It writes nothing: Redis tells the clients that track a
+-- name of every write to it, in whatever database, and another's check would follow.
+local function check(lock_name, token)
+  return read(lock_name) == token and 2 or 1
 end
 
 local replies, failure, number, at, last = {}, nil, 0, 5, #ARGV
@@ -208,20 +217,20 @@ local function carry_out_the_rest()
   while at <= last do
     local operation, token = ARGV[at], ARGV[at + 1]
     number, at, got = number + 1, at + 2, false
-    local owner, queue = KEYS[2 * number + 1], KEYS[2 * number + 2]
+    local lock_name, queue = KEYS[2 * number + 1], KEYS[2 * number + 2]
     if operation == 'release' then
-      replies[number] = release(owner, queue, token)
+      replies[number] = release(lock_name, queue, token)
     elseif operation == 'renew' then
-      replies[number] = renew(owner, queue, token)
+      replies[number] = renew(lock_name, queue, token)
     elseif operation == 'check' then
-      replies[number] = check(owner, token)
+      replies[number] = check(lock_name, token)
     elseif operation == 'complete' then
       at = at + 2
-      replies[number] = complete(owner, queue, token, ARGV[at - 2], ARGV[at - 1])
+      replies[number] = complete(lock_name, queue, token, ARGV[at - 2], ARGV[at - 1])
     else
       local may_queue = operation == 'queue' or operation == 'claim and queue'
       local may_be_record = operation == 'claim' or operation == 'claim and queue'
-      replies[number] = acquire(owner, queue, token, may_queue, may_be_record)
+      replies[number] = acquire(lock_name, queue, token, may_queue, may_be_record)
     end
   end
 end
