@@ -204,7 +204,9 @@ impl Core {
             }
         }
         for key in due {
-            self.with_slot(&key, |machine| machine.tick());
+            self.with_slot(&key, |machine| {
+                machine.tick();
+            });
         }
         next
     }
@@ -242,7 +244,9 @@ impl Events for StoreEvents<'_> {
     }
 
     fn reconnected(&self) {
-        self.0.with_every_slot(|machine| machine.reconnected());
+        self.0.with_every_slot(|machine| {
+            machine.reconnected();
+        });
     }
 
     fn all_changed(&self) {
