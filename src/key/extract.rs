@@ -172,3 +172,97 @@ where
         _ => Ok(None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(uri: &str) -> Parts {
+        let (parts, ()) = http::Request::post(uri).body(()).unwrap().into_parts();
+        parts
+    }
+
+    fn key(parts: &[&str]) -> Option<LockKey> {
+        Some(LockKey::join(parts).unwrap())
+    }
+
+    #[test]
+    fn a_pattern_takes_its_parameters_and_leaves_the_rest() {
+        let account = path("/accounts/{id}/{*rest}");
+        assert_eq!(
+            account(&parts("/accounts/7")).unwrap(),
+            key(&["accounts", "7"])
+        );
+        assert_eq!(
+            account(&parts("/accounts/7/")).unwrap(),
+            key(&["accounts", "7"])
+        );
+        assert_eq!(
+            account(&parts("/accounts/7/transfer?x=1")).unwrap(),
+            key(&["accounts", "7"])
+        );
+        assert_eq!(account(&parts("/accounts")).unwrap(), None);
+        assert_eq!(account(&parts("/users/7")).unwrap(), None);
+        let exact = path("/accounts/{id}");
+        assert_eq!(exact(&parts("/accounts/7/transfer")).unwrap(), None);
+        assert_eq!(path("/")(&parts("/")).unwrap(), key(&["/"]));
+    }
+
+    #[test]
+    fn another_spelling_of_a_path_is_the_same_lock() {
+        let account = path("/accounts/{id}");
+        assert_eq!(
+            account(&parts("/%61ccounts/%37")).unwrap(),
+            account(&parts("/accounts/7")).unwrap()
+        );
+        assert_eq!(
+            method_and_path()(&parts("/a/%37")).unwrap(),
+            method_and_path()(&parts("/a/7")).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_slash_inside_a_parameter_stays_inside() {
+        let nested = path("/a/{x}/{y}");
+        assert_ne!(
+            nested(&parts("/a/b%2Fc/d")).unwrap(),
+            nested(&parts("/a/b/c%2Fd")).unwrap()
+        );
+    }
+
+    #[test]
+    fn an_empty_parameter_and_broken_utf8_are_invalid() {
+        let account = path("/accounts/{id}");
+        for uri in ["/accounts/", "/accounts/%ff"] {
+            let error = account(&parts(uri)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidKey, "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_header_is_a_key_only_if_it_is_one_readable_value() {
+        let account = header("x-account");
+        let mut request = parts("/");
+        assert_eq!(account(&request).unwrap(), None);
+        request.headers.insert("x-account", "7".parse().unwrap());
+        assert_eq!(account(&request).unwrap(), Some(LockKey::new("7").unwrap()));
+        request.headers.append("x-account", "8".parse().unwrap());
+        assert!(account(&request).is_err());
+        let raw = http::HeaderValue::from_bytes(b"\xff").unwrap();
+        request.headers.insert("x-account", raw);
+        assert_eq!(account(&request).unwrap_err().kind(), ErrorKind::InvalidKey);
+    }
+
+    #[test]
+    fn scopes_and_joins_keep_keys_apart() {
+        let mut request = parts("/accounts/7");
+        request.headers.insert("x-tenant", "a:b".parse().unwrap());
+        let by_tenant = scope("t", header("x-tenant"));
+        assert_eq!(by_tenant(&request).unwrap().unwrap().as_str(), "t:a:b");
+        let both = join(header("x-tenant"), path("/accounts/{id}"));
+        assert_eq!(
+            both(&request).unwrap().unwrap().as_str(),
+            "a%3Ab:accounts%3A7"
+        );
+    }
+}

@@ -191,3 +191,46 @@ impl fmt::Display for Hex<'_> {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
+
+#[cfg(all(test, feature = "properties"))]
+mod properties;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_key_and_an_empty_part_are_refused() {
+        assert_eq!(LockKey::new("").unwrap_err().kind(), ErrorKind::InvalidKey);
+        assert!(LockKey::join(["a", ""]).is_err());
+        assert!(LockKey::join([] as [&str; 0]).is_err());
+    }
+
+    #[test]
+    fn a_long_key_is_hashed_and_differs_from_its_neighbours() {
+        let long = "k".repeat(LockKey::MAX_LEN + 1);
+        let hashed = LockKey::new(&long).unwrap();
+        assert_eq!(hashed.as_str().len(), "sha256:".len() + 64);
+        assert_ne!(hashed, LockKey::new(long + "k").unwrap());
+        let whole = LockKey::new("k".repeat(LockKey::MAX_LEN)).unwrap();
+        assert_eq!(whole.as_str().len(), LockKey::MAX_LEN);
+    }
+
+    #[test]
+    fn a_short_key_cannot_pose_as_the_hash_of_a_long_one() {
+        let hashed = LockKey::new("k".repeat(4000)).unwrap();
+        assert_ne!(LockKey::new(hashed.as_str()).unwrap(), hashed);
+    }
+
+    #[test]
+    fn line_breaks_and_braces_in_parts_are_escaped() {
+        let key = LockKey::join(["a\r\nb", "{c}"]).unwrap();
+        assert_eq!(key.as_str(), "a%0D%0Ab:%7Bc%7D");
+    }
+
+    #[test]
+    fn debug_does_not_show_the_key() {
+        let key = LockKey::new("customer@example.com").unwrap();
+        assert!(!format!("{key:?}").contains("customer"));
+    }
+}

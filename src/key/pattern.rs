@@ -87,3 +87,15 @@ pub(super) fn decoded(raw: &str) -> Result<Cow<'_, str>, Error> {
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_patterns_are_refused() {
+        for pattern in ["accounts", "/a{id}", "/{}", "/{*}", "/{*rest}/a", "/a/{id"] {
+            assert!(PathPattern::parse(pattern).is_err(), "{pattern}");
+        }
+    }
+}
