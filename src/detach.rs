@@ -1,13 +1,13 @@
 //! Middleware that lets a request run to its end when its client leaves.
 //!
 //! A server drops the future of a request whose client has gone away. The work stops where it
-//! awaits, perhaps half done, and a lock that it holds is released. [`DetachLayer`] runs each request
-//! in a task of its own, which goes on.
+//! awaits, perhaps half done, and a lock that it holds is released. [`DetachLayer`] runs each
+//! request in a task of its own, which goes on.
 //!
-//! Place it *outside* a [`DistributedLockLayer`](crate::DistributedLockLayer): the request then runs
-//! to its end with its lock. Inside it would be wrong: the lock would be released while the work
-//! goes on. An [`IdempotencyLayer`](crate::IdempotencyLayer) needs none: it does the same for the
-//! requests that it runs.
+//! Place it *outside* a [`DistributedLockLayer`](crate::DistributedLockLayer): the request then
+//! runs to its end with its lock. Inside it would be wrong: the lock would be released while the
+//! work goes on. An [`IdempotencyLayer`](crate::IdempotencyLayer) needs none: it does the same for
+//! the requests that it runs.
 
 use std::fmt;
 use std::panic::resume_unwind;

@@ -23,8 +23,8 @@ pub fn record(bytes: &[u8]) {
         }
     };
     check(Bytes::copy_from_slice(bytes));
-    // Between the right beginning and the right checksum, which the fuzzer would find by chance only
-    // after a long time.
+    // Between the right beginning and the right checksum, which the fuzzer would find by chance
+    // only after a long time.
     check(seal([b"TDLR\x01", bytes].concat()[..].into()));
     manifest(bytes);
     manifest(&[b"TDLM\x01", bytes].concat());

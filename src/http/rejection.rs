@@ -73,7 +73,8 @@ pub enum RejectionKind {
     /// The request has no key though one is required, its key cannot name a lock, or there is no
     /// scope for its idempotency key. 400, gRPC `INVALID_ARGUMENT`.
     InvalidKey,
-    /// Redis cannot say whether the lock is free, or the manager is closed. 503, gRPC `UNAVAILABLE`.
+    /// Redis cannot say whether the lock is free, or the manager is closed. 503, gRPC
+    /// `UNAVAILABLE`.
     Unavailable,
     /// The lock was lost before the head of the response was sent. 503, gRPC `ABORTED`.
     Lost,

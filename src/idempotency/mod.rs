@@ -113,9 +113,9 @@
 //! resource one after the other: for whatever changes a resource. This layer runs *one* request for
 //! each key, and the others get its response: for what may arrive twice.
 //!
-//! Together, each event is handled once, and the events of one account one at a time: put this layer
-//! outside, by the event, and the lock inside, by the account, so that duplicates do not wait for
-//! the account. The other order works as well. A response by which a lock inside says that the
+//! Together, each event is handled once, and the events of one account one at a time: put this
+//! layer outside, by the event, and the lock inside, by the account, so that duplicates do not wait
+//! for the account. The other order works as well. A response by which a lock inside says that the
 //! request did not run (409, for instance) is never kept.
 //!
 //! # Where to place it
@@ -127,9 +127,9 @@
 //! Outside a layer that translates gRPC-Web, the failure of a call can be seen only if its response
 //! has no body: place this layer inside.
 //!
-//! Inside this layer, a request has another type of body, [`IdempotencyBody`]. Handlers, routers and
-//! the layers of this crate take it as it is. A function of axum's `from_fn` takes one type only:
-//! give it a `route_layer` call of its own, before the one with this layer.
+//! Inside this layer, a request has another type of body, [`IdempotencyBody`]. Handlers, routers
+//! and the layers of this crate take it as it is. A function of axum's `from_fn` takes one type
+//! only: give it a `route_layer` call of its own, before the one with this layer.
 //!
 //! # How it works
 //!
@@ -140,10 +140,10 @@
 //! told at once.
 //!
 //! A response of more than 16 KiB is written to other strings first, in parts over a second
-//! connection, so that no lock waits behind it. What takes the lock's place then leads to the parts.
-//! The response waits until they are there, for ten times the
-//! [command timeout](crate::LockManagerBuilder::command_timeout) at most. What cannot be written in
-//! that time, or finds no memory there, is kept without its body.
+//! connection, so that no lock waits behind it. What takes the lock's place then leads to the
+//! parts. The response waits until they are there, for ten times the [command
+//! timeout](crate::LockManagerBuilder::command_timeout) at most. What cannot be written in that
+//! time, or finds no memory there, is kept without its body.
 //!
 //! The request's body is read before the service is called, and the service runs in a task of its
 //! own: a client that leaves stops neither the work nor the storing. After an error, a panic, or a
@@ -164,14 +164,14 @@
 //!   key is free when the manager's [`ttl`](crate::LockManagerBuilder::ttl) (10 s) is over, and the
 //!   next duplicate runs;
 //! - if its **process is frozen**, its machine suspended, or Redis away, for longer than the `ttl`,
-//!   or if it runs for longer than [`max_hold`](crate::LockManagerBuilder::max_hold). The lock under
-//!   which it runs is lost then. It is stopped where it awaits (with [`OnLost::Continue`] it goes
-//!   on), and what it has done stays done. A process that was frozen may go on before it has
+//!   or if it runs for longer than [`max_hold`](crate::LockManagerBuilder::max_hold). The lock
+//!   under which it runs is lost then. It is stopped where it awaits (with [`OnLost::Continue`] it
+//!   goes on), and what it has done stays done. A process that was frozen may go on before it has
 //!   looked, at the same time as a second run;
 //! - if **Redis cannot be reached when it ends**, until the lock has expired. Its client gets the
 //!   response all the same, after the `command_timeout` (1 s) at the latest, and the log an error.
-//!   The response is stored if Redis is back before. While Redis can be reached and only refuses the
-//!   response (`OOM`, `READONLY`), the lock stays the run's, for a `ttl` or until `max_hold` is
+//!   The response is stored if Redis is back before. While Redis can be reached and only refuses
+//!   the response (`OOM`, `READONLY`), the lock stays the run's, for a `ttl` or until `max_hold` is
 //!   over, whichever is later;
 //! - if **Redis has lost** the response, or the lock of a run: by a restart without its data, a
 //!   failover, because another client deleted it, because it evicts keys (`maxmemory-policy`; use
@@ -182,12 +182,12 @@
 //! - if the duplicate comes **after the retention, or has another key**: another scope, prefix or
 //!   database, or a header that one version of a service reads and another does not.
 //!
-//! If that must not happen, let the place of the effect decide: in a database, insert the event's id
-//! into a unique column, in the transaction that does the work. This layer keeps the duplicates away
-//! from it, and gives them their response. Or have the storage check the
-//! [fencing token](crate::Lease::fencing_token) of the handler's lease; that keeps out a run that
-//! comes late, though not a second one. For an effect elsewhere, pass the key on, if the other side
-//! takes one.
+//! If that must not happen, let the place of the effect decide: in a database, insert the event's
+//! id into a unique column, in the transaction that does the work. This layer keeps the duplicates
+//! away from it, and gives them their response. Or have the storage check the [fencing
+//! token](crate::Lease::fencing_token) of the handler's lease; that keeps out a run that comes
+//! late, though not a second one. For an effect elsewhere, pass the key on, if the other side takes
+//! one.
 //!
 //! # Caveats
 //!
@@ -212,6 +212,7 @@ mod read;
 mod replay;
 mod run;
 mod service;
+mod settings;
 mod stored_headers;
 mod stored_response;
 

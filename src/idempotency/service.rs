@@ -17,11 +17,11 @@ use super::once::once;
 /// Runs the service inside once for each idempotency key. Made by an
 /// [`IdempotencyLayer`](super::IdempotencyLayer).
 ///
-/// Its error is that of the service inside: whatever goes wrong with a key or its stored response is
-/// a response.
+/// Its error is that of the service inside: whatever goes wrong with a key or its stored response
+/// is a response.
 ///
-/// The service inside must be `Clone`, and its futures `Send`: each request runs with a clone of its
-/// own, in a task of its own.
+/// The service inside must be `Clone`, and its futures `Send`: each request runs with a clone of
+/// its own, in a task of its own.
 #[derive(Clone, Debug)]
 pub struct Idempotency<S> {
     inner: S,

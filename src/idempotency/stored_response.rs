@@ -14,8 +14,8 @@
 //! | trailer fields | if there are any |
 //! | CRC-32, 4 bytes | of all that comes before |
 //!
-//! Fields are their number in 2 bytes, and for each the length of its name in 2 bytes, the name, the
-//! length of its value in 4 bytes, the value.
+//! Fields are their number in 2 bytes, and for each the length of its name in 2 bytes, the name,
+//! the length of its value in 4 bytes, the value.
 //!
 //! Without the checksum, damaged bytes could be replayed as another response. It finds every change
 //! of up to 32 bits in a row, and took 45 ns for a KiB and 18 µs for a MiB, where a SHA-256 took
@@ -221,7 +221,7 @@ mod tests {
     fn the_form_stays_as_it_is() {
         let mut headers = HeaderMap::new();
         headers.insert("a", HeaderValue::from_static("b"));
-        let record = StoredResponse {
+        let stored = StoredResponse {
             fingerprint: Some([7; 32]),
             status: StatusCode::CREATED,
             headers,
@@ -239,7 +239,7 @@ mod tests {
             b"\x00\x00",
             b"\x97\xf6\x5b\x56",
         ];
-        assert_eq!(record.encode(), form.concat());
-        assert_eq!(StoredResponse::decode(form.concat().into()), Ok(record));
+        assert_eq!(stored.encode(), form.concat());
+        assert_eq!(StoredResponse::decode(form.concat().into()), Ok(stored));
     }
 }

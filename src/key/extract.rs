@@ -15,8 +15,8 @@ use crate::error::{Error, ErrorKind};
 /// The value is the whole key. Put it into a [`scope`], unless every key comes from that header: a
 /// client could otherwise name the lock of something else.
 ///
-/// A value that is not visible ASCII, or empty, is an invalid key, answered with 400. So is a header
-/// that is there more than once, as it is unknown which of the values the handler will read.
+/// A value that is not visible ASCII, or empty, is an invalid key, answered with 400. So is a
+/// header that is there more than once, as it is unknown which of the values the handler will read.
 ///
 /// # Panics
 ///

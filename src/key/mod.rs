@@ -55,8 +55,8 @@
 //!
 //! Three more are up to you:
 //!
-//! - **A key is text.** If the handler parses `7`, `07` and `+7` to the same number, make the key of
-//!   the number: parse it in a middleware, and use
+//! - **A key is text.** If the handler parses `7`, `07` and `+7` to the same number, make the key
+//!   of the number: parse it in a middleware, and use
 //!   [`from_extension`](crate::DistributedLockLayer::from_extension).
 //! - **Clients can block each other** through keys that they choose. Put the caller's identity into
 //!   the key where they should not.

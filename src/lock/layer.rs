@@ -16,8 +16,8 @@ use crate::manager::LockManager;
 
 /// Runs every request under a lock, so that requests for one key run one at a time, on all nodes.
 ///
-/// The [module](super) has a table of the settings and one of the responses, and says where to place
-/// the layer. A handler finds its [`Lease`](crate::Lease) in the request's extensions.
+/// The [module](super) has a table of the settings and one of the responses, and says where to
+/// place the layer. A handler finds its [`Lease`](crate::Lease) in the request's extensions.
 ///
 /// # Example
 ///
@@ -151,13 +151,13 @@ impl DistributedLockLayer {
         self.set(|config| config.wait = Some(wait))
     }
 
-    /// Sets until when the lock is held. Default: [`Hold::Body`], until the body of the response has
-    /// been sent.
+    /// Sets until when the lock is held. Default: [`Hold::Body`], until the body of the response
+    /// has been sent.
     ///
     /// # Warning
     ///
-    /// With [`Hold::Head`], the body is sent without the lock. If it still reads or changes what the
-    /// lock protects, it does so at the same time as the next holder.
+    /// With [`Hold::Head`], the body is sent without the lock. If it still reads or changes what
+    /// the lock protects, it does so at the same time as the next holder.
     ///
     /// # Example
     ///
@@ -179,9 +179,9 @@ impl DistributedLockLayer {
     ///
     /// # Warning
     ///
-    /// With [`OnUnavailable::Proceed`], requests for one key can run at the same time whenever Redis
-    /// is not available. Such a request has no [`Lease`](crate::Lease) in its extensions, and so no
-    /// fencing token, but [`Unlocked`](super::Unlocked): take the lease as an `Option` in the
+    /// With [`OnUnavailable::Proceed`], requests for one key can run at the same time whenever
+    /// Redis is not available. Such a request has no [`Lease`](crate::Lease) in its extensions, and
+    /// so no fencing token, but [`Unlocked`](super::Unlocked): take the lease as an `Option` in the
     /// handler.
     ///
     /// # Example
@@ -209,10 +209,10 @@ impl DistributedLockLayer {
 
     /// Sets what happens to a request whose lock is lost. Default: [`OnLost::Cancel`].
     ///
-    /// A lock is lost if it could not be renewed in time, if it was deleted or overwritten in Redis,
-    /// or if [`max_hold`](crate::LockManagerBuilder::max_hold) is over. With [`OnLost::Cancel`], the
-    /// handler is stopped where it awaits, and the request is answered with 503. If its body is on
-    /// its way, that ends with an error.
+    /// A lock is lost if it could not be renewed in time, if it was deleted or overwritten in
+    /// Redis, or if [`max_hold`](crate::LockManagerBuilder::max_hold) is over. With
+    /// [`OnLost::Cancel`], the handler is stopped where it awaits, and the request is answered with
+    /// 503. If its body is on its way, that ends with an error.
     ///
     /// # Warning
     ///

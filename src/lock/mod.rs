@@ -110,8 +110,8 @@
 //! [`max_waiters`](crate::LockManagerBuilder::max_waiters), and count in the handler what is to be
 //! limited there.
 //!
-//! The layer may be applied twice. Inside a request that holds the lock of the same key already, the
-//! inner one takes none.
+//! The layer may be applied twice. Inside a request that holds the lock of the same key already,
+//! the inner one takes none.
 //!
 //! # Caveats
 //!
@@ -125,13 +125,14 @@
 //! - **An upgraded connection** (WebSocket) runs without the lock, which ends with the 101.
 //! - **Clients can block each other** through keys that they choose: see
 //!   [`key`](crate::key#keys-come-from-strangers).
-//! - **A process can be paused** for longer than its lock lives, and go on before it has noticed. Send
-//!   the [fencing token](crate::Lease::fencing_token) along with every write: the
-//!   [crate's documentation](crate) says what a lock can promise.
+//! - **A process can be paused** for longer than its lock lives, and go on before it has noticed.
+//!   Send the [fencing token](crate::Lease::fencing_token) along with every write: the [crate's
+//!   documentation](crate) says what a lock can promise.
 
 mod body;
 mod collect;
 mod config;
+mod finish;
 mod future;
 mod held_lock;
 mod layer;

@@ -21,7 +21,7 @@ fn headers() -> impl Strategy<Value = HeaderMap> {
     })
 }
 
-fn record() -> impl Strategy<Value = StoredResponse> {
+fn stored() -> impl Strategy<Value = StoredResponse> {
     let body = (vec(any::<u8>(), 0..200), option::of(headers()));
     let body = body.prop_map(|(data, trailers)| Collected {
         data: data.into(),
@@ -41,32 +41,32 @@ fn record() -> impl Strategy<Value = StoredResponse> {
 
 proptest! {
     #[test]
-    fn what_was_written_is_read(record in record()) {
-        let read = StoredResponse::decode(record.encode());
-        prop_assert_eq!(read.as_ref(), Ok(&record));
+    fn what_was_written_is_read(stored in stored()) {
+        let read = StoredResponse::decode(stored.encode());
+        prop_assert_eq!(read.as_ref(), Ok(&stored));
         // The order of a field's values, too, which `==` does not see across names.
-        let fields = |record: &StoredResponse| format!("{:?}", record.headers);
-        prop_assert_eq!(fields(&read.unwrap()), fields(&record));
+        let fields = |stored: &StoredResponse| format!("{:?}", stored.headers);
+        prop_assert_eq!(fields(&read.unwrap()), fields(&stored));
     }
 
     #[test]
-    fn what_was_cut_off_or_is_too_long_is_corrupt(record in record(), at in any::<prop::sample::Index>()) {
-        let whole = record.encode();
-        let cut = whole.slice(..at.index(whole.len()));
+    fn what_was_cut_off_or_is_too_long_is_corrupt(stored in stored(), at in any::<prop::sample::Index>()) {
+        let encoded = stored.encode();
+        let cut = encoded.slice(..at.index(encoded.len()));
         prop_assert_eq!(StoredResponse::decode(cut), Err(Unreadable::Corrupt));
-        let mut longer = whole.to_vec();
+        let mut longer = encoded.to_vec();
         longer.push(0);
         prop_assert_eq!(StoredResponse::decode(longer.into()), Err(Unreadable::Corrupt));
     }
 
     #[test]
-    fn nothing_makes_it_panic(record in record(), at in any::<prop::sample::Index>(), byte: u8, rest in vec(any::<u8>(), 0..60)) {
-        let mut changed = unseal(record.encode()).unwrap().to_vec();
+    fn nothing_makes_it_panic(stored in stored(), at in any::<prop::sample::Index>(), byte: u8, rest in vec(any::<u8>(), 0..60)) {
+        let mut changed = unseal(stored.encode()).unwrap().to_vec();
         let length = changed.len();
         changed[at.index(length)] = byte;
         // The checksum would keep all of that out.
-        if let Ok(record) = StoredResponse::decode(seal(changed[..].into())) {
-            prop_assert_eq!(StoredResponse::decode(record.encode()), Ok(record));
+        if let Ok(stored) = StoredResponse::decode(seal(changed[..].into())) {
+            prop_assert_eq!(StoredResponse::decode(stored.encode()), Ok(stored));
         }
         let content = [MAGIC, &[VERSION], &rest].concat();
         let _ = StoredResponse::decode(seal(content[..].into()));
@@ -74,8 +74,8 @@ proptest! {
     }
 
     #[test]
-    fn a_newer_version_is_told_as_such(record in record(), version in 2_u8..) {
-        let mut newer = record.encode().to_vec();
+    fn a_newer_version_is_told_as_such(stored in stored(), version in 2_u8..) {
+        let mut newer = stored.encode().to_vec();
         newer[MAGIC.len()] = version;
         prop_assert_eq!(StoredResponse::decode(newer.into()), Err(Unreadable::Version(version)));
     }
@@ -85,10 +85,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn no_single_bit_can_change_unnoticed(record in record()) {
-        let record = record.encode();
-        for bit in 0..8 * record.len() {
-            let mut damaged = record.to_vec();
+    fn no_single_bit_can_change_unnoticed(stored in stored()) {
+        let stored = stored.encode();
+        for bit in 0..8 * stored.len() {
+            let mut damaged = stored.to_vec();
             damaged[bit / 8] ^= 1 << (bit % 8);
             let expected = match (bit / 8, damaged[MAGIC.len()]) {
                 (4, version @ 1..) => Unreadable::Version(version),
