@@ -141,9 +141,9 @@
 //!
 //! A response of more than 16 KiB is written to other strings first, in parts over a second
 //! connection, so that no lock waits behind it. What takes the lock's place then leads to the
-//! parts. The response waits until they are there, for ten times the [command
-//! timeout](crate::LockManagerBuilder::command_timeout) at most. What cannot be written in that
-//! time, or finds no memory there, is kept without its body.
+//! parts. The response waits until they are there, for ten times the
+//! [command timeout](crate::LockManagerBuilder::command_timeout) at most. What cannot be written in
+//! that time, or finds no memory there, is kept without its body.
 //!
 //! The request's body is read before the service is called, and the service runs in a task of its
 //! own: a client that leaves stops neither the work nor the storing. After an error, a panic, or a
@@ -184,10 +184,10 @@
 //!
 //! If that must not happen, let the place of the effect decide: in a database, insert the event's
 //! id into a unique column, in the transaction that does the work. This layer keeps the duplicates
-//! away from it, and gives them their response. Or have the storage check the [fencing
-//! token](crate::Lease::fencing_token) of the handler's lease; that keeps out a run that comes
-//! late, though not a second one. For an effect elsewhere, pass the key on, if the other side takes
-//! one.
+//! away from it, and gives them their response. Or have the storage check the
+//! [fencing token](crate::Lease::fencing_token) of the handler's lease; that keeps out a run that
+//! comes late, though not a second one. For an effect elsewhere, pass the key on, if the other side
+//! takes one.
 //!
 //! # Caveats
 //!

@@ -242,12 +242,12 @@ impl IdempotencyLayer {
     ///
     /// A response of more than 16 KiB is written to Redis, and read for a duplicate, in parts of 1
     /// MiB, over a second connection, so that no lock waits behind it. The response itself waits
-    /// until it is written: for ten times the [command
-    /// timeout](crate::LockManagerBuilder::command_timeout) at most (10 s, in which 256 MiB need a
-    /// link of 27 MB/s), and two more to tidy up and to keep the rest. If that is not enough, if
-    /// Redis does not take a part within a command timeout in three attempts, or has no memory
-    /// left, the response is kept without its body, like one that is too long. Reading one takes as
-    /// long at most; then a duplicate is answered with 503.
+    /// until it is written: for ten times the
+    /// [command timeout](crate::LockManagerBuilder::command_timeout) at most (10 s, in which 256
+    /// MiB need a link of 27 MB/s), and two more to tidy up and to keep the rest. If that is not
+    /// enough, if Redis does not take a part within a command timeout in three attempts, or has no
+    /// memory left, the response is kept without its body, like one that is too long. Reading one
+    /// takes as long at most; then a duplicate is answered with 503.
     ///
     /// # Panics
     ///

@@ -126,8 +126,8 @@
 //! - **Clients can block each other** through keys that they choose: see
 //!   [`key`](crate::key#keys-come-from-strangers).
 //! - **A process can be paused** for longer than its lock lives, and go on before it has noticed.
-//!   Send the [fencing token](crate::Lease::fencing_token) along with every write: the [crate's
-//!   documentation](crate) says what a lock can promise.
+//!   Send the [fencing token](crate::Lease::fencing_token) along with every write: the
+//!   [crate's documentation](crate) says what a lock can promise.
 
 mod body;
 mod collect;
