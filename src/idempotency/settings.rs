@@ -30,8 +30,12 @@ impl IdempotencyLayer {
     ///
     /// ```
     /// # use tower_distributed_lock::{Error, IdempotencyLayer, LockManager};
-    /// # mod serde_json { pub struct Value; impl Value { pub fn as_str(&self) -> Option<&str> { None } }
-    /// #   pub fn from_slice(_: &[u8]) -> Result<std::collections::HashMap<String, Value>, ()> { Err(()) } }
+    /// # mod serde_json {
+    /// #     pub struct Value;
+    /// #     impl Value { pub fn as_str(&self) -> Option<&str> { None } }
+    /// #     type Object = std::collections::HashMap<String, Value>;
+    /// #     pub fn from_slice(_: &[u8]) -> Result<Object, ()> { Err(()) }
+    /// # }
     /// # fn layer(locks: LockManager) -> IdempotencyLayer {
     /// IdempotencyLayer::webhook(locks, "webhook-id").key(|_parts, body| {
     ///     let event = serde_json::from_slice(body).ok()?;

@@ -93,7 +93,9 @@ impl DistributedLockLayer {
     /// # Example
     ///
     /// ```
-    /// use axum::{Router, extract::{Path, Request}, middleware::{Next, from_fn}, response::Response, routing::post};
+    /// use axum::extract::{Path, Request};
+    /// use axum::middleware::{Next, from_fn};
+    /// use axum::{Router, response::Response, routing::post};
     /// use tower_distributed_lock::{DistributedLockLayer, LockKey, LockManager};
     ///
     /// async fn lock_the_account(Path(id): Path<u64>, mut req: Request, next: Next) -> Response {
@@ -103,9 +105,10 @@ impl DistributedLockLayer {
     /// }
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let locks = LockManager::in_memory();
     /// let app: Router = Router::new()
     ///     .route("/accounts/{id}", post(|| async {}))
-    ///     .route_layer(DistributedLockLayer::from_extension(LockManager::in_memory()).require_key(true))
+    ///     .route_layer(DistributedLockLayer::from_extension(locks).require_key(true))
     ///     .route_layer(from_fn(lock_the_account)); // the last layer is the outermost
     /// # let _ = app;
     /// # }
@@ -188,7 +191,8 @@ impl DistributedLockLayer {
     ///
     /// ```
     /// use axum::Extension;
-    /// use tower_distributed_lock::{DistributedLockLayer, Lease, LockManager, key, lock::OnUnavailable};
+    /// use tower_distributed_lock::lock::OnUnavailable;
+    /// use tower_distributed_lock::{DistributedLockLayer, Lease, LockManager, key};
     ///
     /// # fn layer(locks: LockManager) -> DistributedLockLayer {
     /// DistributedLockLayer::new(locks, key::method_and_path())
