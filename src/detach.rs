@@ -1,4 +1,13 @@
-//! [`DetachLayer`]: requests that run to their end.
+//! Middleware that lets a request run to its end when its client leaves.
+//!
+//! A server drops the future of a request whose client has gone away. The work stops where it
+//! awaits, perhaps half done, and a lock that it holds is released. [`DetachLayer`] runs each
+//! request in a task of its own, which goes on.
+//!
+//! Place it *outside* a [`DistributedLockLayer`](crate::DistributedLockLayer): the request then
+//! runs to its end with its lock. Inside it would be wrong: the lock would be released while the
+//! work goes on. An [`IdempotencyLayer`](crate::IdempotencyLayer) needs none: it does the same for
+//! the requests that it runs.
 
 use std::fmt;
 use std::panic::resume_unwind;
@@ -11,9 +20,17 @@ use tower_layer::Layer;
 
 /// Runs each request in a task of its own, which goes on when the client leaves.
 ///
-/// A server drops the future of a request whose client has gone away, and the work stops where it awaits, half
-/// done perhaps. Put this layer *outside* of a [`DistributedLockLayer`](crate::DistributedLockLayer), and the request runs to
-/// its end, with its lock. Inside it would be wrong: the lock would be released while the work goes on.
+/// It belongs outside a [`DistributedLockLayer`](crate::DistributedLockLayer): see the
+/// [module](self).
+///
+/// Only the handler is detached: a response body that the client no longer reads is dropped. A
+/// handler that panics does so for its caller too, if that is still there.
+///
+/// # Panics
+///
+/// The service panics if it is called outside a tokio runtime.
+///
+/// # Example
 ///
 /// ```
 /// use axum::{Router, routing::post};
@@ -30,9 +47,6 @@ use tower_layer::Layer;
 /// # let _ = app;
 /// # }
 /// ```
-///
-/// Only the handler is detached: a body that nobody reads is dropped. A handler that panics does so for its caller
-/// too, if that is still there. Requests must be made inside of a tokio runtime.
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct DetachLayer {
@@ -40,7 +54,7 @@ pub struct DetachLayer {
 }
 
 impl DetachLayer {
-    /// The layer. It has no settings.
+    /// Makes the layer. It has no settings.
     pub fn new() -> Self {
         Self::default()
     }
@@ -58,6 +72,24 @@ impl<S> Layer<S> for DetachLayer {
 #[derive(Clone, Debug)]
 pub struct Detach<S> {
     inner: S,
+}
+
+impl<S> Detach<S> {
+    /// Returns a reference to the service inside.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns a mutable reference to the service inside. A request that is sent through it stops
+    /// when its client leaves.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// Returns the service inside. Requests that were called before run to their end.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
 }
 
 impl<S, R> Service<R> for Detach<S>
@@ -80,12 +112,13 @@ where
     }
 }
 
-/// The response of a [`Detach`].
+/// The response of a [`Detach`]. Dropped before it is ready, it leaves the request running.
 pub struct DetachFuture<T, E> {
     task: JoinHandle<Result<T, E>>,
 }
 
 impl<T: Send + 'static, E: Send + 'static> DetachFuture<T, E> {
+    /// Starts the work in a task of its own, in the current span.
     pub(crate) fn spawn(work: impl Future<Output = Result<T, E>> + Send + 'static) -> Self {
         Self {
             task: tokio::spawn(crate::trace::in_current_span(work)),

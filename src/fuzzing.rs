@@ -1,6 +1,7 @@
-//! Ways in for `fuzz/`: all that Redis or a stranger may hand in. Each must come to an end, and to what is asserted here.
+//! Entry points for `fuzz/`: everything that comes from Redis or from a stranger. Each must come to
+//! an end, and keep what is asserted here.
 //!
-//! Only there with `--cfg fuzzing`, which `cargo fuzz` sets.
+//! It is compiled only with `--cfg fuzzing`, which `cargo fuzz` sets.
 
 #![allow(missing_docs)]
 
@@ -8,29 +9,28 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request};
 
 use crate::http::grpc;
-use crate::idempotency::{Record, parse_key, seal};
+use crate::idempotency::{StoredResponse, parse_key, seal};
 use crate::key;
 use crate::key::LockKey;
-
 use crate::store::fuzzing::manifest;
 pub use crate::store::fuzzing::{push, reply};
 
-/// What stands in Redis as a record.
+/// Reads bytes that stand in Redis as a stored response, or as the manifest of a long one.
 pub fn record(bytes: &[u8]) {
     let check = |bytes: Bytes| {
-        if let Ok(record) = Record::decode(bytes) {
-            assert_eq!(Record::decode(record.encode()), Ok(record));
+        if let Ok(stored) = StoredResponse::decode(bytes) {
+            assert_eq!(StoredResponse::decode(stored.encode()), Ok(stored));
         }
     };
     check(Bytes::copy_from_slice(bytes));
-    // Between a record's beginning and its checksum, which are found by chance only after a long
-    // time.
+    // Between the right beginning and the right checksum, which the fuzzer would find by chance
+    // only after a long time.
     check(seal([b"TDLR\x01", bytes].concat()[..].into()));
     manifest(bytes);
     manifest(&[b"TDLM\x01", bytes].concat());
 }
 
-/// A request's headers, and what is made of them.
+/// Reads the value of a header in all the ways in which this crate reads headers.
 pub fn header(bytes: &[u8]) {
     if let Some(key) = parse_key(bytes) {
         assert!((1..=255).contains(&key.len()));
@@ -55,7 +55,7 @@ pub fn header(bytes: &[u8]) {
     }
 }
 
-/// A request's path.
+/// Makes keys of a request's path.
 pub fn path(path: &str) {
     let Ok(request) = Request::get(path).body(()) else {
         return;
@@ -76,6 +76,6 @@ pub fn path(path: &str) {
 fn check(key: &LockKey) {
     let text = key.as_str();
     assert!(!text.is_empty() && text.len() <= LockKey::MAX_LEN);
-    // A short one may stand in any text.
+    // A short key may stand in the hash by chance.
     assert!(text.len() < 24 || !format!("{key:?}").contains(text));
 }

@@ -1,4 +1,4 @@
-//! [`Content`]: the body of the other side, or what has been read of it.
+//! [`Content`]: a body that passes through, or what was read of it before.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -11,33 +11,35 @@ use pin_project_lite::pin_project;
 use tower::BoxError;
 
 pin_project! {
-    /// A body as it is, or one of which frames were read before.
+    /// A body that passes through, or one of which frames were read before.
     #[project = ContentProj]
     pub(crate) enum Content<B> {
-        Through { #[pin] body: B },
-        Whole { whole: Whole },
-        // The frames go first.
-        Begun { begun: Frames, rest: Rest<B> },
+        // The body of the other side, as it is.
+        Passthrough { #[pin] body: B },
+        // It was read to its end.
+        Collected { collected: Collected },
+        // Its first frames were read. They go out before the rest.
+        Prefixed { prefix: Frames, rest: Rest<B> },
         // The server sends none of it, and tells its length in the head, if that is known.
         Unsent { length: Option<u64> },
     }
 }
 
-/// A body that has come to its end.
+/// A body that was read to its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Whole {
+pub(crate) struct Collected {
     pub(crate) data: Bytes,
     pub(crate) trailers: Option<HeaderMap>,
 }
 
-/// What comes behind the frames that were read.
+/// What follows the frames that were read.
 pub(crate) enum Rest<B> {
     Body(Pin<Box<B>>),
     Error(BoxError),
     End,
 }
 
-/// How much more memory than twice their data small frames may take, in bytes.
+/// The memory that small frames may take beyond twice the length of their data, in bytes.
 const OVERHEAD: usize = 64 * 1024;
 
 /// The first frames of a body.
@@ -53,12 +55,13 @@ impl Frames {
         self.frames.push_back(frame);
     }
 
-    /// Makes one frame of many small ones. Where data ends, and the next begins, says nothing.
+    /// Makes one frame of many small ones, if they take too much memory. Where one frame of data
+    /// ends and the next begins has no meaning.
     pub(crate) fn merge_small(&mut self) {
         if self.memory() <= 2 * self.length + OVERHEAD {
             return;
         }
-        let Whole { data, trailers } = std::mem::take(self).join();
+        let Collected { data, trailers } = std::mem::take(self).collect();
         let trailers = trailers.map(Frame::trailers);
         let frames = [Frame::data(data)].into_iter().chain(trailers);
         frames.for_each(|frame| self.push(frame));
@@ -70,22 +73,23 @@ impl Frames {
         Some(frame)
     }
 
-    /// How many frames there are.
+    /// Returns the number of frames.
     pub(crate) fn count(&self) -> usize {
         self.frames.len()
     }
 
-    /// How many bytes of data are in them.
+    /// Returns the number of bytes of data in them.
     pub(crate) fn length(&self) -> usize {
         self.length
     }
 
-    /// How much memory they take, in bytes: empty ones do as well.
+    /// Returns the memory that they take, in bytes. Empty frames take some as well.
     pub(crate) fn memory(&self) -> usize {
         self.length + self.count() * size_of::<Frame<Bytes>>()
     }
 
-    pub(crate) fn join(self) -> Whole {
+    /// Makes a collected body of them, if they are all that there is.
+    pub(crate) fn collect(self) -> Collected {
         let mut joined = Joined::default();
         let mut trailers = None;
         for frame in self.frames {
@@ -95,11 +99,11 @@ impl Frames {
             }
         }
         let data = joined.finish();
-        Whole { data, trailers }
+        Collected { data, trailers }
     }
 }
 
-/// Data in one piece. The first is not copied, as mostly it is all.
+/// Joins data to one piece. A single piece, the usual case, is not copied.
 #[derive(Default)]
 pub(crate) struct Joined {
     first: Bytes,
@@ -131,11 +135,11 @@ impl Joined {
 }
 
 impl<B> Content<B> {
-    /// Data without trailers, or nothing at all.
+    /// Makes a body of data without trailers. Without data, it is an empty body.
     pub(crate) fn fixed(data: Bytes) -> Self {
-        let trailers = None;
-        let whole = Whole { data, trailers };
-        Self::Whole { whole }
+        Self::Collected {
+            collected: Collected::fixed(data),
+        }
     }
 }
 
@@ -152,20 +156,11 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.project() {
-            ContentProj::Through { body } => body.poll_frame(cx).map_err(Into::into),
-            ContentProj::Whole { whole } => Poll::Ready(whole.next().map(Ok)),
-            ContentProj::Begun { begun, rest } => match begun.pop() {
+            ContentProj::Passthrough { body } => body.poll_frame(cx).map_err(Into::into),
+            ContentProj::Collected { collected } => Poll::Ready(collected.next().map(Ok)),
+            ContentProj::Prefixed { prefix, rest } => match prefix.pop() {
                 Some(frame) => Poll::Ready(Some(Ok(frame))),
-                None => match rest {
-                    Rest::Body(body) => body.as_mut().poll_frame(cx).map_err(Into::into),
-                    Rest::Error(_) => {
-                        let Rest::Error(error) = std::mem::replace(rest, Rest::End) else {
-                            unreachable!("matched above");
-                        };
-                        Poll::Ready(Some(Err(error)))
-                    }
-                    Rest::End => Poll::Ready(None),
-                },
+                None => rest.poll_frame(cx),
             },
             ContentProj::Unsent { .. } => Poll::Ready(None),
         }
@@ -173,35 +168,30 @@ where
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Through { body } => body.is_end_stream(),
-            Self::Whole { whole } => whole.data.is_empty() && whole.trailers.is_none(),
-            Self::Begun { begun, rest } => {
-                begun.count() == 0
-                    && match rest {
-                        Rest::Body(body) => body.is_end_stream(),
-                        Rest::Error(_) => false,
-                        Rest::End => true,
-                    }
+            Self::Passthrough { body } => body.is_end_stream(),
+            Self::Collected { collected } => {
+                collected.data.is_empty() && collected.trailers.is_none()
             }
+            Self::Prefixed { prefix, rest } => prefix.count() == 0 && rest.is_end_stream(),
             Self::Unsent { .. } => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Through { body } => body.size_hint(),
+            Self::Passthrough { body } => body.size_hint(),
             // With a length announced, HTTP/1 has no place for trailers.
-            Self::Whole { whole } => match whole.trailers {
-                None => SizeHint::with_exact(whole.data.len() as u64),
-                Some(_) => at_least(whole.data.len()),
+            Self::Collected { collected } => match collected.trailers {
+                None => SizeHint::with_exact(collected.data.len() as u64),
+                Some(_) => at_least(collected.data.len()),
             },
-            Self::Begun { begun, rest } => {
-                let mut hint = at_least(begun.length());
+            Self::Prefixed { prefix, rest } => {
+                let mut hint = at_least(prefix.length());
                 if let Rest::Body(body) = rest {
                     let more = body.size_hint();
                     hint.set_lower(hint.lower() + more.lower());
                     if let Some(upper) = more.upper() {
-                        hint.set_upper(upper + begun.length() as u64);
+                        hint.set_upper(upper + prefix.length() as u64);
                     }
                 }
                 hint
@@ -211,7 +201,40 @@ where
     }
 }
 
-impl Whole {
+impl<B> Rest<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self {
+            Self::Body(body) => body.as_mut().poll_frame(cx).map_err(Into::into),
+            Self::Error(_) => {
+                let Self::Error(error) = std::mem::replace(self, Self::End) else {
+                    unreachable!("matched above");
+                };
+                Poll::Ready(Some(Err(error)))
+            }
+            Self::End => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Body(body) => body.is_end_stream(),
+            Self::Error(_) => false,
+            Self::End => true,
+        }
+    }
+}
+
+impl Collected {
+    /// Makes a body of data without trailers.
+    pub(crate) fn fixed(data: Bytes) -> Self {
+        let trailers = None;
+        Self { data, trailers }
+    }
+
     fn next(&mut self) -> Option<Frame<Bytes>> {
         if !self.data.is_empty() {
             return Some(Frame::data(std::mem::take(&mut self.data)));
@@ -244,9 +267,9 @@ mod tests {
         let trailers = HeaderMap::new();
         frames.push(Frame::trailers(trailers.clone()));
         assert_eq!(frames.length(), expected.len());
-        let whole = frames.join();
+        let collected = frames.collect();
         assert_eq!(
-            (&whole.data[..], whole.trailers),
+            (&collected.data[..], collected.trailers),
             (&expected[..], Some(trailers))
         );
     }

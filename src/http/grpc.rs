@@ -1,16 +1,18 @@
-//! What a gRPC request says in its headers, without a gRPC library.
+//! Reads the headers of gRPC requests and responses, without a gRPC library.
 
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 
-/// `application/grpc`, and with a suffix or parameters. Not gRPC-Web, whose clients read HTTP statuses.
+/// Whether the content type is `application/grpc`, with or without a suffix or parameters. gRPC-Web
+/// does not count: its clients read HTTP statuses.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     is_type(headers, b"application/grpc")
 }
 
-/// gRPC-Web, before it is translated: `application/grpc-web` and `application/grpc-web-text`.
+/// Whether this is gRPC-Web before it is translated: `application/grpc-web` or
+/// `application/grpc-web-text`.
 fn is_grpc_web(headers: &HeaderMap) -> bool {
     is_type(headers, b"application/grpc-web") || is_type(headers, b"application/grpc-web-text")
 }
@@ -28,8 +30,8 @@ fn is_type(headers: &HeaderMap, name: &[u8]) -> bool {
     })
 }
 
-/// How much longer the client of a call waits for its answer, gRPC-Web or not, from the header
-/// `grpc-timeout`: at most eight digits and a unit, as the
+/// Returns how much longer the client of a gRPC or gRPC-Web call waits for its response, from the
+/// header `grpc-timeout`: at most eight digits and a unit, as the
 /// [protocol](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md) has it. `None` if
 /// there is none, or none that can be read.
 pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
@@ -53,8 +55,8 @@ pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     })
 }
 
-/// The HTTP status that a call's `grpc-status` stands for, if there is one. Of those that say nothing about the call itself,
-/// `ABORTED` and `CANCELLED`, 503.
+/// Returns the HTTP status that a call's `grpc-status` stands for, if there is one. `ABORTED` and
+/// `CANCELLED` say nothing about the call itself: they stand for 503, like `UNAVAILABLE`.
 pub(crate) fn status(fields: &HeaderMap) -> Option<StatusCode> {
     let code = fields.get("grpc-status")?.to_str().ok()?;
     Some(match code {

@@ -5,33 +5,39 @@ use http::Extensions;
 use crate::key::LockKey;
 use crate::lease::Lease;
 
-/// The locks that a request holds beside the one in its `Lease`, in its extensions: none is taken twice.
+/// The leases that a request runs under besides the one that its handler finds. They are in its
+/// extensions too, so that no lock is taken twice.
 #[derive(Clone, Default)]
-struct Outer(Vec<Lease>);
+struct OuterLeases(Vec<Lease>);
 
-/// Puts a lease into the extensions of the request that now runs under it.
-pub(crate) fn hold(lease: Lease, extensions: &mut Extensions) {
+/// Makes this the lease that the handler finds in the extensions. The one before it stays among the
+/// outer ones.
+pub(crate) fn insert_lease(lease: Lease, extensions: &mut Extensions) {
     if let Some(outer) = extensions.insert(lease) {
-        extensions.get_or_insert_default::<Outer>().0.push(outer);
+        let leases = extensions.get_or_insert_default::<OuterLeases>();
+        leases.0.push(outer);
     }
 }
 
-/// The same for a lease that is not what the handler looks for: that on what the request works on goes first.
-pub(crate) fn hold_beside(lease: Lease, extensions: &mut Extensions) {
+/// Like [`insert_lease`], but never takes another lease's place: the handler should find its
+/// resource's lock, not the idempotency key's.
+pub(crate) fn insert_secondary_lease(lease: Lease, extensions: &mut Extensions) {
     if extensions.get::<Lease>().is_none() {
         extensions.insert(lease);
     } else {
-        extensions.get_or_insert_default::<Outer>().0.push(lease);
+        let leases = extensions.get_or_insert_default::<OuterLeases>();
+        leases.0.push(lease);
     }
 }
 
-/// The lease on that key, if the request runs under one already.
-pub(crate) fn held<'a>(
+/// Returns the lease on that key, if the request runs under one already.
+pub(crate) fn find_lease<'a>(
     extensions: &'a Extensions,
     manager: u64,
     key: &LockKey,
 ) -> Option<&'a Lease> {
-    let outer = extensions.get::<Outer>().map_or(&[][..], |outer| &outer.0);
+    let outer = extensions.get::<OuterLeases>();
+    let outer = outer.map_or(&[][..], |leases| &leases.0);
     let mut leases = extensions.get::<Lease>().into_iter().chain(outer);
     leases.find(|lease| lease.is_on(manager, key))
 }

@@ -1,4 +1,4 @@
-//! What the middlewares for locks and for idempotency keys share.
+//! What the middlewares for locks and for idempotency keys have in common.
 
 mod content;
 pub(crate) mod grpc;
@@ -7,9 +7,9 @@ mod on_lost;
 mod protocol;
 mod rejection;
 
-pub(crate) use self::content::{Content, Frames, Joined, Rest, Whole};
-pub(crate) use self::leases::{held, hold, hold_beside};
+pub(crate) use self::content::{Collected, Content, Frames, Joined, Rest};
+pub(crate) use self::leases::{find_lease, insert_lease, insert_secondary_lease};
 pub use self::on_lost::OnLost;
 pub(crate) use self::protocol::Protocol;
-pub(crate) use self::rejection::{Layer, Respond};
+pub(crate) use self::rejection::{RejectedBy, RejectionResponder};
 pub use self::rejection::{Rejection, RejectionKind};

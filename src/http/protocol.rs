@@ -1,4 +1,4 @@
-//! [`Protocol`]: what the client speaks.
+//! [`Protocol`]: the protocol of a request.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use http::request::Parts;
 use http::{Method, StatusCode, Version, response};
 
 use super::grpc;
-use super::rejection::{Layer, Rejection, RejectionKind};
+use super::rejection::{RejectedBy, Rejection, RejectionKind};
 
-/// What the client speaks, as far as it matters here.
+/// What the middlewares need to know of a request's protocol.
 #[derive(Clone, Copy)]
 pub(crate) struct Protocol {
     is_grpc: bool,
@@ -26,7 +26,7 @@ impl Protocol {
         }
     }
 
-    /// How long the request is to wait, if at all: no longer than its client does.
+    /// Returns how long the request is to wait, if at all: no longer than its client does.
     pub(crate) fn wait(self, configured: Option<Duration>, request: &Parts) -> Option<Duration> {
         configured.map(|wait| wait.min(grpc::timeout(&request.headers).unwrap_or(wait)))
     }
@@ -35,8 +35,9 @@ impl Protocol {
         self.is_grpc
     }
 
-    pub(crate) fn reject(self, kind: RejectionKind) -> Rejection {
-        Rejection::new(kind, Layer::Lock, self.is_grpc)
+    /// Makes the rejection of this request by one of the layers.
+    pub(crate) fn reject(self, kind: RejectionKind, by: RejectedBy) -> Rejection {
+        Rejection::new(kind, by, self.is_grpc)
     }
 
     /// Whether a server sends a body behind such a head (RFC 9110, section 6.4.1).
@@ -48,19 +49,20 @@ impl Protocol {
         !self.is_head && !is_bare && !response.status.is_informational()
     }
 
-    /// How many bytes the body has by its head, whatever the body itself knows.
+    /// Returns the length that the response's head tells, in bytes, whatever the body itself knows.
     pub(crate) fn content_length(self, response: &response::Parts) -> Option<u64> {
         let mut lengths = response.headers.get_all(CONTENT_LENGTH).iter();
         let (Some(length), None) = (lengths.next(), lengths.next()) else {
             return None;
         };
         let digits = length.to_str().ok().filter(|_| self.has_body(response))?;
-        // The standard library also reads a sign.
+        // The standard library would also accept a sign.
         let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
         digits.parse().ok().filter(|_| is_number)
     }
 
-    /// How many bytes the client takes for the whole body. In HTTP/2 the end is marked.
+    /// Returns after how many bytes the client takes the body for complete. `None` where the end is
+    /// marked, as always in HTTP/2.
     pub(crate) fn last_byte(self, response: &response::Parts) -> Option<u64> {
         self.content_length(response).filter(|_| self.is_http1)
     }

@@ -1,4 +1,4 @@
-//! [`Rejection`]: why a request did not run, as a response.
+//! [`Rejection`]: why a request did not run, and the response that says so.
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -10,70 +10,107 @@ use crate::error::ErrorKind;
 ///
 /// [`to_response`](Self::to_response) makes the default response of it, which a closure given to
 /// [`DistributedLockLayer::rejection`](crate::DistributedLockLayer::rejection) or
-/// [`IdempotencyLayer::rejection`](crate::IdempotencyLayer::rejection) can replace. It is also in the
-/// extensions of that response, for layers outside that log or count.
+/// [`IdempotencyLayer::rejection`](crate::IdempotencyLayer::rejection) can replace.
+///
+/// The rejection is also in the extensions of the response, for outer layers that log or count:
+///
+/// ```
+/// use http::Response;
+/// use tower_distributed_lock::lock::{Rejection, RejectionKind};
+///
+/// fn is_contended<B>(response: &Response<B>) -> bool {
+///     let rejection = response.extensions().get::<Rejection>();
+///     rejection.is_some_and(|rejection| {
+///         matches!(rejection.kind(), RejectionKind::Held | RejectionKind::TimedOut)
+///     })
+/// }
+/// # assert!(!is_contended(&Response::new(())));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rejection {
     kind: RejectionKind,
-    by: Layer,
+    by: RejectedBy,
     is_grpc: bool,
 }
 
-/// Replaces [`Rejection::to_response`].
-pub(crate) type Respond = dyn Fn(&Rejection) -> Response<Bytes> + Send + Sync;
+/// A user's closure that replaces [`Rejection::to_response`].
+pub(crate) type RejectionResponder = dyn Fn(&Rejection) -> Response<Bytes> + Send + Sync;
 
-/// Which layer rejects.
+/// The layer that rejects a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Layer {
+pub(crate) enum RejectedBy {
     Lock,
     Idempotency,
 }
 
 /// The cases of [`Rejection`], with the default response of each.
+///
+/// | Kind | HTTP, gRPC-Web | `Retry-After: 1` | gRPC | By |
+/// |---|---|---|---|---|
+/// | [`Held`](Self::Held) | 409 | yes | `ABORTED` | both layers |
+/// | [`TimedOut`](Self::TimedOut) | 409 | yes | `ABORTED` | both layers |
+/// | [`QueueFull`](Self::QueueFull) | 503 | yes | `RESOURCE_EXHAUSTED` | both layers |
+/// | [`InvalidKey`](Self::InvalidKey) | 400 | | `INVALID_ARGUMENT` | both layers |
+/// | [`Unavailable`](Self::Unavailable) | 503 | yes | `UNAVAILABLE` | both layers |
+/// | [`Lost`](Self::Lost) | 503 | yes | `ABORTED` | both layers |
+/// | [`Mismatch`](Self::Mismatch) | 422 | | `INVALID_ARGUMENT` | [`IdempotencyLayer`] |
+/// | [`TooLarge`](Self::TooLarge) | 413 | | `RESOURCE_EXHAUSTED` | [`IdempotencyLayer`] |
+/// | [`Incomplete`](Self::Incomplete) | 400 | | `CANCELLED` | [`IdempotencyLayer`] |
+/// | [`Unreadable`](Self::Unreadable) | 500 | | `DATA_LOSS` | [`IdempotencyLayer`] |
+/// | [`NotKept`](Self::NotKept) | | | `ALREADY_EXISTS` | [`IdempotencyLayer`] |
+///
+/// [`IdempotencyLayer`]: crate::IdempotencyLayer
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RejectionKind {
     /// Another request holds the lock, or runs with the same idempotency key. 409, gRPC `ABORTED`.
     Held,
-    /// The lock did not become free, or that request did not end, in the time given to wait. 409, gRPC `ABORTED`.
+    /// The lock did not become free, or the request with the same idempotency key did not end, in
+    /// the time given to wait. 409, gRPC `ABORTED`.
     TimedOut,
     /// Too many requests wait already. 503, gRPC `RESOURCE_EXHAUSTED`.
     QueueFull,
-    /// The request has no key that can be used. 400, gRPC `INVALID_ARGUMENT`.
+    /// The request has no key though one is required, its key cannot name a lock, or there is no
+    /// scope for its idempotency key. 400, gRPC `INVALID_ARGUMENT`.
     InvalidKey,
-    /// Redis cannot say who holds the lock, or the manager is closed. 503, gRPC `UNAVAILABLE`.
+    /// Redis cannot say whether the lock is free, or the manager is closed. 503, gRPC
+    /// `UNAVAILABLE`.
     Unavailable,
-    /// The lock was lost before the request had run to its end. 503, gRPC `ABORTED`.
+    /// The lock was lost before the head of the response was sent. 503, gRPC `ABORTED`.
     Lost,
-    /// The idempotency key was used with another payload. 422, gRPC `INVALID_ARGUMENT`.
+    /// The idempotency key was used before, with another payload. 422, gRPC `INVALID_ARGUMENT`.
     Mismatch,
-    /// The request's body is longer than an [`IdempotencyLayer`](crate::IdempotencyLayer) may keep in memory.
-    /// 413, gRPC `RESOURCE_EXHAUSTED`.
+    /// The request's body is longer than
+    /// [`max_request_body`](crate::IdempotencyLayer::max_request_body). 413, gRPC
+    /// `RESOURCE_EXHAUSTED`.
     TooLarge,
     /// The request's body did not arrive. 400, gRPC `CANCELLED`.
     Incomplete,
-    /// What was recorded for the idempotency key cannot be read. 500, gRPC `DATA_LOSS`.
+    /// The stored response to the idempotency key cannot be read: it is damaged, Redis evicted a
+    /// part of it, or a newer version of this crate wrote it. 500, gRPC `DATA_LOSS`.
     Unreadable,
-    /// The request was completed before, and its answer was not kept. Only gRPC calls are told so: `ALREADY_EXISTS`.
+    /// The request was completed before, and the body of its response was not kept. Only gRPC calls
+    /// are rejected with it: `ALREADY_EXISTS`. An HTTP request gets the status and the headers.
     NotKept,
 }
 
 impl Rejection {
-    pub(crate) fn new(kind: RejectionKind, by: Layer, is_grpc: bool) -> Self {
+    pub(crate) fn new(kind: RejectionKind, by: RejectedBy, is_grpc: bool) -> Self {
         Self { kind, by, is_grpc }
     }
 
-    /// Which case this is.
+    /// Returns which case this is.
     pub fn kind(&self) -> RejectionKind {
         self.kind
     }
 
-    /// Whether the request is a gRPC call: its content type is `application/grpc`, or that with a suffix.
+    /// Returns whether the request is a gRPC call: its content type is `application/grpc`, with or
+    /// without a suffix. A gRPC-Web call is not one: its client reads HTTP statuses.
     pub fn is_grpc(&self) -> bool {
         self.is_grpc
     }
 
-    /// The status of the default response to an HTTP request.
+    /// Returns the status of the default response to an HTTP request.
     pub fn status(&self) -> StatusCode {
         match self.kind {
             RejectionKind::Held | RejectionKind::TimedOut | RejectionKind::NotKept => {
@@ -89,9 +126,12 @@ impl Rejection {
         }
     }
 
-    /// The default response. To an HTTP request: [`status`](Self::status), `Retry-After` where trying again makes sense,
-    /// and a body of `application/problem+json` as in RFC 9457. To a gRPC call: a status without a body.
-    /// Neither repeats the key.
+    /// Returns the default response.
+    ///
+    /// To an HTTP request it has the [`status`](Self::status), `Retry-After: 1` where trying again
+    /// makes sense (409 and 503), and a body of `application/problem+json` as in
+    /// [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457). To a gRPC call it is a gRPC status
+    /// without a body. Neither repeats the key.
     pub fn to_response(&self) -> Response<Bytes> {
         let mut response = Response::new(Bytes::new());
         let detail = self.detail();
@@ -99,7 +139,7 @@ impl Rejection {
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.insert("grpc-status", HeaderValue::from_static(self.grpc_status()));
-            // Percent-encoded by rule: these need no escape.
+            // The protocol wants it percent-encoded; none of these sentences needs an escape.
             headers.insert("grpc-message", HeaderValue::from_static(detail));
             return response;
         }
@@ -127,9 +167,10 @@ impl Rejection {
         response
     }
 
-    /// The response by the user's closure, or the default one, with what it is about in its extensions.
-    pub(crate) fn answer(self, respond: Option<&Respond>) -> Response<Bytes> {
-        let mut response = match respond {
+    /// Returns the response of the user's closure, or the default one, with this rejection in its
+    /// extensions.
+    pub(crate) fn into_response(self, responder: Option<&RejectionResponder>) -> Response<Bytes> {
+        let mut response = match responder {
             Some(respond) => respond(&self),
             None => self.to_response(),
         };
@@ -149,27 +190,29 @@ impl Rejection {
         }
     }
 
-    /// The sentence that says what happened, without a capital and a full stop.
+    /// Returns the sentence that says what happened, without a capital and a full stop.
     fn detail(&self) -> &'static str {
         match (self.kind, self.by) {
-            (RejectionKind::Held, Layer::Lock) => "the resource is locked by another request",
-            (RejectionKind::Held, Layer::Idempotency) => {
+            (RejectionKind::Held, RejectedBy::Lock) => "the resource is locked by another request",
+            (RejectionKind::Held, RejectedBy::Idempotency) => {
                 "a request with this idempotency key is still running"
             }
-            (RejectionKind::TimedOut, Layer::Lock) => {
+            (RejectionKind::TimedOut, RejectedBy::Lock) => {
                 "the resource stayed locked by other requests"
             }
-            (RejectionKind::TimedOut, Layer::Idempotency) => {
+            (RejectionKind::TimedOut, RejectedBy::Idempotency) => {
                 "a request with this idempotency key went on running"
             }
-            (RejectionKind::QueueFull, Layer::Lock) => "too many requests wait for the resource",
-            (RejectionKind::QueueFull, Layer::Idempotency) => {
+            (RejectionKind::QueueFull, RejectedBy::Lock) => {
+                "too many requests wait for the resource"
+            }
+            (RejectionKind::QueueFull, RejectedBy::Idempotency) => {
                 "too many requests with this idempotency key wait"
             }
-            (RejectionKind::InvalidKey, Layer::Lock) => {
+            (RejectionKind::InvalidKey, RejectedBy::Lock) => {
                 "the request does not name what is to be locked"
             }
-            (RejectionKind::InvalidKey, Layer::Idempotency) => {
+            (RejectionKind::InvalidKey, RejectedBy::Idempotency) => {
                 "the request has no valid idempotency key"
             }
             (RejectionKind::Unavailable, _) => "the lock service is not available",

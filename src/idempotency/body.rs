@@ -1,4 +1,4 @@
-//! [`IdempotencyBody`]: a body that is here already, or one that passes through.
+//! [`IdempotencyBody`]: a body that was read before, or one that passes through.
 
 use std::fmt;
 use std::pin::Pin;
@@ -9,11 +9,15 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::BoxError;
 
-use crate::http::{Content, Frames, Rest, Whole};
+use crate::http::{Collected, Content, Frames, Rest};
 
 pin_project! {
-    /// The body of the requests and of the responses of an [`Idempotency`](super::Idempotency): one that was read to its
-    /// end before, or that of the other side, as it is.
+    /// The body of the requests that an [`Idempotency`](super::Idempotency) passes on, and of the
+    /// responses that it returns: one that was read to its end before, or that of the other side.
+    ///
+    /// # Errors
+    ///
+    /// Passes on the errors of the body of the other side.
     pub struct IdempotencyBody<B> {
         #[pin]
         content: Content<B>,
@@ -21,19 +25,25 @@ pin_project! {
 }
 
 impl<B> IdempotencyBody<B> {
-    pub(super) fn whole(whole: Whole) -> Self {
-        let content = Content::Whole { whole };
+    pub(super) fn passthrough(body: B) -> Self {
+        let content = Content::Passthrough { body };
         Self { content }
     }
 
-    pub(super) fn through(body: B) -> Self {
-        let content = Content::Through { body };
+    pub(super) fn collected(collected: Collected) -> Self {
+        let content = Content::Collected { collected };
         Self { content }
     }
 
-    pub(super) fn begun(begun: Frames, rest: Rest<B>) -> Self {
-        let content = Content::Begun { begun, rest };
+    /// Makes a body whose first frames were read.
+    pub(super) fn prefixed(prefix: Frames, rest: Rest<B>) -> Self {
+        let content = Content::Prefixed { prefix, rest };
         Self { content }
+    }
+
+    /// Makes a body of data without trailers.
+    pub(super) fn fixed(data: Bytes) -> Self {
+        Self::collected(Collected::fixed(data))
     }
 }
 

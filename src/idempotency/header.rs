@@ -1,10 +1,10 @@
-//! The key in a header.
+//! Reads the idempotency key in a header.
 
-/// The longest key in a header, in bytes.
+/// The length of the longest key in a header, in bytes.
 pub(crate) const MAX_LEN: usize = 255;
 
-/// What a header says, quoted (a string of RFC 9651, as the draft has it) or bare (as most clients send it): the same key
-/// either way. `None` if that is not 1 to 255 visible ASCII characters.
+/// Reads a key that is quoted (a string of RFC 9651, as the draft has it) or bare (as most clients
+/// send it): either way it is the same key. `None` if it is not 1 to 255 visible ASCII characters.
 pub(crate) fn parse(value: &[u8]) -> Option<String> {
     let key = match value.strip_prefix(b"\"") {
         Some(quoted) => unquote(quoted)?,
@@ -14,7 +14,7 @@ pub(crate) fn parse(value: &[u8]) -> Option<String> {
     String::from_utf8(key).ok().filter(|_| is_valid)
 }
 
-/// What stands before the closing quote, which is the last character.
+/// Returns what stands before the closing quote, which must be the last character.
 fn unquote(quoted: &[u8]) -> Option<Vec<u8>> {
     let mut key = Vec::with_capacity(quoted.len());
     let mut rest = quoted.iter().copied();

@@ -1,106 +1,229 @@
-//! [`IdempotencyLayer`]: handled once, answered every time.
+//! Middleware that runs a request once for each idempotency key, and gives every duplicate the same
+//! response, on all nodes of a service.
 //!
-//! Webhooks and payments arrive more than once: tried again after a timeout, delivered to two nodes at the same moment, sent
-//! once more an hour later. This layer runs the service inside once for each idempotency key, keeps the answer, and gives it
-//! to every duplicate.
+//! Webhooks and payments arrive more than once: tried again after a timeout, delivered to two nodes
+//! at the same moment, sent once more an hour later. Webhooks are delivered *at least* once: a
+//! sender that gets no response in time sends the event again, often while the first delivery is
+//! still being handled. So do clients of an API that lost their connection. [`IdempotencyLayer`]
+//! runs the service inside once for each key that such a request carries, keeps the response, and
+//! gives it to every duplicate.
+//!
+//! # Examples
+//!
+//! With the defaults, for clients of an API that send `Idempotency-Key`, and the same body every
+//! time:
 //!
 //! ```
 //! use axum::{Router, routing::post};
-//! use tower_distributed_lock::{IdempotencyLayer, LockManager, key};
+//! use tower_distributed_lock::{IdempotencyLayer, LockManager};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! let locks = LockManager::in_memory(); // or LockManager::connect("redis://127.0.0.1:6379").await?
 //! let app: Router = Router::new()
-//!     // Whoever sends the same event again gets the same answer.
-//!     .route(
-//!         "/webhooks",
-//!         post(|| async { "handled" })
-//!             .route_layer(IdempotencyLayer::webhook(locks.clone(), "webhook-id")),
-//!     )
-//!     // Clients choose the keys of their payments: within the scope of each client.
-//!     .route(
-//!         "/payments",
-//!         post(|| async { "paid" }).route_layer(
-//!             IdempotencyLayer::new(locks)
-//!                 .require_key(true)
-//!                 .scope(key::join(key::header("x-user"), key::method_and_path())),
-//!         ),
-//!     );
+//!     .route("/payments", post(|| async { "paid" }))
+//!     .route_layer(IdempotencyLayer::new(locks));
 //! # let _ = app;
 //! # }
 //! ```
 //!
-//! # What a request gets
+//! Customised, for webhooks, and for keys within the scope of each client:
 //!
-//! | A request whose key | gets | gRPC |
+//! ```
+//! use std::time::Duration;
+//! use axum::{Router, routing::post};
+//! use tower_distributed_lock::{IdempotencyLayer, LockManager, key};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! # let locks = LockManager::in_memory();
+//! // A sender of webhooks gives each event an id. Its signature is checked outside this layer.
+//! let each_event_once = IdempotencyLayer::webhook(locks.clone(), "webhook-id")
+//!     .remember(|status| status.is_success()) // it tries again after anything else
+//!     .retention(Duration::from_secs(4 * 24 * 3600)); // and goes on for up to three days
+//!
+//! // Clients choose the keys of their payments. x-user comes from the authentication outside.
+//! let each_payment_once = IdempotencyLayer::new(locks)
+//!     .scope(key::join(key::header("x-user"), key::method_and_path()))
+//!     .require_key(true)
+//!     .wait(Duration::from_secs(10));
+//!
+//! let app: Router = Router::new()
+//!     .route("/webhooks", post(|| async { "handled" }).route_layer(each_event_once))
+//!     .route("/payments", post(|| async { "paid" }).route_layer(each_payment_once));
+//! # let _ = app;
+//! # }
+//! ```
+//!
+//! # Settings
+//!
+//! | Setting | Default | |
 //! |---|---|---|
-//! | is new | the answer of the service | the same |
-//! | belongs to a request that still runs | 409; with [`wait`](IdempotencyLayer::wait), that one's answer | `ABORTED` |
-//! | was completed, with the same payload | the same answer, marked `Idempotent-Replayed: true` | the same |
-//! | was completed, with another payload | 422 | `INVALID_ARGUMENT` |
-//! | was completed with an answer too long to keep | its status and headers, `Idempotent-Body: not-kept` | `ALREADY_EXISTS` |
-//! | has a record that cannot be read | 500, and it does not run | `DATA_LOSS` |
-//! | is not valid, or missing where it is required | 400 | `INVALID_ARGUMENT` |
+//! | [`new(locks)`] | | the key is in the header `Idempotency-Key` of `POST` and `PATCH` requests: 1 to 255 visible ASCII characters, quoted or not |
+//! | [`webhook(locks, header)`] | | the key is in that header, in requests of any method; a key is required, and there is no fingerprint |
+//! | [`key(closure)`] | the header | `key(&request::Parts, &Bytes)` returns the [key](crate::key), from the body for instance, `None` (no key), or an error (400) |
+//! | [`scope(closure)`] | method and path | within what a key is unique; not found: 400 |
+//! | [`require_key(bool)`] | `false`; `true` for `webhook` | answer requests without a key with 400; otherwise they run as if this layer were not there |
+//! | [`fingerprint(closure)`] | the body; nothing for `webhook` | what must be the same in all requests with one key, or the response is 422 |
+//! | [`wait(duration)`] | no waiting: 409 | how long a duplicate waits for the request that runs, to get its response: more than zero, at most a day |
+//! | [`retention(duration)`] | 24 h | how long a response is kept (a second to a year) |
+//! | [`remember(closure)`] | all but 408, 425, 429 and 5xx | which responses are final; after any other, the next request with that key runs |
+//! | [`max_request_body(bytes)`] | 1 MiB | a longer body is answered with 413 (at most 256 MiB); it is read before the handler runs |
+//! | [`max_response_body(bytes)`] | 1 MiB | a longer body is sent, and not kept (at most 256 MiB); nor is one that is not there at once and whose length nothing tells |
+//! | [`on_lost(OnLost)`] | [`Cancel`](OnLost::Cancel) | when the lock is lost under which the handler runs, stop it and answer with 503, or let it go on ([`Continue`](OnLost::Continue)) |
+//! | [`rejection(closure)`] | problem+json, or a gRPC status | replaces the responses that the layer gives itself |
 //!
-//! A body above [`max_request_body`](IdempotencyLayer::max_request_body) is 413, Redis out of reach 503: then nothing runs.
+//! [`new(locks)`]: IdempotencyLayer::new
+//! [`webhook(locks, header)`]: IdempotencyLayer::webhook
+//! [`key(closure)`]: IdempotencyLayer::key
+//! [`scope(closure)`]: IdempotencyLayer::scope
+//! [`require_key(bool)`]: IdempotencyLayer::require_key
+//! [`fingerprint(closure)`]: IdempotencyLayer::fingerprint
+//! [`wait(duration)`]: IdempotencyLayer::wait
+//! [`retention(duration)`]: IdempotencyLayer::retention
+//! [`remember(closure)`]: IdempotencyLayer::remember
+//! [`max_request_body(bytes)`]: IdempotencyLayer::max_request_body
+//! [`max_response_body(bytes)`]: IdempotencyLayer::max_response_body
+//! [`on_lost(OnLost)`]: IdempotencyLayer::on_lost
+//! [`rejection(closure)`]: IdempotencyLayer::rejection
 //!
-//! # How it works
+//! # Responses
 //!
-//! The lock of a key and the record of its answer are one string in Redis. One command takes the lock, or returns the answer
-//! that stands in its place. It is renewed while the service runs; the answer is put there in one step, if the lock is still
-//! this run's. A run that lost the lock can never overwrite the answer of a later one. Whoever waits, on whatever node, is told
-//! at once. An answer of more than 16 KiB is written beside it first, in parts; what is put there
-//! in one step then leads to them.
+//! | A request with a key | Kind | HTTP, gRPC-Web | gRPC |
+//! |---|---|---|---|
+//! | is new, or was not completed before | | the response of the service | the same |
+//! | was completed | | the same response, with `idempotent-replayed: true` | the same |
+//! | was completed, and the body of its response was not kept | [`NotKept`](RejectionKind::NotKept) (gRPC) | its status and headers, `idempotent-replayed: true`, `idempotent-body: not-kept` | `ALREADY_EXISTS` |
+//! | is still running | [`Held`](RejectionKind::Held) | 409, `Retry-After: 1` | `ABORTED` |
+//! | is still running when the [`wait`](IdempotencyLayer::wait) is over | [`TimedOut`](RejectionKind::TimedOut) | 409, `Retry-After: 1` | `ABORTED` |
+//! | was completed, with another payload | [`Mismatch`](RejectionKind::Mismatch) | 422 | `INVALID_ARGUMENT` |
+//! | has no key though one is required, an invalid key, or no scope | [`InvalidKey`](RejectionKind::InvalidKey) | 400 | `INVALID_ARGUMENT` |
+//! | has a body that is too long | [`TooLarge`](RejectionKind::TooLarge) | 413 | `RESOURCE_EXHAUSTED` |
+//! | has a body that did not arrive | [`Incomplete`](RejectionKind::Incomplete) | 400 | `CANCELLED` |
+//! | finds too many waiting already | [`QueueFull`](RejectionKind::QueueFull) | 503, `Retry-After: 1` | `RESOURCE_EXHAUSTED` |
+//! | finds Redis not available, or the manager closed | [`Unavailable`](RejectionKind::Unavailable) | 503, `Retry-After: 1` | `UNAVAILABLE` |
+//! | loses its lock while its handler runs | [`Lost`](RejectionKind::Lost) | 503, `Retry-After: 1` | `ABORTED` |
+//! | has a stored response that cannot be read: it is damaged, Redis evicted a part of it, or a newer version of this crate wrote it | [`Unreadable`](RejectionKind::Unreadable) | 500 | `DATA_LOSS` |
 //!
-//! The request's body is read before the service is called, and the service runs in a task of its own: a client that leaves
-//! stops neither the work nor the recording. An error, a panic, an answer that is not to be
-//! [remembered](IdempotencyLayer::remember): the key is free again, and the next request runs. So it is when the process
-//! dies, once the lock's [time to live](crate::LockManagerBuilder::ttl) has passed.
+//! Only a request of the first row runs. The body of a rejection is `application/problem+json`
+//! ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)); the response carries its [`Rejection`] in
+//! its extensions. The error type of the service stays that of the service inside.
 //!
 //! # Which layer for what
 //!
-//! A [`DistributedLockLayer`](crate::DistributedLockLayer) runs *every* request, those for one resource one after the other. This
-//! layer runs *one* request for each key. Together, each event is handled once, and the events of one account one at a time:
-//! put this layer outside, so that a duplicate does not wait for the account. The other order works as well. An answer by which
-//! a lock inside says that the request did not run is not kept.
+//! A [`DistributedLockLayer`](crate::DistributedLockLayer) runs *every* request, those for one
+//! resource one after the other: for whatever changes a resource. This layer runs *one* request for
+//! each key, and the others get its response: for what may arrive twice.
 //!
-//! # Guarantees and limits
+//! Together, each event is handled once, and the events of one account one at a time: put this
+//! layer outside, by the event, and the lock inside, by the account, so that duplicates do not wait
+//! for the account. The other order works as well. A response by which a lock inside says that the
+//! request did not run (409, for instance) is never kept.
 //!
-//! "Exactly once" is more than any such layer can promise. What it promises: two runs for one key are never
-//! under way at the same time, as long as Redis keeps its data and a run stops when it is told that its lock is lost; and
-//! once an answer is recorded, none begins until its [retention](IdempotencyLayer::retention) is over.
+//! # Where to place it
 //!
-//! - **A process that dies** after its work and before the recording leaves the work done and no answer: the next delivery runs. So
-//!   does one when Redis is lost at that moment; the client has its answer then, and the log an error.
-//! - **A process that is stopped** for longer than the time to live may go on before it has looked, beside a second run.
-//! - **Redis without its data**, after a restart, a failover or an eviction, knows no answers.
-//!   Where only a part of a long one is gone, it cannot be read: 500, for as long as the rest is
-//!   kept.
+//! Place the layer inside authentication, and inside the one that verifies a webhook's signature: a
+//! stranger must neither use up an id nor read the response to it. Place it outside a
+//! [`DistributedLockLayer`](crate::DistributedLockLayer), rather than inside.
 //!
-//! Where twice would be a catastrophe, have the database refuse it: write the event's id, in a column that is unique, in the
-//! transaction that does the work. This layer keeps the duplicates away from it, and gives them their answer.
+//! Outside a layer that translates gRPC-Web, the failure of a call can be seen only if its response
+//! has no body: place this layer inside.
 //!
-//! Keys come from strangers. Put the caller's identity into the [scope](IdempotencyLayer::scope), and this layer inside of
-//! authentication, or of what verifies a webhook's signature: else a stranger can use up a key, or read another's answer.
+//! Inside this layer, a request has another type of body, [`IdempotencyBody`]. Handlers, routers
+//! and the layers of this crate take it as it is. A function of axum's `from_fn` takes one type
+//! only: give it a `route_layer` call of its own, before the one with this layer.
 //!
-//! What is kept is kept in Redis' memory, headers and cookies included, as it was sent.
+//! # How it works
+//!
+//! The lock of a key and the response to it are one string in Redis. One command takes the lock, or
+//! returns the response that stands in its place. The lock is renewed while the service runs. The
+//! response takes its place in one step, if the lock is still this run's: a run that lost its lock
+//! can never overwrite the response of a later one. All requests that wait, on whatever node, are
+//! told at once.
+//!
+//! A response of more than 16 KiB is written to other strings first, in parts over a second
+//! connection, so that no lock waits behind it. What takes the lock's place then leads to the
+//! parts. The response waits until they are there, for ten times the
+//! [command timeout](crate::LockManagerBuilder::command_timeout) at most. What cannot be written in
+//! that time, or finds no memory there, is kept without its body.
+//!
+//! The request's body is read before the service is called, and the service runs in a task of its
+//! own: a client that leaves stops neither the work nor the storing. After an error, a panic, or a
+//! response that is not to be [remembered](IdempotencyLayer::remember), the key is free again, and
+//! the next request runs. So it is when the process dies, once the lock's
+//! [time to live](crate::LockManagerBuilder::ttl) has passed.
+//!
+//! # What "once" can mean
+//!
+//! Two runs for one key are never under way at the same time, as long as Redis keeps its data and a
+//! run stops when it is told that its lock is lost. Once a response is stored, no run begins until
+//! its [retention](IdempotencyLayer::retention) is over.
+//!
+//! No such layer can promise more. The effect of a handler and the note that it is done are in two
+//! places, and no middleware can write both at once. The handler runs a second time
+//!
+//! - if its **process or machine dies** after the effect and before the response is in Redis. The
+//!   key is free when the manager's [`ttl`](crate::LockManagerBuilder::ttl) (10 s) is over, and the
+//!   next duplicate runs;
+//! - if its **process is frozen**, its machine suspended, or Redis away, for longer than the `ttl`,
+//!   or if it runs for longer than [`max_hold`](crate::LockManagerBuilder::max_hold). The lock
+//!   under which it runs is lost then. It is stopped where it awaits (with [`OnLost::Continue`] it
+//!   goes on), and what it has done stays done. A process that was frozen may go on before it has
+//!   looked, at the same time as a second run;
+//! - if **Redis cannot be reached when it ends**, until the lock has expired. Its client gets the
+//!   response all the same, after the `command_timeout` (1 s) at the latest, and the log an error.
+//!   The response is stored if Redis is back before. While Redis can be reached and only refuses
+//!   the response (`OOM`, `READONLY`), the lock stays the run's, for a `ttl` or until `max_hold` is
+//!   over, whichever is later;
+//! - if **Redis has lost** the response, or the lock of a run: by a restart without its data, a
+//!   failover, because another client deleted it, because it evicts keys (`maxmemory-policy`; use
+//!   `noeviction`), or because its clock was set forward. Where only a part of a long response is
+//!   gone, it cannot be read: 500, for as long as the rest is kept;
+//! - if its **response is not to be remembered**, or it ended with an error or a panic: it is meant
+//!   to run again;
+//! - if the duplicate comes **after the retention, or has another key**: another scope, prefix or
+//!   database, or a header that one version of a service reads and another does not.
+//!
+//! If that must not happen, let the place of the effect decide: in a database, insert the event's
+//! id into a unique column, in the transaction that does the work. This layer keeps the duplicates
+//! away from it, and gives them their response. Or have the storage check the
+//! [fencing token](crate::Lease::fencing_token) of the handler's lease; that keeps out a run that
+//! comes late, though not a second one. For an effect elsewhere, pass the key on, if the other side
+//! takes one.
+//!
+//! # Caveats
+//!
+//! - **Keys come from strangers.** Put the caller's identity into the
+//!   [scope](IdempotencyLayer::scope): otherwise a client that repeats another's key gets the
+//!   other's response, its headers and cookies included. In a nested axum router, the path is what
+//!   the outer router has left of it: give each a scope of its own.
+//! - **Responses are in Redis' memory** for as long as they are kept, headers and cookies included,
+//!   as they were sent: 184 bytes for a short one.
+//! - **A stored response is final.** By default a 400 or a 404 is kept as well, as for an API. For
+//!   webhooks, see [`remember`](IdempotencyLayer::remember).
+//! - **A duplicate after the retention runs.** Choose the
+//!   [retention](IdempotencyLayer::retention) longer than any sender tries again.
 
 mod body;
+mod config;
+mod future;
 mod header;
 mod layer;
+mod once;
 mod read;
-mod record;
 mod replay;
 mod run;
 mod service;
+mod settings;
+mod stored_headers;
+mod stored_response;
 
 #[cfg(fuzzing)]
 pub(crate) use self::{
     header::parse as parse_key,
-    record::{Record, seal},
+    stored_response::{StoredResponse, seal},
 };
 
 pub use self::body::IdempotencyBody;
+pub use self::future::IdempotencyFuture;
 pub use self::layer::IdempotencyLayer;
-pub use self::service::{Idempotency, IdempotencyFuture};
+pub use self::service::Idempotency;
 pub use crate::http::{OnLost, Rejection, RejectionKind};

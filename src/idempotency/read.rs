@@ -9,54 +9,55 @@ use http_body::Body;
 use tower::BoxError;
 
 use super::body::IdempotencyBody;
-use crate::http::{Frames, Joined, Protocol, Rest, Whole};
+use crate::http::{Collected, Frames, Joined, Protocol, Rest};
 
-/// Why a request's body is not here.
-pub(super) enum NotRead {
-    TooLong,
-    Broken,
+/// Why a request's body was not read to its end.
+pub(super) enum RequestError {
+    TooLarge,
+    Incomplete,
 }
 
-/// Reads a request's body. One that says that it is too long is not touched.
-pub(super) async fn request<B>(body: B, limit: usize) -> Result<Whole, NotRead>
+/// Reads a request's body. One that says that it is too long is not read at all.
+pub(super) async fn read_request<B>(body: B, limit: usize) -> Result<Collected, RequestError>
 where
     B: Body<Data = Bytes>,
 {
     if body.size_hint().lower() > limit as u64 {
-        return Err(NotRead::TooLong);
+        return Err(RequestError::TooLarge);
     }
     let mut body = Box::pin(body);
     let mut joined = Joined::default();
     let mut trailers = None;
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-        match frame.map_err(|_| NotRead::Broken)?.into_data() {
+        match frame.map_err(|_| RequestError::Incomplete)?.into_data() {
             Ok(data) => joined.push(data),
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
         if joined.length() > limit {
-            return Err(NotRead::TooLong);
+            return Err(RequestError::TooLarge);
         }
     }
     let data = joined.finish();
-    Ok(Whole { data, trailers })
+    Ok(Collected { data, trailers })
 }
 
-/// What became of a response's body.
-pub(super) enum Response<B> {
-    Whole(Whole),
-    /// It goes on for longer than it can be kept, or nobody knows for how long.
+/// How far a response's body was read.
+pub(super) enum ResponseRead<B> {
+    /// To its end.
+    Collected(Collected),
+    /// Not to its end: it is longer than what can be kept, or its length is unknown.
     Stream(IdempotencyBody<B>),
     /// It ends with an error, or is not as long as its head says.
     Broken(IdempotencyBody<B>),
 }
 
 /// Reads a response's body if it is known to end within the limit, or all of it is there at once.
-pub(super) async fn response<B>(
+pub(super) async fn read_response<B>(
     head: &Parts,
     body: B,
     limit: usize,
     protocol: Protocol,
-) -> Response<B>
+) -> ResponseRead<B>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
@@ -65,7 +66,7 @@ where
     let length = protocol.content_length(head);
     let last_byte = protocol.last_byte(head);
     if hint.lower().max(length.unwrap_or(0)) > limit as u64 {
-        return Response::Stream(IdempotencyBody::through(body));
+        return ResponseRead::Stream(IdempotencyBody::passthrough(body));
     }
     let may_wait = hint.exact().or(length).is_some();
     let mut body = Box::pin(body);
@@ -73,20 +74,20 @@ where
     loop {
         let read = frames.length() as u64;
         if let Some(end) = last_byte.filter(|end| read >= *end) {
-            let mut whole = frames.join();
-            whole.data.truncate(end as usize);
-            return Response::Whole(whole);
+            let mut collected = frames.collect();
+            collected.data.truncate(end as usize);
+            return ResponseRead::Collected(collected);
         }
         let next = poll_fn(|cx| match body.as_mut().poll_frame(cx) {
             Poll::Pending if !may_wait => Poll::Ready(None),
             frame => frame.map(Some),
         });
         match next.await {
-            // A client that was promised another length does not take this for the whole.
+            // A client that was promised another length does not take this body for complete.
             Some(None) if length.is_some_and(|length| length != read) => {
-                return Response::Broken(IdempotencyBody::begun(frames, Rest::End));
+                return ResponseRead::Broken(IdempotencyBody::prefixed(frames, Rest::End));
             }
-            Some(None) => return Response::Whole(frames.join()),
+            Some(None) => return ResponseRead::Collected(frames.collect()),
             Some(Some(Ok(frame))) => {
                 frames.push(frame);
                 frames.merge_small();
@@ -96,10 +97,10 @@ where
             }
             Some(Some(Err(error))) => {
                 let rest = Rest::Error(error.into());
-                return Response::Broken(IdempotencyBody::begun(frames, rest));
+                return ResponseRead::Broken(IdempotencyBody::prefixed(frames, rest));
             }
             None => {}
         }
-        return Response::Stream(IdempotencyBody::begun(frames, Rest::Body(body)));
+        return ResponseRead::Stream(IdempotencyBody::prefixed(frames, Rest::Body(body)));
     }
 }

@@ -1,45 +1,46 @@
-//! What a duplicate gets.
+//! The response to a duplicate.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response};
 
-use super::record::{Fingerprint, Record, Unreadable};
-use crate::http::{RejectionKind, Whole};
+use super::stored_response::{Fingerprint, StoredResponse, Unreadable};
+use crate::http::{Collected, RejectionKind};
 use crate::key::LockKey;
 
-/// Marks an answer that was given before.
+/// Marks a response that was given before.
 const REPLAYED: &str = "idempotent-replayed";
 /// Says that there was a body, and that it was not kept.
 const BODY: &str = "idempotent-body";
 
-/// Why the record is no answer.
+/// Why what is stored is no response to a duplicate.
 pub(super) enum NoReplay {
-    /// It is one to another request.
+    /// It is the response to another payload.
     Mismatch,
+    /// Its body was not kept.
     NotKept,
     Unreadable(Unreadable),
 }
 
-/// The answer that was recorded, if it is one to that request.
+/// Makes the stored response one to a request with that fingerprint.
 pub(super) fn replay(
-    record: Bytes,
+    stored: Bytes,
     fingerprint: Option<Fingerprint>,
     is_grpc: bool,
-) -> Result<Response<Whole>, NoReplay> {
-    let record = Record::decode(record).map_err(NoReplay::Unreadable)?;
-    if let (Some(then), Some(now)) = (record.fingerprint, fingerprint)
+) -> Result<Response<Collected>, NoReplay> {
+    let stored = StoredResponse::decode(stored).map_err(NoReplay::Unreadable)?;
+    if let (Some(then), Some(now)) = (stored.fingerprint, fingerprint)
         && then != now
     {
         return Err(NoReplay::Mismatch);
     }
-    let is_kept = record.body.is_some();
+    let is_kept = stored.body.is_some();
     if !is_kept && is_grpc {
-        // Without its trailers, it would say nothing.
+        // Without the trailers, a gRPC client would not learn how the call went.
         return Err(NoReplay::NotKept);
     }
-    let mut response = Response::new(record.body.unwrap_or_default());
-    *response.status_mut() = record.status;
-    *response.headers_mut() = record.headers;
+    let mut response = Response::new(stored.body.unwrap_or_default());
+    *response.status_mut() = stored.status;
+    *response.headers_mut() = stored.headers;
     let headers = response.headers_mut();
     headers.insert(REPLAYED, HeaderValue::from_static("true"));
     if !is_kept {

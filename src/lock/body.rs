@@ -10,24 +10,28 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::BoxError;
 
-use super::held::{BoxFuture, Held};
+use super::collect::is_last;
+use super::held_lock::{BoxFuture, HeldLock};
 use crate::error::{Error, ErrorKind};
-use crate::http::{Content, Frames, Rest};
+use crate::http::Content;
 
-/// How much memory a body may take in several frames until it is released, in bytes.
-const KEPT_BACK: usize = 64 * 1024;
+/// A frame, an error, or the end of a body.
+type NextFrame = Option<Result<Frame<Bytes>, BoxError>>;
 
 pin_project! {
-    /// The body of a response of a [`DistributedLock`](crate::lock::DistributedLock): that of the service inside, or of a rejection.
+    /// The body of a response of a [`DistributedLock`](super::DistributedLock): that of the service
+    /// inside, or of a rejection.
     ///
-    /// With [`Hold::Body`](crate::lock::Hold::Body) it holds the lock until its end or until it is dropped, whichever is first.
+    /// With [`Hold::Body`](super::Hold::Body) it holds the lock until it ends or is dropped,
+    /// whichever is first.
     ///
     /// # Errors
     ///
-    /// Those of the body inside; and, with [`OnLost::Cancel`](crate::lock::OnLost::Cancel), an [`Error`] of kind
-    /// [`ErrorKind::Lost`] when the lock is lost, so that the client notices that the body is not whole.
+    /// Passes on the errors of the body inside. With [`OnLost::Cancel`](super::OnLost::Cancel), it
+    /// ends with an [`Error`] of kind [`ErrorKind::Lost`] when the lock is lost, so that the client
+    /// notices that the body is not complete.
     pub struct ResponseBody<B> {
-        // Dropped in order: the work ends before its lock does.
+        // Dropped in this order: the work ends before its lock does.
         #[pin]
         content: Content<B>,
         lock: Lock,
@@ -37,102 +41,39 @@ pin_project! {
 enum Lock {
     None,
     Held {
-        held: Held,
+        lock: HeldLock,
         release_first: bool,
-        /// Bytes left until the client takes the body for whole, if it counts them.
+        /// How many bytes the client still expects, if it counts them.
         left: Option<u64>,
     },
-    /// The end of the body is kept back until the lock is released.
+    /// The last frame is kept back until Redis has released the lock.
     Releasing {
         is_lost: BoxFuture<bool>,
-        end: Option<Result<Frame<Bytes>, BoxError>>,
+        last: NextFrame,
     },
 }
 
 impl<B> ResponseBody<B> {
-    pub(crate) fn unlocked(content: Content<B>) -> Self {
+    pub(super) fn unlocked(content: Content<B>) -> Self {
         let lock = Lock::None;
         Self { content, lock }
     }
 
-    pub(crate) fn locked(
+    /// Makes a body that holds the lock until its end. With `release_first`, its last frame waits
+    /// until Redis has released the lock.
+    pub(super) fn locked(
         content: Content<B>,
-        held: Held,
+        lock: HeldLock,
         release_first: bool,
-        left: Option<u64>,
+        last_byte: Option<u64>,
     ) -> Self {
         let lock = Lock::Held {
-            held,
+            lock,
             release_first,
-            left,
+            left: last_byte,
         };
         Self { content, lock }
     }
-}
-
-/// Takes what is there of a body at once, and tells whether it is at its end.
-///
-/// In one piece, as a server then sends it with its head; or as it came, with more behind it.
-pub(crate) fn take<B>(
-    body: B,
-    last_byte: Option<u64>,
-    held: &Held,
-    cx: &mut Context<'_>,
-) -> (Content<B>, bool)
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
-    let mut body = Box::pin(body);
-    let mut begun = Frames::default();
-    let mut left = last_byte;
-    // A body that is there already may be of any size, if it is one frame.
-    while begun.count() < 2 || begun.memory() <= KEPT_BACK {
-        let Poll::Ready(frame) = held.enter(|| body.as_mut().poll_frame(cx)) else {
-            break;
-        };
-        let is_last = match frame {
-            None => true,
-            Some(Err(error)) => {
-                let rest = Rest::Error(error.into());
-                return (Content::Begun { begun, rest }, true);
-            }
-            Some(Ok(frame)) => {
-                let is_last = is_last(&frame, &mut left) || body.is_end_stream();
-                begun.push(frame);
-                is_last
-            }
-        };
-        if is_last && left.is_some_and(|left| left > 0) {
-            // The client is to notice: no length is told but that of the head.
-            let rest = Rest::End;
-            return (Content::Begun { begun, rest }, true);
-        }
-        if is_last {
-            let mut whole = begun.join();
-            if let Some(end) = last_byte {
-                whole.data.truncate(end as usize);
-            }
-            return (Content::Whole { whole }, true);
-        }
-        if held.is_lost() {
-            break;
-        }
-    }
-    let rest = Rest::Body(body);
-    (Content::Begun { begun, rest }, false)
-}
-
-/// Whether the client takes this frame for the last, of a body with so many bytes left before it.
-fn is_last(frame: &Frame<Bytes>, left: &mut Option<u64>) -> bool {
-    if let (Some(left), Some(data)) = (left.as_mut(), frame.data_ref()) {
-        *left = left.saturating_sub(data.len() as u64);
-    }
-    frame.is_trailers() || *left == Some(0)
-}
-
-fn lost() -> BoxError {
-    Error::of(ErrorKind::Lost).into()
 }
 
 impl<B> Body for ResponseBody<B>
@@ -143,57 +84,28 @@ where
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<NextFrame> {
         let mut this = self.project();
-        if let Lock::Held { held, left, .. } = this.lock {
-            let frame = match held.poll_lost(cx) {
-                Poll::Ready(()) => None,
-                Poll::Pending => {
-                    let frame = held.enter(|| this.content.as_mut().poll_frame(cx));
-                    Some(ready!(frame))
+        match this.lock {
+            Lock::None => return this.content.poll_frame(cx),
+            Lock::Releasing { .. } => {}
+            Lock::Held { lock, left, .. } => {
+                let frame = ready!(poll_under_lock(this.content.as_mut(), lock, cx));
+                let is_end = match &frame {
+                    Some(Ok(frame)) => is_last(frame, left) || this.content.is_end_stream(),
+                    Some(Err(_)) | None => true,
+                };
+                if !is_end {
+                    return Poll::Ready(frame);
                 }
-            };
-            // It may have blocked its thread for longer than the lease.
-            let frame = match frame.filter(|_| !held.is_lost()) {
-                Some(frame) => frame,
-                None => Some(Err(lost())),
-            };
-            let is_last = match &frame {
-                Some(Ok(frame)) => is_last(frame, left) || this.content.is_end_stream(),
-                Some(Err(_)) | None => true,
-            };
-            if !is_last {
-                return Poll::Ready(frame);
-            }
-            // The body is at an end, and dropped: its work ends before its lock does.
-            this.content.set(Content::fixed(Bytes::new()));
-            match mem::replace(this.lock, Lock::None) {
-                Lock::Held {
-                    held,
-                    release_first: true,
-                    ..
-                } => {
-                    let is_lost = held.release();
-                    *this.lock = Lock::Releasing {
-                        is_lost,
-                        end: frame,
-                    };
+                // The body has ended, and is dropped: the work ends before its lock does.
+                this.content.set(Content::fixed(Bytes::new()));
+                if let Some(frame) = this.lock.end(frame) {
+                    return Poll::Ready(frame);
                 }
-                _ => return Poll::Ready(frame),
             }
         }
-        let Lock::Releasing { is_lost, end } = this.lock else {
-            return this.content.poll_frame(cx);
-        };
-        let end = match ready!(is_lost.as_mut().poll(cx)) {
-            true => Some(Err(lost())),
-            false => end.take(),
-        };
-        *this.lock = Lock::None;
-        Poll::Ready(end)
+        this.lock.poll_released(cx)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -206,14 +118,73 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.lock {
             Lock::None | Lock::Held { .. } => self.content.size_hint(),
-            Lock::Releasing { end, .. } => {
-                let data = match end {
+            Lock::Releasing { last, .. } => {
+                let data = match last {
                     Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
                     Some(Err(_)) | None => 0,
                 };
                 SizeHint::with_exact(data as u64)
             }
         }
+    }
+}
+
+/// Polls the body for its next frame, unless the lock is lost: then that is the error.
+fn poll_under_lock<B>(
+    content: Pin<&mut Content<B>>,
+    lock: &mut HeldLock,
+    cx: &mut Context<'_>,
+) -> Poll<NextFrame>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    if lock.poll_lost(cx).is_ready() {
+        return Poll::Ready(Some(Err(lost())));
+    }
+    let frame = ready!(lock.enter(|| content.poll_frame(cx)));
+    // The body may have blocked its thread for longer than the lease.
+    Poll::Ready(match lock.is_lost() {
+        true => Some(Err(lost())),
+        false => frame,
+    })
+}
+
+fn lost() -> BoxError {
+    Error::of(ErrorKind::Lost).into()
+}
+
+impl Lock {
+    /// Begins the release of the lock. Returns the last frame if it may be sent at once; otherwise
+    /// [`poll_released`](Self::poll_released) returns it.
+    fn end(&mut self, last: NextFrame) -> Option<NextFrame> {
+        match mem::replace(self, Self::None) {
+            Self::Held {
+                lock,
+                release_first: true,
+                ..
+            } => {
+                let is_lost = lock.release();
+                *self = Self::Releasing { is_lost, last };
+                None
+            }
+            // A lock that is still held is released in the background.
+            Self::Held { .. } | Self::Releasing { .. } | Self::None => Some(last),
+        }
+    }
+
+    /// Waits until Redis has released the lock. Returns the last frame, or an error if it turns out
+    /// that the lock was lost.
+    fn poll_released(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame> {
+        let Self::Releasing { is_lost, last } = self else {
+            return Poll::Ready(None);
+        };
+        let last = match ready!(is_lost.as_mut().poll(cx)) {
+            true => Some(Err(lost())),
+            false => last.take(),
+        };
+        *self = Self::None;
+        Poll::Ready(last)
     }
 }
 

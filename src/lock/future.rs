@@ -12,19 +12,21 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
-use super::body::{ResponseBody, take};
-use super::held::{BoxFuture, Held};
-use super::layer::{Config, Hold, OnUnavailable, Unlocked};
+use super::body::ResponseBody;
+use super::config::{Config, OnUnavailable, Unlocked};
+use super::finish::{Finish, finish};
+use super::held_lock::{BoxFuture, HeldLock};
 use crate::error::{Error, ErrorKind};
-use crate::http::{Content, Protocol, Rejection, RejectionKind, hold};
+use crate::http::{Content, Protocol, RejectedBy, Rejection, RejectionKind, insert_lease};
 use crate::key::LockKey;
 use crate::manager::LockGuard;
 
 pin_project! {
-    /// The response of a [`DistributedLock`](crate::lock::DistributedLock).
+    /// The response of a [`DistributedLock`](super::DistributedLock).
     ///
-    /// Dropped before it is ready, it takes the service's future with it, and the lock is released or not waited for any
-    /// more. [`DetachLayer`](crate::DetachLayer) lets a request run to its end all the same.
+    /// Dropped before it is ready, it drops the future of the service inside, and then the lock or
+    /// its place among the waiters. [`DetachLayer`](crate::DetachLayer) lets a request run to its
+    /// end all the same.
     pub struct ResponseFuture<S, B, R>
     where
         S: Service<Request<B>>,
@@ -36,12 +38,21 @@ pin_project! {
     }
 }
 
+// Acquiring ─► Locked ─► Done; with `release_before_response`: ─► Releasing ─► Done
+// Acquiring ─► Unlocked ─► Done
+// Acquiring, Locked, Releasing ─► Rejected ─► Done
 pin_project! {
     #[project = StateProj]
     enum State<S, B, F, R> {
-        Locking { taking: BoxFuture<Result<LockGuard, Error>>, call: Option<(S, Request<B>)> },
-        // Fields are dropped in order: the work ends before its lock does.
-        Running { #[pin] inner: F, held: Option<Held> },
+        Acquiring {
+            acquiring: BoxFuture<Result<LockGuard, Error>>,
+            call: Option<(S, Request<B>)>,
+        },
+        // The lock is taken out when the service has returned. Fields are dropped in this order:
+        // the work ends before its lock does.
+        Locked { #[pin] inner: F, lock: Option<HeldLock> },
+        Unlocked { #[pin] inner: F },
+        // The response is kept back until Redis has released the lock.
         Releasing { is_lost: BoxFuture<bool>, response: Option<Response<ResponseBody<R>>> },
         Rejected { rejection: Rejection },
         Done,
@@ -60,16 +71,15 @@ where
         }
     }
 
-    pub(crate) fn rejected(config: Arc<Config>, protocol: Protocol, kind: RejectionKind) -> Self {
-        let rejection = protocol.reject(kind);
-        Self::new(config, protocol, State::Rejected { rejection })
+    pub(super) fn rejected(config: Arc<Config>, protocol: Protocol, kind: RejectionKind) -> Self {
+        Self::new(config, protocol, State::rejected(protocol, kind))
     }
 
-    pub(crate) fn unlocked(config: Arc<Config>, protocol: Protocol, inner: S::Future) -> Self {
-        Self::new(config, protocol, State::Running { inner, held: None })
+    pub(super) fn unlocked(config: Arc<Config>, protocol: Protocol, inner: S::Future) -> Self {
+        Self::new(config, protocol, State::Unlocked { inner })
     }
 
-    pub(crate) fn locking(
+    pub(super) fn acquiring(
         config: Arc<Config>,
         protocol: Protocol,
         key: LockKey,
@@ -77,9 +87,9 @@ where
         service: S,
         request: Request<B>,
     ) -> Self {
-        let taking = Arc::clone(&config);
-        let state = State::Locking {
-            taking: Box::pin(async move { taking.locks.take(key, wait).await }),
+        let shared = Arc::clone(&config);
+        let state = State::Acquiring {
+            acquiring: Box::pin(async move { shared.locks.take(key, wait).await }),
             call: Some((service, request)),
         };
         Self::new(config, protocol, state)
@@ -99,114 +109,51 @@ where
         let (config, protocol) = (this.config, *this.protocol);
         loop {
             let next = match this.state.as_mut().project() {
-                StateProj::Locking { taking, call } => {
-                    let taken = ready!(taking.as_mut().poll(cx));
-                    let (mut service, mut request) = call.take().expect("taken once");
-                    let held = match taken {
-                        // Time has passed since it was granted.
-                        Ok(guard) if !guard.lease().is_held() => {
-                            Err(protocol.reject(RejectionKind::Lost))
-                        }
-                        Ok(guard) => {
-                            hold(guard.lease().clone(), request.extensions_mut());
-                            Ok(Some(Held::new(guard, config.on_lost)))
-                        }
-                        Err(error)
-                            if error.kind() == ErrorKind::Unavailable
-                                && config.on_unavailable == OnUnavailable::Proceed =>
-                        {
-                            request.extensions_mut().insert(Unlocked);
-                            Ok(None)
-                        }
-                        Err(error) => Err(protocol.reject(error.kind().into())),
-                    };
-                    match held {
-                        Err(rejection) => State::Rejected { rejection },
-                        Ok(Some(held)) => State::Running {
-                            inner: held.enter(|| service.call(request)),
-                            held: Some(held),
-                        },
-                        Ok(None) => State::Running {
-                            inner: service.call(request),
-                            held: None,
-                        },
-                    }
+                StateProj::Acquiring { acquiring, call } => {
+                    let acquired = ready!(acquiring.as_mut().poll(cx));
+                    let (service, request) = call.take().expect("acquired once");
+                    call_service(config, protocol, acquired, service, request)
                 }
-                StateProj::Running { inner, held: None } => {
-                    let response = ready!(inner.poll(cx));
+                StateProj::Locked { inner, lock } => {
+                    let held = lock.as_mut().expect("taken when the service has returned");
+                    let returned = ready!(poll_under_lock(inner, held, cx));
+                    let lock = lock.take().expect("polled above");
+                    // Drops the service's future: the work ends before its lock does.
                     this.state.set(State::Done);
-                    return Poll::Ready(response.map(|response| {
-                        response.map(|body| ResponseBody::unlocked(Content::Through { body }))
-                    }));
-                }
-                StateProj::Running {
-                    inner,
-                    held: Some(lock),
-                } if !lock.is_lost() => match lock.enter(|| inner.poll(cx)) {
-                    Poll::Pending => {
-                        ready!(lock.poll_lost(cx));
-                        State::Rejected {
-                            rejection: protocol.reject(RejectionKind::Lost),
-                        }
-                    }
-                    Poll::Ready(response) => {
-                        let StateProj::Running { held, .. } = this.state.as_mut().project() else {
-                            unreachable!("matched above");
-                        };
-                        let held = held.take().expect("matched above");
-                        this.state.set(State::Done);
-                        let response = match response {
-                            Ok(response) => response,
-                            Err(error) => return Poll::Ready(Err(error)),
-                        };
-                        let begun = match held.is_lost() {
-                            true => None,
-                            false => Some(begin(config, protocol, response, &held, cx)),
-                        };
-                        // What ran past its lease, as it blocked its thread, is no success.
-                        match begun.filter(|_| !held.is_lost()) {
-                            None => State::Rejected {
-                                rejection: protocol.reject(RejectionKind::Lost),
+                    match returned {
+                        None => State::rejected(protocol, RejectionKind::Lost),
+                        Some(Err(error)) => return Poll::Ready(Err(error)),
+                        Some(Ok(response)) => match finish(config, protocol, lock, response, cx) {
+                            Finish::Respond(response) => return Poll::Ready(Ok(response)),
+                            Finish::Release { is_lost, response } => State::Releasing {
+                                is_lost,
+                                response: Some(response),
                             },
-                            Some(Begun::Over(response)) if config.release_before_response => {
-                                State::Releasing {
-                                    is_lost: held.release(),
-                                    response: Some(response.map(ResponseBody::unlocked)),
-                                }
-                            }
-                            Some(Begun::Over(response)) => {
-                                drop(held);
-                                return Poll::Ready(Ok(response.map(ResponseBody::unlocked)));
-                            }
-                            Some(Begun::Stream(response, last_byte)) => {
-                                let release_first = config.release_before_response;
-                                return Poll::Ready(Ok(response.map(|content| {
-                                    ResponseBody::locked(content, held, release_first, last_byte)
-                                })));
-                            }
-                        }
+                            Finish::Lost => State::rejected(protocol, RejectionKind::Lost),
+                        },
                     }
-                },
-                StateProj::Running { .. } => State::Rejected {
-                    rejection: protocol.reject(RejectionKind::Lost),
-                },
+                }
+                StateProj::Unlocked { inner } => {
+                    let returned = ready!(inner.poll(cx));
+                    this.state.set(State::Done);
+                    let pass = |body| ResponseBody::unlocked(Content::Passthrough { body });
+                    return Poll::Ready(returned.map(|response| response.map(pass)));
+                }
                 StateProj::Releasing { is_lost, response } => {
-                    if ready!(is_lost.as_mut().poll(cx)) {
-                        State::Rejected {
-                            rejection: protocol.reject(RejectionKind::Lost),
+                    match ready!(is_lost.as_mut().poll(cx)) {
+                        true => State::rejected(protocol, RejectionKind::Lost),
+                        false => {
+                            let response = response.take().expect("released once");
+                            this.state.set(State::Done);
+                            return Poll::Ready(Ok(response));
                         }
-                    } else {
-                        let response = response.take().expect("released once");
-                        this.state.set(State::Done);
-                        return Poll::Ready(Ok(response));
                     }
                 }
                 StateProj::Rejected { rejection } => {
                     let response = config.respond(*rejection);
                     this.state.set(State::Done);
-                    return Poll::Ready(Ok(
-                        response.map(|problem| ResponseBody::unlocked(Content::fixed(problem)))
-                    ));
+                    let fixed = |data| ResponseBody::unlocked(Content::fixed(data));
+                    return Poll::Ready(Ok(response.map(fixed)));
                 }
                 StateProj::Done => panic!("a ResponseFuture was polled after it was ready"),
             };
@@ -215,44 +162,61 @@ where
     }
 }
 
-/// A response of the service inside.
-enum Begun<B> {
-    /// The lock is not needed for what is left of it.
-    Over(Response<Content<B>>),
-    /// It is, until its end, or until the client has so many bytes.
-    Stream(Response<Content<B>>, Option<u64>),
+impl<S, B, F, R> State<S, B, F, R> {
+    fn rejected(protocol: Protocol, kind: RejectionKind) -> Self {
+        let rejection = protocol.reject(kind, RejectedBy::Lock);
+        Self::Rejected { rejection }
+    }
 }
 
-fn begin<B>(
+/// Calls the service under the lock, or without one where the settings allow it.
+fn call_service<S, B, R>(
     config: &Config,
     protocol: Protocol,
-    response: Response<B>,
-    held: &Held,
-    cx: &mut Context<'_>,
-) -> Begun<B>
+    acquired: Result<LockGuard, Error>,
+    mut service: S,
+    mut request: Request<B>,
+) -> State<S, B, S::Future, R>
 where
-    B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
+    S: Service<Request<B>>,
 {
-    let (head, body) = response.into_parts();
-    let last_byte = protocol.last_byte(&head);
-    let (content, is_over) = if config.hold == Hold::Head {
-        (Content::Through { body }, true)
-    } else if body.is_end_stream() {
-        (Content::fixed(Bytes::new()), true)
-    } else if last_byte == Some(0) || !protocol.has_body(&head) {
-        // Dropped: the work ends before its lock does.
-        let length = body.size_hint().exact();
-        (Content::Unsent { length }, true)
-    } else if config.release_before_response {
-        take(body, last_byte, held, cx)
-    } else {
-        (Content::Through { body }, false)
-    };
-    let response = Response::from_parts(head, content);
-    match is_over {
-        true => Begun::Over(response),
-        false => Begun::Stream(response, last_byte),
+    match acquired {
+        // Time may have passed since it was granted.
+        Ok(guard) if !guard.lease().is_held() => State::rejected(protocol, RejectionKind::Lost),
+        Ok(guard) => {
+            insert_lease(guard.lease().clone(), request.extensions_mut());
+            let lock = HeldLock::new(guard, config.on_lost);
+            State::Locked {
+                inner: lock.enter(|| service.call(request)),
+                lock: Some(lock),
+            }
+        }
+        Err(error)
+            if error.kind() == ErrorKind::Unavailable
+                && config.on_unavailable == OnUnavailable::Proceed =>
+        {
+            request.extensions_mut().insert(Unlocked);
+            State::Unlocked {
+                inner: service.call(request),
+            }
+        }
+        Err(error) => State::rejected(protocol, error.kind().into()),
+    }
+}
+
+/// Polls the service unless the lock is lost. Returns `None` if it is, before or while the service
+/// is waited for.
+fn poll_under_lock<F: Future>(
+    inner: Pin<&mut F>,
+    lock: &mut HeldLock,
+    cx: &mut Context<'_>,
+) -> Poll<Option<F::Output>> {
+    if lock.is_lost() {
+        return Poll::Ready(None);
+    }
+    match lock.enter(|| inner.poll(cx)) {
+        Poll::Ready(returned) => Poll::Ready(Some(returned)),
+        Poll::Pending => lock.poll_lost(cx).map(|()| None),
     }
 }
 

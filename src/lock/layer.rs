@@ -1,6 +1,5 @@
-//! [`DistributedLockLayer`]: the settings of the middleware.
+//! [`DistributedLockLayer`]: makes the middleware, and has its settings.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,25 +8,18 @@ use http::Response;
 use http::request::Parts;
 use tower_layer::Layer;
 
+use super::config::{Config, Hold, OnUnavailable};
 use super::service::DistributedLock;
-use crate::error::{Error, ErrorKind};
-use crate::http::{OnLost, Rejection, Respond};
-use crate::key::{IntoLockKey, KeyResult, LockKey};
+use crate::http::{OnLost, Rejection};
+use crate::key::{IntoLockKey, LockKey};
 use crate::manager::LockManager;
 
 /// Runs every request under a lock, so that requests for one key run one at a time, on all nodes.
 ///
-/// | Setting | Default |
-/// |---|---|
-/// | [`wait`](Self::wait) | no waiting: 409 at once |
-/// | [`hold`](Self::hold) | until the response's body has been sent |
-/// | [`on_unavailable`](Self::on_unavailable) | 503 |
-/// | [`on_lost`](Self::on_lost) | the handler is stopped, 503 |
-/// | [`require_key`](Self::require_key) | no: a request without a key runs without a lock |
-/// | [`release_before_response`](Self::release_before_response) | no: the response does not wait for Redis |
-/// | [`rejection`](Self::rejection) | problem+json, or a gRPC status |
+/// The [module](super) has a table of the settings and one of the responses, and says where to
+/// place the layer. A handler finds its [`Lease`](crate::Lease) in the request's extensions.
 ///
-/// A handler finds its [`Lease`](crate::Lease) in the request's extensions.
+/// # Example
 ///
 /// ```
 /// use std::time::Duration;
@@ -45,76 +37,23 @@ use crate::manager::LockManager;
 /// # let _ = app;
 /// # }
 /// ```
-///
-/// # Where to put it
-///
-/// Inside of what decides whether the request may run at all (authentication, rate limits, a limit on the body's size),
-/// so that strangers do not take locks. Outside of what must not run unlocked. A timeout layer may be on either side.
-///
-/// A concurrency limit counts requests that wait for their lock, wherever it stands: tower's takes its
-/// permit in `poll_ready`, before a request is called. Where requests wait, bound them with
-/// [`max_waiters`](crate::LockManagerBuilder::max_waiters), and count in the handler what is to be limited there.
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct DistributedLockLayer {
     config: Arc<Config>,
 }
 
-#[derive(Clone)]
-pub(crate) struct Config {
-    pub(crate) locks: LockManager,
-    key: Arc<FindKey>,
-    pub(crate) wait: Option<Duration>,
-    pub(crate) hold: Hold,
-    pub(crate) on_unavailable: OnUnavailable,
-    pub(crate) on_lost: OnLost,
-    pub(crate) release_before_response: bool,
-    require_key: bool,
-    rejection: Option<Arc<Respond>>,
-}
-
-type FindKey = dyn Fn(&Parts) -> KeyResult + Send + Sync;
-
-/// How long a request holds its lock: see [`DistributedLockLayer::hold`].
-///
-/// A connection that is upgraded (`101 Switching Protocols`: WebSocket) runs without the lock, with
-/// either: its request ends with the head of the response. Take a lock for it in the task that
-/// serves it, by [`LockManager::acquire`](crate::LockManager::acquire).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Hold {
-    /// Until the body of the response has been sent, or dropped. For handlers whose body is still
-    /// at work. Where no body is sent (to `HEAD`, with 1xx, 204 and 304), until the handler has
-    /// returned.
-    #[default]
-    Body,
-    /// Until the handler has returned its response, whose body may be on its way for longer.
-    Head,
-}
-
-/// What happens to a request when Redis cannot say who holds the lock: see [`DistributedLockLayer::on_unavailable`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum OnUnavailable {
-    /// It is answered with 503.
-    #[default]
-    Reject,
-    /// It runs without a lock, with [`Unlocked`] in its extensions.
-    Proceed,
-}
-
-/// In the extensions of a request that runs without a lock because Redis was
-/// not available and [`OnUnavailable::Proceed`] was chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Unlocked;
-
 impl DistributedLockLayer {
-    /// Locks what `key` makes of a request: see [`IntoLockKey`] for what it may return, and [`key`](crate::key) for
-    /// ready-made ones.
+    /// Makes a layer that locks the key which the closure `key` makes of a request.
     ///
-    /// The closure must be quick: it runs on every request. What a client sends is not what it is allowed to lock: put
-    /// the caller's identity into the key where clients could block each other.
+    /// The closure returns a key, `None` (the request needs no lock), or an error (400): see
+    /// [`IntoLockKey`]. The module [`key`](crate::key) has ready-made closures. It runs on every
+    /// request, so it must be quick.
+    ///
+    /// A client may be allowed less than what it can name: put the caller's identity into the key
+    /// where clients could block each other.
+    ///
+    /// # Example
     ///
     /// ```
     /// # use tower_distributed_lock::{DistributedLockLayer, LockKey, LockManager};
@@ -133,7 +72,7 @@ impl DistributedLockLayer {
         Self {
             config: Arc::new(Config {
                 locks,
-                key: Arc::new(move |parts| key(parts).into_lock_key()),
+                find_key: Arc::new(move |parts| key(parts).into_lock_key()),
                 wait: None,
                 hold: Hold::default(),
                 on_unavailable: OnUnavailable::default(),
@@ -145,11 +84,18 @@ impl DistributedLockLayer {
         }
     }
 
-    /// Locks the [`LockKey`] in the request's extensions, which an outer middleware has put there: for keys that need
-    /// the body, the router's path parameters, or something asynchronous.
+    /// Makes a layer that locks the [`LockKey`] in the request's extensions.
+    ///
+    /// An outer middleware has put it there: for keys that need the body, the router's path
+    /// parameters, or something asynchronous. A request without one runs without a lock, unless
+    /// [`require_key`](Self::require_key) is on.
+    ///
+    /// # Example
     ///
     /// ```
-    /// use axum::{Router, extract::{Path, Request}, middleware::{Next, from_fn}, response::Response, routing::post};
+    /// use axum::extract::{Path, Request};
+    /// use axum::middleware::{Next, from_fn};
+    /// use axum::{Router, response::Response, routing::post};
     /// use tower_distributed_lock::{DistributedLockLayer, LockKey, LockManager};
     ///
     /// async fn lock_the_account(Path(id): Path<u64>, mut req: Request, next: Next) -> Response {
@@ -159,9 +105,10 @@ impl DistributedLockLayer {
     /// }
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let locks = LockManager::in_memory();
     /// let app: Router = Router::new()
     ///     .route("/accounts/{id}", post(|| async {}))
-    ///     .route_layer(DistributedLockLayer::from_extension(LockManager::in_memory()).require_key(true))
+    ///     .route_layer(DistributedLockLayer::from_extension(locks).require_key(true))
     ///     .route_layer(from_fn(lock_the_account)); // the last layer is the outermost
     /// # let _ = app;
     /// # }
@@ -175,13 +122,26 @@ impl DistributedLockLayer {
         self
     }
 
-    /// How long a request waits for its turn before it is answered with 409. Default: not at all.
+    /// Sets how long a request waits for its turn. Default: it does not wait, and is answered with
+    /// 409 at once if another request holds the lock.
     ///
-    /// A gRPC or gRPC-Web call whose header `grpc-timeout` is shorter waits no longer than that.
+    /// When the time is over, the request is answered with 409, or with 503 if Redis never said
+    /// that the lock is held. A gRPC or gRPC-Web call whose header `grpc-timeout` is shorter waits
+    /// no longer than that.
     ///
     /// # Panics
     ///
-    /// If `wait` is zero (leave it out instead) or longer than a day.
+    /// Panics if `wait` is zero (leave it out instead) or longer than a day.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, key};
+    /// # fn layer(locks: LockManager) -> DistributedLockLayer {
+    /// DistributedLockLayer::new(locks, key::method_and_path()).wait(Duration::from_secs(5))
+    /// # }
+    /// ```
     pub fn wait(self, wait: Duration) -> Self {
         assert!(
             !wait.is_zero(),
@@ -194,29 +154,94 @@ impl DistributedLockLayer {
         self.set(|config| config.wait = Some(wait))
     }
 
-    /// Until when the lock is held. Default: [`Hold::Body`].
+    /// Sets until when the lock is held. Default: [`Hold::Body`], until the body of the response
+    /// has been sent.
+    ///
+    /// # Warning
+    ///
+    /// With [`Hold::Head`], the body is sent without the lock. If it still reads or changes what
+    /// the lock protects, it does so at the same time as the next holder.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, key, lock::Hold};
+    /// # fn layer(locks: LockManager) -> DistributedLockLayer {
+    /// // The handler makes the whole export under the lock; then a slow client may download it.
+    /// DistributedLockLayer::new(locks, key::path("/exports/{id}")).hold(Hold::Head)
+    /// # }
+    /// ```
     pub fn hold(self, hold: Hold) -> Self {
         self.set(|config| config.hold = hold)
     }
 
-    /// What happens when Redis is not available. Default: [`OnUnavailable::Reject`].
+    /// Sets what happens to a request when Redis is not available. Default:
+    /// [`OnUnavailable::Reject`], 503.
     ///
-    /// With [`OnUnavailable::Proceed`], requests for one key can run at the same time whenever Redis is away. Such a request has
-    /// no [`Lease`](crate::Lease): take it as an `Option` in the handler.
+    /// A manager that was closed rejects with 503 in any case.
+    ///
+    /// # Warning
+    ///
+    /// With [`OnUnavailable::Proceed`], requests for one key can run at the same time whenever
+    /// Redis is not available. Such a request has no [`Lease`](crate::Lease) in its extensions, and
+    /// so no fencing token, but [`Unlocked`](super::Unlocked): take the lease as an `Option` in the
+    /// handler.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use axum::Extension;
+    /// use tower_distributed_lock::lock::OnUnavailable;
+    /// use tower_distributed_lock::{DistributedLockLayer, Lease, LockManager, key};
+    ///
+    /// # fn layer(locks: LockManager) -> DistributedLockLayer {
+    /// DistributedLockLayer::new(locks, key::method_and_path())
+    ///     .on_unavailable(OnUnavailable::Proceed)
+    /// # }
+    ///
+    /// async fn handler(lease: Option<Extension<Lease>>) -> String {
+    ///     match lease {
+    ///         Some(Extension(lease)) => format!("fencing token {}", lease.fencing_token()),
+    ///         None => "without a lock".to_owned(),
+    ///     }
+    /// }
+    /// # let _ = handler;
+    /// ```
     pub fn on_unavailable(self, on_unavailable: OnUnavailable) -> Self {
         self.set(|config| config.on_unavailable = on_unavailable)
     }
 
-    /// What happens when the lock is lost. Default: [`OnLost::Cancel`].
+    /// Sets what happens to a request whose lock is lost. Default: [`OnLost::Cancel`].
+    ///
+    /// A lock is lost if it could not be renewed in time, if it was deleted or overwritten in
+    /// Redis, or if [`max_hold`](crate::LockManagerBuilder::max_hold) is over. With
+    /// [`OnLost::Cancel`], the handler is stopped where it awaits, and the request is answered with
+    /// 503. If its body is on its way, that ends with an error.
+    ///
+    /// # Warning
+    ///
+    /// With [`OnLost::Continue`], the handler goes on without the lock, perhaps at the same time as
+    /// the next holder, and its response is passed on as a success. What it writes then must be
+    /// refused by the storage: send the [fencing token](crate::Lease::fencing_token) along.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, key, lock::OnLost};
+    /// # fn layer(locks: LockManager) -> DistributedLockLayer {
+    /// // The storage checks fencing tokens, and the handler tidies up when `Lease::lost` says so.
+    /// DistributedLockLayer::new(locks, key::method_and_path()).on_lost(OnLost::Continue)
+    /// # }
+    /// ```
     pub fn on_lost(self, on_lost: OnLost) -> Self {
         self.set(|config| config.on_lost = on_lost)
     }
 
-    /// Makes the response wait until Redis has released the lock. Default: `false`.
+    /// Sets whether the response waits until Redis has released the lock. Default: `false`.
     ///
-    /// Without it, a client that gets its response and at once sends a request for the same key may be faster
-    /// than the release, if another node serves it: it has to wait, or gets a 409. The same node knows of
-    /// the release in any case.
+    /// Without it, a client that gets its response and at once sends a request for the same key may
+    /// be faster than the release, if another node serves it: it has to wait, or gets a 409. The
+    /// same node knows of the release in any case.
     ///
     /// A response whose body is there at once, or that has none, is kept back as a whole, and is
     /// then sent in one piece: one frame of any length, or several that take up to 64 KiB. Of a
@@ -226,16 +251,40 @@ impl DistributedLockLayer {
     ///
     /// If it turns out then that the lock was lost, the response is 503, or its body ends with an
     /// error, unless [`on_lost`](Self::on_lost) says otherwise.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, key};
+    /// # fn layer(locks: LockManager) -> DistributedLockLayer {
+    /// // A client that saves a page, and then loads it again, finds it unlocked on every node.
+    /// DistributedLockLayer::new(locks, key::path("/pages/{id}")).release_before_response(true)
+    /// # }
+    /// ```
     pub fn release_before_response(self, release_before_response: bool) -> Self {
         self.set(|config| config.release_before_response = release_before_response)
     }
 
-    /// Answers requests without a key with 400. Default: `false`, they run without a lock.
+    /// Sets whether a request without a key is answered with 400. Default: `false`, it runs without
+    /// a lock.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, key};
+    /// # fn layer(locks: LockManager) -> DistributedLockLayer {
+    /// let account = key::scope("account", key::header("x-account-id"));
+    /// DistributedLockLayer::new(locks, account).require_key(true)
+    /// # }
+    /// ```
     pub fn require_key(self, require_key: bool) -> Self {
         self.set(|config| config.require_key = require_key)
     }
 
-    /// Replaces the responses to requests that do not run.
+    /// Replaces the responses to requests that do not run: 400, 409 and 503. Default:
+    /// [`Rejection::to_response`], problem+json or a gRPC status.
+    ///
+    /// # Example
     ///
     /// ```
     /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, lock::RejectionKind};
@@ -257,37 +306,10 @@ impl DistributedLockLayer {
     }
 }
 
-impl Config {
-    /// The key of a request, `None` where it needs no lock.
-    pub(crate) fn key(&self, parts: &Parts) -> Result<Option<LockKey>, Error> {
-        match (self.key)(parts)? {
-            None if self.require_key => Err(Error::of(ErrorKind::InvalidKey)),
-            key => Ok(key),
-        }
-    }
-
-    pub(crate) fn respond(&self, rejection: Rejection) -> Response<Bytes> {
-        rejection.answer(self.rejection.as_deref())
-    }
-}
-
 impl<S> Layer<S> for DistributedLockLayer {
     type Service = DistributedLock<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
         DistributedLock::new(inner, Arc::clone(&self.config))
-    }
-}
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("wait", &self.wait)
-            .field("hold", &self.hold)
-            .field("on_unavailable", &self.on_unavailable)
-            .field("on_lost", &self.on_lost)
-            .field("release_before_response", &self.release_before_response)
-            .field("require_key", &self.require_key)
-            .finish_non_exhaustive()
     }
 }

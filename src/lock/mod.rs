@@ -1,13 +1,146 @@
-//! The middleware that runs requests under a lock.
+//! Middleware that runs every request under a lock, so that requests for one key run one at a time,
+//! on all nodes of a service.
+//!
+//! The lock is taken before the service inside is called, renewed while the request runs, and held
+//! until the response has been sent. It is released however the request ends: an error, a panic, a
+//! timeout, a client that leaves while it waits, while the handler runs, or in the middle of the
+//! body. A request whose lock is lost is stopped before Redis can have given the lock to another
+//! holder.
+//!
+//! # Examples
+//!
+//! By default a request does not wait: while another one holds the lock, it is answered with 409.
+//!
+//! ```
+//! use axum::{Extension, Router, routing::post};
+//! use tower_distributed_lock::{DistributedLockLayer, Lease, LockManager, key};
+//!
+//! async fn transfer(Extension(lease): Extension<Lease>) -> String {
+//!     format!("alone with this account, fencing token {}", lease.fencing_token())
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! let locks = LockManager::in_memory(); // or LockManager::connect("redis://127.0.0.1:6379").await?
+//! let app: Router = Router::new()
+//!     .route("/accounts/{id}/transfer", post(transfer))
+//!     .route_layer(DistributedLockLayer::new(locks, key::path("/accounts/{id}/{*rest}")));
+//! # let _ = app;
+//! # }
+//! ```
+//!
+//! Customised: requests wait for their turn, every one must name what it locks, and a client that
+//! has its response finds the resource unlocked on every node.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_distributed_lock::{DistributedLockLayer, LockManager, key, lock::RejectionKind};
+//!
+//! # fn layer(locks: LockManager) -> DistributedLockLayer {
+//! let account = key::join(key::header("x-tenant"), key::path("/accounts/{id}/{*rest}"));
+//! DistributedLockLayer::new(locks, account)
+//!     .require_key(true)
+//!     .wait(Duration::from_secs(5))
+//!     .release_before_response(true)
+//!     .rejection(|rejection| {
+//!         let mut response = rejection.to_response();
+//!         if rejection.kind() == RejectionKind::TimedOut {
+//!             *response.status_mut() = http::StatusCode::LOCKED;
+//!         }
+//!         response
+//!     })
+//! # }
+//! ```
+//!
+//! # Settings
+//!
+//! | Setting | Default | |
+//! |---|---|---|
+//! | [`new(locks, key)`] | | `key(&request::Parts)` returns a [key](crate::key), `None` (no lock), or an error (400) |
+//! | [`from_extension(locks)`] | | the key is a [`LockKey`](crate::LockKey) in the request's extensions, put there by an outer middleware |
+//! | [`wait(duration)`] | no waiting: 409 at once | how long a request waits for its turn: more than zero, at most a day |
+//! | [`hold(Hold)`] | [`Hold::Body`] | until the body of the response has been sent, or until the handler has returned ([`Hold::Head`]) |
+//! | [`on_unavailable(OnUnavailable)`] | [`Reject`](OnUnavailable::Reject) | 503 when Redis is not available, or run without a lock ([`Proceed`](OnUnavailable::Proceed)) |
+//! | [`on_lost(OnLost)`] | [`Cancel`](OnLost::Cancel) | stop a request whose lock is lost, or let it go on ([`Continue`](OnLost::Continue)) |
+//! | [`require_key(bool)`] | `false` | answer requests without a key with 400 |
+//! | [`release_before_response(bool)`] | `false` | hold the response back until Redis has released the lock; of a stream, only its last frame |
+//! | [`rejection(closure)`] | problem+json, or a gRPC status | replaces the responses of the next table |
+//!
+//! [`new(locks, key)`]: DistributedLockLayer::new
+//! [`from_extension(locks)`]: DistributedLockLayer::from_extension
+//! [`wait(duration)`]: DistributedLockLayer::wait
+//! [`hold(Hold)`]: DistributedLockLayer::hold
+//! [`on_unavailable(OnUnavailable)`]: DistributedLockLayer::on_unavailable
+//! [`on_lost(OnLost)`]: DistributedLockLayer::on_lost
+//! [`require_key(bool)`]: DistributedLockLayer::require_key
+//! [`release_before_response(bool)`]: DistributedLockLayer::release_before_response
+//! [`rejection(closure)`]: DistributedLockLayer::rejection
+//!
+//! The time to live of a lock, the longest time that a request may hold it, the number of requests
+//! that may wait, and the timeouts of Redis are settings of the manager: see
+//! [`LockManagerBuilder`](crate::LockManagerBuilder).
+//!
+//! # Responses
+//!
+//! A request that does not run, or not to its end, gets one of these responses:
+//!
+//! | Reason | Kind | HTTP, gRPC-Web | gRPC |
+//! |---|---|---|---|
+//! | another request holds the lock | [`Held`](RejectionKind::Held) | 409, `Retry-After: 1` | `ABORTED` |
+//! | the lock did not become free in time | [`TimedOut`](RejectionKind::TimedOut) | 409, `Retry-After: 1` | `ABORTED` |
+//! | too many requests wait already | [`QueueFull`](RejectionKind::QueueFull) | 503, `Retry-After: 1` | `RESOURCE_EXHAUSTED` |
+//! | there is no key though one is required, or it cannot name a lock | [`InvalidKey`](RejectionKind::InvalidKey) | 400 | `INVALID_ARGUMENT` |
+//! | Redis is not available, or the manager was closed | [`Unavailable`](RejectionKind::Unavailable) | 503, `Retry-After: 1` | `UNAVAILABLE` |
+//! | the lock was lost before the head of the response was sent | [`Lost`](RejectionKind::Lost) | 503, `Retry-After: 1` | `ABORTED` |
+//!
+//! The body of an HTTP response is `application/problem+json`
+//! ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)). A gRPC call, told by its content type
+//! `application/grpc`, gets a gRPC status without a body. The response carries its [`Rejection`] in
+//! its extensions, for outer layers that log or count. The error type of the service stays that of
+//! the service inside.
+//!
+//! # Where to place it
+//!
+//! Place the layer inside authentication, rate limiting and a limit on the body's size, so that
+//! strangers cannot take locks, and outside everything that must not run unlocked. A timeout layer
+//! may be on either side. So may an [`IdempotencyLayer`](crate::IdempotencyLayer), but it is better
+//! outside: see [there](crate::idempotency#which-layer-for-what).
+//!
+//! A concurrency limit counts requests that wait for their lock, wherever it stands: tower's takes
+//! its permit in `poll_ready`, before a request is called. Where requests wait, bound them with
+//! [`max_waiters`](crate::LockManagerBuilder::max_waiters), and count in the handler what is to be
+//! limited there.
+//!
+//! The layer may be applied twice. Inside a request that holds the lock of the same key already,
+//! the inner one takes none.
+//!
+//! # Caveats
+//!
+//! - **A lost lock stops the handler where it awaits.** What it has already sent (a query, a mail)
+//!   is not called back. Code that does not await is not stopped at all; what it returns is not
+//!   passed on as a success.
+//! - **A client that leaves** stops its request, unless a [`DetachLayer`](crate::DetachLayer)
+//!   outside lets it run to its end.
+//! - **A body that is not read** holds its lock, until it is dropped or
+//!   [`max_hold`](crate::LockManagerBuilder::max_hold) is over.
+//! - **An upgraded connection** (WebSocket) runs without the lock, which ends with the 101.
+//! - **Clients can block each other** through keys that they choose: see
+//!   [`key`](crate::key#keys-come-from-strangers).
+//! - **A process can be paused** for longer than its lock lives, and go on before it has noticed.
+//!   Send the [fencing token](crate::Lease::fencing_token) along with every write: the
+//!   [crate's documentation](crate) says what a lock can promise.
 
 mod body;
+mod collect;
+mod config;
+mod finish;
 mod future;
-mod held;
+mod held_lock;
 mod layer;
 mod service;
 
 pub use self::body::ResponseBody;
+pub use self::config::{Hold, OnUnavailable, Unlocked};
 pub use self::future::ResponseFuture;
-pub use self::layer::{DistributedLockLayer, Hold, OnUnavailable, Unlocked};
+pub use self::layer::DistributedLockLayer;
 pub use self::service::DistributedLock;
 pub use crate::http::{OnLost, Rejection, RejectionKind};

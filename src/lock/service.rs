@@ -1,5 +1,6 @@
 //! [`DistributedLock`]: the middleware.
 
+use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -9,13 +10,16 @@ use http_body::Body;
 use tower::{BoxError, Service};
 
 use super::body::ResponseBody;
+use super::config::Config;
 use super::future::ResponseFuture;
-use super::layer::Config;
-use crate::http::{Protocol, RejectionKind, held};
+use crate::http::{Protocol, RejectionKind, find_lease};
 
-/// Runs every request of the service inside under a lock. Made by a [`DistributedLockLayer`](crate::DistributedLockLayer).
+/// Runs every request of the service inside under a lock. Made by a
+/// [`DistributedLockLayer`](super::DistributedLockLayer).
 ///
 /// Its error is that of the service inside: whatever goes wrong with a lock is a response.
+///
+/// The service inside must be `Clone`: each request waits for its lock with a clone of its own.
 #[derive(Clone, Debug)]
 pub struct DistributedLock<S> {
     inner: S,
@@ -23,8 +27,24 @@ pub struct DistributedLock<S> {
 }
 
 impl<S> DistributedLock<S> {
-    pub(crate) fn new(inner: S, config: Arc<Config>) -> Self {
+    pub(super) fn new(inner: S, config: Arc<Config>) -> Self {
         Self { inner, config }
+    }
+
+    /// Returns a reference to the service inside.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns a mutable reference to the service inside. A request that is sent through it runs
+    /// without a lock.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// Returns the service inside. Requests that were called before keep their locks.
+    pub fn into_inner(self) -> S {
+        self.inner
     }
 }
 
@@ -43,9 +63,9 @@ where
     }
 
     fn call(&mut self, request: Request<ReqB>) -> Self::Future {
-        // The service that is ready, not a clone of it.
+        // The request takes the service that is ready. Its clone need not be.
         let clone = self.inner.clone();
-        let mut ready = std::mem::replace(&mut self.inner, clone);
+        let mut ready = mem::replace(&mut self.inner, clone);
         let config = Arc::clone(&self.config);
 
         let (parts, body) = request.into_parts();
@@ -54,17 +74,18 @@ where
             Ok(key) => key,
             Err(error) => return ResponseFuture::rejected(config, protocol, error.kind().into()),
         };
-        let held = key
+        // A layer that is applied twice takes a lock once.
+        let outer = key
             .as_ref()
-            .and_then(|key| held(&parts.extensions, config.locks.id(), key));
-        match (key, held) {
+            .and_then(|key| find_lease(&parts.extensions, config.locks.id(), key));
+        match (key, outer) {
             (Some(_), Some(lease)) if !lease.is_held() => {
                 ResponseFuture::rejected(config, protocol, RejectionKind::Lost)
             }
             (Some(key), None) => {
                 let wait = protocol.wait(config.wait, &parts);
                 let request = Request::from_parts(parts, body);
-                ResponseFuture::locking(config, protocol, key, wait, ready, request)
+                ResponseFuture::acquiring(config, protocol, key, wait, ready, request)
             }
             (None, _) | (Some(_), Some(_)) => {
                 let inner = ready.call(Request::from_parts(parts, body));

@@ -1,10 +1,10 @@
-//! [`Record`]: an answer, as it is kept in Redis.
+//! [`StoredResponse`]: a response, in the form in which it is kept in Redis.
 //!
 //! Binary, in this order; numbers are big-endian:
 //!
 //! | | |
 //! |---|---|
-//! | `TDLR` | no token of a lock begins like that |
+//! | `TDLR` | no lock's token begins like that |
 //! | version, 1 byte | 1 |
 //! | flags, 1 byte | 1: a fingerprint, 2: a body, 4: trailers |
 //! | fingerprint, 32 bytes | if there is one |
@@ -14,19 +14,19 @@
 //! | trailer fields | if there are any |
 //! | CRC-32, 4 bytes | of all that comes before |
 //!
-//! Fields are their number in 2 bytes, and for each the length of its name in 2 bytes, the name, the length of its
-//! value in 4 bytes, the value.
+//! Fields are their number in 2 bytes, and for each the length of its name in 2 bytes, the name,
+//! the length of its value in 4 bytes, the value.
 //!
-//! Without the checksum, a damaged record could be replayed as another answer. It finds every
-//! change of up to 32 bits in a row, and took 45 ns for a KiB and 18 µs for a MiB, where a SHA-256
-//! took 660 ns and 615 µs.
+//! Without the checksum, damaged bytes could be replayed as another response. It finds every change
+//! of up to 32 bits in a row, and took 45 ns for a KiB and 18 µs for a MiB, where a SHA-256 took
+//! 660 ns and 615 µs.
 
 use std::fmt;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::http::Whole;
+use crate::http::Collected;
 
 const MAGIC: &[u8] = b"TDLR";
 const VERSION: u8 = 1;
@@ -38,17 +38,17 @@ const TRAILERS: u8 = 4;
 /// The SHA-256 of a request's payload.
 pub(crate) type Fingerprint = [u8; 32];
 
-/// What was answered to an idempotency key.
+/// The response to an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Record {
+pub(crate) struct StoredResponse {
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
-    /// `None`: it was not kept.
-    pub(crate) body: Option<Whole>,
+    /// `None` if it was not kept.
+    pub(crate) body: Option<Collected>,
 }
 
-/// Why a record cannot be read.
+/// Why a stored response cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unreadable {
     /// A newer version of this crate wrote it.
@@ -56,7 +56,7 @@ pub(crate) enum Unreadable {
     Corrupt,
 }
 
-impl Record {
+impl StoredResponse {
     pub(crate) fn encode(&self) -> Bytes {
         let body = self.body.as_ref();
         let trailers = body.and_then(|body| body.trailers.as_ref());
@@ -85,41 +85,41 @@ impl Record {
         seal(out)
     }
 
-    pub(crate) fn decode(record: Bytes) -> Result<Self, Unreadable> {
-        if !record.starts_with(MAGIC) {
+    pub(crate) fn decode(bytes: Bytes) -> Result<Self, Unreadable> {
+        if !bytes.starts_with(MAGIC) {
             return Err(Unreadable::Corrupt);
         }
-        match record.get(MAGIC.len()) {
+        match bytes.get(MAGIC.len()) {
             Some(&VERSION) => {}
             None | Some(0) => return Err(Unreadable::Corrupt),
-            // What follows may be anything.
+            // The form of what follows is unknown.
             Some(&version) => return Err(Unreadable::Version(version)),
         }
-        let mut record = unseal(record)?;
-        split(&mut record, MAGIC.len() + 1)?;
-        let flags = byte(&mut record)?;
+        let mut content = unseal(bytes)?;
+        split(&mut content, MAGIC.len() + 1)?;
+        let flags = byte(&mut content)?;
         let has = |flag| flags & flag != 0;
         if flags & !(FINGERPRINT | BODY | TRAILERS) != 0 || has(TRAILERS) && !has(BODY) {
             return Err(Unreadable::Corrupt);
         }
         let fingerprint = match has(FINGERPRINT) {
-            true => Some(array(&mut record)?),
+            true => Some(array(&mut content)?),
             false => None,
         };
-        let status = u16::from_be_bytes(array(&mut record)?);
+        let status = u16::from_be_bytes(array(&mut content)?);
         let status = StatusCode::from_u16(status).map_err(|_| Unreadable::Corrupt)?;
-        let headers = fields(&mut record)?;
+        let headers = fields(&mut content)?;
         let body = match has(BODY) {
-            true => Some(Whole {
-                data: take(&mut record)?,
+            true => Some(Collected {
+                data: take(&mut content)?,
                 trailers: match has(TRAILERS) {
-                    true => Some(fields(&mut record)?),
+                    true => Some(fields(&mut content)?),
                     false => None,
                 },
             }),
             false => None,
         };
-        if !record.is_empty() {
+        if !content.is_empty() {
             return Err(Unreadable::Corrupt);
         }
         Ok(Self {
@@ -131,17 +131,17 @@ impl Record {
     }
 }
 
-/// Puts the checksum behind what it is of.
+/// Appends the checksum of the content.
 pub(crate) fn seal(mut content: BytesMut) -> Bytes {
     let checksum = crc32fast::hash(&content);
     content.put_u32(checksum);
     content.freeze()
 }
 
-fn unseal(mut record: Bytes) -> Result<Bytes, Unreadable> {
-    let length = record.len().checked_sub(size_of::<u32>());
-    let content = split(&mut record, length.ok_or(Unreadable::Corrupt)?)?;
-    match crc32fast::hash(&content) == record.get_u32() {
+fn unseal(mut bytes: Bytes) -> Result<Bytes, Unreadable> {
+    let length = bytes.len().checked_sub(size_of::<u32>());
+    let content = split(&mut bytes, length.ok_or(Unreadable::Corrupt)?)?;
+    match crc32fast::hash(&content) == bytes.get_u32() {
         true => Ok(content),
         false => Err(Unreadable::Corrupt),
     }
@@ -162,34 +162,34 @@ fn put_fields(out: &mut BytesMut, fields: &HeaderMap) {
     }
 }
 
-fn split(record: &mut Bytes, length: usize) -> Result<Bytes, Unreadable> {
-    match length <= record.len() {
-        true => Ok(record.split_to(length)),
+fn split(bytes: &mut Bytes, length: usize) -> Result<Bytes, Unreadable> {
+    match length <= bytes.len() {
+        true => Ok(bytes.split_to(length)),
         false => Err(Unreadable::Corrupt),
     }
 }
 
-fn array<const N: usize>(record: &mut Bytes) -> Result<[u8; N], Unreadable> {
-    let bytes = split(record, N)?;
+fn array<const N: usize>(bytes: &mut Bytes) -> Result<[u8; N], Unreadable> {
+    let bytes = split(bytes, N)?;
     Ok(bytes[..].try_into().expect("as long as it was split"))
 }
 
-fn byte(record: &mut Bytes) -> Result<u8, Unreadable> {
-    array(record).map(|[byte]| byte)
+fn byte(bytes: &mut Bytes) -> Result<u8, Unreadable> {
+    array(bytes).map(|[byte]| byte)
 }
 
-fn take(record: &mut Bytes) -> Result<Bytes, Unreadable> {
-    let length = u32::from_be_bytes(array(record)?);
-    split(record, length as usize)
+fn take(bytes: &mut Bytes) -> Result<Bytes, Unreadable> {
+    let length = u32::from_be_bytes(array(bytes)?);
+    split(bytes, length as usize)
 }
 
-fn fields(record: &mut Bytes) -> Result<HeaderMap, Unreadable> {
+fn fields(bytes: &mut Bytes) -> Result<HeaderMap, Unreadable> {
     let mut fields = HeaderMap::new();
-    for _ in 0..u16::from_be_bytes(array(record)?) {
-        let length = u16::from_be_bytes(array(record)?);
-        let name = split(record, length.into())?;
+    for _ in 0..u16::from_be_bytes(array(bytes)?) {
+        let length = u16::from_be_bytes(array(bytes)?);
+        let name = split(bytes, length.into())?;
         let name = HeaderName::from_bytes(&name).map_err(|_| Unreadable::Corrupt)?;
-        let value = HeaderValue::from_maybe_shared(take(record)?);
+        let value = HeaderValue::from_maybe_shared(take(bytes)?);
         let value = value.map_err(|_| Unreadable::Corrupt)?;
         let appended = fields.try_append(name, value);
         appended.map_err(|_| Unreadable::Corrupt)?;
@@ -221,11 +221,11 @@ mod tests {
     fn the_form_stays_as_it_is() {
         let mut headers = HeaderMap::new();
         headers.insert("a", HeaderValue::from_static("b"));
-        let record = Record {
+        let stored = StoredResponse {
             fingerprint: Some([7; 32]),
             status: StatusCode::CREATED,
             headers,
-            body: Some(Whole {
+            body: Some(Collected {
                 data: Bytes::from_static(b"body"),
                 trailers: Some(HeaderMap::new()),
             }),
@@ -239,7 +239,7 @@ mod tests {
             b"\x00\x00",
             b"\x97\xf6\x5b\x56",
         ];
-        assert_eq!(record.encode(), form.concat());
-        assert_eq!(Record::decode(form.concat().into()), Ok(record));
+        assert_eq!(stored.encode(), form.concat());
+        assert_eq!(StoredResponse::decode(form.concat().into()), Ok(stored));
     }
 }

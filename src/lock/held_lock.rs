@@ -1,4 +1,4 @@
-//! [`Held`]: the lock of one request.
+//! [`HeldLock`]: the lock of one request.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,20 +8,20 @@ use crate::http::OnLost;
 use crate::lease::{Lease, LostReason};
 use crate::manager::LockGuard;
 
-/// `Sync`, so that bodies are: boxed bodies often have to be.
-pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + Sync>>;
+/// `Sync`, so that response bodies are: boxed bodies often have to be.
+pub(super) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + Sync>>;
 
-/// A lock held by a request, and the signal of its loss.
-pub(crate) struct Held {
+/// A lock that a request holds, and the signal of its loss. Released when dropped.
+pub(super) struct HeldLock {
     guard: LockGuard,
-    /// Made when it is first waited for: most requests are over before.
+    /// Made when it is first waited for: most requests end before.
     lost: Option<BoxFuture<LostReason>>,
     on_lost: OnLost,
     #[cfg(feature = "tracing")]
     span: tracing::Span,
 }
 
-impl Held {
+impl HeldLock {
     pub(super) fn new(guard: LockGuard, on_lost: OnLost) -> Self {
         Self {
             #[cfg(feature = "tracing")]
@@ -32,8 +32,8 @@ impl Held {
         }
     }
 
-    /// Whether the request must end because the lock is lost. If not, the task is woken when it must.
-    pub(crate) fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits until the request must end because the lock is lost: never, with [`OnLost::Continue`].
+    pub(super) fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.on_lost == OnLost::Continue {
             return Poll::Pending;
         }
@@ -44,13 +44,14 @@ impl Held {
         lost.as_mut().poll(cx).map(drop)
     }
 
-    /// Whether that is so by now, without waiting for it.
-    pub(crate) fn is_lost(&self) -> bool {
+    /// Whether the request must end because the lock is lost. It reads the clock, and is never
+    /// late.
+    pub(super) fn is_lost(&self) -> bool {
         self.on_lost == OnLost::Cancel && !self.guard.lease().is_held()
     }
 
-    /// Releases the lock, and tells whether the request must end because it was lost before.
-    pub(crate) fn release(self) -> BoxFuture<bool> {
+    /// Releases the lock. Returns whether the request must end because the lock was lost before.
+    pub(super) fn release(self) -> BoxFuture<bool> {
         Box::pin(async move {
             let released = self.guard.release().await;
             let is_lost = released.is_err_and(|error| error.kind() == ErrorKind::Lost);
@@ -58,9 +59,10 @@ impl Held {
         })
     }
 
-    pub(crate) fn enter<T>(&self, poll: impl FnOnce() -> T) -> T {
+    /// Runs a piece of the request's work in the lock's span.
+    pub(super) fn enter<T>(&self, work: impl FnOnce() -> T) -> T {
         #[cfg(feature = "tracing")]
         let _entered = self.span.enter();
-        poll()
+        work()
     }
 }

@@ -1,0 +1,113 @@
+//! Decides whether a request runs, or gets the response of another one.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Request, Response};
+use http_body::Body;
+use tower::{BoxError, Service};
+
+use super::body::IdempotencyBody;
+use super::config::Config;
+use super::read::{RequestError, read_request};
+use super::replay::replay;
+use super::run::Run;
+use crate::detach::DetachFuture;
+use crate::http::{
+    Collected, Protocol, RejectedBy, RejectionKind, find_lease, insert_secondary_lease,
+};
+use crate::key::LockKey;
+use crate::manager::{Claimed, LockGuard};
+
+/// Handles a request that may have a key: runs it, replays the response of another one, or rejects
+/// it.
+pub(super) async fn once<S, ReqB, ResB>(
+    config: Arc<Config>,
+    mut service: S,
+    mut parts: Parts,
+    body: ReqB,
+) -> Result<Response<IdempotencyBody<ResB>>, S::Error>
+where
+    S: Service<Request<IdempotencyBody<ReqB>>, Response = Response<ResB>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    ReqB: Body<Data = Bytes> + Send + 'static,
+    ResB: Body<Data = Bytes> + Send + 'static,
+    ResB::Error: Into<BoxError>,
+{
+    let protocol = Protocol::of(&parts);
+    let reject = |kind| {
+        let rejection = protocol.reject(kind, RejectedBy::Idempotency);
+        Ok(config.respond(rejection).map(IdempotencyBody::fixed))
+    };
+    let (key, body) = match read_key_and_body(&config, &parts, body).await {
+        Ok(read) => read,
+        Err(kind) => return reject(kind),
+    };
+    // A layer that is applied twice handles a request once.
+    let key = key.filter(|key| find_lease(&parts.extensions, config.locks.id(), key).is_none());
+    let Some(key) = key else {
+        let request = Request::from_parts(parts, IdempotencyBody::collected(body));
+        let response = service.call(request).await?;
+        return Ok(response.map(IdempotencyBody::passthrough));
+    };
+    let fingerprint = config.fingerprint(&parts, &body.data);
+    let wait = protocol.wait(config.wait, &parts);
+    let guard: LockGuard = match config.locks.claim(key.clone(), wait).await {
+        Ok(Claimed::Lock(guard)) => guard,
+        Ok(Claimed::Record(stored)) => {
+            return match replay(stored, fingerprint, protocol.is_grpc()) {
+                Ok(response) => Ok(response.map(IdempotencyBody::collected)),
+                Err(reason) => {
+                    reason.trace(&key);
+                    reject(reason.into())
+                }
+            };
+        }
+        Ok(Claimed::Damaged(damage)) => {
+            crate::trace::unreadable(&key, &damage);
+            return reject(RejectionKind::Unreadable);
+        }
+        Err(error) => return reject(error.kind().into()),
+    };
+    insert_secondary_lease(guard.lease().clone(), &mut parts.extensions);
+    let request = Request::from_parts(parts, IdempotencyBody::collected(body));
+    let run = Run {
+        config,
+        guard,
+        fingerprint,
+        protocol,
+    };
+    DetachFuture::spawn(run.run(service, request)).await
+}
+
+/// Reads the request's body, and its key from the head or the body. The key may be missing where it
+/// is not required.
+async fn read_key_and_body<B>(
+    config: &Config,
+    parts: &Parts,
+    body: B,
+) -> Result<(Option<LockKey>, Collected), RejectionKind>
+where
+    B: Body<Data = Bytes>,
+{
+    // A request whose head has no valid key where one must be is rejected before its body is read.
+    let in_head = config.key_in_head(parts).map_err(|error| error.kind())?;
+    if in_head.is_none() && config.is_key_in_head() {
+        return Err(RejectionKind::InvalidKey);
+    }
+    let body = match read_request(body, config.max_request_body).await {
+        Ok(body) => body,
+        Err(RequestError::TooLarge) => return Err(RejectionKind::TooLarge),
+        Err(RequestError::Incomplete) => return Err(RejectionKind::Incomplete),
+    };
+    if in_head.is_some() {
+        return Ok((in_head, body));
+    }
+    match config.key_in_body(parts, &body.data) {
+        Ok(None) if config.require_key => Err(RejectionKind::InvalidKey),
+        Ok(key) => Ok((key, body)),
+        Err(error) => Err(error.kind().into()),
+    }
+}
