@@ -74,6 +74,7 @@
 //! lost, and a span `lock` around the handler. Keys appear there as [fingerprints](LockKey::fingerprint) only.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod _guide;
 mod clock;
 pub mod detach;
 mod error;
