@@ -1,33 +1,33 @@
 //! What "once" can mean, and when a handler may run twice.
 //!
-//! The effect of a handler and the note that it is done are in two places, and no middleware can write
-//! both at once. An [`IdempotencyLayer`](crate::IdempotencyLayer) promises that two runs for one key
-//! are never under way at the same time, as long as Redis keeps its data and a run stops when it is
-//! told that its lock is lost. Once a response is recorded, no further run begins until its retention
-//! is over.
+//! The effect of a handler and the note that it is done are in two places, and no middleware can
+//! write both at once. An [`IdempotencyLayer`](crate::IdempotencyLayer) promises that two runs for
+//! one key are never under way at the same time, as long as Redis keeps its data and a run stops
+//! when it is told that its lock is lost. Once a response is recorded, no further run begins until
+//! its retention is over.
 //!
 //! # When a handler runs a second time
 //!
-//! - **Its process dies**, or its machine does, after the effect and before the response is in Redis.
-//!   The key is free when the manager's [`ttl`](crate::LockManagerBuilder::ttl) (10 s) is over, and
-//!   the next duplicate runs.
+//! - **Its process dies**, or its machine does, after the effect and before the response is in
+//!   Redis. The key is free when the manager's [`ttl`](crate::LockManagerBuilder::ttl) (10 s) is
+//!   over, and the next duplicate runs.
 //! - **It loses its lock**: its process is frozen, its machine suspended, or Redis away, for longer
-//!   than the `ttl`; or it runs for longer than [`max_hold`](crate::LockManagerBuilder::max_hold). It
-//!   is stopped where it awaits (with [`OnLost::Continue`](crate::lock::OnLost::Continue) it goes on),
-//!   and what it has done stays done.
-//! - **Redis cannot be reached when it ends**, until the lock has expired. Its client gets the response
-//!   all the same, after the `command_timeout` (1 s) at the latest, and the response is recorded if
-//!   Redis is back before then. While Redis can be reached and only refuses the response (`OOM`,
-//!   `READONLY`), the lock stays the run's, for a `ttl` or until `max_hold` is over, whichever is
-//!   later.
+//!   than the `ttl`; or it runs for longer than [`max_hold`](crate::LockManagerBuilder::max_hold).
+//!   It is stopped where it awaits (with [`OnLost::Continue`](crate::lock::OnLost::Continue) it
+//!   goes on), and what it has done stays done.
+//! - **Redis cannot be reached when it ends**, until the lock has expired. Its client gets the
+//!   response all the same, after the `command_timeout` (1 s) at the latest, and the response is
+//!   recorded if Redis is back before then. While Redis can be reached and only refuses the
+//!   response (`OOM`, `READONLY`), the lock stays the run's, for a `ttl` or until `max_hold` is
+//!   over, whichever is later.
 //! - **Redis has lost the response**, or the lock of a run: by a restart without its data, by a
-//!   failover, because another client deleted it, because Redis evicts keys (`maxmemory-policy`; use
-//!   `noeviction`), or because its clock was set forward.
-//! - **The response is not to be remembered**, or the handler ended with an error or a panic. Then it
-//!   is meant to run again.
-//! - **The duplicate comes after the [retention](crate::IdempotencyLayer::retention)**, or has another
-//!   key: another scope, prefix or database, or a header that one version of a service reads and
-//!   another does not.
+//!   failover, because another client deleted it, because Redis evicts keys (`maxmemory-policy`;
+//!   use `noeviction`), or because its clock was set forward.
+//! - **The response is not to be remembered**, or the handler ended with an error or a panic. Then
+//!   it is meant to run again.
+//! - **The duplicate comes after the [retention](crate::IdempotencyLayer::retention)**, or has
+//!   another key: another scope, prefix or database, or a header that one version of a service
+//!   reads and another does not.
 //!
 //! # If it must not happen
 //!

@@ -1,10 +1,10 @@
 //! Webhooks and payments, handled once: how to use an `IdempotencyLayer`.
 //!
-//! Webhooks are delivered at least once. A sender that gets no response in time sends the event again,
-//! often while the first delivery is still being handled. So do clients of an API that lost their
-//! connection. [`IdempotencyLayer`](crate::IdempotencyLayer) runs the handler once for each key that
-//! such a request carries, on all nodes of a service. It gives the response to every duplicate, for as
-//! long as the response is kept.
+//! Webhooks are delivered at least once. A sender that gets no response in time sends the event
+//! again, often while the first delivery is still being handled. So do clients of an API that lost
+//! their connection. [`IdempotencyLayer`](crate::IdempotencyLayer) runs the handler once for each
+//! key that such a request carries, on all nodes of a service. It gives the response to every
+//! duplicate, for as long as the response is kept.
 //!
 //! ```
 //! use std::time::Duration;
@@ -29,8 +29,8 @@
 //! }
 //! ```
 //!
-//! Every setting is described at [`IdempotencyLayer`](crate::IdempotencyLayer), and every response at
-//! its [module](crate::idempotency).
+//! Every setting is described at [`IdempotencyLayer`](crate::IdempotencyLayer), and every response
+//! at its [module](crate::idempotency).
 //!
 //! # What a client sees
 //!
@@ -81,35 +81,36 @@
 //! other: for whatever changes a resource. Under an `IdempotencyLayer` one runs, and the others get
 //! its response: for what may arrive twice.
 //!
-//! With both, put the `IdempotencyLayer` outside, by the event, and the lock inside, by the account:
-//! then duplicates do not stand in line for the account. The other order is right as well. In either
-//! order, the response that says that the account was locked (409) is never kept.
+//! With both, put the `IdempotencyLayer` outside, by the event, and the lock inside, by the
+//! account: then duplicates do not stand in line for the account. The other order is right as well.
+//! In either order, the response that says that the account was locked (409) is never kept.
 //!
 //! # Scope: whose key it is
 //!
 //! Keys are chosen by clients. Put the caller's identity into the
-//! [scope](crate::IdempotencyLayer::scope). Without it, a client that repeats another's key gets the
-//! other's response, its headers and cookies included.
+//! [scope](crate::IdempotencyLayer::scope). Without it, a client that repeats another's key gets
+//! the other's response, its headers and cookies included.
 //!
 //! In a nested axum router, the path is what is left of it there. Two senders at `/a/webhooks` and
 //! `/b/webhooks` need a name each: `.scope(|_| "a")`.
 //!
 //! # Signatures
 //!
-//! They are checked outside of this layer. A stranger must neither use up an event's id nor read the
-//! response to it.
+//! They are checked outside of this layer. A stranger must neither use up an event's id nor read
+//! the response to it.
 //!
 //! # Final responses
 //!
-//! By default a 400 or a 404 is kept as well, which suits an API: the client made a mistake, and would
-//! make it again. A sender of webhooks tries again after everything but a 2xx, and a corrected handler
-//! should then run: [`.remember(|status| status.is_success())`](crate::IdempotencyLayer::remember).
+//! By default a 400 or a 404 is kept as well, which suits an API: the client made a mistake, and
+//! would make it again. A sender of webhooks tries again after everything but a 2xx, and a
+//! corrected handler should then run: [`.remember(|status|
+//! status.is_success())`](crate::IdempotencyLayer::remember).
 //!
 //! # Retention
 //!
 //! Keep responses for longer than any sender tries again. Stripe does so for up to three days, and
-//! Standard Webhooks recommends several days; its example ends after 75 hours. A duplicate that comes
-//! later than the [retention](crate::IdempotencyLayer::retention) runs.
+//! Standard Webhooks recommends several days; its example ends after 75 hours. A duplicate that
+//! comes later than the [retention](crate::IdempotencyLayer::retention) runs.
 //!
 //! A response takes Redis' memory for all that time: 184 bytes for the one to `evt_1` above. Redis
 //! must not evict it: see [operations](super::operations#memory-and-eviction).
@@ -118,18 +119,18 @@
 //!
 //! A response of more than 16 KiB goes to Redis in parts over a second connection, so that no lock
 //! waits behind it. The client gets it when the parts are there, after ten times the
-//! [`command_timeout`](crate::LockManagerBuilder::command_timeout) at most. What cannot be written in
-//! that time, or finds no memory in Redis, is kept without its body: a duplicate gets the status and
-//! the headers.
+//! [`command_timeout`](crate::LockManagerBuilder::command_timeout) at most. What cannot be written
+//! in that time, or finds no memory in Redis, is kept without its body: a duplicate gets the status
+//! and the headers.
 //!
 //! # A client that leaves
 //!
-//! It stops nothing: the handler runs to its end, and its response is kept. If the handler panics, or
-//! its response is not to be remembered, the key is free again.
+//! It stops nothing: the handler runs to its end, and its response is kept. If the handler panics,
+//! or its response is not to be remembered, the key is free again.
 //!
 //! # The type of the body
 //!
 //! Inside of this layer a request has another type of body,
-//! [`IdempotencyBody`](crate::idempotency::IdempotencyBody). Handlers and `DistributedLockLayer` take
-//! it as it is. A `from_fn` of axum needs a `route_layer` call of its own, before the one with this
-//! layer.
+//! [`IdempotencyBody`](crate::idempotency::IdempotencyBody). Handlers and `DistributedLockLayer`
+//! take it as it is. A `from_fn` of axum needs a `route_layer` call of its own, before the one with
+//! this layer.

@@ -19,18 +19,18 @@
 //! # async fn pay_interest(_: u64) {}
 //! ```
 //!
-//! Here nothing stops the work when the lock is lost: watch [`LockGuard::lost`], as above, or look at
-//! [`Lease::is_held`] before each step that matters. Before the process ends, `locks.close().await`
-//! waits until all guards are dropped and Redis has the releases.
+//! Here nothing stops the work when the lock is lost: watch [`LockGuard::lost`], as above, or look
+//! at [`Lease::is_held`] before each step that matters. Before the process ends,
+//! `locks.close().await` waits until all guards are dropped and Redis has the releases.
 //!
-//! The key `accounts:7` is the one that [`key::path("/accounts/{id}/{*rest}")`](crate::key::path) makes
-//! of a request for `/accounts/7/…`.
+//! The key `accounts:7` is the one that [`key::path("/accounts/{id}/{*rest}")`](crate::key::path)
+//! makes of a request for `/accounts/7/…`.
 //!
 //! # Other clients
 //!
-//! The lock of the key `accounts:7` is the string `lock:accounts:7` in Redis, set with `NX` and `PX`.
-//! redis-py's `Lock`, node-redlock, redsync, or a `SET … NX PX` by hand and this crate respect each
-//! other's locks:
+//! The lock of the key `accounts:7` is the string `lock:accounts:7` in Redis, set with `NX` and
+//! `PX`. redis-py's `Lock`, node-redlock, redsync, or a `SET … NX PX` by hand and this crate
+//! respect each other's locks:
 //!
 //! ```python
 //! import redis
@@ -40,12 +40,13 @@
 //!     ...  # alone with the account, also on the nodes that use this crate
 //! ```
 //!
-//! Such a client cannot stand in line: it gets the lock when it happens to ask while the lock is free.
-//! A process of this crate whose requests keep a lock busy passes it on among them without ever
-//! freeing it, so a client that tries again every so often may not get its turn until that load pauses.
-//! Nor does it get a fencing token.
+//! Such a client cannot stand in line: it gets the lock when it happens to ask while the lock is
+//! free. A process of this crate whose requests keep a lock busy passes it on among them without
+//! ever freeing it, so a client that tries again every so often may not get its turn until that
+//! load pauses. Nor does it get a fencing token.
 //!
-//! This crate looks at the lock of another client every 100 ms, and takes it soon after it is free.
+//! Requests that wait for a lock of another client are told by Redis when it is free. Over RESP2,
+//! Redis does not tell: then this crate looks every 100 ms.
 //!
 //! The records of an [`IdempotencyLayer`](crate::IdempotencyLayer) are for this crate alone.
 //!

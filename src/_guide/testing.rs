@@ -1,14 +1,14 @@
 //! How to test a service that uses these layers.
 //!
-//! [`LockManager::in_memory`](crate::LockManager::in_memory) follows the same rules as one on Redis:
-//! order, time to live, loss, fencing tokens, recorded responses. Its time is that of the tokio
-//! runtime, so a test can hold it still: `#[tokio::test(start_paused = true)]`, with tokio's feature
-//! `test-util`. Such a test does not sleep, and does not depend on how fast the machine is.
+//! [`LockManager::in_memory`](crate::LockManager::in_memory) follows the same rules as one on
+//! Redis: order, time to live, loss, fencing tokens, recorded responses. Its time is that of the
+//! tokio runtime, so a test can hold it still: `#[tokio::test(start_paused = true)]`, with tokio's
+//! feature `test-util`. Such a test does not sleep, and does not depend on how fast the machine is.
 //!
 //! # Two at once
 //!
-//! Build the router as your service does, with the manager as an argument, and send it requests with
-//! tower's `oneshot`.
+//! Build the router as your service does, with the manager as an argument, and send it requests
+//! with tower's `oneshot`.
 //!
 //! ```
 //! use std::time::Duration;
@@ -40,8 +40,9 @@
 //!
 //! # A lock that is lost
 //!
-//! In memory a lock is lost by [`max_hold`](crate::LockManagerBuilder::max_hold) alone. Set it below
-//! what the handler takes, and see what the handler leaves behind when it is stopped.
+//! In memory no Redis can be away: it is [`max_hold`](crate::LockManagerBuilder::max_hold) that
+//! takes a lock from a handler. Set it below what the handler takes, and see what the handler
+//! leaves behind when it is stopped.
 //!
 //! ```
 //! # use std::time::Duration;
@@ -79,8 +80,8 @@
 //!
 //! # A duplicate
 //!
-//! Send one request twice. The handler must have run once, and the second response must say so. Send
-//! two at once as well, and one whose handler fails.
+//! Send one request twice. The handler must have run once, and the second response must say so.
+//! Send two at once as well, and one whose handler fails.
 //!
 //! ```
 //! use std::sync::{Arc, atomic::{AtomicU32, Ordering}};
