@@ -287,8 +287,9 @@ impl LockManagerBuilder {
     /// `rediss://`. Default: the authorities of the operating system. It replaces them; it does not
     /// add to them.
     ///
-    /// A text that is no certificate is refused by [`connect`](Self::connect) and
-    /// [`connect_lazy`](Self::connect_lazy).
+    /// A certificate that cannot be read is refused by [`connect`](Self::connect) and
+    /// [`connect_lazy`](Self::connect_lazy). A text without any certificate is not: then no server is
+    /// trusted, and every connection by `rediss://` fails.
     ///
     /// ```no_run
     /// # use tower_distributed_lock::LockManager;
