@@ -45,7 +45,7 @@
 //! content-type: application/problem+json
 //! retry-after: 1
 //!
-//! {"title":"Conflict","status":409,"detail":"A request with this idempotency key is still running."}
+//! {…,"detail":"A request with this idempotency key is still running."}
 //! HTTP/1.1 200 OK
 //!
 //! event evt_1: handled in run 1
@@ -67,12 +67,12 @@
 //! HTTP/1.1 422 Unprocessable Entity
 //! content-type: application/problem+json
 //!
-//! {"title":"Unprocessable Entity","status":422,"detail":"The idempotency key was used before, with another payload."}
+//! {…,"detail":"The idempotency key was used before, with another payload."}
 //! $ curl -i http://127.0.0.1:3000/payments -d 'amount=100'
 //! HTTP/1.1 400 Bad Request
 //! content-type: application/problem+json
 //!
-//! {"title":"Bad Request","status":400,"detail":"The request has no valid idempotency key."}
+//! {…,"detail":"The request has no valid idempotency key."}
 //! ```
 //!
 //! # Together with a lock

@@ -104,7 +104,7 @@ impl LockManagerBuilder {
     /// ```
     /// # use std::time::Duration;
     /// # use tower_distributed_lock::LockManager;
-    /// // Jobs that survive half a minute without Redis. After a crash, their locks stay taken as long.
+    /// // Jobs survive half a minute without Redis. After a crash, locks stay taken as long.
     /// let locks = LockManager::builder().ttl(Duration::from_secs(30)).in_memory()?;
     /// # let _ = locks;
     /// # Ok::<(), tower_distributed_lock::Error>(())
@@ -288,8 +288,8 @@ impl LockManagerBuilder {
     /// add to them.
     ///
     /// A certificate that cannot be read is refused by [`connect`](Self::connect) and
-    /// [`connect_lazy`](Self::connect_lazy). A text without any certificate is not: then no server is
-    /// trusted, and every connection by `rediss://` fails.
+    /// [`connect_lazy`](Self::connect_lazy). A text without any certificate is not: then no server
+    /// is trusted, and every connection by `rediss://` fails.
     ///
     /// ```no_run
     /// # use tower_distributed_lock::LockManager;

@@ -24,7 +24,8 @@ use crate::store::{Receipt, Record};
 ///
 /// ```
 /// # use tower_distributed_lock::LockManager;
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_distributed_lock::Error> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tower_distributed_lock::Error> {
 /// let locks = LockManager::in_memory();
 /// let guard = locks.try_acquire("account:7").await?;
 /// tokio::select! {

@@ -37,8 +37,9 @@ const A_MOMENT: Duration = Duration::from_millis(10);
 /// use std::time::Duration;
 /// use tower_distributed_lock::LockManager;
 ///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_distributed_lock::Error> {
-/// let locks = LockManager::in_memory(); // or LockManager::connect("redis://127.0.0.1:6379").await?
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tower_distributed_lock::Error> {
+/// let locks = LockManager::in_memory(); // or connect("redis://127.0.0.1:6379").await?
 ///
 /// let guard = locks.acquire("account:7", Duration::from_secs(5)).await?;
 /// println!("holding {:?} with fencing token {}", guard.key(), guard.fencing_token());
@@ -254,7 +255,7 @@ impl LockManager {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() {
     /// # let locks = LockManager::in_memory();
     /// if tokio::time::timeout(Duration::from_secs(10), locks.close()).await.is_err() {
-    ///     eprintln!("some locks are still held after 10 s: they expire when the process has ended");
+    ///     eprintln!("some locks are still held after 10 s: they will expire");
     /// }
     /// let refused = locks.try_acquire("account:7").await;
     /// assert_eq!(refused.unwrap_err().kind(), ErrorKind::Closed);
