@@ -18,8 +18,7 @@ use crate::trace;
 const MIN_PAUSE: Duration = Duration::from_millis(1);
 /// …and with many of them, only so often that looking takes a small part of the time.
 const PAUSE_FACTOR: u32 = 20;
-/// While there is something to do later, the time is looked at this often: the machine may have
-/// been suspended.
+/// While there is something to do later, the time is looked at this often: the machine may have been suspended.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Time after which others get their turn.
 const LONG: Duration = Duration::from_micros(20);
@@ -58,9 +57,9 @@ impl Core {
         }
     }
 
-    /// A runtime of one thread may not be driven when a lock is to be renewed, or when a request
-    /// that runs on another is to be answered: it runs one handler, which may block. (A store in
-    /// memory answers at once, and its time is that of the runtime, which a test may hold still.)
+    /// A runtime of one thread may not be driven when a lock is to be renewed, or when a request that runs on another is to be
+    /// answered: it runs one handler, which may block. (A store in memory answers at once, and its time is that of the
+    /// runtime, which a test may hold still.)
     fn may_run_on(&self, runtime: &Handle) -> bool {
         match &self.store {
             Store::Memory(_) => true,
@@ -133,9 +132,8 @@ impl Drop for Relay {
             // Something came in at the last moment, and saw the task still running.
             core.ensure_running();
         } else if !core.is_running.swap(true, Ordering::SeqCst) {
-            // The task panicked, or the runtime is being shut down. Guards may outlive it: what
-            // they hold is to be renewed and released, and requests of other runtimes are to be
-            // answered.
+            // The task panicked, or the runtime is being shut down. Guards may outlive it: what they hold is to be renewed
+            // and released, and requests of other runtimes are to be answered.
             let start = match std::thread::panicking() {
                 true => Start::AfterPanic,
                 false => Start::AfterShutdown,
@@ -155,8 +153,7 @@ enum Start {
     AfterPanic,
 }
 
-/// Runs the task on a thread of its own. If none can be had, requests are told so in the end, and
-/// locks that are held expire.
+/// Runs the task on a thread of its own. If none can be had, requests are told so in the end, and locks that are held expire.
 fn on_own_thread(core: Arc<Core>, connected: Option<Connected>, start: Start) {
     let thread = std::thread::Builder::new().name("distributed-lock".to_owned());
     let starting = Arc::clone(&core);
@@ -216,8 +213,8 @@ pub(super) async fn look_after_slots(core: &Arc<Core>) {
     }
 }
 
-/// How long the slots are left alone after a look that took so long. It may have taken long because
-/// the process was stopped: renewals must not wait for that.
+/// How long the slots are left alone after a look that took so long. It may have taken long because the process was
+/// stopped: renewals must not wait for that.
 fn pause(took: Duration, renewal: Duration) -> Duration {
     (took * PAUSE_FACTOR).min(renewal / 8).max(MIN_PAUSE)
 }

@@ -172,9 +172,8 @@ impl Core {
         })
     }
 
-    /// How long a request that does not wait may be without an answer. The store tells within twice
-    /// the command timeout, or that it cannot say; behind that, whatever drives it does not run. A
-    /// store in memory answers at once.
+    /// How long a request that does not wait may be without an answer. The store tells within twice the command timeout,
+    /// or that it cannot say; behind that, whatever drives it does not run. A store in memory answers at once.
     pub(super) fn answers_within(&self) -> Option<Duration> {
         match &self.store {
             Store::Memory(_) => None,
@@ -192,8 +191,7 @@ impl Core {
         let farewell = Farewell { receipt, record };
         self.with_slot_and(farewell, lease.key(), |slot, env, effects| {
             if !slot.finished(env, grant.lease, effects) {
-                // The slot gave it up as lost. If it has not expired yet, others need not wait
-                // until then.
+                // The slot gave it up as lost. If it has not expired yet, others need not wait until then.
                 effects.push(slot::release(grant.token));
             }
         });
@@ -210,8 +208,7 @@ impl Core {
         });
     }
 
-    /// Ends a holder's lease with a record in the lock's place. Returns whether the lock was still
-    /// held here.
+    /// Ends a holder's lease with a record in the lock's place. Returns whether the lock was still held here.
     pub(crate) fn complete(
         self: &Arc<Self>,
         lease: &Lease,
@@ -244,11 +241,11 @@ impl Core {
         self.with_slot_and(Farewell::default(), key, event)
     }
 
-    /// Lets an event happen to a key's slot, and carries out what follows from it. The farewell
-    /// goes with the command that ends the hold; if none does, the lock was handed on here.
+    /// Lets an event happen to a key's slot, and carries out what follows from it. The farewell goes with the
+    /// command that ends the hold; if none does, the lock was handed on here.
     ///
-    /// It does not panic. A slot that does is given up, and with it what it holds and who waits
-    /// there: no other key is to suffer from it.
+    /// It does not panic. A slot that does is given up, and with it what it holds and who waits there: no other key
+    /// is to suffer from it.
     fn with_slot_and<R: Default>(
         self: &Arc<Self>,
         mut farewell: Farewell,
@@ -384,8 +381,7 @@ impl Core {
         }
     }
 
-    /// Tells others what happened, when the slot is not locked any more: what they do then is up to
-    /// them.
+    /// Tells others what happened, when the slot is not locked any more: what they do then is up to them.
     fn tell(self: &Arc<Self>, told: Told) {
         for (lease, reason) in told.lost {
             shielded(|| crate::trace::lost(&lease, reason));
@@ -421,8 +417,7 @@ impl Core {
         self.shards.len()
     }
 
-    /// Tells the slots of a shard the time, if they have something to do by now. Returns when the
-    /// first of the others has.
+    /// Tells the slots of a shard the time, if they have something to do by now. Returns when the first of the others has.
     pub(super) fn tick(self: &Arc<Self>, shard: usize, now: Time) -> Option<Time> {
         let (mut due, mut next) = (Vec::new(), None);
         for (key, entry) in lock(&self.shards[shard]).iter() {
