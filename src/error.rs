@@ -8,6 +8,8 @@ use std::sync::Arc;
 /// [`kind`](Error::kind) tells the cases apart. The message says what went wrong, in Redis' own
 /// words where they are known, and what to do. It never holds a lock's key or a password.
 ///
+/// # Example
+///
 /// ```
 /// use tower_distributed_lock::{ErrorKind, LockManager};
 ///

@@ -75,7 +75,7 @@
 //! behind it two seconds (the time to live of a grant; or of a lease, if that is shorter).
 //!
 //! **A lock that another client deletes or overwrites, or that Redis evicts**, can have two holders
-//! for a moment. Its holder is told at once where Redis watches the key for us, and at the next
+//! for a moment. Its holder is told at once where Redis watches the key, and at the next
 //! renewal at the latest. Redis watches from the first check on, which comes 100 ms after the lock
 //! was taken. A process that holds tens of thousands of locks looks at them less often, and then
 //! the check may come an eighth of the renewal interval later (0.4 s).

@@ -29,17 +29,17 @@
 //! # Memory and eviction
 //!
 //! Set `maxmemory-policy noeviction`. A Redis that evicts keys may evict a lock, and then there are
-//! two holders; or a recorded response, and then its duplicate runs. With `noeviction`, a Redis
+//! two holders; or a stored response, and then its duplicate runs. With `noeviction`, a Redis
 //! without memory refuses (`OOM`), and requests are answered with 503.
 //!
-//! Locks take little memory. Recorded responses take their length and their headers, for as long as
+//! Locks take little memory. Stored responses take their length and their headers, for as long as
 //! they are [retained](crate::IdempotencyLayer::retention).
 //!
 //! # Failover, and quarantine
 //!
 //! A promoted replica may lack the last writes, and so may a server that restarts. For up to a time
 //! to live there can then be two holders of a lock. Fencing tokens keep their writes apart.
-//! [`quarantine(true)`](crate::LockManagerBuilder::quarantine) keeps the second holder from being:
+//! [`quarantine(true)`](crate::LockManagerBuilder::quarantine) prevents the second holder:
 //! the manager recognises the new server, and no lock is given there for one
 //! [`ttl`](crate::LockManagerBuilder::ttl) (503 meanwhile). It does not help against an old primary
 //! that processes can still reach: take it away before another is promoted.
@@ -73,7 +73,7 @@
 //!
 //! # Sizing
 //!
-//! - **Connections.** One per process, whatever the load; a second one for recorded responses of
+//! - **Connections.** One per process, whatever the load; a second one for stored responses of
 //!   more than 16 KiB; and one more for the inbox where there is no RESP3.
 //! - **Waiting requests.** Less than 1 KiB each, the task included. At most 10 000 wait for one
 //!   lock and 100 000 in a process; more are answered with 503

@@ -1,7 +1,7 @@
 //! How to test a service that uses these layers.
 //!
 //! [`LockManager::in_memory`](crate::LockManager::in_memory) follows the same rules as one on
-//! Redis: order, time to live, loss, fencing tokens, recorded responses. Its time is that of the
+//! Redis: order, time to live, loss, fencing tokens, stored responses. Its time is that of the
 //! tokio runtime, so a test can hold it still: `#[tokio::test(start_paused = true)]`, with tokio's
 //! feature `test-util`. Such a test does not sleep, and does not depend on how fast the machine is.
 //!

@@ -19,6 +19,8 @@ use crate::sync::{HELD, Term};
 /// It does not keep the lock held. A handler that must not go on without the lock, in code that
 /// does not await, looks at [`is_held`](Self::is_held) before each step that matters.
 ///
+/// # Example
+///
 /// ```
 /// use axum::Extension;
 /// use tower_distributed_lock::Lease;
@@ -120,6 +122,8 @@ impl Lease {
     /// before its command was sent, and 1 % of it, 2 ms and a margin (a twentieth of the time to
     /// live, at most 100 ms) are kept back. If another client deletes or overwrites the lock in
     /// Redis, it returns at the next renewal at the latest.
+    ///
+    /// # Example
     ///
     /// ```
     /// use tower_distributed_lock::Lease;

@@ -35,6 +35,8 @@ use crate::store::redis::{Address, RedisStore, Settings};
 /// [`connect_lazy`](Self::connect_lazy) or [`in_memory`](Self::in_memory). It refuses settings that
 /// make no sense with an error of kind [`ErrorKind::Config`].
 ///
+/// # Example
+///
 /// ```
 /// use std::time::Duration;
 /// use tower_distributed_lock::{ErrorKind, LockManager};
@@ -101,6 +103,9 @@ impl LockManagerBuilder {
     /// A process that stands still for longer than this, or a Redis that is away for longer, loses
     /// every lock that the process holds, and its requests are stopped. A few seconds ride out a
     /// slow network or a busy machine; 100 ms do not.
+    ///
+    /// # Example
+    ///
     /// ```
     /// # use std::time::Duration;
     /// # use tower_distributed_lock::LockManager;
@@ -119,6 +124,9 @@ impl LockManagerBuilder {
     ///
     /// More renewals tell earlier of a lock that another client took away, and cost Redis a command
     /// each.
+    ///
+    /// # Example
+    ///
     /// ```
     /// # use std::time::Duration;
     /// # use tower_distributed_lock::LockManager;
@@ -139,7 +147,7 @@ impl LockManagerBuilder {
     ///
     /// The next holder gets the lock when the request has had the time to stop (a twentieth of the
     /// time to live, at most 100 ms), and not only when the lease would have expired. A handler
-    /// that has answered within this time has more of it until its response is recorded
+    /// that has answered within this time has more of it until its response is stored
     /// ([`IdempotencyLayer`](crate::IdempotencyLayer)).
     ///
     /// # Long responses are cut off
@@ -147,6 +155,9 @@ impl LockManagerBuilder {
     /// A request that takes longer is stopped, and a response that is still being sent, such as a
     /// long download or a stream of events, ends with an error. For those, make this longer, or
     /// hold the lock until the handler has returned ([`Hold::Head`](crate::lock::Hold::Head)).
+    ///
+    /// # Example
+    ///
     /// ```
     /// # use std::time::Duration;
     /// # use tower_distributed_lock::LockManager;
@@ -170,6 +181,9 @@ impl LockManagerBuilder {
     ///
     /// All processes that are to exclude each other need the same prefix. While a version with
     /// another one is rolled out, two requests for one resource may run at once, one under each.
+    ///
+    /// # Example
+    ///
     /// ```
     /// # use tower_distributed_lock::LockManager;
     /// let locks = LockManager::builder().prefix("payments:lock:").in_memory()?;
@@ -187,6 +201,9 @@ impl LockManagerBuilder {
     /// a lease that takes longer to get is of no use.
     ///
     /// After several timeouts in a row, requests are told at once until Redis is back.
+    ///
+    /// # Example
+    ///
     /// ```
     /// # use std::time::Duration;
     /// # use tower_distributed_lock::LockManager;
@@ -203,6 +220,9 @@ impl LockManagerBuilder {
     /// Sets how many requests of this process may wait for one lock. Further ones are
     /// [refused](ErrorKind::QueueFull), with 503. Default: 10 000. At least 1: for requests that
     /// are not to wait, use [`try_acquire`](LockManager::try_acquire), or a layer without a wait.
+    ///
+    /// # Example
+    ///
     /// ```
     /// # use tower_distributed_lock::LockManager;
     /// let locks = LockManager::builder().max_waiters_per_key(100).in_memory()?;
@@ -218,6 +238,9 @@ impl LockManagerBuilder {
     /// [refused](ErrorKind::QueueFull), with 503. Default: 100 000. At least 1.
     ///
     /// A waiter takes less than 1 KiB of memory, its task included.
+    ///
+    /// # Example
+    ///
     /// ```
     /// # use tower_distributed_lock::LockManager;
     /// let locks = LockManager::builder().max_waiters(5_000).in_memory()?;
@@ -237,6 +260,9 @@ impl LockManagerBuilder {
     /// Passing the lock on in the process costs next to nothing, granting it to another a round
     /// trip to Redis. Longer bursts get more done; shorter ones are fairer from one moment to the
     /// next. With zero hand-offs, processes take turns.
+    ///
+    /// # Example
+    ///
     /// ```
     /// # use std::time::Duration;
     /// # use tower_distributed_lock::LockManager;
@@ -272,6 +298,9 @@ impl LockManagerBuilder {
     /// - The old server must be gone. The quarantine begins when a manager first gets to the new
     ///   one. A process that can still reach the old one goes on there meanwhile, and for as long
     ///   as it is there: take it away before another is promoted.
+    ///
+    /// # Example
+    ///
     /// ```no_run
     /// # use tower_distributed_lock::{Error, LockManager};
     /// # async fn connect() -> Result<LockManager, Error> {
@@ -290,6 +319,8 @@ impl LockManagerBuilder {
     /// A certificate that cannot be read is refused by [`connect`](Self::connect) and
     /// [`connect_lazy`](Self::connect_lazy). A text without any certificate is not: then no server
     /// is trusted, and every connection by `rediss://` fails.
+    ///
+    /// # Example
     ///
     /// ```no_run
     /// # use tower_distributed_lock::LockManager;
@@ -316,6 +347,8 @@ impl LockManagerBuilder {
     /// [`ErrorKind::Config`] if the URL or a setting is not valid, [`ErrorKind::Unavailable`], with
     /// the address and the cause, if the server cannot be used.
     ///
+    /// # Example
+    ///
     /// ```no_run
     /// # use tower_distributed_lock::{Error, LockManager};
     /// # async fn connect() -> Result<LockManager, Error> {
@@ -334,6 +367,9 @@ impl LockManagerBuilder {
     /// # Errors
     ///
     /// [`ErrorKind::Config`] if the URL or a setting is not valid.
+    ///
+    /// # Example
+    ///
     /// ```
     /// # use tower_distributed_lock::LockManager;
     /// let locks = LockManager::builder().connect_lazy("redis://127.0.0.1:6379")?;
@@ -350,6 +386,9 @@ impl LockManagerBuilder {
     /// # Errors
     ///
     /// [`ErrorKind::Config`] if a setting is not valid.
+    ///
+    /// # Example
+    ///
     /// ```
     /// # use tower_distributed_lock::LockManager;
     /// let locks = LockManager::builder().in_memory()?;

@@ -22,6 +22,8 @@ use crate::store::{Receipt, Record};
 /// Nothing stops the caller when the lock is lost: it has to watch [`lost`](Self::lost), or to have
 /// the storage check the [fencing token](Self::fencing_token).
 ///
+/// # Example
+///
 /// ```
 /// # use tower_distributed_lock::LockManager;
 /// # #[tokio::main(flavor = "current_thread")]

@@ -33,6 +33,8 @@ const A_MOMENT: Duration = Duration::from_millis(10);
 /// The layers take their locks from it. It needs no HTTP: a background job takes the same lock as a
 /// request.
 ///
+/// # Example
+///
 /// ```
 /// use std::time::Duration;
 /// use tower_distributed_lock::LockManager;
@@ -78,6 +80,8 @@ impl LockManager {
     /// with the address and the cause, if the server cannot be used.
     /// [`LockManagerBuilder::connect_lazy`] starts without it.
     ///
+    /// # Example
+    ///
     /// ```no_run
     /// # use tower_distributed_lock::{Error, LockManager};
     /// # async fn connect() -> Result<LockManager, Error> {
@@ -108,6 +112,8 @@ impl LockManager {
 
     /// Takes the lock if it is free.
     ///
+    /// # Example
+    ///
     /// ```
     /// # use tower_distributed_lock::{Error, ErrorKind, LockManager};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
@@ -137,6 +143,8 @@ impl LockManager {
     /// of arrival, processes in the order in which they began to wait.
     ///
     /// A caller that gives up, by dropping the future, leaves the queue.
+    ///
+    /// # Example
     ///
     /// ```
     /// # use std::time::Duration;
@@ -248,6 +256,8 @@ impl LockManager {
     ///
     /// It waits for as long as a guard lives. To wait no longer than some time, put it into a
     /// [`tokio::time::timeout`]: closing goes on all the same.
+    ///
+    /// # Example
     ///
     /// ```
     /// # use std::time::Duration;
