@@ -1,4 +1,4 @@
-//! [`LockManager`]: which request of this process may hold which lock, and when.
+//! [`LockManager`]: who may hold what, and when, in this process.
 
 mod background;
 mod builder;
@@ -24,7 +24,7 @@ use crate::key::LockKey;
 use crate::store::Damage;
 use crate::trace::{self, Stopwatch};
 
-/// For a reply that is in flight inside the process.
+/// For an answer that is on its way inside the process.
 const A_MOMENT: Duration = Duration::from_millis(10);
 
 /// Takes locks. A process needs one: it owns the connection to Redis, the queues of waiting
@@ -275,8 +275,7 @@ impl LockManager {
         self.core.close().await;
     }
 
-    /// Returns a number that this manager shares with its clones, and with no other manager of the
-    /// process.
+    /// Tells this manager, and its clones, from others in the process.
     pub(crate) fn id(&self) -> u64 {
         self.core.id
     }
@@ -289,11 +288,11 @@ fn tell(key: &LockKey, result: Result<&LockGuard, &Error>, waited: &Stopwatch) {
     }
 }
 
-/// What a claim of a key that may have a record returns.
+/// What is had of a key that may have a record.
 pub(crate) enum Claimed {
     Held(LockGuard),
     Recorded(Bytes),
-    /// There is a record, and it cannot be read.
+    /// There is a record, and it cannot be had.
     Damaged(Damage),
 }
 
