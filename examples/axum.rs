@@ -47,27 +47,30 @@ async fn run() -> Result<(), Box<dyn Error>> {
     axum::serve(listener, app(&locks))
         .with_graceful_shutdown(ctrl_c())
         .await?;
-    // The server is done with all requests that somebody waits for. Detached ones may still run: their locks are held,
-    // and this waits for them, too. It returns when Redis has all the releases.
+    // The server is done with all requests whose clients are still there. Detached ones may still
+    // run. Their locks are held, and this waits for them, too. It returns when Redis has all the
+    // releases.
     locks.close().await;
     Ok(())
 }
 
 fn app(locks: &LockManager) -> Router {
-    // One lock for each account, whatever is done to it. The handlers take the id as text, too: parsed as a
-    // number, `7` and `07` would be one account with two locks.
+    // One lock for each account, whatever is done to it. The handlers take the id as text, too: as
+    // a number, `7` and `07` would be one account with two locks.
     let account = key::path("/accounts/{id}/{*rest}");
     let one_at_a_time =
         DistributedLockLayer::new(locks.clone(), account).wait(Duration::from_secs(5));
 
-    // A sender may deliver twice, even at the same time. The second one does not wait: it gets a 409, and the sender
-    // tries again later. The scope keeps a header like `accounts:7` from naming the lock of an account.
+    // A sender may deliver twice, even at the same time. The second delivery does not wait: it gets
+    // a 409, and the sender tries again later. The scope keeps a header like `accounts:7` from
+    // naming the lock of an account.
     let delivery = key::scope("delivery", key::header("x-delivery-id"));
     let no_duplicates = DistributedLockLayer::new(locks.clone(), delivery)
-        // Without an id, it is not known which requests are duplicates: 400.
+        // Without an id, a duplicate cannot be told from a new delivery: 400.
         .require_key(true);
 
-    // `route_layer` applies to the one route that it is called on, after routing: unknown paths take no locks.
+    // `route_layer` applies to the one route that it is called on, after routing: unknown paths
+    // take no locks.
     Router::new()
         .route(
             "/accounts/{id}/deposit",
@@ -77,24 +80,25 @@ fn app(locks: &LockManager) -> Router {
             "/accounts/{id}/settle",
             post(settle).route_layer(
                 ServiceBuilder::new()
-                    // Settling has two steps, and must not stop between them because the client has gone away.
-                    // The first layer is the outermost: the lock is inside, and is held until the handler ends.
+                    // Settling has two steps, and must not stop between them because the client has
+                    // left. The first layer is the outermost: the lock is inside, and is held until
+                    // the handler ends.
                     .layer(DetachLayer::new())
                     .layer(one_at_a_time),
             ),
         )
         .route("/deliveries", post(receive).route_layer(no_duplicates))
-        // To read the balance needs no lock.
+        // Reading the balance needs no lock.
         .route("/accounts/{id}", get(balance))
         .with_state(Arc::new(Storage::default()))
 }
 
-/// Adds the amount in the body: reads the balance, takes its time, and writes the sum. Two of these at once would
-/// lose one of the deposits.
+/// Adds the amount in the body: reads the balance, takes its time, and writes the sum. Two of these
+/// at once would lose one of the deposits.
 async fn deposit(
     State(storage): State<Arc<Storage>>,
     Path(id): Path<String>,
-    // There is one in every request that runs under a lock.
+    // The layer has put it into every request that runs under a lock.
     Extension(lease): Extension<Lease>,
     body: String,
 ) -> Result<String, (StatusCode, String)> {
@@ -128,7 +132,7 @@ async fn settle(
 
 /// Does something once for each delivery, however often it arrives.
 async fn receive(State(storage): State<Arc<Storage>>, headers: HeaderMap) -> &'static str {
-    // The layer has let nothing through that has not got exactly one such header.
+    // The layer lets nothing through that does not have exactly one such header.
     let id = headers["x-delivery-id"].as_bytes().to_vec();
     if storage
         .deliveries
@@ -167,9 +171,10 @@ impl Storage {
         accounts.get(id).map_or(0, |account| account.balance)
     }
 
-    /// Refuses a holder that has been overtaken: one that was paused for so long, say, that its lease ran out, and that
-    /// writes before it can notice. No lock can prevent that alone. In SQL it is a condition of the write:
-    /// `UPDATE … SET balance = $1, fencing_token = $2 WHERE id = $3 AND fencing_token <= $2`.
+    /// Refuses a write of a holder that has been overtaken: one, say, that stood still until its
+    /// lease ran out, and writes before it can notice. A lock alone cannot prevent that. In SQL it
+    /// is a condition of the write: `UPDATE … SET balance = $1, fencing_token = $2 WHERE id = $3
+    /// AND fencing_token <= $2`.
     fn write(&self, id: &str, balance: u64, token: u64) -> Result<(), (StatusCode, String)> {
         let mut accounts = self.accounts.lock().expect("not poisoned");
         let account = accounts.entry(id.to_owned()).or_default();
@@ -185,7 +190,7 @@ impl Storage {
     }
 }
 
-/// Locks in Redis if `REDIS_URL` is set, in this process if not.
+/// Returns a manager of locks in Redis if `REDIS_URL` is set, in this process if not.
 async fn locks() -> Result<LockManager, Box<dyn Error>> {
     let Some(url) = std::env::var_os("REDIS_URL") else {
         println!("Locks: in the memory of this process (REDIS_URL is not set)");

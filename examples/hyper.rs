@@ -3,7 +3,8 @@
 //! ```text
 //! cargo run --example hyper      # on 127.0.0.1:3000, or the port in PORT
 //!
-//! curl -i -X POST http://127.0.0.1:3000/jobs/report & curl -i -X POST http://127.0.0.1:3000/jobs/report; wait
+//! curl -i -X POST http://127.0.0.1:3000/jobs/report &
+//! curl -i -X POST http://127.0.0.1:3000/jobs/report; wait
 //! curl -i -X POST --http2-prior-knowledge http://127.0.0.1:3000/jobs/report
 //! ```
 //!
@@ -48,13 +49,13 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .map_err(|error| format!("cannot listen on 127.0.0.1:{port}: {error}"))?;
     println!("Listening on http://{}", listener.local_addr()?);
 
-    // There is no router here that knows which requests need a lock, so the closure that finds the key decides: a job
-    // that is to be run is locked, everything else passes without a lock.
+    // There is no router here that knows which requests need a lock. The closure that finds the key
+    // decides: a job that is to be run is locked, all else passes without a lock.
     let job = key::path("/jobs/{name}");
     let lock = DistributedLockLayer::new(locks.clone(), move |request: &Parts| {
         (request.method == Method::POST).then(|| job(request))
     });
-    // tower's `Service`, which hyper does not know, and around it the adapter to hyper's own.
+    // hyper has a `Service` trait of its own: this adapts tower's to it.
     let service = TowerToHyperService::new(ServiceBuilder::new().layer(lock).service_fn(handle));
 
     let server = auto::Builder::new(TokioExecutor::new());
@@ -88,7 +89,8 @@ async fn run() -> Result<(), Box<dyn Error>> {
         });
     }
 
-    // No new connections, and no new requests on those that are open; the requests that are there run to their end.
+    // No new connections, and no new requests on those that are open. The requests that are there
+    // run to their end.
     drop(listener);
     if timeout(Duration::from_secs(10), connections.shutdown())
         .await
@@ -96,8 +98,8 @@ async fn run() -> Result<(), Box<dyn Error>> {
     {
         eprintln!("some connections are still open after 10 s: leaving them");
     }
-    // Waits until what is held is released, also in Redis. Requests that are still there go on for as long
-    // as the process does, hence the limit.
+    // Waits until what is held is released, also in Redis. Requests that are still there hold their
+    // locks for as long as they run, hence the limit.
     if timeout(Duration::from_secs(10), locks.close())
         .await
         .is_err()
@@ -107,7 +109,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Runs under the lock of the job, if there is one.
+/// Runs under the lock of the job, if the request names one.
 async fn handle(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (status, text) = match request.extensions().get::<Lease>() {
         Some(lease) => {
@@ -119,7 +121,7 @@ async fn handle(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
             );
             (StatusCode::OK, text)
         }
-        // Not a job to be run: the closure above gave no key.
+        // Not a job to be run: the closure above returned no key.
         None => (
             StatusCode::NOT_FOUND,
             "there is only POST /jobs/{name} here\n".to_owned(),
@@ -130,7 +132,7 @@ async fn handle(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
     Ok(response)
 }
 
-/// Locks in Redis if `REDIS_URL` is set, in this process if not.
+/// Returns a manager of locks in Redis if `REDIS_URL` is set, in this process if not.
 async fn locks() -> Result<LockManager, Box<dyn Error>> {
     let Some(url) = std::env::var_os("REDIS_URL") else {
         println!("Locks: in the memory of this process (REDIS_URL is not set)");

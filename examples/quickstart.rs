@@ -1,12 +1,13 @@
-//! Shows what the lock does, and checks it: a real server, real HTTP requests, and a picture of who held which lock
-//! when.
+//! Shows what the lock does, and checks it: a real server, real HTTP requests, and a picture of who
+//! held which lock when.
 //!
 //! ```text
-//! cargo run --example quickstart               # sends its own requests, checks the answers, exits 0 if all is right
+//! cargo run --example quickstart               # sends requests, checks the responses
 //! cargo run --example quickstart -- --serve    # keeps a server on 127.0.0.1:3000 (PORT), for curl
 //! ```
 //!
-//! The locks are in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), in this process if not.
+//! The first exits with 0 if all is as it should be. The locks are in Redis if `REDIS_URL` is set
+//! (`redis://127.0.0.1:6379`), in this process if not.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -37,9 +38,9 @@ type HttpClient = Client<HttpConnector, Body>;
 const REQUESTS: usize = 20;
 /// How long a transfer takes, at least.
 const WORK: Duration = Duration::from_millis(50);
-/// The same with `--serve`: long enough to try it by hand.
+/// How long it takes with `--serve`: long enough to try it by hand.
 const WORK_BY_HAND: Duration = Duration::from_secs(3);
-/// How long a handler waits for what the others do before the check counts as failed.
+/// How long a handler waits for the other requests before the check counts as failed.
 const PATIENCE: Duration = Duration::from_secs(8);
 
 const USAGE: &str = "usage: cargo run --example quickstart [-- --serve]
@@ -76,12 +77,10 @@ async fn main() -> ExitCode {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // The service: this is what an application would have.
-// ---------------------------------------------------------------------------------------------------------------------
 
-/// Two routes to the same transfer. Both lock the account, so they also exclude each other: the pattern names
-/// the account only, whatever follows it in the path.
+/// Has two routes to the same transfer. Both lock the account, so they also exclude each other: the
+/// pattern names the account only, whatever follows it in the path.
 fn app(locks: &LockManager, bank: Arc<Bank>) -> Router {
     let account = key::path("/accounts/{id}/{*rest}");
     // Refuses at once while another request holds the account: 409.
@@ -100,7 +99,7 @@ fn app(locks: &LockManager, bank: Arc<Bank>) -> Router {
         .with_state(bank)
 }
 
-/// Runs while its request holds the lock of the account. It only takes its time, and writes down when.
+/// Runs while its request holds the lock of the account. It takes its time, and writes down when.
 async fn transfer(
     State(bank): State<Arc<Bank>>,
     Path(account): Path<String>,
@@ -143,7 +142,7 @@ struct Bank {
 struct Progress {
     /// Handlers that have begun.
     begun: usize,
-    /// Requests that were refused with 409, seen by the client.
+    /// Requests that were refused with 409, as the client sees it.
     refused: usize,
 }
 
@@ -174,7 +173,7 @@ fn number(headers: &HeaderMap) -> usize {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// Locks in Redis if `REDIS_URL` is set, in this process if not.
+/// Returns a manager of locks in Redis if `REDIS_URL` is set, in this process if not.
 async fn locks() -> Result<LockManager, AnyError> {
     let Some(url) = std::env::var_os("REDIS_URL") else {
         println!("Locks: in the memory of this process (REDIS_URL is not set)");
@@ -186,9 +185,7 @@ async fn locks() -> Result<LockManager, AnyError> {
     Ok(locks)
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// With --serve.
-// ---------------------------------------------------------------------------------------------------------------------
+// With `--serve`.
 
 async fn serve_for_curl() -> Result<(), AnyError> {
     let port: u16 = match std::env::var("PORT") {
@@ -227,8 +224,8 @@ Two accounts: both run at the same time.
     axum::serve(listener, app)
         .with_graceful_shutdown(ctrl_c())
         .await?;
-    // All requests are over. This waits until Redis has the releases as well, so that no lock
-    // stays taken until its time to live is over.
+    // All requests are over. This waits until Redis has the releases as well. Otherwise a lock
+    // could stay taken until its time to live is over.
     locks.close().await;
     Ok(())
 }
@@ -240,9 +237,7 @@ async fn ctrl_c() {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Without: three phases, each of them checked.
-// ---------------------------------------------------------------------------------------------------------------------
+// Without `--serve`: three phases, each of them checked.
 
 /// Some requests that are sent at once, and what has to come of them.
 struct Phase {
@@ -250,8 +245,8 @@ struct Phase {
     route: &'static str,
     /// One account for all requests, or one for each.
     same_account: bool,
-    /// When a handler may end. Waiting for an event, and not only for some time, makes the check independent
-    /// of how fast this machine is.
+    /// When a handler may end. It waits for an event, and not only for some time: so the check does
+    /// not depend on how fast this machine is.
     finish: fn(&Progress) -> bool,
     check: fn(&Outcome) -> Vec<String>,
 }
@@ -261,7 +256,8 @@ const PHASES: [Phase; 3] = [
         title: "20 requests at once for one account, without waiting: one runs, 19 get a 409",
         route: "transfer-now",
         same_account: true,
-        // The holder stays until all others have had their answer: they all were there while it held the lock.
+        // The holder stays until all others have had their response. So all of them came while it
+        // held the lock.
         finish: |progress| progress.refused == REQUESTS - 1,
         check: check_refused,
     },
@@ -276,7 +272,8 @@ const PHASES: [Phase; 3] = [
         title: "20 requests at once for 20 accounts: all run at the same time",
         route: "transfer",
         same_account: false,
-        // No handler ends before all have begun. If one of them had to wait for another, none would end.
+        // No handler ends before all have begun. If one of them had to wait for another, none would
+        // end.
         finish: |progress| progress.begun == REQUESTS,
         check: check_parallel,
     },
@@ -284,7 +281,7 @@ const PHASES: [Phase; 3] = [
 
 struct Outcome {
     began: Instant,
-    /// By status, and by content type where it is not 200: how many responses.
+    /// How many responses there were, by status, and by content type where it is not 200.
     answers: BTreeMap<String, usize>,
     /// When the request of each number was sent.
     sent: BTreeMap<usize, Instant>,
@@ -340,7 +337,7 @@ async fn run(locks: &LockManager, phase: &Phase) -> Result<Outcome, AnyError> {
             .into_future(),
     );
 
-    // The accounts of this run only: another run may use the same Redis at the same time.
+    // Part of each account's name: another run may use the same Redis at the same time.
     let run = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
     let client: HttpClient = Client::builder(TokioExecutor::new()).build_http();
     let began = Instant::now();
@@ -471,7 +468,8 @@ fn list(answers: &BTreeMap<String, usize>) -> String {
     answers.join(", ")
 }
 
-/// How many locks were held at once, at the most: their number can only be highest at a moment when one was taken.
+/// Returns how many locks were held at once, at the most. It looks at the moments at which one was
+/// taken: their number is highest at one of those.
 fn most_at_once(held: &[Interval]) -> usize {
     let at = |moment| {
         let holders = held
@@ -482,7 +480,7 @@ fn most_at_once(held: &[Interval]) -> usize {
     held.iter().map(|held| at(held.start)).max().unwrap_or(0)
 }
 
-/// One row for each request that held a lock.
+/// Draws one row for each request that held a lock.
 fn draw(outcome: &Outcome) {
     const COLUMNS: usize = 60;
     let Outcome { began, held, .. } = outcome;

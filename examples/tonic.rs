@@ -1,4 +1,5 @@
-//! The lock in a gRPC service: calls for one account run one at a time, and a call that would have to wait is `ABORTED`.
+//! The lock in a gRPC service: calls for one account run one at a time, and a call that would have
+//! to wait is `ABORTED`.
 //!
 //! ```text
 //! cargo run --example tonic               # a server and two calls at once, in one process
@@ -8,7 +9,8 @@
 //!
 //! The locks are in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), in this process if not.
 //!
-//! What `tonic-prost-build` generates from a `.proto` file is written by hand here, so that the example needs no `protoc`:
+//! What `tonic-prost-build` generates from a `.proto` file is written by hand here, so that the
+//! example needs no `protoc`:
 //!
 //! ```proto
 //! package bank;
@@ -36,8 +38,8 @@ use tonic_prost::ProstCodec;
 use tower::{BoxError, Service, service_fn};
 use tower_distributed_lock::{DistributedLockLayer, Lease, LockManager, key};
 
-/// Names the account of a call. It is in the metadata and not in the message because the layer sees a call before
-/// its message is read. The handler uses the same value: what is locked is what is worked on.
+/// The metadata that names the account of a call. It is not in the message because the layer sees a
+/// call before its message is read. The handler uses the same value: it works on what is locked.
 const ACCOUNT: &str = "x-account-id";
 
 const USAGE: &str = "usage: cargo run --example tonic [-- server | client]
@@ -76,9 +78,7 @@ async fn main() -> ExitCode {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // The server.
-// ---------------------------------------------------------------------------------------------------------------------
 
 /// Serves until `stop` is ready and the calls that run are over.
 async fn serve(
@@ -88,13 +88,13 @@ async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     let lock = DistributedLockLayer::new(
         locks.clone(),
-        // In a scope of its own: without it, a client could name the locks of other services in this header.
+        // Without the scope, a client could name the locks of other services in this header.
         key::scope("accounts", key::header(ACCOUNT)),
     )
     // A call that does not name its account is answered with INVALID_ARGUMENT.
     .require_key(true);
-    // A layer of the server is around all its services. It knows gRPC calls by their content type, and answers them
-    // with a gRPC status.
+    // A layer of the server is around all its services. This one knows gRPC calls by their content
+    // type, and answers them with a gRPC status.
     Server::builder()
         .layer(lock)
         .add_service(Accounts)
@@ -104,7 +104,7 @@ async fn serve(
 
 /// The handler.
 async fn transfer(request: Request<Transfer>) -> Result<Response<Receipt>, Status> {
-    // What is in the extensions of the HTTP request is in those of the gRPC request, too.
+    // tonic passes the extensions of the HTTP request on to the gRPC request.
     let lease = request
         .extensions()
         .get::<Lease>()
@@ -134,12 +134,13 @@ async fn server() -> Result<(), BoxError> {
     })
     .await
     .map_err(|error| with_cause(&error))?;
-    // Waits until Redis has the releases: no lock stays taken until its time to live is over.
+    // Waits until Redis has the releases. Otherwise a lock could stay taken until its time to live
+    // is over.
     locks.close().await;
     Ok(())
 }
 
-/// Locks in Redis if `REDIS_URL` is set, in this process if not.
+/// Returns a manager of locks in Redis if `REDIS_URL` is set, in this process if not.
 async fn locks() -> Result<LockManager, BoxError> {
     let Some(url) = std::env::var_os("REDIS_URL") else {
         println!("Locks: in the memory of this process (REDIS_URL is not set)");
@@ -159,9 +160,7 @@ fn port() -> Result<u16, String> {
         .map_err(|_| format!("PORT is {port:?}, which is not the number of a port"))
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // The client.
-// ---------------------------------------------------------------------------------------------------------------------
 
 async fn client() -> Result<(), BoxError> {
     let channel = connect(port()?).await?;
@@ -202,7 +201,7 @@ async fn call(channel: Channel, account: Option<&str>, amount: u64) -> Result<Re
     Ok(response.into_inner())
 }
 
-/// An error's message, with those of its causes: tonic's own is "transport error".
+/// Returns an error's message, with those of its causes: tonic's own is "transport error".
 fn with_cause(error: &tonic::transport::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -213,9 +212,7 @@ fn with_cause(error: &tonic::transport::Error) -> String {
     text
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Both in one process.
-// ---------------------------------------------------------------------------------------------------------------------
 
 async fn demo() -> Result<(), BoxError> {
     let locks = locks().await?;
@@ -265,7 +262,7 @@ async fn calls(port: u16) -> Result<(), BoxError> {
     let unnamed = call(channel, None, 400).await;
     show("fourth call", &unnamed);
 
-    // Which of the first two is the faster one is not known.
+    // Either of the first two may have been the faster one.
     let ((Ok(done), Err(refused)) | (Err(refused), Ok(done))) = (first, second) else {
         return Err("one of the first two calls should have been refused, and only one".into());
     };
@@ -285,9 +282,7 @@ fn show(name: &str, result: &Result<Receipt, Status>) {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Otherwise generated from the .proto file.
-// ---------------------------------------------------------------------------------------------------------------------
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Transfer {

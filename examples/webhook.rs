@@ -1,22 +1,25 @@
-//! A receiver of webhooks that handles each event once, however often it is delivered, and on all its nodes.
+//! A receiver of webhooks that handles each event once, however often it is delivered, and on all
+//! its nodes.
 //!
 //! ```text
 //! cargo run --example webhook      # on 127.0.0.1:3000, or the port in PORT
 //!
-//! # Makes a delivery that is signed, as a line of curl. It is good for five minutes.
+//! # Makes a signed delivery, as a line of curl. It is good for five minutes.
 //! delivery=$(cargo run --quiet --example webhook -- sign evt_1 '{"type":"invoice.paid"}')
 //! eval "$delivery" & eval "$delivery"; wait     # at the same time: one runs, the other gets 409
-//! eval "$delivery"                              # later: the same answer, and nothing runs
+//! eval "$delivery"                              # later: the same response, and nothing runs
 //!
 //! # For an API, the client chooses the key, and the payload has to stay the same: 422.
 //! curl -i http://127.0.0.1:3000/payments -H 'idempotency-key: order-42' -d 'amount=100'
 //! curl -i http://127.0.0.1:3000/payments -H 'idempotency-key: order-42' -d 'amount=900'
 //! ```
 //!
-//! The signature is that of [Standard Webhooks](https://www.standardwebhooks.com). The secret, `whsec_…`, is in
-//! `WEBHOOK_SECRET`. Without it, there is one for a demonstration, which everybody knows.
+//! The signature is that of [Standard Webhooks](https://www.standardwebhooks.com). The secret,
+//! `whsec_…`, is in `WEBHOOK_SECRET`. Without it, there is one for a demonstration, which is no
+//! secret.
 //!
-//! What was answered is in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), in this process if not.
+//! The responses are kept in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), in this
+//! process if not.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -43,13 +46,15 @@ use tower_distributed_lock::{IdempotencyLayer, LockManager};
 /// Not a secret: it is here for all to read.
 const DEMO_SECRET: &str = "whsec_dGhlIGRlbW8gc2VjcmV0LCBrbm93biB0byBhbGw=";
 
-/// How far the time of a delivery may be from ours, in seconds. An old one may be somebody else's recording.
+/// How far the time of a delivery may be from ours, in seconds. A stranger may have recorded an old
+/// one.
 const TOLERANCE: u64 = 5 * 60;
 
-/// How long a delivery's body may be, in bytes. It is read before it is known who sent it.
+/// How long a delivery's body may be, in bytes. It is read before its signature is checked.
 const MAX_BODY: usize = 256 * 1024;
 
-/// How long the answers are kept: for longer than the sender tries again, which may be three days.
+/// How long the responses are kept: for longer than the sender tries again, which may be three
+/// days.
 const RETENTION: Duration = Duration::from_secs(4 * 24 * 3600);
 
 /// How long the work takes: long enough to send a duplicate by hand.
@@ -107,18 +112,20 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     axum::serve(listener, app(&locks, secret, WORK))
         .with_graceful_shutdown(ctrl_c())
         .await?;
-    // A handler whose client has gone away goes on. This waits for it, and until Redis has its answer.
+    // A handler whose client has left goes on. This waits for it, and until Redis has its response.
     locks.close().await;
     Ok(())
 }
 
 pub(crate) fn app(locks: &LockManager, secret: Secret, work: Duration) -> Router {
     let each_event_once = IdempotencyLayer::webhook(locks.clone(), "webhook-id")
-        // The sender tries again after everything else. The next deployment may know what to do with the event.
+        // The sender tries again after everything else. The next deployment may know what to do
+        // with the event.
         .remember(|status| status.is_success())
         .retention(RETENTION);
 
-    // A real one also has `.scope(…)`: a client must not get the answer to another client's key.
+    // A real service also sets `.scope(…)`: a client must not get the response to another client's
+    // key.
     let each_payment_once = IdempotencyLayer::new(locks.clone()).require_key(true);
 
     Router::new()
@@ -126,7 +133,8 @@ pub(crate) fn app(locks: &LockManager, secret: Secret, work: Duration) -> Router
             "/webhooks",
             post(receive).route_layer(
                 ServiceBuilder::new()
-                    // The first layer is the outermost: a stranger cannot use up an id, nor read an answer.
+                    // The first layer is the outermost: a stranger cannot use up an id, nor read a
+                    // response.
                     .layer(from_fn_with_state(secret, verify))
                     .layer(each_event_once),
             ),
@@ -140,7 +148,7 @@ pub(crate) fn app(locks: &LockManager, secret: Secret, work: Duration) -> Router
 
 /// Runs once for each `webhook-id`, as long as it succeeds.
 async fn receive(State(worker): State<Arc<Worker>>, headers: HeaderMap, event: String) -> String {
-    // The layer has let nothing through that has not got exactly one such header.
+    // The layer lets nothing through that does not have exactly one such header.
     let id = headers["webhook-id"].to_str().unwrap_or_default();
     let run = worker.run(&format!("event {id}, {event}")).await;
     format!("event {id}: handled in run {run}\n")
@@ -168,13 +176,12 @@ impl Worker {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Standard Webhooks: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
-// ---------------------------------------------------------------------------------------------------------------------
+// Standard Webhooks:
+// https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 
 type Refused = (StatusCode, String);
 
-/// Lets nothing through but what the sender has signed, lately.
+/// Lets nothing through but what the sender has signed, and has signed lately.
 async fn verify(
     State(secret): State<Secret>,
     request: Request,
@@ -184,7 +191,7 @@ async fn verify(
     let unauthorized = |why: &str| (StatusCode::UNAUTHORIZED, format!("{why}\n"));
     let delivery = Delivery::of(&parts.headers).map_err(unauthorized)?;
     let body = to_bytes(body, MAX_BODY).await.map_err(|_| {
-        // Or it did not arrive, and nobody is there to be told.
+        // Or it did not arrive: then the client has gone, and never sees this.
         let why = "the body is too long\n".to_owned();
         (StatusCode::PAYLOAD_TOO_LARGE, why)
     })?;
@@ -210,8 +217,8 @@ impl<'a> Delivery<'a> {
             _ => return Err("a webhook-timestamp that is not one"),
         };
         // In what is signed, it must be clear where the id ends: the first time behind a full stop
-        // is that of the delivery. Else whoever can write into an event could have a part of it
-        // taken for another one, which nobody signed.
+        // is that of the delivery. Otherwise a stranger whose text is in an event could have a part
+        // of it taken for another event, which the sender never signed.
         if id.split('.').skip(1).any(is_time) {
             return Err("a webhook-id with a time behind a full stop");
         }
@@ -226,8 +233,8 @@ impl<'a> Delivery<'a> {
     }
 }
 
-/// Whether that looks like the time of a delivery: seconds since 1970, with ten digits until the
-/// year 2286.
+/// Returns whether that looks like the time of a delivery: seconds since 1970, with ten digits
+/// until the year 2286.
 fn is_time(text: &str) -> bool {
     text.len() == 10 && text.bytes().all(|byte| byte.is_ascii_digit())
 }
@@ -242,7 +249,7 @@ impl Secret {
             .strip_prefix("whsec_")
             .and_then(|key| BASE64_STANDARD.decode(key).ok())
             .ok_or("the secret must be whsec_ and base64 behind it")?;
-        // A short one could be guessed, and with an empty one, everybody could sign.
+        // A short one could be guessed, and with an empty one, anyone could sign.
         if key.len() < 16 {
             return Err("the secret must have 16 bytes or more");
         }
@@ -260,13 +267,14 @@ impl Secret {
         format!("v1,{}", BASE64_STANDARD.encode(mac.as_bytes()))
     }
 
-    /// One of the signatures must be right: while the sender changes its secret, there are two.
+    /// Checks that one of the signatures is right: while the sender changes its secret, there are
+    /// two.
     fn verify(&self, delivery: &Delivery<'_>, body: &[u8]) -> Result<(), &'static str> {
         let mac = self.mac(delivery.id, delivery.timestamp, body);
         let is_right = |signature: &str| {
             let tag = signature.strip_prefix("v1,");
             let tag = tag.and_then(|tag| BASE64_STANDARD.decode(tag).ok());
-            // In constant time: how long it takes does not tell how much of it was right.
+            // In constant time: the time that it takes does not tell how much of it was right.
             tag.is_some_and(|tag| mac.clone().verify_slice(&tag).is_ok())
         };
         match delivery.signatures.split(' ').any(is_right) {
@@ -281,7 +289,7 @@ pub(crate) fn now() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-/// A line for a shell.
+/// Returns a delivery as a line for a shell.
 pub(crate) fn curl(secret: &Secret, port: u16, id: &str, body: &str) -> String {
     let timestamp = now().to_string();
     let signature = secret.sign(id, &timestamp, body.as_bytes());
@@ -297,8 +305,6 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-
 fn secret() -> Result<Secret, Box<dyn Error>> {
     let secret = match std::env::var("WEBHOOK_SECRET") {
         Ok(secret) => secret,
@@ -311,7 +317,7 @@ fn secret() -> Result<Secret, Box<dyn Error>> {
     Ok(Secret::parse(&secret).map_err(|why| format!("WEBHOOK_SECRET: {why}"))?)
 }
 
-/// Locks in Redis if `REDIS_URL` is set, in this process if not.
+/// Returns a manager of locks in Redis if `REDIS_URL` is set, in this process if not.
 async fn locks() -> Result<LockManager, Box<dyn Error>> {
     let Some(url) = std::env::var_os("REDIS_URL") else {
         println!("Locks and answers: in the memory of this process (REDIS_URL is not set)");

@@ -1,12 +1,27 @@
-//! The one error type of this crate.
+//! [`Error`]: the one error type of this crate.
 
 use std::fmt;
 use std::sync::Arc;
 
 /// Why a lock could not be taken, kept or configured.
 ///
-/// [`kind`](Error::kind) tells the cases apart. The message says what went wrong, in Redis' own words where they are
-/// known, and what to do. It never holds a lock's key or a password.
+/// [`kind`](Error::kind) tells the cases apart. The message says what went wrong, in Redis' own
+/// words where they are known, and what to do. It never holds a lock's key or a password.
+///
+/// # Example
+///
+/// ```
+/// use tower_distributed_lock::{ErrorKind, LockManager};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// # let locks = LockManager::in_memory();
+/// match locks.try_acquire("report").await {
+///     Ok(guard) => println!("writing the report, {guard:?}"),
+///     Err(error) if error.kind() == ErrorKind::Held => println!("it is being written already"),
+///     Err(error) => eprintln!("{error}"),
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -17,22 +32,23 @@ pub struct Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Somebody else holds the lock, and the caller did not want to wait.
+    /// Another request or process holds the lock, and the caller did not want to wait.
     Held,
-    /// The lock did not become free within the time that the caller was ready to wait. If it is not known whether others held
-    /// it, as Redis did not answer, that is [`Unavailable`](Self::Unavailable).
+    /// The lock did not become free within the time that the caller was ready to wait. If Redis did
+    /// not reply, so that it is not known whether the lock was held, that is
+    /// [`Unavailable`](Self::Unavailable).
     TimedOut,
-    /// Too many callers wait for this lock already.
+    /// Too many callers wait for this lock, or for all locks of the manager, already.
     QueueFull,
     /// The key cannot name a lock: it is empty, or not text.
     InvalidKey,
-    /// Redis did not answer, or answered with an error. Whether the lock is free is unknown.
+    /// Redis did not reply, or replied with an error. Whether the lock is free is unknown.
     Unavailable,
     /// The manager was closed.
     Closed,
-    /// The lock is no longer ours.
+    /// The caller no longer held the lock.
     Lost,
-    /// A setting makes no sense.
+    /// A setting, or the URL of Redis, is not valid.
     Config,
 }
 
@@ -60,7 +76,7 @@ impl Error {
         )
     }
 
-    /// Which case this is.
+    /// Returns which case this is.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }

@@ -1,4 +1,4 @@
-//! What a request is given with a lock, and why it ends.
+//! [`Grant`]: what a request is given with a lock. [`LostReason`]: why it ends.
 
 use crate::clock::Time;
 
@@ -9,7 +9,7 @@ pub(crate) struct Grant {
     /// The store's name for the holder: what to release if the slot has given the lease up as lost.
     pub(crate) token: u64,
     pub(crate) fencing_token: u64,
-    /// The lease is trusted until then, unless it is extended.
+    /// The lease is valid until then, unless it is extended.
     pub(crate) until: Time,
     /// It is not extended beyond this.
     pub(crate) limit: Time,
@@ -19,9 +19,9 @@ pub(crate) struct Grant {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LostReason {
-    /// The lease could not be renewed in time.
+    /// The lease could not be renewed in time: Redis was away, or this process stood still.
     Expired,
-    /// The lock was deleted, or overwritten, by someone else.
+    /// Another client of Redis deleted or overwrote the lock, or Redis evicted it or lost its data.
     Taken,
     /// It was held for as long as [`max_hold`](crate::LockManagerBuilder::max_hold) allows.
     MaxHold,

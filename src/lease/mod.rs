@@ -14,9 +14,13 @@ use crate::shield::shielded;
 use crate::sync::{LeaseExpiry, VALID};
 use crate::trace::Stopwatch;
 
-/// A view of a held lock: cheap to clone, and in the extensions of every request that runs under a lock.
+/// A view of a held lock: cheap to clone, and in the extensions of every request that runs under a
+/// lock.
 ///
-/// It does not keep the lock held.
+/// It does not keep the lock held. A handler that must not go on without the lock, in code that
+/// does not await, looks at [`is_held`](Self::is_held) before each step that matters.
+///
+/// # Example
 ///
 /// ```
 /// use axum::Extension;
@@ -71,33 +75,39 @@ impl Lease {
         }))
     }
 
-    /// What is locked.
+    /// Returns what is locked.
     pub fn key(&self) -> &LockKey {
         &self.0.key
     }
 
-    /// A number that is larger for every later holder of this key, in this process or another.
+    /// Returns a number that is larger for every later holder of this key, in this process or
+    /// another.
     ///
-    /// It stays so when the lease expires, when Redis restarts without its data and when a replica is promoted, unless the
-    /// server's clock was set back *and* the data lost in one go, or the clocks of the two servers differ by more
-    /// than the failover took. It always fits an `i64`.
+    /// Send it along with every write, and have the storage refuse a write whose token is lower
+    /// than one that it has seen. Compare tokens of one key only. The token always fits an `i64`.
+    ///
+    /// Tokens go on rising when the lease expires, when Redis restarts without its data and when a
+    /// replica is promoted, unless the server's clock was set back *and* the data lost in one go,
+    /// or the clocks of the two servers differ by more than the failover took.
     pub fn fencing_token(&self) -> u64 {
         self.0.grant.fencing_token
     }
 
-    /// Whether the lock is certainly held at this moment. It reads the clock and is never late.
+    /// Returns whether the lock is certainly held at this moment. It reads the clock, and is never
+    /// late.
     pub fn is_held(&self) -> bool {
         self.lost_reason().is_none()
     }
 
-    /// Why the lock is no longer held, `None` while it is.
+    /// Returns why the lock is no longer held, `None` while it is.
     pub fn lost_reason(&self) -> Option<LostReason> {
         let ended = || self.0.expiry.ended(|until| self.late(until));
         // The end is written down before the tasks that wait for it are woken.
         reason(shielded(ended).unwrap_or_else(ended))
     }
 
-    /// How much longer the lock is certainly held, unless it is renewed before then or taken away.
+    /// Returns how much longer the lock is certainly held if it is neither renewed before then nor
+    /// taken away. Zero once it is lost.
     pub fn remaining(&self) -> Duration {
         match self.is_held() {
             true => self.until().since(Time::now()),
@@ -105,11 +115,27 @@ impl Lease {
         }
     }
 
-    /// Waits until the lock is no longer held.
+    /// Waits until the lock is no longer held, and returns why.
     ///
-    /// That is told before Redis could have given the lock to somebody else: the lease is counted from before
-    /// its command was sent, and 1 % of it, and a margin, are kept back. If somebody deletes or overwrites the lock
-    /// in Redis, it is told at the next renewal at the latest.
+    /// It returns before Redis can have given the lock to another holder: the lease is counted from
+    /// before its command was sent, and 1 % of it, 2 ms and a margin (a twentieth of the time to
+    /// live, at most 100 ms) are kept back. If another client deletes or overwrites the lock in
+    /// Redis, it returns at the next renewal at the latest.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_distributed_lock::Lease;
+    ///
+    /// /// Reads what another service sends for as long as the lock is held.
+    /// async fn follow(lease: &Lease) {
+    ///     tokio::select! {
+    ///         () = read_events() => {}
+    ///         reason = lease.lost() => eprintln!("stopped: {reason:?}"),
+    ///     }
+    /// }
+    /// # async fn read_events() {}
+    /// ```
     pub async fn lost(&self) -> LostReason {
         loop {
             let ended = self.0.expiry.notified();
@@ -150,7 +176,7 @@ impl Lease {
         shielded(|| self.0.expiry.end(code(why)));
     }
 
-    /// Whether this is a lease on that key, by that manager.
+    /// Returns whether this is a lease on that key, by that manager.
     pub(crate) fn is_on(&self, manager: u64, key: &LockKey) -> bool {
         self.0.manager == manager && self.0.key == *key
     }

@@ -8,8 +8,7 @@ use super::{Core, LockManager};
 use crate::error::{Error, ErrorKind};
 use crate::store::{Options, Store};
 
-/// The settings of a [`LockManager`]. Processes that share locks need the same [`prefix`](Self::prefix). The others may differ,
-/// as they do while a new version is rolled out, but for the time to live under [`quarantine`](Self::quarantine).
+/// The settings of a [`LockManager`], made by [`LockManager::builder`].
 ///
 /// | Setting | Default | |
 /// |---|---|---|
@@ -17,24 +16,35 @@ use crate::store::{Options, Store};
 /// | [`renewal`](Self::renewal) | a third of the time to live | how often a held lock is renewed |
 /// | [`max_hold`](Self::max_hold) | 5 min | how long one holder may hold a lock |
 /// | [`prefix`](Self::prefix) | `lock:` | what the names of the locks in Redis begin with |
-/// | [`command_timeout`](Self::command_timeout) | 1 s | how long Redis may take to answer, or to connect |
+/// | [`command_timeout`](Self::command_timeout) | 1 s | how long Redis may take to connect, and then to reply |
 /// | [`max_waiters_per_key`](Self::max_waiters_per_key) | 10 000 | how many requests of this process wait for one lock |
 /// | [`max_waiters`](Self::max_waiters) | 100 000 | how many wait for all locks together |
-/// | [`burst`](Self::burst) | 16, 50 ms | how many go before another process that waits, and for how long |
-/// | [`quarantine`](Self::quarantine) | no | after Redis lost data, give no lock until those who had one must have lost it |
+/// | [`burst`](Self::burst) | 16, 50 ms | how many of this process go before another process that waits, and for how long |
+/// | [`quarantine`](Self::quarantine) | `false` | whether to give no lock for a time to live after Redis lost data |
 /// | `tls_root_certificate` | the system's | the authority to trust with `rediss://` (feature `tls`) |
 ///
-/// Nothing is checked until the last step, which refuses settings that make no sense.
+/// The defaults suit most services. Processes that share locks need the same
+/// [`prefix`](Self::prefix), and with [`quarantine`](Self::quarantine) the same time to live. All
+/// else may differ between them, as it does while a new version is rolled out.
+///
+/// Nothing is checked until the last step, [`connect`](Self::connect),
+/// [`connect_lazy`](Self::connect_lazy) or [`in_memory`](Self::in_memory). It refuses settings that
+/// make no sense with an error of kind [`ErrorKind::Config`].
+///
+/// # Example
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_distributed_lock::LockManager;
+/// use tower_distributed_lock::{ErrorKind, LockManager};
 ///
 /// let locks = LockManager::builder()
 ///     .ttl(Duration::from_secs(30))
 ///     .prefix("payments:lock:")
 ///     .in_memory()?; // or .connect("redis://127.0.0.1:6379").await?
 /// # let _ = locks;
+///
+/// let refused = LockManager::builder().ttl(Duration::ZERO).in_memory();
+/// assert_eq!(refused.unwrap_err().kind(), ErrorKind::Config);
 /// # Ok::<(), tower_distributed_lock::Error>(())
 /// ```
 #[derive(Clone)]
@@ -72,101 +82,252 @@ impl Default for LockManagerBuilder {
 }
 
 impl LockManagerBuilder {
-    /// Time to live of a lease in Redis: how long a lock stays taken when its holder's process dies, and how long a
-    /// holder that cannot reach Redis goes on before it is told that the lock is lost. 100 ms to 24 h.
+    /// Sets the time to live of a lease in Redis: how long a lock stays taken when its holder's
+    /// process dies, and how long a holder that cannot reach Redis goes on before it is told that
+    /// the lock is lost. Default: 10 s. From 100 ms to 24 h.
     ///
-    /// A lock that another process handed over begins with two seconds (or the time to live, if that is less), and is
-    /// renewed soon after: a process that does not take it up keeps it from the others no longer than that.
+    /// A lock that another process handed over begins with two seconds (or the time to live, if
+    /// that is less), and is renewed soon after. So a process that does not take it up keeps it
+    /// from the others no longer than that.
     ///
-    /// Each lock that is held costs a command per [renewal](Self::renewal), of which 2048 are on
-    /// their way at once: with the default settings, a process keeps 250 000 locks at a round trip
-    /// of 10 ms. For more, make this longer.
+    /// Each lock that is held costs a command per [renewal](Self::renewal), of which 2048 are in
+    /// flight at once: with the default settings, a process keeps 250 000 locks at a round trip of
+    /// 10 ms. For more, make this longer.
+    ///
+    /// # A short time to live loses locks
+    ///
+    /// A process that stands still for longer than this, or a Redis that is away for longer, loses
+    /// every lock that the process holds, and its requests are stopped. A few seconds ride out a
+    /// slow network or a busy machine; 100 ms do not.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_distributed_lock::LockManager;
+    /// // Jobs survive half a minute without Redis. After a crash, locks stay taken as long.
+    /// let locks = LockManager::builder().ttl(Duration::from_secs(30)).in_memory()?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// Time between renewals. At the most half the time to live, so that one may fail.
+    /// Sets the time between two renewals of a held lock. Default: a third of the time to live.
+    /// From 1 ms to half the [time to live](Self::ttl), so that one renewal may fail.
+    ///
+    /// More renewals tell earlier of a lock that another client took away, and cost Redis a command
+    /// each.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_distributed_lock::LockManager;
+    /// let locks = LockManager::builder()
+    ///     .ttl(Duration::from_secs(30))
+    ///     .renewal(Duration::from_secs(5))
+    ///     .in_memory()?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
     pub fn renewal(mut self, renewal: Duration) -> Self {
         self.renewal = Some(renewal);
         self
     }
 
-    /// How long one holder may hold a lock. After that it [loses](crate::LostReason::MaxHold) it: a request is stopped, and a
-    /// response that is still being sent, a long download or a stream of events, is cut off. For those, make this
-    /// longer, or hold the lock for the head only ([`Hold::Head`](crate::lock::Hold::Head)). At most a year.
+    /// Sets how long one holder may hold a lock, the response's body included. After that, it
+    /// [loses](crate::LostReason::MaxHold) the lock. Default: 5 min. From 1 ms to 366 days.
     ///
-    /// The next one gets the lock soon after that, when the request has had the time to stop (a twentieth of the time to live, at
-    /// most 100 ms), and not when the lease would have expired. A handler that has answered within this time has more of it
-    /// until its answer is recorded ([`IdempotencyLayer`](crate::IdempotencyLayer)).
+    /// The next holder gets the lock when the request has had the time to stop (a twentieth of the
+    /// time to live, at most 100 ms), and not only when the lease would have expired. A handler
+    /// that has answered within this time has more of it until its response is stored
+    /// ([`IdempotencyLayer`](crate::IdempotencyLayer)).
+    ///
+    /// # Long responses are cut off
+    ///
+    /// A request that takes longer is stopped, and a response that is still being sent, such as a
+    /// long download or a stream of events, ends with an error. For those, make this longer, or
+    /// hold the lock until the handler has returned ([`Hold::Head`](crate::lock::Hold::Head)).
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_distributed_lock::LockManager;
+    /// // Exports that take up to an hour.
+    /// let locks = LockManager::builder().max_hold(Duration::from_secs(3600)).in_memory()?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.max_hold = max_hold;
         self
     }
 
-    /// What the name of every lock in Redis begins with: the lock of the key `account:7` is the string `lock:account:7`.
+    /// Sets what the name of every lock in Redis begins with: the lock of the key `account:7` is
+    /// the string `lock:account:7`. Default: `lock:`. 1 to 128 bytes, without braces.
     ///
-    /// Managers with different prefixes have nothing to do with each other if neither prefix begins with the
-    /// other. 1 to 128 bytes, without braces.
+    /// Managers with different prefixes have nothing to do with each other if neither prefix begins
+    /// with the other.
+    ///
+    /// # Another prefix means other locks
+    ///
+    /// All processes that are to exclude each other need the same prefix. While a version with
+    /// another one is rolled out, two requests for one resource may run at once, one under each.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::LockManager;
+    /// let locks = LockManager::builder().prefix("payments:lock:").in_memory()?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// How long Redis may take to answer a command, or to accept a connection, before a request is told that it is
-    /// [unavailable](ErrorKind::Unavailable): one that needs a new connection may wait for both. 1 ms up to the time to live: a lease that takes longer to get is of no use.
+    /// Sets how long Redis may take to accept a connection, and then to reply to a command, before
+    /// a request is told that it is [unavailable](ErrorKind::Unavailable). A request that needs a
+    /// new connection may wait for both. Default: 1 s. From 1 ms to the [time to live](Self::ttl):
+    /// a lease that takes longer to get is of no use.
+    ///
+    /// After several timeouts in a row, requests are told at once until Redis is back.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_distributed_lock::LockManager;
+    /// // Rather 503 than a request that waits longer for Redis.
+    /// let locks = LockManager::builder().command_timeout(Duration::from_millis(250)).in_memory()?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
     pub fn command_timeout(mut self, command_timeout: Duration) -> Self {
         self.command_timeout = command_timeout;
         self
     }
 
-    /// How many requests of this process may wait for one lock. More are [refused](ErrorKind::QueueFull).
+    /// Sets how many requests of this process may wait for one lock. Further ones are
+    /// [refused](ErrorKind::QueueFull), with 503. Default: 10 000. At least 1: for requests that
+    /// are not to wait, use [`try_acquire`](LockManager::try_acquire), or a layer without a wait.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::LockManager;
+    /// let locks = LockManager::builder().max_waiters_per_key(100).in_memory()?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
     pub fn max_waiters_per_key(mut self, max_waiters: usize) -> Self {
         self.max_waiters_per_key = max_waiters;
         self
     }
 
-    /// How many requests of this process may wait, for all locks together. More are
-    /// [refused](ErrorKind::QueueFull). A waiter takes less than 1 KiB of memory, its task included
-    /// (`cargo bench --bench contention -- memory`).
+    /// Sets how many requests of this process may wait, for all locks together. Further ones are
+    /// [refused](ErrorKind::QueueFull), with 503. Default: 100 000. At least 1.
+    ///
+    /// A waiter takes less than 1 KiB of memory, its task included.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::LockManager;
+    /// let locks = LockManager::builder().max_waiters(5_000).in_memory()?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
     pub fn max_waiters(mut self, max_waiters: usize) -> Self {
         self.max_waiters = max_waiters;
         self
     }
 
-    /// While another process waits for a lock: how many times this process passes it on among its own requests, and
-    /// for how long, before it grants it to that process. Whichever is reached first.
+    /// Sets how many times this process passes a lock on among its own requests, and for how long,
+    /// while another process waits for that lock. Whichever is reached first; then the other
+    /// process is granted the lock. Default: 16 hand-offs, 50 ms. At most 1000 hand-offs, and the
+    /// [time to live](Self::ttl).
     ///
-    /// Passing it on in the process costs next to nothing, granting it to another a round trip to Redis: longer bursts get
-    /// more done, shorter ones are fairer from one moment to the next. With zero hand-offs, processes take turns. At most
-    /// 1000 hand-offs, and the time to live.
+    /// Passing the lock on in the process costs next to nothing, granting it to another a round
+    /// trip to Redis. Longer bursts get more done; shorter ones are fairer from one moment to the
+    /// next. With zero hand-offs, processes take turns.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_distributed_lock::LockManager;
+    /// // Fair from one request to the next.
+    /// let locks = LockManager::builder().burst(0, Duration::ZERO).in_memory()?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
     pub fn burst(mut self, hand_offs: u32, time: Duration) -> Self {
         self.burst = hand_offs;
         self.burst_time = time;
         self
     }
 
-    /// After Redis lost data, gives no lock until every lease that somebody may still trust has run out: for one
-    /// [time to live](Self::ttl). Requests are told that Redis is [unavailable](ErrorKind::Unavailable) meanwhile. Default: `false`.
+    /// Sets whether to give no lock, after Redis lost data, until every lease that a process may
+    /// still count on has run out: for one [time to live](Self::ttl). Requests are told meanwhile
+    /// that Redis is [unavailable](ErrorKind::Unavailable). Default: `false`.
     ///
-    /// Without it, a server that was restarted empty, or a replica that was promoted without the last writes, gives locks away
-    /// that others hold until they find out. This is the delayed restart that the
-    /// [Redis documentation](https://redis.io/docs/latest/develop/use/patterns/distributed-locks/) advises, done by the manager: a
-    /// key in Redis holds the replication id of the server. If the key is gone, or the id is another one, data may have been lost.
-    /// So it is when a server is used for the first time, and whenever it is restarted, with its data or without.
+    /// Without it, a server that was restarted empty, or a replica that was promoted without the
+    /// last writes, gives locks away that other processes hold until they find out. This is the
+    /// delayed restart that the [Redis
+    /// documentation](https://redis.io/docs/latest/develop/use/patterns/distributed-locks/)
+    /// advises, done by the manager: a key in Redis holds the replication id of the server. If the
+    /// key is gone, or the id is another one, data may have been lost. So it is when a server is
+    /// used for the first time, and whenever it is restarted, with its data or without: then, too,
+    /// there is no lock for one time to live.
     ///
-    /// It begins when a manager first gets to that server. Whoever can still reach the old one goes on there meanwhile, and for as
-    /// long as it is there: take it away before another is promoted.
+    /// It costs one `INFO` with each call, and an ACL user needs `+info`.
     ///
-    /// All managers of a prefix must have it, with the same time to live. It costs one `INFO` with each call, and an ACL user needs
-    /// `+info`.
+    /// # What it needs to hold
+    ///
+    /// - All managers of a prefix must have it, with the same time to live.
+    /// - The old server must be gone. The quarantine begins when a manager first gets to the new
+    ///   one. A process that can still reach the old one goes on there meanwhile, and for as long
+    ///   as it is there: take it away before another is promoted.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// LockManager::builder().quarantine(true).connect("redis://redis.internal:6379").await
+    /// # }
+    /// ```
     pub fn quarantine(mut self, quarantine: bool) -> Self {
         self.quarantine = quarantine;
         self
     }
 
-    /// The certificate, in PEM form, of the authority to trust when connecting with `rediss://`, in place of the
-    /// operating system's.
+    /// Sets the certificate, in PEM form, of the authority to trust when connecting with
+    /// `rediss://`. Default: the authorities of the operating system. It replaces them; it does not
+    /// add to them.
+    ///
+    /// A certificate that cannot be read is refused by [`connect`](Self::connect) and
+    /// [`connect_lazy`](Self::connect_lazy). A text without any certificate is not: then no server
+    /// is trusted, and every connection by `rediss://` fails.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::LockManager;
+    /// # async fn connect() -> Result<LockManager, Box<dyn std::error::Error>> {
+    /// let pem = std::fs::read("redis-ca.pem")?;
+    /// let locks = LockManager::builder()
+    ///     .tls_root_certificate(pem)
+    ///     .connect("rediss://redis.internal:6380")
+    ///     .await?;
+    /// # Ok(locks) }
+    /// ```
     #[cfg(feature = "tls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
     pub fn tls_root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
@@ -174,33 +335,62 @@ impl LockManagerBuilder {
         self
     }
 
-    /// Connects to Redis, `redis://user:password@host:port/database`. With the feature `tls` also `rediss://`.
+    /// Connects to Redis. The URL is `redis://user:password@host:port/database`, with the feature
+    /// `tls` also `rediss://`; all but the host may be left out.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if the URL or a setting is not valid, [`ErrorKind::Unavailable`], with the address and
-    /// the cause, if the server cannot be used.
+    /// [`ErrorKind::Config`] if the URL or a setting is not valid, [`ErrorKind::Unavailable`], with
+    /// the address and the cause, if the server cannot be used.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// LockManager::builder().connect("redis://127.0.0.1:6379").await
+    /// # }
+    /// ```
     pub async fn connect(self, url: &str) -> Result<LockManager, Error> {
         let locks = self.connect_lazy(url)?;
         locks.core.connect().await?;
         Ok(locks)
     }
 
-    /// Like [`connect`](Self::connect), but connects in the background, so that a service starts without Redis.
-    /// Until it is there, locks are [unavailable](ErrorKind::Unavailable).
+    /// Like [`connect`](Self::connect), but connects in the background, so that a service starts
+    /// without Redis. Until Redis is there, locks are [unavailable](ErrorKind::Unavailable).
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Config`] if the URL or a setting is not valid.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::LockManager;
+    /// let locks = LockManager::builder().connect_lazy("redis://127.0.0.1:6379")?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
     pub fn connect_lazy(self, url: &str) -> Result<LockManager, Error> {
         Ok(LockManager::from_core(self.core(Some(url))?))
     }
 
-    /// Keeps the locks in this process, with the same rules.
+    /// Keeps the locks in this process, with the same rules: for tests, examples, and services of
+    /// one node. The prefix and the quarantine have no meaning then.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Config`] if a setting is not valid.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::LockManager;
+    /// let locks = LockManager::builder().in_memory()?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
     pub fn in_memory(self) -> Result<LockManager, Error> {
         Ok(LockManager::from_core(self.core(None)?))
     }
@@ -292,7 +482,7 @@ fn between(name: &str, value: Duration, min: Duration, max: Duration) -> Result<
     ))
 }
 
-/// Leaves out the certificate, which only says that there is one.
+/// Leaves the certificate out.
 impl fmt::Debug for LockManagerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockManagerBuilder")

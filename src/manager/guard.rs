@@ -16,17 +16,26 @@ use crate::store::{Record, ReplySender};
 
 /// A held lock. It is held, and its lease renewed, for as long as this value lives.
 ///
-/// `Drop` releases it in the background: it does not block, does not panic, and works outside of a runtime.
-/// [`release`](Self::release) does the same, and tells how that went.
+/// Dropping it releases the lock in the background: that does not block, does not panic, and works
+/// outside of a runtime. [`release`](Self::release) does the same, and tells how that went.
+///
+/// Nothing stops the caller when the lock is lost: it has to watch [`lost`](Self::lost), or to have
+/// the storage check the [fencing token](Self::fencing_token).
+///
+/// # Example
 ///
 /// ```
 /// # use tower_distributed_lock::LockManager;
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_distributed_lock::Error> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tower_distributed_lock::Error> {
 /// let locks = LockManager::in_memory();
 /// let guard = locks.try_acquire("account:7").await?;
-/// // … one at a time, on all nodes …
-/// guard.release().await?;
+/// tokio::select! {
+///     () = work() => guard.release().await?,
+///     reason = guard.lost() => eprintln!("stopped: the lock was lost ({reason:?})"),
+/// }
 /// # Ok(()) }
+/// # async fn work() {}
 /// ```
 #[must_use = "the lock is released as soon as its guard is dropped"]
 pub struct LockGuard {
@@ -44,36 +53,37 @@ impl LockGuard {
         }
     }
 
-    /// A view of this lock, to hand to others.
+    /// Returns a view of this lock, to hand to other tasks. It does not keep the lock held.
     pub fn lease(&self) -> &Lease {
         &self.lease
     }
 
-    /// What is locked.
+    /// Returns what is locked.
     pub fn key(&self) -> &LockKey {
         self.lease.key()
     }
 
-    /// See [`Lease::fencing_token`].
+    /// Returns a number that is larger for every later holder: see [`Lease::fencing_token`].
     pub fn fencing_token(&self) -> u64 {
         self.lease.fencing_token()
     }
 
-    /// Waits until the lock is no longer held: see [`Lease::lost`].
+    /// Waits until the lock is no longer held, and returns why: see [`Lease::lost`].
     pub async fn lost(&self) -> LostReason {
         self.lease.lost().await
     }
 
-    /// Releases the lock, and tells whether it was still ours.
+    /// Releases the lock, and tells whether this guard still held it.
     ///
-    /// If another request of this process waits for it, it gets the lock without Redis being asked, and "still
-    /// ours" means that no loss was noticed.
+    /// If another request of this process waits for the lock, it gets the lock without Redis being
+    /// asked. Then success means that no loss was noticed.
     ///
     /// The lock is released all the same if this future is dropped.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Lost`] if the lock was not ours any more, [`ErrorKind::Unavailable`] if Redis did not say. In both
+    /// [`ErrorKind::Lost`] if the lock was lost before, [`ErrorKind::Unavailable`] if Redis did not
+    /// reply within the [command timeout](crate::LockManagerBuilder::command_timeout). In both
     /// cases, what was done under the lock may have overlapped with another holder.
     pub async fn release(mut self) -> Result<(), Error> {
         let (reply, released) = oneshot::channel();
@@ -87,7 +97,7 @@ impl LockGuard {
     }
 
     /// Puts a record in the lock's place, and tells whether it is there. If it is long and the
-    /// store cannot keep it, a short one takes its place that is made by `instead`.
+    /// store cannot keep it, `instead` makes a short one, which is put there.
     ///
     /// The lock stays held while the store writes a long record.
     pub(crate) async fn complete(
@@ -123,8 +133,8 @@ impl LockGuard {
         }
     }
 
-    /// Puts a short record in the lock's place. It is tried for as long as the lock may be ours,
-    /// even if this future is dropped.
+    /// Puts a short record in the lock's place. The store tries for as long as this guard may hold
+    /// the lock, even if this future is dropped.
     async fn put(mut self, record: Record) -> Result<(), Error> {
         let (reply, completed) = oneshot::channel();
         self.is_finished = true;

@@ -27,54 +27,78 @@ use crate::trace::{self, Stopwatch};
 /// How long an answer may be in flight inside the process.
 const A_MOMENT: Duration = Duration::from_millis(10);
 
-/// Takes locks. One for each process: it owns the connection to Redis, the queues of waiting requests,
-/// and the renewals. A clone is cheap and shares everything.
+/// Takes locks. A process needs one: it owns the connection to Redis, the queues of waiting
+/// requests, and the renewals. A clone is cheap and shares everything.
 ///
-/// It needs no HTTP: a background job takes the same lock as a request.
+/// The layers take their locks from it. It needs no HTTP: a background job takes the same lock as a
+/// request.
+///
+/// # Example
 ///
 /// ```
 /// use std::time::Duration;
 /// use tower_distributed_lock::LockManager;
 ///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_distributed_lock::Error> {
-/// let locks = LockManager::in_memory(); // or LockManager::connect("redis://127.0.0.1:6379").await?
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tower_distributed_lock::Error> {
+/// let locks = LockManager::in_memory(); // or connect("redis://127.0.0.1:6379").await?
 ///
 /// let guard = locks.acquire("account:7", Duration::from_secs(5)).await?;
 /// println!("holding {:?} with fencing token {}", guard.key(), guard.fencing_token());
 /// drop(guard); // released in the background
 ///
+/// let error = locks.try_acquire("").await.unwrap_err();
+/// assert_eq!(error.kind(), tower_distributed_lock::ErrorKind::InvalidKey);
+///
 /// locks.close().await; // waits until all is released, then disconnects
 /// # Ok(()) }
 /// ```
 ///
-/// With Redis, one background task renews all leases and moves all commands. It runs on the multi-threaded runtime that the
-/// manager was first used in, and otherwise on a thread of its own: a runtime of one thread may be blocked by
-/// one handler, or not be driven at all. (To and from
-/// a thread of its own, an answer takes one more change of threads.)
+/// # The background task
 ///
-/// When the last clone and the last guard are gone, what is still to be released is released, and the connection
-/// is closed. Before the process exits, [`close`](Self::close) waits for that.
+/// With Redis, one background task renews all leases and moves all commands. It runs on the
+/// multi-threaded runtime that the manager was first used in. If that runtime has one thread only,
+/// the task runs on a thread of its own: one handler may block such a runtime, and perhaps nothing
+/// drives it at all. (To and from a thread of its own, a reply takes one more change of threads.)
+///
+/// # The end
+///
+/// When the last clone and the last guard are gone, what is still to be released is released, and
+/// the connection is closed. Before the process exits, await [`close`](Self::close), which waits
+/// for that.
 pub struct LockManager {
     core: Arc<Core>,
 }
 
 impl LockManager {
-    /// Connects to Redis with the default settings: see [`LockManagerBuilder`].
+    /// Connects to Redis, `redis://user:password@host:port/database`, with the default settings:
+    /// see [`LockManagerBuilder`].
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if the URL is not one of a Redis server, [`ErrorKind::Unavailable`], with the
-    /// address and the cause, if the server cannot be used. [`LockManagerBuilder::connect_lazy`] starts without it.
+    /// [`ErrorKind::Config`] if the URL is not one of a Redis server, [`ErrorKind::Unavailable`],
+    /// with the address and the cause, if the server cannot be used.
+    /// [`LockManagerBuilder::connect_lazy`] starts without it.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// let locks = LockManager::connect("redis://127.0.0.1:6379").await?;
+    /// # Ok(locks) }
+    /// ```
     pub async fn connect(url: &str) -> Result<Self, Error> {
         Self::builder().connect(url).await
     }
 
-    /// To choose other settings.
+    /// Returns a builder, for other settings than the default ones.
     pub fn builder() -> LockManagerBuilder {
         LockManagerBuilder::default()
     }
 
-    /// Keeps the locks in this process: for tests, examples, and services of one node.
+    /// Keeps the locks in this process, with the default settings: for tests, examples, and
+    /// services of one node. They follow the same rules as locks in Redis.
     pub fn in_memory() -> Self {
         Self::builder()
             .in_memory()
@@ -88,12 +112,25 @@ impl LockManager {
 
     /// Takes the lock if it is free.
     ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{Error, ErrorKind, LockManager};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// # let locks = LockManager::in_memory();
+    /// let guard = locks.try_acquire("report").await?;
+    /// let second = locks.try_acquire("report").await;
+    /// assert_eq!(second.unwrap_err().kind(), ErrorKind::Held);
+    /// # drop(guard);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
-    /// - [`ErrorKind::Held`] if somebody else holds it.
-    /// - [`ErrorKind::Unavailable`] if Redis cannot be reached, refuses, or does not answer within the
-    ///   [command timeout](LockManagerBuilder::command_timeout).
-    /// - [`ErrorKind::InvalidKey`], [`ErrorKind::Closed`].
+    /// - [`ErrorKind::Held`] if another request or process holds it.
+    /// - [`ErrorKind::Unavailable`] if Redis cannot be reached, refuses, or does not reply within
+    ///   the [command timeout](LockManagerBuilder::command_timeout).
+    /// - [`ErrorKind::InvalidKey`] if the key is empty, [`ErrorKind::Closed`] if the manager is.
     pub async fn try_acquire<K>(&self, key: K) -> Result<LockGuard, Error>
     where
         K: TryInto<LockKey>,
@@ -102,19 +139,36 @@ impl LockManager {
         self.take(key.try_into()?, None).await
     }
 
-    /// Takes the lock as soon as it is free, within `wait`. Requests of one process get it in order of arrival.
+    /// Takes the lock as soon as it is free, within `wait`. Requests of one process get it in order
+    /// of arrival, processes in the order in which they began to wait.
     ///
     /// A caller that gives up, by dropping the future, leaves the queue.
     ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// # let locks = LockManager::in_memory();
+    /// let first = locks.acquire("account:7", Duration::from_secs(5)).await?;
+    /// let fencing_token = first.fencing_token();
+    /// drop(first);
+    /// let second = locks.acquire("account:7", Duration::from_secs(5)).await?;
+    /// assert!(second.fencing_token() > fencing_token);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
-    /// - [`ErrorKind::TimedOut`] if it did not become free within `wait`. If Redis did not say so in that time, and the lock may
-    ///   well be free, it is [`ErrorKind::Unavailable`].
+    /// - [`ErrorKind::TimedOut`] if it did not become free within `wait`. If Redis did not say so
+    ///   in that time, and the lock may well be free, it is [`ErrorKind::Unavailable`].
     /// - [`ErrorKind::QueueFull`] if [too many](LockManagerBuilder::max_waiters) wait already.
-    /// - [`ErrorKind::Unavailable`] if Redis cannot be reached, refuses, or does not answer within the
-    ///   [command timeout](LockManagerBuilder::command_timeout). A caller that is in the queue already when Redis goes away
-    ///   stays there: it goes on when Redis is back, or is told so when its wait is over.
-    /// - [`ErrorKind::InvalidKey`], [`ErrorKind::Closed`].
+    /// - [`ErrorKind::Unavailable`] if Redis cannot be reached, refuses, or does not reply within
+    ///   the [command timeout](LockManagerBuilder::command_timeout). A caller that is in the queue
+    ///   already when Redis goes away stays there: it goes on when Redis is back, or is told so
+    ///   when its wait is over.
+    /// - [`ErrorKind::InvalidKey`] if the key is empty, [`ErrorKind::Closed`] if the manager is.
     pub async fn acquire<K>(&self, key: K, wait: Duration) -> Result<LockGuard, Error>
     where
         K: TryInto<LockKey>,
@@ -195,12 +249,28 @@ impl LockManager {
         }
     }
 
-    /// Ends the manager gracefully: no lock is given out any more ([`ErrorKind::Closed`]), waiting requests are told
-    /// so, and locks that are held stay held, and are renewed, until their guards are dropped. Returns when all are
-    /// released.
+    /// Ends the manager gracefully, and returns when all its locks are released.
     ///
-    /// It waits for as long as a guard lives. To wait no longer than some time, put it into a [`tokio::time::timeout`]: closing
-    /// goes on all the same.
+    /// No lock is given out any more ([`ErrorKind::Closed`]), and waiting requests are told so.
+    /// Locks that are held stay held, and are renewed, until their guards are dropped.
+    ///
+    /// It waits for as long as a guard lives. To wait no longer than some time, put it into a
+    /// [`tokio::time::timeout`]: closing goes on all the same.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_distributed_lock::{ErrorKind, LockManager};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let locks = LockManager::in_memory();
+    /// if tokio::time::timeout(Duration::from_secs(10), locks.close()).await.is_err() {
+    ///     eprintln!("some locks are still held after 10 s: they will expire");
+    /// }
+    /// let refused = locks.try_acquire("account:7").await;
+    /// assert_eq!(refused.unwrap_err().kind(), ErrorKind::Closed);
+    /// # }
+    /// ```
     pub async fn close(&self) {
         self.core.close().await;
     }

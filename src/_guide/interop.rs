@@ -1,0 +1,54 @@
+//! The same locks outside of HTTP, and in other clients of Redis.
+//!
+//! # Background jobs
+//!
+//! A job takes the same lock as a request, from the same [`LockManager`](crate::LockManager):
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_distributed_lock::{Error, LockManager};
+//!
+//! async fn job(locks: &LockManager) -> Result<(), Error> {
+//!     let guard = locks.acquire("accounts:7", Duration::from_secs(30)).await?;
+//!     tokio::select! {
+//!         () = pay_interest(guard.fencing_token()) => {}
+//!         reason = guard.lost() => eprintln!("stopped: the lock was lost ({reason:?})"),
+//!     }
+//!     guard.release().await // or drop it: then it is released in the background
+//! }
+//! # async fn pay_interest(_: u64) {}
+//! ```
+//!
+//! Here nothing stops the work when the lock is lost: watch [`LockGuard::lost`], as above, or look
+//! at [`Lease::is_held`] before each step that matters. Before the process ends,
+//! `locks.close().await` waits until all guards are dropped and Redis has the releases.
+//!
+//! The key `accounts:7` is the one that [`key::path("/accounts/{id}/{*rest}")`](crate::key::path)
+//! makes of a request for `/accounts/7/…`.
+//!
+//! # Other clients
+//!
+//! The lock of the key `accounts:7` is the string `lock:accounts:7` in Redis, set with `NX` and
+//! `PX`. redis-py's `Lock`, node-redlock, redsync, or a `SET … NX PX` by hand and this crate
+//! respect each other's locks:
+//!
+//! ```python
+//! import redis
+//!
+//! client = redis.Redis()
+//! with client.lock("lock:accounts:7", timeout=10, blocking_timeout=30):
+//!     ...  # alone with the account, also on the nodes that use this crate
+//! ```
+//!
+//! Such a client cannot stand in line: it gets the lock when it happens to ask while the lock is
+//! free. A process of this crate whose requests keep a lock busy passes it on among them without
+//! ever freeing it, so a client that tries again every so often may not get its turn until that
+//! load pauses. Nor does it get a fencing token.
+//!
+//! Requests that wait for a lock of another client are told by Redis when it is free. Over RESP2,
+//! Redis does not tell: then this crate looks every 100 ms.
+//!
+//! The records of an [`IdempotencyLayer`](crate::IdempotencyLayer) are for this crate alone.
+//!
+//! [`LockGuard::lost`]: crate::LockGuard::lost
+//! [`Lease::is_held`]: crate::Lease::is_held

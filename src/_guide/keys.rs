@@ -1,0 +1,78 @@
+//! What a request locks: how to choose keys, and how to keep clients from misusing them.
+//!
+//! A [`LockKey`](crate::LockKey) is the name of a lock. Requests with equal keys run one at a time;
+//! requests with different keys have nothing to do with each other. So make the key of what must
+//! not be changed by two at once, and of nothing more: a key that also holds the method, say, lets
+//! a `POST` and a `DELETE` of one account overlap.
+//!
+//! # Keys from a request's head
+//!
+//! The functions of [`key`](crate::key) return closures for
+//! [`DistributedLockLayer::new`](crate::DistributedLockLayer::new):
+//!
+//! | | Key of `POST /accounts/7/transfer` with `x-account: 7` |
+//! |---|---|
+//! | [`key::path("/accounts/{id}/{*rest}")`](crate::key::path) | `accounts:7`: the parts of the path that the pattern names |
+//! | [`key::header("x-account")`](crate::key::header) | `7` |
+//! | [`key::method_and_path()`](crate::key::method_and_path) | `POST:/accounts/7/transfer` |
+//! | [`key::scope("transfers", key::header("x-account"))`](crate::key::scope) | `transfers:7` |
+//! | [`key::join(key::header("x-account"), key::method_and_path())`](crate::key::join) | both, escaped, so that they cannot run into each other |
+//! | a closure, `\|req: &Parts\| Some("everything")` | what it returns; `None` for no lock, an error for 400 |
+//!
+//! Paths are percent-decoded first, as routers do: `/accounts/%37` is `/accounts/7`. Keys longer
+//! than 512 bytes are replaced by their SHA-256.
+//!
+//! To make a key of several texts, use [`LockKey::join`](crate::LockKey::join) and not `format!`.
+//! It escapes its separator, so a client that sends `a:b` as one part does not name the lock of the
+//! parts `a` and `b`.
+//!
+//! # Keys from elsewhere
+//!
+//! A closure sees the head of a request only. If the key depends on the body, on the router's path
+//! parameters or on something asynchronous (a session, a database), have a middleware find it and
+//! put it into the request's extensions. The layer takes it from there with
+//! [`DistributedLockLayer::from_extension`](crate::DistributedLockLayer::from_extension).
+//!
+//! # A key is text
+//!
+//! If the handler parses `7`, `07` and `+7` to the same number, these are three locks on one
+//! account. Make the key of the number: parse it in a middleware, and use `from_extension`. In this
+//! example axum parses the path before the lock is taken.
+//!
+//! ```
+//! use axum::{Router, extract::{Path, Request}, middleware::{Next, from_fn}};
+//! use axum::{response::Response, routing::post};
+//! use tower_distributed_lock::{DistributedLockLayer, LockKey, LockManager};
+//!
+//! async fn key_of_the_number(Path(id): Path<u64>, mut request: Request, next: Next) -> Response {
+//!     let key = LockKey::join(["accounts", &id.to_string()]).expect("neither part is empty");
+//!     request.extensions_mut().insert(key);
+//!     next.run(request).await
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! let lock = DistributedLockLayer::from_extension(LockManager::in_memory()).require_key(true);
+//! let app: Router = Router::new()
+//!     .route("/accounts/{id}", post(|| async {}))
+//!     .route_layer(lock)
+//!     .route_layer(from_fn(key_of_the_number)); // the last layer is the outermost
+//! # let _ = app;
+//! # }
+//! ```
+//!
+//! # Keys that clients choose
+//!
+//! Keys often come from a stranger's request. Assume that they are chosen to do harm.
+//!
+//! - **Clients can block each other** through keys that they choose. Put the caller's identity, as
+//!   the authentication outside has verified it, into the key where they should not.
+//! - **[`key::header`](crate::key::header) uses the value as the whole key.** Give it a
+//!   [scope](crate::key::scope), unless every key of this manager comes from that header. Otherwise
+//!   a client that sends `accounts:7` takes the lock of an account.
+//! - **A request without a key runs without a lock.** If every request must have one, say
+//!   [`require_key(true)`](crate::DistributedLockLayer::require_key): it is answered with 400.
+//! - **In a nested axum router** the path is what is left of it there. Two routers at `/a` and `/b`
+//!   share their keys, unless each has a scope.
+//!
+//! No key appears in an error, a response or a log. Events of the feature `tracing` show
+//! [fingerprints](crate::LockKey::fingerprint).

@@ -1,0 +1,111 @@
+//! In production: Redis' version and settings, ACLs, failover, alerts, sizing, shutting down.
+//!
+//! # Redis
+//!
+//! Redis 6.2 or newer, or Valkey. One server, or the primary of a replicated pair: Redis Cluster is
+//! not supported yet.
+//!
+//! The address is a URL, `redis://user:password@host:port/database`; with the feature `tls` also
+//! `rediss://`, checked against the operating system's authorities or against
+//! [`tls_root_certificate`](crate::LockManagerBuilder). Passwords appear in no error and no log.
+//!
+//! [`connect`](crate::LockManagerBuilder::connect) fails if Redis is not there, and says where and
+//! why. [`connect_lazy`](crate::LockManagerBuilder::connect_lazy) lets the service start all the
+//! same. Requests that need a lock are answered with 503 until Redis is there.
+//!
+//! # ACL
+//!
+//! With the prefix `lock:`, a user needs these keys, channels and commands:
+//!
+//! ```text
+//! ~lock:* ~{* &lock:inbox:*
+//! +@connection +@scripting +@string +@list +@keyspace +subscribe +publish +pubsub +time +client
+//! ```
+//!
+//! With another [prefix](crate::LockManagerBuilder::prefix), put it in the place of `lock:`. With
+//! [`quarantine`](crate::LockManagerBuilder::quarantine), add `+info`. Processes that share a
+//! prefix trust each other: any of them can release or overwrite what belongs to another.
+//!
+//! # Memory and eviction
+//!
+//! Set `maxmemory-policy noeviction`. A Redis that evicts keys may evict a lock, and then there are
+//! two holders; or a stored response, and then its duplicate runs. With `noeviction`, a Redis
+//! without memory refuses (`OOM`), and requests are answered with 503.
+//!
+//! Locks take little memory. Stored responses take their length and their headers, for as long as
+//! they are [retained](crate::IdempotencyLayer::retention).
+//!
+//! # Failover, and quarantine
+//!
+//! A promoted replica may lack the last writes, and so may a server that restarts. For up to a time
+//! to live there can then be two holders of a lock. Fencing tokens keep their writes apart.
+//! [`quarantine(true)`](crate::LockManagerBuilder::quarantine) prevents the second holder:
+//! the manager recognises the new server, and no lock is given there for one
+//! [`ttl`](crate::LockManagerBuilder::ttl) (503 meanwhile). It does not help against an old primary
+//! that processes can still reach: take it away before another is promoted.
+//!
+//! # RESP2
+//!
+//! Where a server or a proxy refuses RESP3, a second connection does what RESP3 does on one, with
+//! two differences. A grant is confirmed, which costs a round trip. And Redis does not tell when
+//! another client deletes a lock: the holder notices at its next renewal. (A lock that a client of
+//! another kind holds is looked at every 100 ms.)
+//!
+//! # What to alert on
+//!
+//! With the feature `tracing`, keys appear as [fingerprints](crate::LockKey::fingerprint) only.
+//! These events are rare when all is well:
+//!
+//! | Level | Event | What it means |
+//! |---|---|---|
+//! | error | `the answer to an idempotency key could not be recorded…` | the work was done, and a duplicate may do it again |
+//! | error | `the record of an idempotency key cannot be read…` | damaged, partly evicted, or written by a newer version: 500 for that key |
+//! | error | `the state of a lock was given up after a panic…`, `the background task of a lock manager panicked…` | a panic, kept to one key or mended by starting again: a mistake in this crate, or in a waker or subscriber of the service. Please report it |
+//! | warn | `lock lost` (`reason`) | `Expired`: Redis was away or the process stood still; `Taken`: another client wrote to the lock; `MaxHold`: the request took too long |
+//! | warn | `no connection to Redis` (`why`) | requests are answered with 503 |
+//! | warn | `the answer to an idempotency key could not be kept whole…` | its duplicates get the head only |
+//! | warn | `Redis does not tell when a lock is deleted by someone else` | see RESP2 above, or `CLIENT TRACKING` is refused |
+//!
+//! Acquired, refused and released locks are events of level debug, with `waited_ms` and `held_ms`.
+//! A span `lock` is around the handler. Without `tracing`, count what a layer outside finds in the
+//! response's extensions: a [`Rejection`](crate::lock::Rejection) in every response by which these
+//! layers say that a request did not run.
+//!
+//! # Sizing
+//!
+//! - **Connections.** One per process, whatever the load; a second one for stored responses of
+//!   more than 16 KiB; and one more for the inbox where there is no RESP3.
+//! - **Waiting requests.** Less than 1 KiB each, the task included. At most 10 000 wait for one
+//!   lock and 100 000 in a process; more are answered with 503
+//!   ([`max_waiters_per_key`](crate::LockManagerBuilder::max_waiters_per_key),
+//!   [`max_waiters`](crate::LockManagerBuilder::max_waiters)).
+//! - **Many locks at once.** Each one that is held is renewed three times per time to live. A
+//!   process has up to 2048 renewals in flight. It was seen to keep 250 000 locks with the default
+//!   settings, at a round trip of 10 ms; 400 000 were more than Redis and the process could do on
+//!   two cores. A longer time to live allows for more.
+//! - **CPU.** To keep 100 000 locks held takes a tenth of a core. What a request costs is in
+//!   `benches/README.md` in the repository.
+//!
+//! # Rolling out a new version
+//!
+//! Processes with different settings share locks correctly (the [guarantees](super::guarantees) say
+//! by whose time to live a lease counts). The prefix must stay the same: a process with another one
+//! takes other locks. `quarantine` needs the same `ttl` everywhere.
+//!
+//! # Shutting down
+//!
+//! Before the process ends, stop the server gracefully, and then await
+//! [`LockManager::close`](crate::LockManager::close). It waits until all guards are dropped and
+//! Redis has the releases. Without it, a lock whose release was on its way stays taken until its
+//! time to live is over.
+//!
+//! ```no_run
+//! # use std::time::Duration;
+//! # use tower_distributed_lock::LockManager;
+//! # async fn shut_down(listener: tokio::net::TcpListener, app: axum::Router, locks: LockManager,
+//! #     ctrl_c: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
+//! axum::serve(listener, app).with_graceful_shutdown(ctrl_c).await?;
+//! // Detached requests may still run. Do not wait for them for ever.
+//! let _ = tokio::time::timeout(Duration::from_secs(10), locks.close()).await;
+//! # Ok(()) }
+//! ```
