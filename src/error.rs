@@ -22,10 +22,19 @@ use std::sync::Arc;
 /// }
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+///
+/// [`source`](std::error::Error::source) returns the error of the Redis client, or of the system,
+/// where one is the cause. The message has its text already.
+#[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
-    message: Arc<str>,
+    /// `None`: there is no more to say than the kind does.
+    detail: Option<Arc<Detail>>,
+}
+
+struct Detail {
+    message: Box<str>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 /// The cases of [`Error`].
@@ -53,17 +62,44 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    pub(crate) fn new(kind: ErrorKind, message: impl Into<Arc<str>>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-        }
+    /// An error whose message says more than its kind does.
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<Box<str>>) -> Self {
+        Self::with(kind, message.into(), None)
     }
 
+    /// An error with the error that caused it, whose text the message has.
+    pub(crate) fn caused_by(
+        kind: ErrorKind,
+        message: impl Into<Box<str>>,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::with(kind, message.into(), Some(Box::new(source)))
+    }
+
+    /// An error of which there is no more to say.
     pub(crate) fn of(kind: ErrorKind) -> Self {
-        Self::new(
-            kind,
-            match kind {
+        let detail = None;
+        Self { kind, detail }
+    }
+
+    fn with(
+        kind: ErrorKind,
+        message: Box<str>,
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        let detail = Some(Arc::new(Detail { message, source }));
+        Self { kind, detail }
+    }
+
+    /// Returns which case this is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    fn message(&self) -> &str {
+        match &self.detail {
+            Some(detail) => &detail.message,
+            None => match self.kind {
                 ErrorKind::Held => "the lock is held by another request",
                 ErrorKind::TimedOut => "the lock did not become free in the time given to wait",
                 ErrorKind::QueueFull => "too many requests wait for this lock already",
@@ -73,22 +109,31 @@ impl Error {
                 ErrorKind::Lost => "the lock was lost before it was released",
                 ErrorKind::Config => "the configuration is not valid",
             },
-        )
-    }
-
-    /// Returns which case this is.
-    pub fn kind(&self) -> ErrorKind {
-        self.kind
+        }
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(self.message())
     }
 }
 
-impl std::error::Error for Error {}
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.kind)
+            .field("message", &self.message())
+            .finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let source = self.detail.as_ref()?.source.as_deref()?;
+        Some(source)
+    }
+}
 
 impl From<std::convert::Infallible> for Error {
     fn from(never: std::convert::Infallible) -> Self {

@@ -1,7 +1,7 @@
 //! Several commands as one script call, and back.
 
 use std::fmt::Write as _;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use redis::{Cmd, RedisError, Value};
@@ -239,7 +239,7 @@ pub(super) fn replies<'a, R: 'a, S: 'a>(
         .collect()
 }
 
-fn failure(message: impl Into<Arc<str>>, unknown: bool) -> Failure {
+fn failure(message: impl Into<Box<str>>, unknown: bool) -> Failure {
     Failure {
         error: Error::new(ErrorKind::Unavailable, message),
         unknown,

@@ -94,7 +94,7 @@ impl Address {
         let limit = settings.command_timeout;
         match tokio::time::timeout(limit, self.try_connect(settings)).await {
             Ok(Ok(link)) => Ok(link),
-            Ok(Err(error)) => Err(self.unavailable(&explain(&error))),
+            Ok(Err(error)) => Err(self.failed(error)),
             Err(_) => Err(self.unavailable(&format!("no answer within {limit:?}"))),
         }
     }
@@ -108,8 +108,16 @@ impl Address {
     }
 
     pub(super) fn unavailable(&self, why: &str) -> Error {
-        let message = format!("cannot use Redis at {}: {why}", self.display());
-        Error::new(ErrorKind::Unavailable, message)
+        Error::new(ErrorKind::Unavailable, self.cannot_use(why))
+    }
+
+    pub(super) fn failed(&self, error: RedisError) -> Error {
+        let message = self.cannot_use(&explain(&error));
+        Error::caused_by(ErrorKind::Unavailable, message, error)
+    }
+
+    fn cannot_use(&self, why: &str) -> String {
+        format!("cannot use Redis at {}: {why}", self.display())
     }
 
     async fn try_connect(&self, settings: &Settings) -> Result<Link, RedisError> {
@@ -262,8 +270,8 @@ fn explain(error: &RedisError) -> String {
             format!("{error}. Check the user and the password in the URL")
         }
         RedisKind::Server(ServerErrorKind::NoPerm) => format!(
-            "{error}. The user needs the commands of the crate's script, its keys and its inbox channels: see the \
-             README"
+            "{error}. The user needs the commands of the crate's script, its keys and its inbox channels: see \
+             the operations guide in the documentation"
         ),
         _ => error.to_string(),
     }

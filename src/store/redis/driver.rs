@@ -194,11 +194,11 @@ impl RedisStore {
                         how = Call::Whole;
                     }
                     Some(Err(error)) if is_refusal(&error) => {
-                        let error = refused(&error);
+                        let error = refused(error);
                         self.fail(in_flight.pop(), &error, false, events);
                         return End::Closed(error);
                     }
-                    Some(Err(error)) => return End::Closed(refused(&error)),
+                    Some(Err(error)) => return End::Closed(refused(error)),
                     Some(Ok(returned)) => {
                         if let Some((sent_at, _)) = in_flight.calls.front() {
                             link.observed.reply_to(*sent_at);
@@ -397,7 +397,7 @@ fn deliver(
     let commands = commands
         .iter()
         .map(|pending| (&pending.key, &pending.command));
-    let replies = batch::replies(commands, returned.values).map_err(|error| refused(&error))?;
+    let replies = batch::replies(commands, returned.values).map_err(refused)?;
     let (sent_at, commands) = in_flight.pop();
     let settings = &in_flight.store.settings;
     let mut seen = returned.seen.unwrap_or_default().into_iter();
@@ -480,6 +480,10 @@ fn closed() -> Error {
     Error::new(ErrorKind::Unavailable, "the connection to Redis was closed")
 }
 
-fn refused(error: &RedisError) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("Redis refused: {error}"))
+fn refused(error: RedisError) -> Error {
+    Error::caused_by(
+        ErrorKind::Unavailable,
+        format!("Redis refused: {error}"),
+        error,
+    )
 }

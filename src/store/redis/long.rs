@@ -273,7 +273,10 @@ impl RedisStore {
                     let replies = replies.into_iter().map(Value::extract_error);
                     replies.collect::<Result<_, _>>()
                 })
-                .map_err(|error| failed(&error.to_string(), !is_refusal(&error))),
+                .map_err(|error| Failed {
+                    again: !is_refusal(&error),
+                    error: self.address.failed(error),
+                }),
             Ok(Err(_)) => Err(silent()),
             Err(_) => Err(failed("the runtime ends", false)),
         };
@@ -295,7 +298,7 @@ impl RedisStore {
                 .connect_for_long()
                 .await
                 .map_err(|error| Failed {
-                    error: self.address.unavailable(&error.to_string()),
+                    error: self.address.failed(error),
                     again: true,
                 })?;
             kept.number += 1;
