@@ -40,7 +40,7 @@ pub(super) fn script() -> &'static Script {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
     ByHash,
-    Whole,
+    BySource,
 }
 
 const QUARANTINED: &str = "Redis lost data, or another server took over: no lock is given until those who had one before must have \
@@ -65,7 +65,7 @@ pub(super) fn call<'a>(
     let mut call = Cmd::with_capacity(9 + 4 * count, 256 + 192 * count);
     match how {
         Call::ByHash => call.arg("EVALSHA").arg(script().script.get_hash()),
-        Call::Whole => call.arg("EVAL").arg(script().source),
+        Call::BySource => call.arg("EVAL").arg(script().source),
     };
     call.arg(2 + 2 * count);
     let mut name = String::with_capacity(128);

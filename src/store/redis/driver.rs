@@ -191,7 +191,7 @@ impl RedisStore {
                         // have loaded the script meanwhile, and the second call been carried out.
                         replies = FuturesOrdered::new();
                         in_flight.recall();
-                        how = Call::Whole;
+                        how = Call::BySource;
                     }
                     Some(Err(error)) if is_refusal(&error) => {
                         let error = refused(error);
@@ -347,7 +347,7 @@ impl RedisStore {
         }
         if !releases.is_empty() {
             let commands = releases.iter().map(|(key, command)| (key, command));
-            let call = batch::call(&self.settings, commands, Call::Whole);
+            let call = batch::call(&self.settings, commands, Call::BySource);
             // What arrives later than that, if anything does, expires by itself.
             let patience = Duration::from_secs(30);
             tokio::spawn(async move {
