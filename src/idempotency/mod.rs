@@ -157,37 +157,9 @@
 //! run stops when it is told that its lock is lost. Once a response is stored, no run begins until
 //! its [retention](IdempotencyLayer::retention) is over.
 //!
-//! No such layer can promise more. The effect of a handler and the note that it is done are in two
-//! places, and no middleware can write both at once. The handler runs a second time
-//!
-//! - if its **process or machine dies** after the effect and before the response is in Redis. The
-//!   key is free when the manager's [`ttl`](crate::LockManagerBuilder::ttl) (10 s) is over, and the
-//!   next duplicate runs;
-//! - if its **process is frozen**, its machine suspended, or Redis away, for longer than the `ttl`,
-//!   or if it runs for longer than [`max_hold`](crate::LockManagerBuilder::max_hold). The lock
-//!   under which it runs is lost then. It is stopped where it awaits (with [`OnLost::Continue`] it
-//!   goes on), and what it has done stays done. A process that was frozen may go on before it has
-//!   looked, at the same time as a second run;
-//! - if **Redis cannot be reached when it ends**, until the lock has expired. Its client gets the
-//!   response all the same, after the `command_timeout` (1 s) at the latest, and the log an error.
-//!   The response is stored if Redis is back before. While Redis can be reached and only refuses
-//!   the response (`OOM`, `READONLY`), the lock stays the run's, for a `ttl` or until `max_hold` is
-//!   over, whichever is later;
-//! - if **Redis has lost** the response, or the lock of a run: by a restart without its data, a
-//!   failover, because another client deleted it, because it evicts keys (`maxmemory-policy`; use
-//!   `noeviction`), or because its clock was set forward. Where only a part of a long response is
-//!   gone, it cannot be read: 500, for as long as the rest is kept;
-//! - if its **response is not to be remembered**, or it ended with an error or a panic: it is meant
-//!   to run again;
-//! - if the duplicate comes **after the retention, or has another key**: another scope, prefix or
-//!   database, or a header that one version of a service reads and another does not.
-//!
-//! If that must not happen, let the place of the effect decide: in a database, insert the event's
-//! id into a unique column, in the transaction that does the work. This layer keeps the duplicates
-//! away from it, and gives them their response. Or have the storage check the
-//! [fencing token](crate::Lease::fencing_token) of the handler's lease; that keeps out a run that
-//! comes late, though not a second one. For an effect elsewhere, pass the key on, if the other side
-//! takes one.
+//! No such layer can promise more: the effect of a handler and the note that it is done are in two
+//! places, and no middleware can write both at once. [The guide](crate::_guide::exactly_once) says
+//! when a handler runs a second time, and what to do where that must not happen.
 //!
 //! # Caveats
 //!
