@@ -1,0 +1,43 @@
+-- Takes a lock, or puts its token into the queue: for a token that may be known to Redis already, and
+-- for one that waits.
+--
+-- KEYS  1: the lock. 2: its queue.
+-- ARGV  1: the token. 2: time to live of a lease, in ms. 3: what the name of a process's inbox begins
+--       with. 4: '1' if the token may wait in the queue. 5: '1' if the lock may be a record.
+-- Returns 1: acquired. 2: acquired, and processes wait. -(5 + 2 × remaining ms, -1 being no limit,
+-- + 1 if the holder is a client of another kind): held elsewhere. The record, if there is one.
+local call, lock, queue, token, ttl = redis.call, KEYS[1], KEYS[2], ARGV[1], ARGV[2]
+local value = call('GETRANGE', lock, 0, 16384)
+if value == '' and call('EXISTS', lock) == 0 then
+  call('LREM', queue, 0, token)
+  local waiting = call('EXISTS', queue)
+  call('SET', lock, waiting == 1 and token .. '!' or token, 'PX', ttl)
+  return 1 + waiting
+elseif value == token or value == token .. '!' then
+  call('PEXPIRE', lock, ttl)
+  return value == token and 1 or 2
+end
+local process, number, mark = string.match(value, '^(%x+):(%d+)(!?)$')
+if process and #process ~= 32 then
+  process = nil
+end
+if ARGV[5] == '1' and not process then
+  return value
+end
+local remaining = call('PTTL', lock)
+if ARGV[4] == '1' then
+  if not call('LPOS', queue, token) then
+    call('RPUSH', queue, token)
+  end
+  -- Every waiter asks again within the holder's time to live, or its own, so all in a queue that
+  -- expires are dead. Its expiry is never shortened: another process may ask less often than this.
+  local lasts = math.max(remaining, 0) + 3 * ttl
+  if call('PTTL', queue) < lasts then
+    call('PEXPIRE', queue, lasts)
+  end
+  if process and mark == '' then
+    call('SET', lock, value .. '!', 'KEEPTTL')
+    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)
+  end
+end
+return -(5 + 2 * remaining + (process and 0 or 1))
