@@ -73,10 +73,10 @@ mod primitives {
 
 #[path = "../../src/sync"]
 mod real {
-    pub mod alarm;
     pub mod doorbell;
-    pub mod inside;
-    pub mod term;
+    pub mod lease_expiry;
+    pub mod nested_waker;
+    pub mod wake_at;
 
     use super::primitives;
 }
@@ -166,7 +166,7 @@ macro_rules! broken {
     };
 }
 
-// A waker that keeps wake-ups inside.
+// A waker that keeps wake-ups within its task.
 
 /// Two threads each wake a task that waits for both, at any time, each once.
 macro_rules! a_task_is_woken {
@@ -174,10 +174,10 @@ macro_rules! a_task_is_woken {
         check(|| {
             let world = World::new();
             let done = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
-            let inside = $version::inside::Inside::new();
+            let nested = $version::nested_waker::NestedWaker::new();
             let wakers = RefCell::new(None);
             world.run(poll_fn(|cx| {
-                inside.poll(cx, |cx| {
+                nested.poll(cx, |cx| {
                     wakers.borrow_mut().get_or_insert_with(|| {
                         for i in 0..2 {
                             let (done, waker) = (Arc::clone(&done), cx.waker().clone());
@@ -204,7 +204,7 @@ fn no_wake_up_is_lost() {
 
 #[path = "../../src/sync"]
 mod forgets_wake_ups {
-    pub mod inside;
+    pub mod nested_waker;
 
     mod primitives {
         pub use crate::primitives::*;
@@ -225,7 +225,7 @@ fn a_wake_up_that_is_forgotten_is_noticed() {
 
 #[path = "../../src/sync"]
 mod leaves_it_to_the_first {
-    pub mod inside;
+    pub mod nested_waker;
 
     mod primitives {
         pub use crate::primitives::*;
@@ -250,7 +250,7 @@ fn a_second_wake_up_that_hands_nothing_over_is_noticed() {
 
 #[path = "../../src/sync"]
 mod relaxed {
-    pub mod inside;
+    pub mod nested_waker;
 
     mod primitives {
         pub use crate::primitives::*;
@@ -290,30 +290,30 @@ fn a_queue_is_emptied<B: Bell>(
             if taken == 2 {
                 return;
             }
-            world.run(bell.rung());
+            world.run(bell.notified());
         }
     });
 }
 
 trait Bell: Default + Sync + Send + 'static {
-    fn ring(&self);
-    fn answer(&self, look: &dyn Fn() -> usize) -> usize;
-    fn rung(&self) -> impl Future<Output = ()>;
+    fn notify(&self);
+    fn drain(&self, take: &dyn Fn() -> usize) -> usize;
+    fn notified(&self) -> impl Future<Output = ()>;
 }
 
 macro_rules! impl_bell {
     ($version:ident) => {
         impl Bell for $version::doorbell::Doorbell {
-            fn ring(&self) {
-                self.ring();
+            fn notify(&self) {
+                self.notify();
             }
 
-            fn answer(&self, look: &dyn Fn() -> usize) -> usize {
-                self.answer(look)
+            fn drain(&self, take: &dyn Fn() -> usize) -> usize {
+                self.drain(take)
             }
 
-            fn rung(&self) -> impl Future<Output = ()> {
-                self.rung()
+            fn notified(&self) -> impl Future<Output = ()> {
+                self.notified()
             }
         }
     };
@@ -322,41 +322,41 @@ macro_rules! impl_bell {
 impl_bell!(real);
 impl_bell!(never_listens_again);
 
-fn put_and_ring(bell: &impl Bell, put: &dyn Fn()) {
+fn put_and_notify(bell: &impl Bell, put: &dyn Fn()) {
     put();
-    bell.ring();
+    bell.notify();
 }
 
-fn answer(bell: &impl Bell, take: &dyn Fn() -> usize) -> usize {
-    bell.answer(take)
+fn drain(bell: &impl Bell, take: &dyn Fn() -> usize) -> usize {
+    bell.drain(take)
 }
 
 type Doorbell = real::doorbell::Doorbell;
 
 #[test]
 fn nothing_stays_in_the_queue() {
-    a_queue_is_emptied::<Doorbell>(put_and_ring, answer);
+    a_queue_is_emptied::<Doorbell>(put_and_notify, drain);
 }
 
 #[test]
 #[should_panic = "asleep for ever"]
 fn a_bell_that_is_rung_too_early_is_noticed() {
-    let ring_and_put = |bell: &Doorbell, put: &dyn Fn()| {
-        bell.ring();
+    let notify_and_put = |bell: &Doorbell, put: &dyn Fn()| {
+        bell.notify();
         put();
     };
-    a_queue_is_emptied(ring_and_put, answer);
+    a_queue_is_emptied(notify_and_put, drain);
 }
 
 #[test]
 #[should_panic = "asleep for ever"]
 fn a_look_before_the_bell_can_ring_again_is_noticed() {
-    let look_and_answer = |bell: &Doorbell, take: &dyn Fn() -> usize| {
+    let take_and_drain = |bell: &Doorbell, take: &dyn Fn() -> usize| {
         let taken = take();
-        bell.answer(|| ());
+        bell.drain(|| ());
         taken
     };
-    a_queue_is_emptied(put_and_ring, look_and_answer);
+    a_queue_is_emptied(put_and_notify, take_and_drain);
 }
 
 #[path = "../../src/sync"]
@@ -375,7 +375,7 @@ mod never_listens_again {
 #[test]
 #[should_panic = "asleep for ever"]
 fn a_bell_that_rings_only_once_is_noticed() {
-    a_queue_is_emptied::<never_listens_again::doorbell::Doorbell>(put_and_ring, answer);
+    a_queue_is_emptied::<never_listens_again::doorbell::Doorbell>(put_and_notify, drain);
 }
 
 // An alarm at the earliest of many times.
@@ -387,29 +387,29 @@ type Times = [Mutex<u64>; 2];
 enum Slip {
     None,
     /// The alarm is set before the time is changed.
-    EarlyBy,
+    EarlyWake,
     /// The alarm is cleared after the times were looked at.
     LateClear,
 }
 
 /// A task means to sleep until 100. One thread asks for a look at 30, which is now, and one for a look at 50: the task
 /// serves the first, and sleeps until the second.
-macro_rules! the_alarm_is_set {
+macro_rules! the_task_is_woken_in_time {
     ($version:ident, $slip:expr) => {
         check(|| {
             let world = World::new();
-            let alarm = Arc::new($version::alarm::Alarm::new());
+            let wake_at = Arc::new($version::wake_at::WakeAt::new());
             let times: Arc<Times> = Arc::new([Mutex::new(100), Mutex::new(100)]);
             let change = |place: usize, at: u64| {
-                let (alarm, times) = (Arc::clone(&alarm), Arc::clone(&times));
+                let (wake_at, times) = (Arc::clone(&wake_at), Arc::clone(&times));
                 world.spawn(move || {
-                    if $slip == Slip::EarlyBy {
-                        alarm.by(at);
+                    if $slip == Slip::EarlyWake {
+                        wake_at.wake_by(at);
                     }
                     let mut time = times[place].lock().unwrap();
                     *time = at;
-                    if $slip != Slip::EarlyBy {
-                        alarm.by(at);
+                    if $slip != Slip::EarlyWake {
+                        wake_at.wake_by(at);
                     }
                 });
             };
@@ -417,7 +417,7 @@ macro_rules! the_alarm_is_set {
             change(1, 30);
             loop {
                 if $slip != Slip::LateClear {
-                    alarm.clear();
+                    wake_at.clear();
                 }
                 let now = 30;
                 for time in times.iter() {
@@ -432,12 +432,12 @@ macro_rules! the_alarm_is_set {
                     .min()
                     .unwrap();
                 if $slip == Slip::LateClear {
-                    alarm.clear();
+                    wake_at.clear();
                 }
-                alarm.set(next);
+                wake_at.set(next);
                 match next {
                     50 => return,
-                    100 => world.run(alarm.rung()),
+                    100 => world.run(wake_at.notified()),
                     _ => {}
                 }
             }
@@ -447,24 +447,24 @@ macro_rules! the_alarm_is_set {
 
 #[test]
 fn a_task_sleeps_until_the_earliest_time() {
-    the_alarm_is_set!(real, Slip::None);
+    the_task_is_woken_in_time!(real, Slip::None);
 }
 
 #[test]
 #[should_panic = "asleep for ever"]
 fn an_alarm_that_is_set_too_early_is_noticed() {
-    the_alarm_is_set!(real, Slip::EarlyBy);
+    the_task_is_woken_in_time!(real, Slip::EarlyWake);
 }
 
 #[test]
 #[should_panic = "asleep for ever"]
 fn an_alarm_that_is_cleared_too_late_is_noticed() {
-    the_alarm_is_set!(real, Slip::LateClear);
+    the_task_is_woken_in_time!(real, Slip::LateClear);
 }
 
 #[path = "../../src/sync"]
 mod never_clears {
-    pub mod alarm;
+    pub mod wake_at;
 
     mod primitives {
         pub use crate::primitives::*;
@@ -478,12 +478,12 @@ mod never_clears {
 #[test]
 #[should_panic = "asleep for ever"]
 fn an_alarm_that_is_never_cleared_is_noticed() {
-    the_alarm_is_set!(never_clears, Slip::None);
+    the_task_is_woken_in_time!(never_clears, Slip::None);
 }
 
 // The term of a lease.
 
-type Term = real::term::Term;
+type LeaseExpiry = real::lease_expiry::LeaseExpiry;
 
 const EXPIRED: u8 = 1;
 const RELEASED: u8 = 4;
@@ -495,33 +495,33 @@ fn late(clock: &AtomicU64) -> impl Fn(u64) -> Option<u8> {
 
 /// A lease runs out at 10 while one thread prolongs it until 20, and another looks twice.
 fn a_lease_runs_out(
-    look: impl Fn(&Term, &dyn Fn(u64) -> Option<u8>) -> u8 + Sync + Send + 'static,
+    look: impl Fn(&LeaseExpiry, &dyn Fn(u64) -> Option<u8>) -> u8 + Sync + Send + 'static,
 ) {
     check(move || {
-        let term = Arc::new(Term::new(10));
+        let expiry = Arc::new(LeaseExpiry::new(10));
         let clock = Arc::new(AtomicU64::new(9));
         let renewal = {
-            let (term, clock) = (Arc::clone(&term), Arc::clone(&clock));
-            thread::spawn(move || term.extend(20, late(&clock)))
+            let (expiry, clock) = (Arc::clone(&expiry), Arc::clone(&clock));
+            thread::spawn(move || expiry.extend(20, late(&clock)))
         };
         clock.fetch_add(1, Ordering::AcqRel);
-        let ended = look(&term, &late(&clock));
+        let ended = look(&expiry, &late(&clock));
         renewal.join().unwrap();
-        let still = look(&term, &late(&clock));
+        let still = look(&expiry, &late(&clock));
         assert!(ended == 0 || ended == still, "revived");
     });
 }
 
 #[test]
 fn a_lease_that_was_seen_to_run_out_does_not_come_back() {
-    a_lease_runs_out(|term, late| term.ended(late));
+    a_lease_runs_out(|expiry, late| expiry.ended(late));
 }
 
 #[test]
 #[should_panic = "revived"]
 fn a_lease_that_comes_back_is_noticed() {
     // What was seen is not written down.
-    a_lease_runs_out(|term, late| late(term.until()).unwrap_or(0));
+    a_lease_runs_out(|expiry, late| late(expiry.valid_until()).unwrap_or(0));
 }
 
 /// A lease runs out at 10 while one thread prolongs it until 20, and another sees it run out, or else ends it. A third
@@ -530,29 +530,29 @@ macro_rules! a_lease_is_waited_for {
     ($version:ident) => {
         check(|| {
             let world = World::new();
-            let term = Arc::new($version::term::Term::new(10));
+            let expiry = Arc::new($version::lease_expiry::LeaseExpiry::new(10));
             let clock = Arc::new(AtomicU64::new(9));
             world.spawn({
-                let (term, clock) = (Arc::clone(&term), Arc::clone(&clock));
-                move || term.extend(20, late(&clock))
+                let (expiry, clock) = (Arc::clone(&expiry), Arc::clone(&clock));
+                move || expiry.extend(20, late(&clock))
             });
             world.spawn({
-                let (term, clock) = (Arc::clone(&term), Arc::clone(&clock));
+                let (expiry, clock) = (Arc::clone(&expiry), Arc::clone(&clock));
                 move || {
                     clock.fetch_add(1, Ordering::AcqRel);
-                    if term.ended(late(&clock)) == 0 {
-                        term.end(RELEASED);
+                    if expiry.ended(late(&clock)) == 0 {
+                        expiry.end(RELEASED);
                     }
                 }
             });
             loop {
-                let over = term.over();
-                if term.ended(late(&clock)) != 0 {
+                let ended = expiry.notified();
+                if expiry.ended(late(&clock)) != 0 {
                     return;
                 }
                 // Until 10, it may sleep: it will look again.
-                if term.until() == 20 {
-                    world.run(over);
+                if expiry.valid_until() == 20 {
+                    world.run(ended);
                 } else {
                     thread::yield_now();
                 }
@@ -568,7 +568,7 @@ fn who_waits_for_the_end_of_a_lease_is_told() {
 
 #[path = "../../src/sync"]
 mod tells_nobody {
-    pub mod term;
+    pub mod lease_expiry;
 
     mod primitives {
         pub use crate::primitives::{AtomicU8, AtomicU64, Ordering};
@@ -601,22 +601,22 @@ macro_rules! a_lease_ends {
     ($version:ident) => {
         check(|| {
             let world = World::new();
-            let term = Arc::new($version::term::Term::new(10));
+            let expiry = Arc::new($version::lease_expiry::LeaseExpiry::new(10));
             let clock = AtomicU64::new(9);
             for why in [2, RELEASED] {
-                let term = Arc::clone(&term);
-                world.spawn(move || term.end(why));
+                let expiry = Arc::clone(&expiry);
+                world.spawn(move || expiry.end(why));
             }
             loop {
-                let over = term.over();
-                let ended = term.ended(late(&clock));
+                let notified = expiry.notified();
+                let ended = expiry.ended(late(&clock));
                 if ended != 0 {
-                    term.end(3);
-                    term.extend(20, late(&clock));
-                    assert_eq!(term.ended(late(&clock)), ended, "another reason");
+                    expiry.end(3);
+                    expiry.extend(20, late(&clock));
+                    assert_eq!(expiry.ended(late(&clock)), ended, "another reason");
                     return;
                 }
-                world.run(over);
+                world.run(notified);
             }
         })
     };

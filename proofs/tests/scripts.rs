@@ -347,14 +347,14 @@ fn reply(kind: Kind, value: &Value) -> Result<Reply, String> {
         (Kind::Check, 2) => Reply::Intact,
         (Kind::Complete(_), 2) => Reply::Completed,
         (Kind::Renew, 2..=3) => Reply::Renewed {
-            wanted: number == 3,
+            contended: number == 3,
         },
         (Kind::Release | Kind::Complete(_) | Kind::Renew | Kind::Check, _) => {
             return Err(nonsense());
         }
         (_, 2..) => Reply::Acquired {
             fence: number as u64 / 2,
-            wanted: number % 2 == 1,
+            contended: number % 2 == 1,
         },
         (_, -2) => Reply::Failed { got: true },
         (_, ..=-3) => held(number.unsigned_abs() - 1),
@@ -386,13 +386,13 @@ fn message(process: Process, payload: &str) -> Option<(usize, Message)> {
     let (head, rest) = payload.split_once(':')?;
     let number = head.get(1..)?.parse().ok()?;
     let (message, owner) = match &head[..1] {
-        "w" => (Message::Wanted { process, number }, rest),
+        "w" => (Message::Contended { process, number }, rest),
         "c" => (Message::Completed { process, number }, rest),
         "g" => {
             let mut parts = rest.splitn(4, ':');
             let fence = parts.next()?.parse().ok()?;
             let ttl_ms = parts.next()?.parse().ok()?;
-            let wanted = match parts.next()? {
+            let contended = match parts.next()? {
                 "0" => false,
                 "1" => true,
                 _ => return None,
@@ -402,7 +402,7 @@ fn message(process: Process, payload: &str) -> Option<(usize, Message)> {
                 number,
                 fence,
                 ttl_ms,
-                wanted,
+                contended,
             };
             (granted, parts.next()?)
         }
@@ -677,7 +677,7 @@ impl Oracle {
 fn fence_of(message: Message) -> u64 {
     match message {
         Message::Granted { fence, .. } => fence,
-        Message::Wanted { .. } | Message::Completed { .. } => 0,
+        Message::Contended { .. } | Message::Completed { .. } => 0,
     }
 }
 
@@ -1158,12 +1158,12 @@ fn a_release_without_a_look_at_the_token_is_noticed() {
 #[test]
 fn a_renewal_that_writes_the_lock_is_noticed() {
     let from = "\
-  if read(owner) ~= token then
+  if read(lock_name) ~= token then
     return 1
   end
-  call('PEXPIRE', owner, ttl)
+  call('PEXPIRE', lock_name, ttl)
 ";
-    let to = "  call('SET', owner, token, 'PX', ttl)\n";
+    let to = "  call('SET', lock_name, token, 'PX', ttl)\n";
     is_the_models(Mutation::RenewalRecreates, &changed(from, to));
 }
 
@@ -1197,7 +1197,7 @@ fn a_completion_without_a_look_at_the_token_is_noticed() {
 
 #[test]
 fn a_completion_that_tells_nobody_is_noticed() {
-    let from = "tell(process, 'c' .. number .. ':' .. owner)";
+    let from = "tell(process, 'c' .. number .. ':' .. lock_name)";
     is_the_models(Mutation::CompletionInSilence, &changed(from, ""));
 }
 
@@ -1223,24 +1223,24 @@ const SLIPS: [(&str, &str); 44] = [
     ("'NX', 'PX', ttl)", "'NX')"),
     ("'PX', grant_ttl)", "'PX', ttl)"),
     ("math.max(remaining, 0) + 3 * ttl", "3 * ttl"),
-    ("    call('PEXPIRE', owner, ttl)\n    return", "    return"),
-    ("  call('PEXPIRE', owner, ttl)\n  return 2", "  return 2"),
+    ("    call('PEXPIRE', lock_name, ttl)\n    return", "    return"),
+    ("  call('PEXPIRE', lock_name, ttl)\n  return 2", "  return 2"),
     ("return -(5 + 2 * remaining", "return -(5 + 2 * grant_ttl"),
     // The queue.
     ("call('RPUSH', queue, token)", "call('LPUSH', queue, token)"),
     ("waiting - call('LREM', queue, 0, token)", "waiting"),
     ("    call('LREM', queue, 0, token)\n    if current", "    if current"),
     ("    token = call('LPOP', queue)\n  end", "    return false\n  end"),
-    ("  if current then\n    call('DEL', owner)\n  end\n", ""),
+    ("  if current then\n    call('DEL', lock_name)\n  end\n", ""),
     ("return reply + 2", "return reply"),
     // Whether others wait.
     ("may_queue and call('LLEN', queue) or 0", "0"),
     ("2 * next_fence() + some(waiting)", "2 * next_fence()"),
     ("2 * next_fence() + some(call('LLEN', queue))", "2 * next_fence()"),
     ("return 2 + some(call('LLEN', queue))", "return 2"),
-    ("local wanted = some(call('LLEN', queue))", "local wanted = 0"),
+    ("local contended = some(call('LLEN', queue))", "local contended = 0"),
     // Records.
-    ("(current ~= '' or call('EXISTS', owner) == 1) and current", "current ~= '' and current"),
+    ("(current ~= '' or call('EXISTS', lock_name) == 1) and current", "current ~= '' and current"),
     ("if may_be_record and not process then", "if may_be_record then"),
     ("if may_be_record and not process then", "if not process then"),
     ("  if current == record then\n    return 2\n  elseif", "  if"),
@@ -1254,7 +1254,7 @@ const SLIPS: [(&str, &str); 44] = [
     ("number, fence, grant_ttl", "1, fence, grant_ttl"),
     ("number, fence, grant_ttl", "number, fence, ttl"),
     // Checks.
-    ("  return read(owner) == token and 2 or 1", "  return call('PEXPIRE', owner, ttl) == 1 and 2 or 1"),
+    ("  return read(lock_name) == token and 2 or 1", "  return call('PEXPIRE', lock_name, ttl) == 1 and 2 or 1"),
     ("== token and 2 or 1", "and 2 or 1"),
     // Errors.
     ("local ok, reason = pcall(carry_out_the_rest)", "local ok, reason = true, carry_out_the_rest()"),

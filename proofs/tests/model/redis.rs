@@ -32,7 +32,7 @@ pub enum Token {
 pub enum Reply {
     Acquired {
         fence: u64,
-        wanted: bool,
+        contended: bool,
     },
     Held {
         remaining_ms: Option<u64>,
@@ -43,7 +43,7 @@ pub enum Reply {
         granted: bool,
     },
     Renewed {
-        wanted: bool,
+        contended: bool,
     },
     /// The lock is this token's.
     Intact,
@@ -68,9 +68,9 @@ pub enum Message {
         fence: u64,
         /// How long it lasts.
         ttl_ms: u64,
-        wanted: bool,
+        contended: bool,
     },
-    Wanted {
+    Contended {
         process: Process,
         number: u64,
     },
@@ -91,7 +91,7 @@ impl Message {
     pub fn process(self) -> Process {
         match self {
             Self::Granted { process, .. }
-            | Self::Wanted { process, .. }
+            | Self::Contended { process, .. }
             | Self::Completed { process, .. } => process,
         }
     }
@@ -332,8 +332,8 @@ impl Redis {
                 self.leave_queue(token)?;
             }
             let fence = self.next_fence(now_ms)?;
-            let wanted = may_queue && self.is_wanted()?;
-            return Ok(Reply::Acquired { fence, wanted });
+            let contended = may_queue && self.is_contended()?;
+            return Ok(Reply::Acquired { fence, contended });
         }
         let Some(holder) = self.read_owner()? else {
             return Err(Failure);
@@ -341,8 +341,8 @@ impl Redis {
         if holder.token == token {
             self.set_owner(lease(token, now_ms + times.ttl_ms));
             let fence = self.next_fence(now_ms)?;
-            let wanted = self.is_wanted()?;
-            return Ok(Reply::Acquired { fence, wanted });
+            let contended = self.is_contended()?;
+            return Ok(Reply::Acquired { fence, contended });
         }
         let remaining_ms = holder.expires_ms.map(|expires| expires - now_ms);
         if may_queue {
@@ -418,8 +418,8 @@ impl Redis {
             return Ok(Reply::Gone);
         }
         self.set_owner(lease(token, now_ms + times.ttl_ms));
-        let wanted = self.is_wanted()?;
-        Ok(Reply::Renewed { wanted })
+        let contended = self.is_contended()?;
+        Ok(Reply::Renewed { contended })
     }
 
     /// Gives the lock to the first in the queue whose process is there. Returns whether there was one.
@@ -444,7 +444,7 @@ impl Redis {
                 number,
                 fence,
                 ttl_ms: times.grant_ttl_ms,
-                wanted: self.is_wanted()?,
+                contended: self.is_contended()?,
             });
             return Ok(true);
         }
@@ -491,7 +491,7 @@ impl Redis {
         }
     }
 
-    fn is_wanted(&mut self) -> Result<bool, Failure> {
+    fn is_contended(&mut self) -> Result<bool, Failure> {
         Ok(!self.queue()?.is_empty())
     }
 
@@ -510,7 +510,7 @@ impl Redis {
         queue.push(token);
         match holder {
             Token::Ours { process, number } if queue.len() == 1 => {
-                messages.push(Message::Wanted { process, number });
+                messages.push(Message::Contended { process, number });
             }
             _ => {}
         }

@@ -14,10 +14,11 @@ use stateright::{Model, Property};
 
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::redis::{Message, Mutation, Process, Redis, Reply, Times, Token};
+use crate::lease::Grant;
+use crate::redis::{Message, Mutation, Process, Redis, Times, Token};
 use crate::slot::tests::Standing;
-use crate::slot::{Effect, Effects, Env, Rules, Slot};
-use crate::store::{Answer, Command, Failure, Granted, Notice, Outcome};
+use crate::slot::{Effect, Effects, Env, Machine, Rules, Slot};
+use crate::store::{Failure, Granted, Notice, Outcome, Reply};
 
 pub(crate) const OVERLAP: &str = "no two trust a lease at the same time";
 pub(crate) const FENCES: &str = "fences rise, whatever happens to the data";
@@ -153,18 +154,33 @@ struct Holder {
     is_told: bool,
 }
 
+impl Holder {
+    /// What a slot needs to know of it.
+    fn grant(&self) -> Grant {
+        Grant {
+            lease: self.lease,
+            token: self.token,
+            fencing_token: 0,
+            until: self.until,
+            limit: self.until,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Sent {
     command: Command,
     at: u64,
 }
 
+type Command = crate::store::Command<(), ()>;
+
 /// A number that no request has: nobody waits for its answer.
 const NOBODY: u64 = u64::MAX;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Incoming {
-    Reply(Sent, Answer),
+    Reply(Sent, Reply),
     /// An error, and nothing was done.
     Refusal(Sent),
     /// With what had been observed when it came, if it lies here already.
@@ -442,7 +458,7 @@ impl Node {
                 self.holders.iter().any(is_holder)
             }
             Standing::Record { token } => {
-                let sent = |sent: &Sent| sent.command == Command::Complete { token };
+                let sent = |sent: &Sent| sent.command == completion(token);
                 self.outgoing.iter().any(sent)
                     || self.refused.iter().any(|(refused, _)| *refused == token)
                     || self.incoming.iter().any(|incoming| match incoming {
@@ -533,9 +549,9 @@ impl World {
             Action::Cancel(node, place) => {
                 self.left.cancellations -= 1;
                 let number = self.nodes[node].waiting.remove(place);
-                self.event(plan, node, |slot, _, effects| slot.cancel(number, effects));
+                self.event(plan, node, |machine| machine.cancel(number));
             }
-            Action::End(node, holder) => self.end(plan, node, holder, Slot::finished),
+            Action::End(node, holder) => self.finish(plan, node, holder),
             Action::Complete(node, holder) => self.complete(plan, node, holder),
             Action::Refuse(node) => {
                 self.left.refusals -= 1;
@@ -564,11 +580,12 @@ impl World {
                 // No token of this key has that number.
                 self.send(node, Command::Renew { token: 0 });
             }
-            Action::Tick(node) => self.event(plan, node, Slot::tick),
+            Action::Tick(node) => self.event(plan, node, |machine| {
+                machine.tick();
+            }),
             Action::LookAfterGrant(node) => {
                 let (token, _) = self.nodes[node].passed_on.take().expect("it is due");
-                let wanted = true;
-                self.send(node, Command::Release { token, wanted });
+                self.send(node, release(token, true));
             }
             Action::TimePasses => {
                 if self.has_something_to_do(plan) {
@@ -614,46 +631,35 @@ impl World {
     }
 
     /// A request is done with its lock, held or lost.
-    fn end(
-        &mut self,
-        plan: &Plan,
-        node: usize,
-        holder: usize,
-        how: impl FnOnce(&mut Slot<u64>, &Env<'_>, u64, &mut Effects<u64>) -> bool,
-    ) {
+    fn finish(&mut self, plan: &Plan, node: usize, holder: usize) {
         let holder = self.nodes[node].holders.remove(holder);
-        self.event(plan, node, |slot, env, effects| {
-            if !how(slot, env, holder.lease, effects) {
-                effects.push(crate::slot::release(holder.token));
-            }
-        });
+        self.event(plan, node, |machine| machine.finished(holder.grant(), ()));
     }
 
     fn request(&mut self, plan: &Plan, node: usize, patient: bool) {
-        let asking = &mut self.nodes[node];
-        asking.ids += 1;
-        let number = asking.ids;
-        asking.waiting.push(number);
-        self.event(plan, node, |slot, env, effects| {
-            slot.request(env, number, number, patient, effects);
+        let acquiring = &mut self.nodes[node];
+        acquiring.ids += 1;
+        let number = acquiring.ids;
+        acquiring.waiting.push(number);
+        self.event(plan, node, |machine| {
+            machine.request(number, number, patient);
         });
     }
 
     /// A request is done with its lock, and leaves a record.
     fn complete(&mut self, plan: &Plan, node: usize, holder: usize) {
-        let Holder { token, until, .. } = self.nodes[node].holders[holder];
+        let holder = self.nodes[node].holders.remove(holder);
+        let (token, until) = (holder.token, holder.until);
         let mut is_held = false;
-        self.end(plan, node, holder, |slot, env, lease, effects| {
-            is_held = slot.completed(env, lease, effects);
-            is_held
+        self.event(plan, node, |machine| {
+            is_held = machine.completed(holder.grant(), (), ());
         });
         self.nodes[node].recording = is_held.then_some((token, until));
         if is_held && plan.is(Mutant::CompletionForgotten) {
             let sent_at = at(self.now);
-            let result = Ok(Answer::Completed);
-            self.event(plan, node, |slot, env, effects| {
-                let command = Command::Complete { token };
-                slot.answered(env, command, Outcome { sent_at, result }, effects);
+            let result = Ok(Reply::Completed);
+            self.event(plan, node, |machine| {
+                machine.replied(completion(token), Outcome { sent_at, result });
             });
         }
     }
@@ -661,14 +667,14 @@ impl World {
     /// The driver sends a completion again that Redis refused, or gives it up.
     fn try_again(&mut self, plan: &Plan, number: usize) {
         let (token, submitted) = self.nodes[number].refused.remove(0);
-        let command = Command::Complete { token };
+        let command = completion(token);
         let is_over = self.now - submitted > plan.times(number).ttl_ms;
         if is_over && !self.nodes[number].slot.holds(token) {
             let error = Error::of(ErrorKind::Unavailable);
             let unknown = true;
             let (sent_at, result) = (at(self.now), Err(Failure { error, unknown }));
-            self.event(plan, number, |slot, env, effects| {
-                slot.answered(env, command, Outcome { sent_at, result }, effects);
+            self.event(plan, number, |machine| {
+                machine.replied(command, Outcome { sent_at, result });
             });
         } else {
             let at = submitted;
@@ -698,21 +704,21 @@ impl World {
         match incoming {
             Incoming::Reply(sent, answer) => self.reply(plan, node, sent, answer),
             Incoming::Refusal(sent) => {
-                if let Command::Complete { token } = sent.command {
+                if let Command::Complete { token, .. } = sent.command {
                     self.nodes[node].refused.push((token, sent.at));
                 }
             }
             Incoming::Push(message, observed) => self.push(plan, node, message, observed),
-            Incoming::AllChanged => self.event(plan, node, |slot, env, effects| {
-                slot.notice(env, Notice::Changed, effects);
+            Incoming::AllChanged => self.event(plan, node, |machine| {
+                machine.notice(Notice::Changed);
             }),
         }
     }
 
-    fn reply(&mut self, plan: &Plan, node: usize, sent: Sent, answer: Answer) {
+    fn reply(&mut self, plan: &Plan, node: usize, sent: Sent, answer: Reply) {
         let now = self.now;
         self.nodes[node].observed = self.nodes[node].observed.max(sent.at);
-        if let (Command::Release { token, .. }, Answer::Released { granted: true, .. }) =
+        if let (Command::Release { token, .. }, Reply::Released { granted: true, .. }) =
             (sent.command, &answer)
         {
             let lasts = plan.times(node).grant_ttl_ms;
@@ -725,9 +731,9 @@ impl World {
             true => at(now),
             false => at(sent.at),
         };
-        self.event(plan, node, |slot, env, effects| {
+        self.event(plan, node, |machine| {
             let result = Ok(answer);
-            slot.answered(env, sent.command, Outcome { sent_at, result }, effects);
+            machine.replied(sent.command, Outcome { sent_at, result });
         });
     }
 
@@ -741,7 +747,7 @@ impl World {
                 number,
                 fence,
                 ttl_ms,
-                wanted,
+                contended,
                 ..
             } => Notice::Granted(Granted {
                 token: number,
@@ -750,14 +756,14 @@ impl World {
                     true => Duration::MAX,
                     false => Duration::from_millis(ttl_ms),
                 },
-                wanted,
+                contended,
                 after: Some(at(after)),
             }),
-            Message::Wanted { number, .. } => Notice::Wanted { token: number },
+            Message::Contended { number, .. } => Notice::Contended { token: number },
             Message::Completed { .. } => Notice::Changed,
         };
-        self.event(plan, node, |slot, env, effects| {
-            slot.notice(env, notice, effects);
+        self.event(plan, node, |machine| {
+            machine.notice(notice);
         });
     }
 
@@ -777,10 +783,7 @@ impl World {
             .extend(node.outgoing.drain(..).map(|sent| sent.command));
         if how == Unanswered::GivenUp {
             let releases = unanswered.iter().filter_map(|sent| match sent.command {
-                Command::Acquire { token, .. } => Some(Command::Release {
-                    token,
-                    wanted: false,
-                }),
+                Command::Acquire { token, .. } => Some(release(token, false)),
                 _ => None,
             });
             node.late.extend(releases);
@@ -792,23 +795,17 @@ impl World {
         }
         // What is sent again goes first, as it was submitted first.
         for sent in &unanswered {
-            let ends_hold = matches!(
-                sent.command,
-                Command::Release { .. } | Command::Complete { .. }
-            );
-            if !fails || ends_hold {
+            if !fails || sent.command.ends_hold() {
                 self.send(number, sent.command);
             }
         }
-        self.event(plan, number, Slot::reconnected);
+        self.event(plan, number, |machine| {
+            machine.reconnected();
+        });
         for sent in unanswered {
             if fails {
                 // What ends a hold does not fail: it was sent again above.
-                let ends_hold = matches!(
-                    sent.command,
-                    Command::Release { .. } | Command::Complete { .. }
-                );
-                if !ends_hold {
+                if !sent.command.ends_hold() {
                     self.fail(plan, number, sent);
                 }
             }
@@ -822,16 +819,16 @@ impl World {
         let sent_at = at(sent.at);
         let rests_for_nobody = plan.is(Mutant::RestsForNobody)
             && matches!(sent.command, Command::Acquire { again: true, .. });
-        self.event(plan, number, |slot, env, effects| {
+        self.event(plan, number, |machine| {
             if rests_for_nobody {
-                slot.request(env, NOBODY, NOBODY, true, effects);
+                machine.request(NOBODY, NOBODY, true);
             }
-            slot.answered(env, sent.command, Outcome { sent_at, result }, effects);
+            machine.replied(sent.command, Outcome { sent_at, result });
         });
     }
 
     /// Redis does what it is told, and publishes what there is to publish.
-    fn carry_out(&mut self, plan: &Plan, node: usize, command: Command) -> Answer {
+    fn carry_out(&mut self, plan: &Plan, node: usize, command: Command) -> Reply {
         let process = node as Process;
         let ours = |number| Token::Ours { process, number };
         let times = plan.times(node);
@@ -847,7 +844,9 @@ impl World {
                 let is_there = |process: Process| there[usize::from(process)];
                 self.redis.release(self.now, times, ours(token), is_there)
             }
-            Command::Complete { token } => self.redis.complete(self.now, ours(token), 0, RETENTION),
+            Command::Complete { token, .. } => {
+                self.redis.complete(self.now, ours(token), 0, RETENTION)
+            }
             Command::Renew { token } => self.redis.renew(self.now, times, ours(token)),
             Command::Check { token } => self.redis.check(self.now, ours(token)),
         };
@@ -856,7 +855,7 @@ impl World {
                 self.gave_out(*fence);
             }
         }
-        if let Reply::Acquired { fence, .. } = outcome.reply {
+        if let crate::redis::Reply::Acquired { fence, .. } = outcome.reply {
             self.gave_out(fence);
         }
         for message in outcome.messages {
@@ -866,24 +865,28 @@ impl World {
             }
         }
         match outcome.reply {
-            Reply::Acquired { fence, wanted } => Answer::Acquired { fence, wanted },
-            Reply::Held {
+            crate::redis::Reply::Acquired { fence, contended } => {
+                Reply::Acquired { fence, contended }
+            }
+            crate::redis::Reply::Held {
                 remaining_ms,
                 foreign,
-            } => Answer::Held {
+            } => Reply::HeldElsewhere {
                 remaining: remaining_ms.map(Duration::from_millis),
                 foreign,
             },
-            Reply::Released { had_it, granted } => Answer::Released { had_it, granted },
-            Reply::Renewed { wanted } => Answer::Renewed { wanted },
-            Reply::Recorded(_) => Answer::Recorded(bytes::Bytes::new()),
-            Reply::Completed => {
-                self.is_completed = true;
-                Answer::Completed
+            crate::redis::Reply::Released { had_it, granted } => {
+                Reply::Released { had_it, granted }
             }
-            Reply::Intact => Answer::Intact,
-            Reply::Gone => Answer::Gone,
-            Reply::Failed { .. } => unreachable!("no key has a wrong type"),
+            crate::redis::Reply::Renewed { contended } => Reply::Renewed { contended },
+            crate::redis::Reply::Recorded(_) => Reply::Recorded(bytes::Bytes::new()),
+            crate::redis::Reply::Completed => {
+                self.is_completed = true;
+                Reply::Completed
+            }
+            crate::redis::Reply::Intact => Reply::Intact,
+            crate::redis::Reply::Gone => Reply::Gone,
+            crate::redis::Reply::Failed { .. } => unreachable!("no key has a wrong type"),
         }
     }
 
@@ -902,7 +905,7 @@ impl World {
         &mut self,
         plan: &Plan,
         node: usize,
-        event: impl FnOnce(&mut Slot<u64>, &Env<'_>, &mut Effects<u64>),
+        event: impl FnOnce(&mut Machine<'_, u64, (), ()>),
     ) {
         let ids = AtomicU64::new(self.nodes[node].ids + 1);
         let mut effects = Effects::new();
@@ -912,14 +915,14 @@ impl World {
             ids: &ids,
             has_room: true,
         };
-        event(&mut self.nodes[node].slot, &env, &mut effects);
+        event(&mut self.nodes[node].slot.on(&env, &mut effects));
         self.nodes[node].ids = ids.into_inner() - 1;
         for effect in effects {
             self.follow(node, &effect);
         }
     }
 
-    fn follow(&mut self, number: usize, effect: &Effect<u64>) {
+    fn follow(&mut self, number: usize, effect: &Effect<u64, (), ()>) {
         let now = at(self.now);
         if let Effect::Grant { .. } = effect {
             let lasts = |node: &Node| node.recording.is_some_and(|(_, until)| now < until);
@@ -962,10 +965,27 @@ impl World {
                     holder.is_told = true;
                 }
             }
+            Effect::HandedOn { reply: () } => {}
         }
     }
 }
 
 fn at(ms: u64) -> Time {
     Time::from_nanos(ms * 1_000_000)
+}
+
+fn completion(token: u64) -> Command {
+    Command::Complete {
+        token,
+        record: (),
+        reply: (),
+    }
+}
+
+fn release(token: u64, contended: bool) -> Command {
+    Command::Release {
+        token,
+        contended,
+        reply: (),
+    }
 }
