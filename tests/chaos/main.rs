@@ -8,11 +8,15 @@
 
 #![allow(unreachable_pub)]
 
+#[macro_use]
+#[path = "../support/harness.rs"]
+mod harness;
+#[path = "../support/mod.rs"]
+mod support;
+
 mod checker;
 mod client;
 mod clock;
-#[path = "../common/mod.rs"]
-mod common;
 mod crew;
 mod faults;
 mod handling;
@@ -21,7 +25,6 @@ mod holding;
 mod mutants;
 mod phases;
 mod proxy;
-mod random;
 mod report;
 mod requests;
 mod runtimes;
@@ -36,10 +39,10 @@ mod worker;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use common::PATIENCE;
 use faults::Gremlin;
 use phases::{Outcome, Phase};
-use random::Random;
+use support::PATIENCE;
+use support::random::Random;
 use variety::Variety;
 
 /// Set in the environment: this is a worker, and these are its orders.
@@ -137,7 +140,7 @@ fn phases() -> Vec<Phase> {
 }
 
 async fn run(seconds: f64, seed: u64) -> bool {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let dir = std::env::temp_dir().join(format!(
         "tower-distributed-lock-chaos-{}",
         std::process::id()
@@ -186,37 +189,35 @@ impl Drop for Remove {
     }
 }
 
+async fn the_checker_judges_histories_made_by_hand_rightly() {
+    let wrong = selftest::wrong();
+    assert!(
+        wrong.is_empty(),
+        "the checker is wrong\n{}",
+        wrong.join("\n")
+    );
+}
+
+async fn chaos() {
+    let seed = harness::seed("CHAOS_SEED");
+    let seconds = std::env::var("CHAOS_SECONDS").map_or(90.0, |seconds| {
+        let seconds: u64 = seconds.parse().expect("CHAOS_SECONDS");
+        seconds as f64
+    });
+    println!("CHAOS_SECONDS={seconds}");
+    let is_as_expected = run(seconds, seed).await;
+    assert!(is_as_expected, "see above: CHAOS_SEED={seed}");
+}
+
+tests! {
+    the_checker_judges_histories_made_by_hand_rightly
+    chaos
+}
+
 fn main() -> ExitCode {
     if let Ok(orders) = std::env::var(WORKER) {
         worker::main(&orders);
         return ExitCode::SUCCESS;
     }
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    // Of `cargo test NAME`: is it this one?
-    let filter = args.iter().find(|arg| !arg.starts_with('-'));
-    if filter.is_some_and(|filter| !"chaos".contains(filter.as_str())) {
-        return ExitCode::SUCCESS;
-    }
-    if args.iter().any(|arg| arg == "--list") {
-        println!("chaos: test");
-        return ExitCode::SUCCESS;
-    }
-    let number = |name| {
-        std::env::var(name)
-            .ok()
-            .map(|value| value.parse().expect(name))
-    };
-    let seed = number("CHAOS_SEED").unwrap_or_else(|| clock::nanos() ^ clock::wall_ahead());
-    let seconds = number("CHAOS_SECONDS").unwrap_or(90);
-    println!("CHAOS_SEED={seed} CHAOS_SECONDS={seconds}");
-    let wrong = selftest::wrong();
-    if !wrong.is_empty() {
-        println!("FAILED: the checker is wrong\n{}", wrong.join("\n"));
-        return ExitCode::from(101);
-    }
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    match runtime.block_on(run(seconds as f64, seed)) {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::from(101),
-    }
+    harness::run(TESTS)
 }

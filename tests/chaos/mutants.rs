@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::faults::Gremlin;
 use crate::is_chosen;
 use crate::phases::{Outcome, Phase};
-use crate::random::Random;
+use crate::support::random::Random;
 use crate::textbook::Flaw;
 
 /// Of the time, in percent.

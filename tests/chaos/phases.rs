@@ -11,14 +11,14 @@ use tokio::sync::watch;
 
 use crate::checker::{self, Demands, Report, Violation};
 use crate::clock::wall_ahead;
-use crate::common::RedisServer;
 use crate::crew::Crew;
 use crate::faults::{self, Gremlin, Scene, clock, loss};
 use crate::history::{self, Log};
-use crate::random::Random;
 use crate::requests::KEYS;
 use crate::settings::{LONGEST_TTL, Settings};
 use crate::store::Store;
+use crate::support::RedisServer;
+use crate::support::random::Random;
 use crate::textbook::Flaw;
 use crate::variety::Variety;
 use crate::watch::watch;

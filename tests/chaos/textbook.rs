@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use redis::Script;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Script};
 
 use crate::clock::nanos;
+use crate::support::connect_patiently;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
@@ -55,7 +56,7 @@ const RENEW: &str = "
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 pub struct Textbook {
-    client: redis::Client,
+    url: String,
     connection: Mutex<Option<MultiplexedConnection>>,
     ttl: Duration,
     flaw: Flaw,
@@ -64,7 +65,7 @@ pub struct Textbook {
 impl Textbook {
     pub fn new(url: &str, ttl: Duration, flaw: Flaw) -> Arc<Self> {
         Arc::new(Self {
-            client: redis::Client::open(url).unwrap(),
+            url: url.to_owned(),
             connection: Mutex::default(),
             ttl,
             flaw,
@@ -150,11 +151,7 @@ impl Textbook {
         if let Some(connection) = &*self.connection.lock().unwrap() {
             return Some(connection.clone());
         }
-        let patient = AsyncConnectionConfig::new().set_response_timeout(None);
-        let connection = self
-            .client
-            .get_multiplexed_async_connection_with_config(&patient);
-        let connection = connection.await.ok()?;
+        let connection = connect_patiently(&self.url).await.ok()?;
         *self.connection.lock().unwrap() = Some(connection.clone());
         Some(connection)
     }

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::node::{ID, PADDING};
-use crate::random::Random;
+use crate::support::random::Random;
 
 pub struct Answer {
     pub status: u16,

@@ -1,7 +1,6 @@
 //! A node of the service: a process with an HTTP server, whose handler has effects, fails, panics,
 //! and blocks its thread.
 
-use std::io::Read;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +14,11 @@ use tokio::runtime::{Builder, Handle};
 use tokio::time::sleep;
 use tower_distributed_lock::{IdempotencyLayer, Lease, LockManagerBuilder};
 
-use crate::common::short_lived;
-use crate::random::Random;
+use crate::harness;
 use crate::stall;
 use crate::storage::{Entry, Run, Storage};
+use crate::support::random::Random;
+use crate::support::short_lived;
 
 /// Its settings, in its environment.
 pub const LOCKS: &str = "STORM_LOCKS";
@@ -93,11 +93,7 @@ async fn listen(is_rough: bool, storage: Storage, beside: Handle) {
         .with_state(Arc::new(node));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     println!("{}", listener.local_addr().unwrap().port());
-    std::thread::spawn(|| {
-        let _ = std::io::stdin().read(&mut [0]);
-        // The test is over, however it ended.
-        std::process::exit(1);
-    });
+    harness::obey_input(drop);
     axum::serve(listener, app).await.unwrap();
 }
 
@@ -149,8 +145,8 @@ async fn handle(
     let mut unfinished = begins.await.unwrap();
     let run = unfinished.run;
     // What becomes of it does not hang on which node it is.
-    let mut random = Random::new(node.seed, &[1, run.event, run.number]);
-    let before = match random.percent(5) {
+    let mut random = Random::at(node.seed, &[1, run.event, run.number]);
+    let before = match random.chance(5) {
         // Its lease must be renewed.
         true => random.millis(node.ttl_ms, node.ttl_ms * 3 / 2),
         false => random.millis(1, 150),
@@ -163,7 +159,7 @@ async fn handle(
         20..30 if may_fail => Entry::Panicked(run),
         _ => {
             node.storage.take_effect(run).await;
-            match node.is_rough && random.percent(5) {
+            match node.is_rough && random.chance(5) {
                 // Beyond its lease, maybe.
                 true => std::thread::sleep(random.millis(0, 3 * node.ttl_ms)),
                 false => sleep(random.millis(0, 250)).await,
@@ -176,7 +172,7 @@ async fn handle(
         node.storage.log(end).await;
         unfinished.node = None;
     }
-    let padding = match node.is_rough && random.percent(5) {
+    let padding = match node.is_rough && random.chance(5) {
         true => LONG,
         false => 0,
     };

@@ -5,7 +5,9 @@
 use std::fmt;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Script, ToRedisArgs};
+use redis::{Script, ToRedisArgs};
+
+use crate::support::connect_patiently;
 
 /// One run of the handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,20 +96,12 @@ impl Entry {
     }
 }
 
-/// A connection that waits for as long as it takes.
-pub async fn connect(url: &str) -> MultiplexedConnection {
-    let client = redis::Client::open(url).unwrap();
-    let patient = AsyncConnectionConfig::new().set_response_timeout(None);
-    let connecting = client.get_multiplexed_async_connection_with_config(&patient);
-    connecting.await.unwrap()
-}
-
 #[derive(Clone)]
 pub struct Storage(MultiplexedConnection);
 
 impl Storage {
     pub async fn connect(url: &str) -> Self {
-        Self(connect(url).await)
+        Self(connect_patiently(url).await.unwrap())
     }
 
     pub async fn begin(&self, event: u64, node: u64) -> Run {

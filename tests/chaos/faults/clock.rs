@@ -9,7 +9,7 @@ use tokio::process::Command;
 use tokio::sync::OnceCell;
 
 use super::Scene;
-use crate::random::Random;
+use crate::support::random::Random;
 
 /// The library (Debian: apt-get install faketime), if it is installed and this redis-server runs with it.
 pub async fn library() -> Option<&'static Path> {
@@ -66,7 +66,7 @@ pub fn set(dir: &Path, ms: i64) {
 
 pub async fn disturb(scene: Arc<Scene>, forward: bool, mut random: Random) {
     let mut offset = 0;
-    while scene.pause(random.ms(100, 900)).await {
+    while scene.pause(random.millis(100, 900)).await {
         let step = match forward {
             true if random.chance(30) => random.below(3_600_000),
             true => random.below(1000),
