@@ -21,7 +21,7 @@ use crate::variety::Variety;
 use crate::worker::Me;
 
 type Body = Full<Bytes>;
-/// What it answers, as the history has it.
+/// Answers with the outcome, as the history has it.
 type Handler = BoxCloneService<Request<Body>, String, Infallible>;
 
 const WAIT: Duration = Duration::from_millis(700);
@@ -29,7 +29,7 @@ const WAIT: Duration = Duration::from_millis(700);
 const WORK_MS: u64 = 400;
 /// For how long a handler blocks its thread at the most: longer than most leases.
 const BLOCK_MS: u64 = 900;
-/// The length of a long answer.
+/// The length of a long response.
 const LONG: usize = 8 << 20;
 
 #[derive(Clone)]

@@ -65,7 +65,7 @@ pub async fn hold(me: &Me, id: u64, key: &str, held: Held, random: &mut Random) 
         }
     }
     me.log.note(What::Ended, id, 0, "");
-    // Whoever drops the textbook's releases nothing.
+    // Dropping the textbook's lock releases nothing.
     if random.chance(50) || !ends_when_lost {
         let before = nanos();
         let answer = held.release().await;
@@ -73,7 +73,7 @@ pub async fn hold(me: &Me, id: u64, key: &str, held: Held, random: &mut Random) 
     } else {
         drop(held);
     }
-    // It ends by itself when the lock is released; only of the textbook's nobody tells.
+    // The task ends when the lock is released. The textbook's lock never tells.
     let _ = tokio::time::timeout(Duration::from_secs(20), watching).await;
 }
 

@@ -1,10 +1,12 @@
-//! Real processes, a real Redis and all that can go wrong between them, at random, from a seed that is printed. What happened
-//! is written down, and a checker proves from that history alone what the crate promises.
+//! Real processes, a real Redis and all that can go wrong between them, at random, from a seed that
+//! is printed. The processes write down what happens, and a checker proves from that history alone
+//! what the crate promises.
 //!
-//! This program is its own worker: started with [`WORKER`] set, it makes requests. Started without, it runs the phases:
-//! `CHAOS_SECONDS` (90) in total, with `CHAOS_SEED`, or a seed from the clock. The seed fixes what is tried, not how the
-//! processes run: the same one again is likely, not sure, to show the same. `CHAOS_PHASE` chooses the
-//! phases whose names contain it; `CHAOS_KEEP` keeps the history.
+//! This program is its own worker: started with [`WORKER`] set, it makes requests. Started without,
+//! it runs the phases: `CHAOS_SECONDS` (90) in total, with `CHAOS_SEED`, or a seed from the clock.
+//! The seed fixes what is tried, not how the processes run, so the same seed is likely, not sure,
+//! to show the same again. `CHAOS_PHASE` chooses the phases whose names contain it; `CHAOS_KEEP`
+//! keeps the history.
 
 #![allow(unreachable_pub)]
 
@@ -65,7 +67,7 @@ fn phases() -> Vec<Phase> {
     let quarantines = [
         (false, "its data is lost"),
         // No two hold a lock even then.
-        (true, "the same, quarantine"),
+        (true, "its data is lost, quarantine"),
     ];
     let losses = quarantines.map(|(quarantine, name)| Phase {
         name,
@@ -85,7 +87,7 @@ fn phases() -> Vec<Phase> {
             workers: 3,
             ..phase
         },
-        // The server lets locks expire too early then. Nobody can know.
+        // The server lets locks expire too early then, and no client can know.
         Phase {
             name: "its clock is set forward",
             part: 5.0,

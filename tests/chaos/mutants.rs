@@ -1,5 +1,5 @@
-//! Shows that the checker can fail: the textbook's lock passes it, and none of its classic mistakes does. Under the same
-//! workload and the same faults, all at the same time.
+//! Shows that the checker can fail: the textbook's lock passes it, and none of its classic mistakes
+//! does. Under the same workload and the same faults, all at the same time.
 
 use std::path::Path;
 use std::time::Duration;

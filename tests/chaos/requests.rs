@@ -49,7 +49,8 @@ pub async fn make(me: Me, handling: Option<Handling>, mut random: Random) {
                 let key = random.pick(keys(&me.worker.orders));
                 attempt(&me, key, &mut random).await;
             }
-            // Only the crate's has an idempotency layer, and requests that can be dropped at any time.
+            // Only the crate's has an idempotency layer, and requests that can be dropped at any
+            // time.
             (_, None) => wait(&me, patience, &mut random).await,
             (50..60, Some(_)) => give_up_soon(&me, &mut random).await,
             (60..64, Some(_)) => {
@@ -78,7 +79,7 @@ async fn wait(me: &Me, patience: Duration, random: &mut Random) {
 
 async fn attempt(me: &Me, key: &str, random: &mut Random) {
     let id = me.next_id();
-    // It may have to wait for the connection first, and then for the answer.
+    // It may have to wait for the connection first, and then for the reply.
     let within = 2 * me.settings().command_timeout;
     me.log
         .note(What::Tried, id, within.as_nanos() as u64, &me.name(key));
@@ -97,8 +98,8 @@ async fn give_up_soon(me: &Me, random: &mut Random) {
     give_up(me, key, limit, polls, random).await;
 }
 
-/// For one lock, at the same time: a request that waits, and leaves at some moment, and several that
-/// do not wait.
+/// For one lock, at the same time: a request that waits, and leaves at some moment, and several
+/// that do not wait.
 async fn mingle(me: &Me, random: &mut Random) {
     let key = random.pick(RARE_KEYS);
     let (mut own, leaves) = (random.fork(), random.millis(0, 1200));

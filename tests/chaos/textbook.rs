@@ -1,5 +1,5 @@
-//! The textbook's lock: `SET NX PX`, a script that compares and deletes, one that compares and prolongs. And its classic
-//! mistakes, to show that the checker finds them.
+//! The textbook's lock: `SET NX PX`, a script that compares and deletes, one that compares and
+//! prolongs. And its classic mistakes, to show that the checker finds them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ pub enum Flaw {
     ReleasesBlindly,
     /// Renews with `SET PX`: that creates the lock again if it has gone, or is another's.
     RenewsBlindly,
-    /// Counts the time to live from the answer rather than from before the question.
+    /// Counts the time to live from the reply rather than from before the command.
     TrustsFromTheReply,
     /// Fences by `INCR`, which starts again from one when the data is lost.
     CountsFences,
@@ -52,7 +52,7 @@ const RENEW: &str = "
     if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
     return redis.call('PEXPIRE', KEYS[1], ARGV[2])";
 
-/// It knows no hurry.
+/// It is never in a hurry.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 pub struct Textbook {
@@ -125,7 +125,7 @@ impl Textbook {
         self.ttl.as_millis().to_string()
     }
 
-    /// The script's number, if it comes in time.
+    /// Returns the script's number, if it comes in time.
     async fn call(&self, script: &str, keys: &[&str], args: &[&str]) -> Option<u64> {
         let answer = tokio::time::timeout(TIMEOUT, async {
             let mut connection = self.connect().await?;

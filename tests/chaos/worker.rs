@@ -1,4 +1,5 @@
-//! A process that takes locks, writes what it sees into its history, and ends with its standard input.
+//! A process that takes locks, writes what it sees into its history, and ends with its standard
+//! input.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -200,7 +201,7 @@ pub fn main(line: &str) {
     std::process::exit(0);
 }
 
-/// Whatever the panic is caught by: this program's handlers do not panic.
+/// Even if the panic is caught: this program's handlers do not panic.
 fn tell_of_panics(log: Log) {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

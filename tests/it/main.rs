@@ -21,6 +21,7 @@ mod support;
 #[path = "../../examples/webhook.rs"]
 mod webhook;
 
+mod doubles;
 mod idempotency;
 mod lock;
 mod manager;

@@ -35,8 +35,7 @@ pub async fn processes_in_competition_lose_no_update_and_each_has_a_share() {
     eventually_no_trace(&redis).await;
 }
 
-/// Real processes in competition, with a storage that knows the fencing tokens. A lost update would be a number that
-/// was written twice.
+/// The storage knows the fencing tokens. A lost update would be a number that was written twice.
 pub async fn processes_killed_and_frozen_at_random_lose_no_update() {
     const TTL: u64 = 600;
     let server = RedisServer::start().await;
@@ -58,7 +57,7 @@ pub async fn processes_killed_and_frozen_at_random_lose_no_update() {
             workers[victim] = Worker::storming(&server, TTL).await;
         } else {
             workers[victim].freeze().await;
-            // That is the fault itself: up to twice the time to live.
+            // This is the fault itself: up to twice the time to live.
             tokio::time::sleep(Duration::from_millis(random.below(2 * TTL))).await;
             workers[victim].signal("-CONT");
         }
@@ -72,7 +71,7 @@ pub async fn processes_killed_and_frozen_at_random_lose_no_update() {
     let numbers: Vec<u64> = log.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers, (1..=log.len() as u64).collect::<Vec<_>>());
     assert!(log.is_sorted_by(|(_, one), (_, next)| one < next), "fences");
-    // None starved, not even one that was frozen.
+    // No process starved, not even one that was frozen.
     assert!(
         served.iter().all(|served| !served.starts_with("0 ")),
         "{served:?}"
@@ -81,7 +80,7 @@ pub async fn processes_killed_and_frozen_at_random_lose_no_update() {
     eventually_no_trace(&redis).await;
 }
 
-/// What the storage was told: numbers, and the fencing tokens that they came with.
+/// Returns the numbers that the storage was told, and the fencing tokens that they came with.
 async fn written(redis: &MultiplexedConnection) -> Vec<(u64, u64)> {
     let log: Vec<String> = redis::from_redis_value(run(redis, "LRANGE log 0 -1").await).unwrap();
     log.iter()

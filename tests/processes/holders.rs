@@ -51,7 +51,7 @@ pub async fn a_holder_that_was_frozen_beyond_its_ttl_knows_that_it_lost_the_lock
     let owner = value(&redis, "lock:a").await;
     assert!(owner.is_some());
 
-    // The question is there before it wakes up.
+    // The command is there before the process wakes up.
     frozen.tell("look").await;
     frozen.signal("-CONT");
     assert_eq!(frozen.answer().await, "held: false, lost: true");
@@ -60,7 +60,7 @@ pub async fn a_holder_that_was_frozen_beyond_its_ttl_knows_that_it_lost_the_lock
     assert_eq!(other.ask("look").await, "held: true, lost: false");
     assert_eq!(other.ask("release").await, "ok");
     eventually_no_trace(&redis).await;
-    // And it is as good as any other from then on.
+    // And from then on it works like any other process.
     assert!(frozen.acquire().await > new);
     assert_eq!(frozen.ask("release").await, "ok");
     eventually_no_trace(&redis).await;
@@ -83,7 +83,7 @@ pub async fn an_answer_that_came_while_the_process_was_frozen_is_not_late() {
         value(&redis, "lock:a").await.is_some()
     })
     .await;
-    // That is the fault itself: longer than a command may take.
+    // This is the fault itself: longer than a command may take.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     worker.signal("-CONT");
     worker.acquired().await;

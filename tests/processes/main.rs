@@ -1,7 +1,7 @@
 //! Processes that are killed, stopped, ended: real ones.
 //!
-//! This program is its own worker: started with [`URL`](worker::URL) set, it does what it is told on
-//! its standard input, and ends with it. Started without, it runs the tests, one after another.
+//! This program is its own worker: started with [`URL`](worker::URL) set, it does what it is told
+//! on its standard input, and ends with it. Started without, it runs the tests, one after another.
 
 #![allow(unreachable_pub)]
 

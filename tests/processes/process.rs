@@ -64,7 +64,7 @@ impl Worker {
         self.acquired().await
     }
 
-    /// The fencing token that comes.
+    /// Waits for the fencing token of a lock that was asked for.
     pub async fn acquired(&mut self) -> u64 {
         let answer = self.answer().await;
         answer.parse().unwrap_or_else(|_| panic!("{answer}"))
@@ -79,7 +79,7 @@ impl Worker {
         let stat = format!("/proc/{}/stat", self.pid);
         if cfg!(target_os = "linux") {
             eventually("it is frozen", || async {
-                // The state stands behind the name, which is in parentheses.
+                // The state comes after the name, which is in parentheses.
                 let stat = std::fs::read_to_string(&stat).unwrap();
                 stat.rsplit_once(')').unwrap().1.trim().starts_with('T')
             })
@@ -97,7 +97,7 @@ impl Worker {
     }
 }
 
-/// When the owner's key expires, in ms of the server's clock.
+/// Returns when the lock's key expires, in ms of the server's clock.
 pub async fn expiry(redis: &MultiplexedConnection) -> u64 {
     let now_and_left = "local now = redis.call('TIME') \
                         return now[1] * 1000 + math.floor(now[2] / 1000) + redis.call('PTTL', KEYS[1])";
@@ -112,7 +112,8 @@ pub async fn expired_keys(redis: &MultiplexedConnection) -> u64 {
     statistic(redis, "expired_keys").await
 }
 
-/// The server's time, in ms, at which it gave the lock away: fences are its clock in µs, with 1024 tokens for each.
+/// Returns the server's time, in ms, at which it gave the lock away. Fences are its clock in µs,
+/// with 1024 tokens for each.
 pub fn given_at(fencing_token: u64) -> u64 {
     fencing_token / 1024 / 1000
 }

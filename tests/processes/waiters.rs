@@ -29,7 +29,7 @@ pub async fn a_waiting_process_that_was_killed_is_passed_over_at_once() {
     guard.release().await.unwrap();
     let started = Instant::now();
     next.acquired().await;
-    // No grant was waited for, which would take two seconds.
+    // No grant had to expire, which would take two seconds.
     assert!(started.elapsed() < Duration::from_millis(1500));
     assert_eq!(next.ask("release").await, "ok");
     eventually_no_trace(&redis).await;
@@ -61,7 +61,7 @@ pub async fn waiting_processes_that_are_frozen_do_not_keep_the_lock_from_the_oth
     }
     assert_eq!(next.ask("look").await, "held: true, lost: false");
     assert_eq!(next.ask("release").await, "ok");
-    // They ask again, in either order.
+    // The frozen ones ask again, in any order.
     let served = workers.iter_mut().map(|frozen| async move {
         assert!(frozen.acquired().await > token);
         assert_eq!(frozen.ask("release").await, "ok");

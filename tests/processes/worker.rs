@@ -14,7 +14,7 @@ pub const URL: &str = "TOWER_DISTRIBUTED_LOCK_TEST_URL";
 
 pub const TTL_MS: &str = "TOWER_DISTRIBUTED_LOCK_TEST_TTL_MS";
 
-/// What is left to do when the worker's runtime has nothing left to run.
+/// What the worker does when its runtime has nothing left to run.
 enum End {
     Exit,
     DropRuntimeAndLiveOn(LockManager, LockGuard),
@@ -23,7 +23,7 @@ enum End {
 pub fn obey(url: &str) {
     let ttl = std::env::var(TTL_MS).unwrap().parse().unwrap();
     let builder = short_lived(ttl);
-    // Of one thread: what is not waited for is not done either when the worker ends.
+    // The runtime has one thread: what the worker has not waited for is not done when it ends.
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let (commands, received) = mpsc::unbounded_channel();
     harness::obey_input(move |line| {
@@ -44,7 +44,7 @@ pub fn obey(url: &str) {
             std::thread::park();
         }
     }
-    // Nothing waits for anything any more.
+    // The process ends without waiting for anything.
     std::process::exit(0);
 }
 
@@ -75,7 +75,7 @@ async fn carry_out(
             },
             "look" => {
                 let lease = held.as_ref().unwrap().lease();
-                // In this order: the first look.
+                // In this order: `is_held` is the first to look.
                 let is_held = lease.is_held();
                 let is_lost = futures_util::poll!(Box::pin(lease.lost())).is_ready();
                 say(&format!("held: {is_held}, lost: {is_lost}"));
@@ -118,7 +118,8 @@ async fn carry_out(
     }
 }
 
-/// Counts up under the lock, without any atomicity but the lock's, until the count is there. Returns this process's part.
+/// Counts up under the lock until the total is reached; only the lock makes that atomic. Returns
+/// this process's share.
 async fn compete(
     locks: &LockManager,
     redis: &MultiplexedConnection,
@@ -150,8 +151,9 @@ async fn compete(
     share
 }
 
-/// Reads and writes under the lock, in two steps, until there is calm. The storage refuses tokens that are older
-/// than one it has seen. Returns how often it was served, and how often refused.
+/// Reads and writes under the lock, in two steps, until it is told to be calm. The storage refuses
+/// tokens that are older than one it has seen. Returns how often it was served, and how often
+/// refused.
 async fn storm(
     locks: LockManager,
     mut redis: MultiplexedConnection,
@@ -170,7 +172,7 @@ async fn storm(
     );
     let (mut served, mut refused) = (0, 0);
     while !*calm.borrow() {
-        // It may have been frozen while it waited.
+        // The wait may fail, as the process may have been frozen meanwhile.
         let Ok(guard) = locks.acquire("a", PATIENCE * 3).await else {
             continue;
         };

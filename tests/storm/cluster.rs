@@ -19,14 +19,14 @@ pub struct Cluster {
     pub weather: Weather,
     pub locks: String,
     pub storage: String,
-    /// One for each node that is to be there.
+    /// The port of each node that is meant to run.
     pub ports: Arc<Mutex<Vec<u16>>>,
     pub nodes: Vec<(u64, Child)>,
     pub next: u64,
 }
 
 impl Cluster {
-    /// A process that listens, with its number and its port.
+    /// Starts a node. Returns its number, its process and its port.
     pub async fn start(&mut self) -> (u64, Child, u16) {
         let number = self.next;
         self.next += 1;
@@ -49,7 +49,7 @@ impl Cluster {
         (number, child, port)
     }
 
-    /// Kills nodes at random, so many, and puts others in their place.
+    /// Kills so many nodes, at random, and puts others in their place.
     pub async fn lose(&mut self, kills: usize, storage: &Storage) {
         let mut random = Random::at(self.seed, &[2]);
         for _ in 0..kills {

@@ -1,10 +1,12 @@
-//! Webhooks in a storm: nodes that are killed, handlers that fail, clients that leave, and each event many times over.
+//! Webhooks in a storm: nodes that are killed, handlers that fail, clients that leave, and each
+//! event many times over.
 //!
-//! Three nodes, processes of their own, serve HTTP with an `IdempotencyLayer`; a sender delivers each event several
-//! times, to any of them, until it has a 200. What must come of it is in `audit.rs`.
+//! Three nodes, processes of their own, serve HTTP with an `IdempotencyLayer`; a sender delivers
+//! each event several times, to any of them, until it has a 200. What must come of it is in
+//! `audit.rs`.
 //!
-//! This program is also the node. `STORM_SEED` in the environment repeats a storm, as far as the order in which the
-//! processes get to run does not matter.
+//! This program is also the node. `STORM_SEED` in the environment repeats a storm, as far as the
+//! order in which the processes get to run does not matter.
 
 #![allow(unreachable_pub)]
 

@@ -14,10 +14,10 @@ use crate::weather::NODES;
 
 const DUPLICATES: u64 = 6;
 
-/// In which the first deliveries of the events are sent.
+/// The time within which the first deliveries of the events are sent.
 const WINDOW_MS: u64 = 3000;
 
-/// Who sends the events, and what came back.
+/// Sends the events, and keeps the responses.
 pub struct Sender {
     pub seed: u64,
     pub ports: Arc<Mutex<Vec<u16>>>,
@@ -30,8 +30,8 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Sends an event several times at about the same time, by clients of which some leave. Then again and again, until
-    /// there is a 200.
+    /// Sends an event several times at about the same time, with clients of which some leave. Then
+    /// sends it again and again, until there is a 200.
     pub async fn send(&self, event: u64) {
         let mut random = Random::at(self.seed, &[3, event]);
         let first = random.millis(0, WINDOW_MS);
@@ -50,7 +50,7 @@ impl Sender {
         }
     }
 
-    /// Returns whether the answer is a replay of a 200.
+    /// Returns whether the response is a replay of a 200.
     pub async fn deliver(&self, event: u64, node: usize, leaves: Leaves) -> bool {
         let path = match event % 2 {
             0 => node::AT_ONCE,

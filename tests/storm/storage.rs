@@ -1,6 +1,8 @@
-//! What the events have their effects on: a Redis of its own, which knows nothing of the locks, with a log.
+//! What the events have their effects on: a Redis of its own, which knows nothing of the locks,
+//! with a log.
 //!
-//! Each line of the log is written in one step with what it tells of, so that the log is *the* order of the storm.
+//! Each line of the log is written in one step with what it tells of, so that the log is *the*
+//! order of the storm.
 
 use std::fmt;
 
@@ -15,11 +17,11 @@ pub struct Run {
     pub event: u64,
     /// Which run of that event it is, from 1.
     pub number: u64,
-    /// The process that it ran in: none has another's number.
+    /// The process that it ran in. No two have the same number.
     pub node: u64,
 }
 
-/// Also what a run answers.
+/// This is also the response body of a run.
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}@{}", self.event, self.number, self.node)
@@ -46,9 +48,9 @@ pub enum Entry {
     Succeeded(Run),
     Failed(Run),
     Panicked(Run),
-    /// It was dropped before it came to one of these ends.
+    /// The run was dropped before it came to one of these ends.
     Dropped(Run),
-    /// Whatever its end was, it came when its lease was over.
+    /// The run's end, whatever it was, came when its lease was over.
     Outlived(Run),
     /// The node did not run for so many ms.
     StoodStill(u64),

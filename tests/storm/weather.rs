@@ -23,7 +23,7 @@ pub const NODES: usize = 3;
 
 pub const EVENTS: u64 = 120;
 
-/// What comes upon the nodes.
+/// What happens to the nodes.
 #[derive(Clone, Copy)]
 pub struct Weather {
     pub ttl_ms: u64,
@@ -42,8 +42,8 @@ impl Weather {
     }
 }
 
-/// A storm in which no rule may be broken, nor any of `more`. If one was, and the machine stood still meanwhile, that says
-/// nothing, and there is another one.
+/// Runs a storm in which neither a general rule nor one of `more` may be broken. If one was broken
+/// and the machine stood still meanwhile, the storm says nothing, and there is another one.
 pub async fn calm_after(weather: Weather, more: impl Fn(&Storm, &mut Vec<String>)) {
     for _ in 0..5 {
         let storm = storm(weather).await;
@@ -56,7 +56,7 @@ pub async fn calm_after(weather: Weather, more: impl Fn(&Storm, &mut Vec<String>
         for violation in violations.iter().take(20) {
             println!("violation: {violation}");
         }
-        // What is left of a lease when its renewal is due.
+        // The rest of a lease when its renewal is due.
         let bearable = weather.ttl_ms / 2;
         assert!(
             storm.stood_still > bearable,
@@ -73,7 +73,7 @@ pub struct Storm {
     pub findings: Findings,
     pub statuses: BTreeMap<u16, usize>,
     pub no_answer: usize,
-    /// In ms, at the most.
+    /// The longest time that the machine stood still, in ms.
     pub stood_still: u64,
     pub locks: RedisServer,
 }
@@ -129,7 +129,7 @@ async fn storm(weather: Weather) -> Storm {
     })
     .await;
     run(&locks.client().await, "CONFIG SET maxmemory 0").await;
-    // Every node has the same to say.
+    // Every node must replay the same.
     let at_the_end = (0..EVENTS).map(|event| {
         let sender = &sender;
         async move {
@@ -193,7 +193,7 @@ async fn storm(weather: Weather) -> Storm {
     }
 }
 
-/// For moments, again and again.
+/// Makes Redis run out of memory for moments, again and again.
 async fn run_out_of_memory(locks: &RedisServer, seed: u64) {
     let redis = locks.client().await;
     let mut random = Random::at(seed, &[4]);
@@ -205,7 +205,7 @@ async fn run_out_of_memory(locks: &RedisServer, seed: u64) {
     }
 }
 
-/// No lock and no queue. (Long answers are kept in parts.)
+/// Waits until there is neither a lock nor a queue. (Long responses are kept in parts.)
 async fn only_records_are_left(server: &RedisServer) {
     let redis = server.client().await;
     eventually(

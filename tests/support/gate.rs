@@ -23,13 +23,13 @@ impl Gate {
         }
     }
 
-    /// The handler's side.
+    /// The handler's side: waits for the test.
     pub async fn pass(&self) {
         self.arrived.add_permits(1);
         self.open.acquire().await.unwrap().forget();
     }
 
-    /// Returns when one more has arrived.
+    /// Waits until one more handler has arrived.
     pub async fn arrived(&self) {
         soon("the handler is reached", self.arrived.acquire())
             .await
@@ -37,12 +37,12 @@ impl Gate {
             .forget();
     }
 
-    /// Whether nobody has arrived but those that [`arrived`](Self::arrived) told of.
+    /// Whether no handler has arrived besides those that [`arrived`](Self::arrived) told of.
     pub fn nobody_else(&self) -> bool {
         self.arrived.available_permits() == 0
     }
 
-    /// Lets one go on.
+    /// Lets one handler go on.
     pub fn open(&self) {
         self.open.add_permits(1);
     }

@@ -1,10 +1,10 @@
 //! Real parts to test against, shared by the tests, the benchmarks and the proofs: Redis servers, a
 //! proxy that can misbehave, and ways to wait for what must happen.
 //!
-//! A program takes them with `#[path = "…/tests/support/mod.rs"] mod support;`. Besides these files,
-//! `tests/support` has some that not every program needs, as they bring dependencies along or start
-//! processes: `once`, `nodes`, `servers`, `strict` and `harness`. A program that wants one of them
-//! declares it in the same way, at its root, next to `support`.
+//! A program takes them with `#[path = "…/tests/support/mod.rs"] mod support;`. Besides these
+//! files, `tests/support` has some that not every program needs, as they bring dependencies along
+//! or start processes: `once`, `nodes`, `servers`, `strict` and `harness`. A program that wants one
+//! of them declares it in the same way, at its root, next to `support`.
 
 #![allow(
     dead_code,
@@ -27,7 +27,7 @@ pub use inspect::{
     calls, clients, eventually_no_trace, eventually_queued, expires_in, names, queue_length, run,
     script_calls, statistic, text, value, watched_keys,
 };
-pub use managers::{connections_per_manager, minute, short_lived};
+pub use managers::{connections_per_manager, knows_what_was_said, minute, short_lived};
 pub use proxy::{Mode, Proxy};
 pub use redis_server::{ClosedPort, FREE_PORT, RedisServer, connect_patiently, has_resp3, signal};
 pub use wait::{PATIENCE, eventually, soon};

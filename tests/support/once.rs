@@ -1,4 +1,4 @@
-//! A service under an idempotency layer, and what it answers.
+//! A service under an idempotency layer, and its responses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,11 +18,11 @@ use tower_distributed_lock::lock::{Rejection, RejectionKind};
 use crate::support::{Gate, soon};
 
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
-/// What a handler gets.
+/// The request that a handler gets.
 pub type Inside = Request<IdempotencyBody<Body>>;
 pub type Result = std::result::Result<Response<Body>, Failed>;
 
-/// The error of a handler, which is none in the sense of the standard library.
+/// The error of a handler. It does not implement the standard library's `Error`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failed(pub u32);
 
@@ -84,11 +84,12 @@ impl App {
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {
-        let response = soon("an answer", self.call(request)).await;
+        let response = soon("a response", self.call(request)).await;
         Answer::of(response.unwrap()).await
     }
 
-    /// Sends a request that is not answered at once: it has arrived at where it waits in this process.
+    /// Sends a request that has no response at once. When this returns, it waits or runs in this
+    /// process.
     pub async fn begin(&self, request: Request<Body>) -> JoinHandle<Answer> {
         let mut call = self.call(request);
         assert!(poll!(&mut call).is_pending());
@@ -130,7 +131,7 @@ impl Answer {
         }
     }
 
-    /// That is what the handler answered in this run, given for the first time.
+    /// Checks that this is the response of that run, and no replay.
     #[track_caller]
     pub fn is_run(&self, run: usize) {
         assert_eq!(self.status(), 200, "{self:?}");
@@ -153,7 +154,7 @@ impl Answer {
         assert_eq!(headers["content-type"], "application/problem+json");
     }
 
-    /// Refused for this reason.
+    /// Checks that this is a refusal with this status, for this reason.
     #[track_caller]
     pub fn is_rejected(&self, status: u16, kind: RejectionKind) {
         self.is_refused(status);
@@ -171,7 +172,7 @@ impl Runs {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// The number of a run that begins.
+    /// Counts a run that begins, and returns its number.
     pub fn one_more(&self) -> usize {
         self.0.fetch_add(1, Ordering::SeqCst) + 1
     }
@@ -188,14 +189,14 @@ impl Runs {
         move |request| handler(runs.one_more(), request)
     }
 
-    /// A handler that answers which run it was.
+    /// A handler whose response tells which run it was.
     pub fn handler(
         &self,
     ) -> impl Fn(Inside) -> std::future::Ready<Result> + Clone + Send + Sync + 'static + use<> {
         self.then(|run, _| std::future::ready(Ok(text(format!("run {run}")))))
     }
 
-    /// The same, through a gate.
+    /// Like [`handler`](Self::handler), behind a gate.
     pub fn gated(
         &self,
         gate: &Gate,

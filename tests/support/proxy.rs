@@ -19,9 +19,9 @@ pub enum Mode {
     Forward,
     /// Bytes are taken and kept back, in both directions, until the mode changes.
     Hold,
-    /// Requests get through, answers are kept back.
+    /// Requests get through, replies are kept back.
     HoldAnswers,
-    /// Answers get through, requests are kept back.
+    /// Replies get through, requests are kept back.
     HoldRequests,
     /// Of each connection, a little more than so many bytes get through in each direction.
     First(u64),

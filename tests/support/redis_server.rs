@@ -15,15 +15,15 @@ use super::PATIENCE;
 /// Stands for a free port in the arguments of [`RedisServer::start_with`].
 pub const FREE_PORT: &str = "<a free port>";
 
-/// Set in the environment, it has every server of the tests refuse RESP3.
+/// If this variable is set, every server of the tests refuses RESP3.
 const RESP2: &str = "TOWER_DISTRIBUTED_LOCK_TEST_RESP2";
 
-/// Whether servers push what concerns a connection between its replies.
+/// Whether servers may push messages between the replies of a connection.
 pub fn has_resp3() -> bool {
     std::env::var_os(RESP2).is_none()
 }
 
-/// A redis-server of its own, on a free port, that ends with this value, or with the test's process.
+/// A redis-server of its own, on a free port. It ends with this value, or with the test's process.
 pub struct RedisServer {
     child: Child,
     pid: u32,
@@ -42,14 +42,15 @@ impl RedisServer {
         Self::start_in(&[], args).await
     }
 
-    /// With these variables in its environment.
+    /// Like [`start_with`](Self::start_with), with these variables in the server's environment.
     pub async fn start_in(env: &[(String, String)], args: &[&str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("tower-distributed-lock-{}-{number}", std::process::id());
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&dir).unwrap();
-        // Another process may take a port between our look and the server's start: then it ends, and we try again.
+        // Another process may take the port before the server does. Then the server ends, and we
+        // try again.
         for _ in 0..10 {
             let port = free_port();
             let resp2: &[&str] = match has_resp3() {
@@ -85,7 +86,7 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// What stands behind `name` in the server's arguments.
+    /// Returns the value of `name` in the server's arguments.
     pub fn argument(&self, name: &str) -> &str {
         let mut args = self.args.iter().skip_while(|arg| *arg != name);
         args.nth(1).unwrap()
@@ -155,7 +156,8 @@ async fn launch(
     env: &[(String, String)],
     args: &[String],
 ) -> Option<(Child, u32)> {
-    // The shell ends the server when this process ends, however it ends: then its standard input is closed.
+    // The shell ends the server when this process ends, however it ends: the shell's standard input
+    // is closed then.
     let script = "exec 3<&0; redis-server \"$@\" >redis.log 2>&1 3<&- & redis=$!; echo $redis >pid; \
                   (read -r _ <&3; kill -9 $redis) 2>/dev/null & watch=$!; exec 3<&-; wait $redis; kill $watch; wait $watch";
     let _ = std::fs::remove_file(dir.join("pid"));
@@ -204,7 +206,7 @@ async fn launch(
     None
 }
 
-/// Whether the server that answers is ours: its log says that it has the port.
+/// Whether the server on the port is ours: its log says so.
 fn is_redis(dir: &Path) -> bool {
     std::fs::read_to_string(dir.join("redis.log"))
         .is_ok_and(|log| log.contains("Ready to accept connections") || log.contains("Loading"))

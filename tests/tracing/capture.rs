@@ -108,7 +108,7 @@ where
     }
 }
 
-/// What makes the subscriber panic when it is told of it, once for each.
+/// Texts at which the subscriber panics when an event has them, once for each.
 pub static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn panic_once(fields: &Fields) {
@@ -122,7 +122,7 @@ fn panic_once(fields: &Fields) {
     panic!("a subscriber that panics");
 }
 
-/// Everything that was told so far. All tests share it: keys of their own tell them apart.
+/// Returns everything that was told so far. All tests share it; each has keys of its own.
 pub fn records() -> Vec<Record> {
     static RECORDS: OnceLock<Arc<Mutex<Vec<Record>>>> = OnceLock::new();
     let records = RECORDS.get_or_init(|| {
@@ -143,7 +143,7 @@ pub fn fingerprint(key: &str) -> String {
     LockKey::new(key).unwrap().fingerprint()
 }
 
-/// The events on a key with this message.
+/// Returns the events on a key with this message.
 pub fn told(key: &str, message: &str) -> Vec<Record> {
     let key = fingerprint(key);
     let mut records = records();
@@ -158,7 +158,7 @@ pub async fn one(key: &str, message: &str) -> Record {
     records.remove(0)
 }
 
-/// That none of these is in anything that was told, on any level.
+/// Checks that none of these is in anything that was told, on any level.
 pub fn assert_untold(secrets: &[&str]) {
     let mut text = String::new();
     for record in records() {

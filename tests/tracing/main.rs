@@ -20,8 +20,8 @@ use http::{Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use support::{
-    Mode, PATIENCE, Proxy, RedisServer, eventually, eventually_queued, minute, run, short_lived,
-    soon,
+    Mode, PATIENCE, Proxy, RedisServer, eventually, eventually_queued, knows_what_was_said, minute,
+    run, short_lived, soon,
 };
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_distributed_lock::{DistributedLockLayer, ErrorKind, Lease, LockManager, LostReason};
@@ -43,7 +43,7 @@ async fn a_lock_that_is_taken_and_released_is_told_with_fingerprint_token_and_ti
     let waited = acquired.fields.number("waited_ms");
     assert!((0.0..20_000.0).contains(&waited), "{waited}");
 
-    // For a time of some length to be told.
+    // So that a time of some length is told.
     tokio::time::sleep(HELD).await;
     assert!(told(KEY, "lock released").is_empty());
     guard.release().await.unwrap();
@@ -210,7 +210,7 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
     let redis = client.get_multiplexed_async_connection().await.unwrap();
     let locks = short_lived(1000).connect(&url(SECRET)).await.unwrap();
 
-    // The whole way of requests, with everything that a handler may log.
+    // The whole way of a request, with everything that a handler may log.
     let layer = DistributedLockLayer::new(locks.clone(), |_| KEY);
     let service = ServiceBuilder::new().layer(layer.clone()).service(service_fn({
         let redis = redis.clone();
@@ -235,7 +235,7 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
         (Request::default(), StatusCode::OK),
         (losing, StatusCode::SERVICE_UNAVAILABLE),
     ] {
-        let response = soon("an answer", service.clone().oneshot(request)).await;
+        let response = soon("a response", service.clone().oneshot(request)).await;
         let response = response.unwrap();
         assert_eq!(response.status(), status);
         tracing::trace!(?response, "answered");
@@ -243,7 +243,7 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
     }
     one(KEY, "lock lost").await;
 
-    // Held by somebody else.
+    // The lock is held by another process.
     let guard = soon("it is free", locks.acquire(KEY, PATIENCE))
         .await
         .unwrap();
@@ -252,7 +252,7 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
     assert_eq!(response.status(), StatusCode::CONFLICT);
     guard.release().await.unwrap();
 
-    // What Redis itself says against a command on this key.
+    // An error of Redis itself about this key.
     run(&redis, &format!("RPUSH lock:{KEY} x")).await;
     let error = locks.try_acquire(KEY).await.unwrap_err();
     tracing::trace!(?error, %error, "the wrong type");
@@ -269,7 +269,7 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
     let error = LockManager::connect(&url(WRONG)).await.unwrap_err();
     tracing::trace!(?error, %error, "the wrong password");
     let lazy = minute().connect_lazy(&url(WRONG)).unwrap();
-    let error = soon("an answer", lazy.try_acquire(KEY)).await.unwrap_err();
+    let error = soon("a response", lazy.try_acquire(KEY)).await.unwrap_err();
     tracing::trace!(?error, %error, ?lazy, "the wrong password, lazily");
     for wrong in [
         format!("redis://:{SECRET}@127.0.0.1:99999"),
@@ -296,7 +296,7 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
     .await;
 
     assert_untold(&[KEY, SECRET, WRONG, OTHER]);
-    // The events were there to be looked through.
+    // There were such events, so the look through them means something.
     let reasons: Vec<String> = told(KEY, "lock not acquired")
         .iter()
         .map(|record| record.fields.get("reason").unwrap().to_owned())
@@ -307,8 +307,12 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
     assert!(told(KEY, "lock released").len() >= 3);
 }
 
-/// A subscriber that panics, as one of the service may, ends the background task while it is told of a lost connection.
+/// The service's subscriber may panic. Here it does so while it is told of a lost connection, which
+/// ends the background task.
 async fn a_background_task_that_panics_is_told_and_started_again() {
+    // The event does not say which manager's task it is about: one such test at a time.
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _alone = ALONE.lock().await;
     listen();
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port).await;
@@ -320,6 +324,7 @@ async fn a_background_task_that_panics_is_told_and_started_again() {
     let waiting = tokio::spawn(async move { waiting.acquire("other's", PATIENCE).await });
     let redis = server.client().await;
     eventually_queued(&redis, "other's", 1).await;
+    knows_what_was_said(&locks).await;
 
     let restarts = || {
         let message = "the background task of a lock manager panicked, and is started again";
@@ -334,7 +339,7 @@ async fn a_background_task_that_panics_is_told_and_started_again() {
     proxy.set(Mode::Close);
     eventually("it is started again", || async { restarts() > before }).await;
     proxy.set(Mode::Forward);
-    // It goes on where the other one ended.
+    // The new task goes on where the other one ended.
     drop(others);
     drop(soon("its turn", waiting).await.unwrap().unwrap());
     soon("the release", guard.release()).await.unwrap();

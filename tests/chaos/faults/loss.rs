@@ -1,4 +1,5 @@
-//! Redis loses data: it starts again without, is emptied, or gives way to a replica that has missed the last writes.
+//! Redis loses data: it starts again without, is emptied, or gives way to a replica that has missed
+//! the last writes.
 
 use std::sync::Arc;
 use std::time::Duration;

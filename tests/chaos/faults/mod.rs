@@ -19,7 +19,7 @@ use crate::crew::Crew;
 use crate::history::{Log, What};
 use crate::support::{RedisServer, connect_patiently};
 
-/// What those who make the faults of a phase share.
+/// What the gremlins of a phase share.
 pub struct Scene {
     pub crew: Crew,
     pub servers: Vec<tokio::sync::Mutex<RedisServer>>,
@@ -70,7 +70,7 @@ impl Scene {
     }
 }
 
-/// Those who make faults, each at its own pace.
+/// They make faults, each at its own pace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gremlin {
     Network,

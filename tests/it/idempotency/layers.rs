@@ -34,7 +34,7 @@ async fn applied_twice_it_looks_once(nodes: Nodes) {
             .service(service_fn(move |request: Request<_>| {
                 let (parts, _) = request.into_parts();
                 let inside = layer.clone().layer(service_fn(counted.clone()));
-                // And once more, far inside.
+                // And a third time, further inside.
                 inside.oneshot(Request::from_parts(parts, body("payload")))
             })),
     );
@@ -47,7 +47,7 @@ async fn a_lock_inside_says_that_the_request_did_not_run(nodes: Nodes) {
     let runs = Runs::default();
     let gone = LockManager::builder().in_memory().unwrap();
     gone.close().await;
-    // Whatever status it has.
+    // This holds whatever the status is.
     let teapot = |_: &Rejection| {
         let mut response = Response::new(Bytes::from("not run"));
         *response.status_mut() = StatusCode::IM_A_TEAPOT;
@@ -75,7 +75,8 @@ async fn a_lock_inside_says_that_the_request_did_not_run(nodes: Nodes) {
     let app = app(lock(&nodes.one));
     app.send(post("k")).await.is_run(1);
     app.send(post("k")).await.is_replay_of(1);
-    // The other way round, the lock is there for the replay as well, and what is refused inside is said outside.
+    // The other way round, a replay takes the lock as well, and a refusal of the inner layer
+    // reaches the client.
     let outside = ServiceBuilder::new()
         .layer(lock(&nodes.one).wait(WAIT))
         .layer(nodes.layer());

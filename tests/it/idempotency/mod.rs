@@ -41,5 +41,5 @@ fn untouchable() -> Body {
     ))
 }
 
-/// What the key `k` of [`post`] is called in Redis.
+/// The name in Redis of the key `k` of [`post`].
 const RECORD: &str = "{lock:POST%3A/a:k}:record";

@@ -28,7 +28,8 @@ on_every_store! {
     the_error_of_the_service_inside_comes_through_and_frees_the_key
 }
 
-/// A check that is made before, and apart from, the set would let several through; nobody is told 503 for being second.
+/// A check that is made before, and apart from, the write would let several through. No request
+/// gets a 503 for being second.
 async fn five_hundred_simultaneous_duplicates_run_once(nodes: Nodes) {
     for (key, is_patient) in [("patient", true), ("impatient", false)] {
         let runs = Runs::default();
@@ -79,7 +80,10 @@ async fn a_request_runs_on_when_its_client_leaves(nodes: Nodes) {
     let duplicate = two.begin(post("k")).await;
     nodes.both_wait().await;
     gate.open();
-    soon("the answer", duplicate).await.unwrap().is_replay_of(1);
+    soon("the response", duplicate)
+        .await
+        .unwrap()
+        .is_replay_of(1);
     one.send(post("k")).await.is_replay_of(1);
     assert_eq!(runs.count(), 1);
 }
@@ -108,7 +112,7 @@ async fn who_leaves_while_waiting_leaves_nothing(nodes: Nodes) {
         assert!(leaving.await.unwrap_err().is_cancelled());
     }
     gate.open();
-    let error = soon("an answer", first).await.unwrap().unwrap_err();
+    let error = soon("a response", first).await.unwrap().unwrap_err();
     assert_eq!(error, Failed(1));
     assert_eq!(runs.count(), 1);
     nodes.nothing_but_records_is_left().await;
@@ -177,7 +181,7 @@ async fn the_error_of_the_service_inside_comes_through_and_frees_the_key(nodes: 
         .layers()
         .map(|layer| App::new(&layer, handler.clone()));
     assert_eq!(one.call(post("k")).await.unwrap_err(), Failed(7));
-    // It is free before the client knows: the other node runs it at once.
+    // The key is free before the client has the error, so the other node runs it at once.
     two.send(post("k")).await.is_run(2);
     one.send(post("k")).await.is_replay_of(2);
 }
@@ -216,7 +220,7 @@ async fn a_closed_manager_runs_nothing_and_what_runs_ends_well() {
     assert!(poll!(&mut closing).is_pending());
     app.send(post("other")).await.is_refused(503);
     gate.open();
-    soon("an answer", first).await.unwrap().is_run(1);
+    soon("a response", first).await.unwrap().is_run(1);
     soon("it is closed", closing).await;
     assert_eq!(runs.count(), 1);
     let error = locks.try_acquire("a").await.unwrap_err();

@@ -72,7 +72,8 @@ async fn only_post_and_patch_with_a_key_are_looked_at(nodes: Nodes) {
             app.send(request(&method, true)).await.is_run(run);
         }
     }
-    // Others are not read before they run: each side sends its second frame when it has the other's first.
+    // The bodies of other requests are not read before they run: each side sends its second frame
+    // when it has the other's first.
     for (method, has_key) in [(Method::PUT, true), (Method::POST, false)] {
         let echo = App::new(&nodes.layer(), async |request: Inside| {
             Ok(Response::new(whole(request.into_body())))
@@ -82,7 +83,7 @@ async fn only_post_and_patch_with_a_key_are_looked_at(nodes: Nodes) {
         let frames = frames.map(|data| Ok::<_, Infallible>(Frame::data(Bytes::from(data))));
         let (parts, _) = request(&method, has_key).into_parts();
         let request = Request::from_parts(parts, whole(StreamBody::new(frames)));
-        let response = soon("an answer", echo.call(request)).await.unwrap();
+        let response = soon("a response", echo.call(request)).await.unwrap();
         let mut back = response.into_body();
         for part in ["one", "two"] {
             send.send(part).unwrap();
@@ -107,7 +108,7 @@ async fn a_missing_key_is_refused_where_one_is_required_before_the_body_is_read(
     assert_eq!(answer.head.headers.get("retry-after"), None);
     assert_eq!(runs.count(), 0);
     app.send(post("k")).await.is_run(1);
-    // Of those that are looked at.
+    // Only requests with the right method are looked at.
     let request = Request::get("/a").body(body("")).unwrap();
     app.send(request).await.is_run(2);
 }
@@ -162,13 +163,13 @@ async fn the_same_key_with_another_payload_is_refused(nodes: Nodes) {
         .map(|layer| App::new(&layer.wait(WAIT), runs.gated(&gate)));
     let first = one.begin(with_payload("k", "payload")).await;
     gate.arrived().await;
-    // One that waits finds out when there is something to compare.
+    // A request that waits is compared once there is a record.
     let other = two.begin(with_payload("k", "another")).await;
     let same = two.begin(with_payload("k", "payload")).await;
     gate.open();
-    soon("an answer", first).await.unwrap().is_run(1);
-    soon("an answer", other).await.unwrap().is_refused(422);
-    soon("an answer", same).await.unwrap().is_replay_of(1);
+    soon("a response", first).await.unwrap().is_run(1);
+    soon("a response", other).await.unwrap().is_refused(422);
+    soon("a response", same).await.unwrap().is_replay_of(1);
     for app in [&one, &two] {
         for payload in ["", "payloa", "payload "] {
             let answer = app.send(with_payload("k", payload)).await;

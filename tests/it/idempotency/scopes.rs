@@ -91,7 +91,7 @@ async fn scopes_and_keys_do_not_run_together(nodes: Nodes) {
 async fn a_lock_and_a_record_are_never_the_same(nodes: Nodes) {
     let (runs, gate) = (Runs::default(), Gate::new());
     let app = App::new(&nodes.layer(), runs.gated(&gate));
-    // What the key is called in Redis, and all that might be mistaken for it.
+    // The key's name in Redis, and names that might be mistaken for it.
     let record = "{lock:POST%3A/a:k}:record";
     let alike = [
         record,
@@ -111,7 +111,7 @@ async fn a_lock_and_a_record_are_never_the_same(nodes: Nodes) {
             }
         }
     };
-    // Held by others, they are in nobody's way.
+    // If others hold locks of these names, the request runs all the same.
     let mut guards = Vec::new();
     for name in alike {
         guards.push(nodes.two.try_acquire(name).await.unwrap());
@@ -128,7 +128,7 @@ async fn a_lock_and_a_record_are_never_the_same(nodes: Nodes) {
     locks_are_free().await;
     app.send(post("k")).await.is_refused(409);
     gate.open();
-    soon("an answer", first).await.unwrap().is_run(1);
+    soon("a response", first).await.unwrap().is_run(1);
     locks_are_free().await;
     app.send(post("k")).await.is_replay_of(1);
     nodes.nothing_but_records_is_left().await;
@@ -150,7 +150,7 @@ async fn webhooks_have_their_own_rules(nodes: Nodes) {
     app.send(event(Method::POST, Some("e1"), "one"))
         .await
         .is_run(1);
-    // Sent again, its timestamp is another one.
+    // When an event is sent again, its timestamp differs.
     app.send(event(Method::POST, Some("e1"), "two"))
         .await
         .is_replay_of(1);
@@ -184,7 +184,7 @@ async fn the_key_can_be_in_the_body(nodes: Nodes) {
     app.send(event("id=2;x")).await.is_run(2);
     app.send(event("none")).await.is_refused(400);
     app.send(event("id=")).await.is_refused(400);
-    // Where it is not required, what has none runs, with the body that was read.
+    // Where no key is required, a request without one runs, with the body that was read.
     let optional = App::new(
         &by_body(nodes.layer()),
         runs.then(|run, request: Inside| async move {

@@ -44,7 +44,8 @@ async fn a_duplicate_of_a_request_that_runs_is_refused_at_once(nodes: Nodes) {
         assert!(again > 0);
     }
     if let Some(server) = &nodes.server {
-        // What runs here is known here. (The first renewal, to look at it, comes in between.)
+        // A node knows which requests it runs, without Redis. (The first renewal, which looks at
+        // the lock, comes before.)
         let redis = server.client().await;
         eventually("the lease has been looked at", || async {
             script_calls(&redis).await >= 3
@@ -57,7 +58,7 @@ async fn a_duplicate_of_a_request_that_runs_is_refused_at_once(nodes: Nodes) {
         assert_eq!(script_calls(&redis).await, before);
     }
     gate.open();
-    soon("an answer", first).await.unwrap().is_run(1);
+    soon("a response", first).await.unwrap().is_run(1);
     two.send(post("k")).await.is_replay_of(1);
     assert_eq!(runs.count(), 1);
 }
@@ -77,8 +78,8 @@ async fn a_duplicate_that_waits_gets_the_answer_of_the_first(nodes: Nodes) {
         assert!(poll!(&mut second).is_pending());
         gate.open();
         let run = runs.count();
-        soon("an answer", first).await.unwrap().is_run(run);
-        let second = soon("the same answer", second).await.unwrap();
+        soon("a response", first).await.unwrap().is_run(run);
+        let second = soon("the same response", second).await.unwrap();
         second.is_replay_of(run);
     }
     assert!(gate.nobody_else());
@@ -106,9 +107,9 @@ async fn one_completion_wakes_all_who_wait_on_every_node(nodes: Nodes) {
     };
     let before = calls().await;
     gate.open();
-    soon("an answer", first).await.unwrap().is_run(1);
+    soon("a response", first).await.unwrap().is_run(1);
     for waiter in waiting {
-        soon("the same answer", waiter)
+        soon("the same response", waiter)
             .await
             .unwrap()
             .is_replay_of(1);
@@ -163,7 +164,7 @@ async fn when_a_run_fails_one_who_waits_runs_and_the_others_get_its_answer(nodes
         }
         nodes.both_wait().await;
         gate.open();
-        match (failure, soon("an answer", first).await) {
+        match (failure, soon("a response", first).await) {
             (Failure::ServerError, Ok(Ok(response))) => {
                 let answer = Answer::of(response).await;
                 assert_eq!((answer.status(), answer.is_replay()), (500, false));
@@ -177,7 +178,7 @@ async fn when_a_run_fails_one_who_waits_runs_and_the_others_get_its_answer(nodes
         gate.open();
         let mut answers = Vec::new();
         for waiter in waiting {
-            answers.push(soon("an answer", waiter).await.unwrap());
+            answers.push(soon("a response", waiter).await.unwrap());
         }
         let (replays, firsts): (Vec<_>, Vec<_>) = answers.iter().partition(|it| it.is_replay());
         assert_eq!((firsts.len(), replays.len()), (1, 19));
@@ -206,7 +207,7 @@ async fn a_wait_ends_with_a_refusal(nodes: Nodes) {
         assert_eq!(rejection.kind(), RejectionKind::TimedOut);
     }
     gate.open();
-    soon("an answer", first).await.unwrap().unwrap();
+    soon("a response", first).await.unwrap().unwrap();
     two.send(post("k")).await.is_replay_of(1);
     nodes.nothing_but_records_is_left().await;
 }
@@ -230,7 +231,7 @@ async fn a_grpc_call_waits_no_longer_than_its_client(nodes: Nodes) {
     assert_eq!(answer.head.headers["grpc-status"], "10");
     assert_eq!(answer.head.headers["content-type"], "application/grpc");
     assert!(answer.body.is_empty() && !answer.is_replay());
-    // A longer one changes nothing, nor one of a request that is no gRPC.
+    // A longer timeout changes nothing, nor does that of a request that is not gRPC.
     let others = [
         two.begin(call("20H", "application/grpc")).await,
         two.begin(call("20m", "application/json")).await,
@@ -238,9 +239,9 @@ async fn a_grpc_call_waits_no_longer_than_its_client(nodes: Nodes) {
     tokio::time::sleep(Duration::from_millis(60)).await;
     assert!(others.iter().all(|other| !other.is_finished()));
     gate.open();
-    soon("an answer", first).await.unwrap().is_run(1);
+    soon("a response", first).await.unwrap().is_run(1);
     for other in others {
-        soon("an answer", other).await.unwrap().is_replay_of(1);
+        soon("a response", other).await.unwrap().is_replay_of(1);
     }
 }
 
@@ -255,6 +256,6 @@ async fn too_many_who_wait_are_refused() {
     let second = app.begin(post("k")).await;
     app.send(post("k")).await.is_refused(503);
     gate.open();
-    soon("an answer", first).await.unwrap().is_run(1);
-    soon("an answer", second).await.unwrap().is_replay_of(1);
+    soon("a response", first).await.unwrap().is_run(1);
+    soon("a response", second).await.unwrap().is_replay_of(1);
 }

@@ -111,7 +111,8 @@ async fn what_the_sender_did_not_sign_is_refused_and_does_not_use_up_the_id() {
         "v1,",
         "v1,AAAA",
         &signature(OTHER_SECRET, time),
-        // Of another time, without its version, with another one, cut off, with something behind it.
+        // A signature of another time; then without its version, with another version, cut off, and
+        // with something behind it.
         &signature(SECRET, time - 1),
         &right[3..],
         &right.replace("v1", "v1a"),
@@ -135,7 +136,7 @@ async fn what_the_sender_did_not_sign_is_refused_and_does_not_use_up_the_id() {
         "another body"
     );
     send(&app, delivery()).await.assert_handled(false);
-    // Nor does it get the answer.
+    // Nor does an unsigned duplicate get the response.
     let answer = send(&app, event(time, "v1,AAAA")).await;
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
 }
@@ -155,7 +156,7 @@ async fn an_event_that_could_not_be_handled_may_come_again() {
 #[tokio::test(start_paused = true)]
 async fn a_delivery_from_another_time_is_refused() {
     let app = in_memory();
-    // A minute more than the tolerance: the clock may go on while this runs.
+    // A minute more than the tolerance, as the clock may go on while this runs.
     for time in [now() - 360, now() + 360, 0, u64::MAX] {
         let answer = send(&app, event(time, &signature(SECRET, time))).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{time}");
@@ -165,7 +166,7 @@ async fn a_delivery_from_another_time_is_refused() {
     late.assert_handled(false);
 }
 
-/// The standard allows them where no user can choose the id.
+/// The standard allows full stops where no user can choose the id.
 #[tokio::test(start_paused = true)]
 async fn an_id_may_have_full_stops() {
     let app = in_memory();
@@ -190,8 +191,8 @@ async fn an_id_may_have_full_stops() {
     }
 }
 
-/// What is signed are an id, a time and a body with full stops between them: no more than one way
-/// to take that apart is let in.
+/// An id, a time and a body are signed with full stops between them. At most one way to take that
+/// text apart is let in.
 #[tokio::test(start_paused = true)]
 async fn a_signature_is_good_for_one_event_alone() {
     let (app, now) = (in_memory(), now());
@@ -210,7 +211,7 @@ async fn a_signature_is_good_for_one_event_alone() {
         handled += ways;
     }
     assert!(handled > 0);
-    // A time that is written in another way is none.
+    // A time that is written in another way is refused.
     for time in [format!("+{now}"), format!("0{now}")] {
         let signature = secret(SECRET).sign("a", &time, b"{}");
         let answer = send(&app, event_of("a", &time, &signature, "{}")).await;
@@ -256,7 +257,7 @@ async fn a_payment_needs_a_key_and_the_same_payload() {
     assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY);
 }
 
-/// The one that Svix publishes: https://docs.svix.com/receiving/verifying-payloads/how-manual
+/// The signature that Svix publishes: https://docs.svix.com/receiving/verifying-payloads/how-manual
 #[test]
 fn the_signature_is_the_published_one() {
     let signature = secret("whsec_plJ3nmyCDGBKInavdOK15jsl").sign(
@@ -279,7 +280,7 @@ fn a_secret_that_anybody_could_have_is_refused() {
 async fn the_printed_line_delivers_the_event() {
     let body = r#"{"note":"it's $HOME"}"#;
     let line = curl(&secret(SECRET), 3000, "evt_1", body);
-    // What a shell makes of it.
+    // The arguments that a shell passes on.
     let script = format!(r#"curl() {{ printf '%s\n' "$@"; }}; {line}"#);
     let output = Command::new("sh").args(["-c", &script]).output().unwrap();
     let arguments = String::from_utf8(output.stdout).unwrap();
@@ -321,7 +322,7 @@ async fn two_nodes_handle_a_delivery_to_both_once() {
         let mut request = delivery();
         let url = format!("http://{}/webhooks", nodes[node]);
         *request.uri_mut() = url.parse().unwrap();
-        let response = soon("the answer", client.request(request)).await.unwrap();
+        let response = soon("the response", client.request(request)).await.unwrap();
         Answer::of(response).await
     };
     let (one, two) = tokio::join!(send(0), send(1));
@@ -330,7 +331,7 @@ async fn two_nodes_handle_a_delivery_to_both_once() {
         false => (two, one),
     };
     first.assert_handled(false);
-    // It came while the first ran, if this machine is not too slow for that.
+    // Unless this machine is too slow for that, it came while the first one ran.
     if second.status != StatusCode::CONFLICT {
         second.assert_handled(true);
     }

@@ -16,7 +16,7 @@ use tower_distributed_lock::{DetachLayer, LockManager, lock::ResponseBody};
 use super::{Answer, LayerOn, NotAnError, Request, WAIT, done, is_free, on, request, text};
 use crate::support::{Gate, eventually};
 
-/// A handler with a gate, that notes how often it came to its end.
+/// A handler behind a gate, which counts how often it came to its end.
 fn gated(
     gate: &Gate,
     finished: &Arc<AtomicU64>,
@@ -46,7 +46,7 @@ async fn a_detached_request_goes_on_with_its_lock_when_it_is_dropped() {
     let mut first = service.ready().await.unwrap().call(request());
     assert!(poll!(&mut first).is_pending());
     gate.arrived().await;
-    // The second one waits for the lock.
+    // The second request waits for the lock.
     let mut second = service.ready().await.unwrap().call(request());
     assert!(poll!(&mut second).is_pending());
     tokio::task::yield_now().await;
@@ -109,7 +109,7 @@ async fn a_detached_request_is_answered_like_any_other() {
         .layer(on(&locks, "a"))
         .service(service_fn(async |_: Request| done()));
     let response = service.clone().oneshot(request()).await.unwrap();
-    // Its body holds the lock, as always.
+    // The response body holds the lock, as always.
     assert!(!is_free(&locks, "a").await);
     let conflict = service.clone().oneshot(request()).await.unwrap();
     assert_eq!(conflict.status(), StatusCode::CONFLICT);

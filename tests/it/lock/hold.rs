@@ -21,7 +21,7 @@ use crate::support::soon;
 async fn the_lock_is_held_until_the_end_of_the_body_and_no_longer() {
     use Step::{Data, Empty, Error, Last, Later, Trailers};
     let cases: [(&'static [Step], &[bool]); 9] = [
-        // What the body does, and whether the lock is free after the head and after each frame.
+        // The steps of the body, and whether the lock is free after the head and after each frame.
         (&[Data("a"), Data("b")], &[false, false, false, true]),
         (&[Data("a"), Last("b")], &[false, false, true, true]),
         (&[Data("a"), Trailers], &[false, false, true, true]),
@@ -36,7 +36,7 @@ async fn the_lock_is_held_until_the_end_of_the_body_and_no_longer() {
         let locks = LockManager::in_memory();
         let layer = on(&locks, "a").release_before_response(release_first);
         for (steps, expected) in cases {
-            // What is there at once would follow the release.
+            // A body that is ready at once would be sent only after the release.
             let begin: &[Step] = match release_first && steps != [Empty] {
                 true => &[Later],
                 false => &[],
@@ -62,8 +62,8 @@ async fn the_lock_is_held_until_the_end_of_the_body_and_no_longer() {
     }
 }
 
-/// A client of HTTP/1 that has read so many bytes is done and may send its next request, before the server asks the
-/// body for more.
+/// A client of HTTP/1 that has read so many bytes is done. It may send its next request before the
+/// server asks the body for more.
 #[tokio::test]
 async fn the_lock_is_free_with_the_last_byte_that_a_content_length_announces() {
     use Step::{Data, Never};
@@ -164,7 +164,7 @@ async fn the_length_and_the_end_of_a_body_are_forwarded() {
     assert!(empty.call(request()).await.unwrap().body().is_end_stream());
 }
 
-/// The handler's body may be at work, and a server of HTTP/2 asks for it.
+/// The body may still do work, and a server of HTTP/2 polls it although it is not sent.
 #[tokio::test]
 async fn a_body_that_is_not_sent_ends_before_its_lock() {
     let locks = LockManager::in_memory();
@@ -200,7 +200,7 @@ async fn a_body_that_is_not_sent_ends_before_its_lock() {
             let lease_was_held = dropped.lock().unwrap().take();
             assert_eq!(lease_was_held, Some(true));
             assert!(is_free(&locks, "a").await);
-            // A server may tell it in the head.
+            // A server may put the length into the head.
             assert_eq!(response.body().size_hint().exact(), Some(10));
             assert!(!response.body().is_end_stream());
             assert!(response.into_body().frame().await.is_none());

@@ -37,10 +37,10 @@ async fn a_handler_whose_lock_is_lost_is_dropped_and_answered_with_503() {
         }
     });
     let mut service = on(&locks, "a").layer_on(handler);
-    // In a task of its own, where it goes on only when it is woken.
+    // In a task of its own, so that it goes on only when it is woken.
     let response = tokio::spawn(service.call(request()));
-    let response = soon("an answer", response).await.unwrap().unwrap();
-    assert!(dropped.load(Ordering::SeqCst), "before the answer");
+    let response = soon("a response", response).await.unwrap().unwrap();
+    assert!(dropped.load(Ordering::SeqCst), "before the response");
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     let rejection = response.extensions().get::<Rejection>().unwrap();
     assert_eq!(rejection.kind(), RejectionKind::Lost);
@@ -80,15 +80,15 @@ async fn a_request_may_go_on_without_its_lock() {
     let handler = service_fn(async |req: Request| {
         let lease = req.extensions().get::<Lease>().unwrap();
         lease.lost().await;
-        // More than one poll later.
+        // The loss is more than one poll ago now.
         tokio::task::yield_now().await;
         done()
     });
     let mut service = on(&locks, "a").on_lost(OnLost::Continue).layer_on(handler);
-    let response = soon("an answer", service.call(request())).await.unwrap();
+    let response = soon("a response", service.call(request())).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(text(response).await, "done");
-    // And in the middle of its body.
+    // And the same in the middle of the response body.
     let lease = Arc::new(Mutex::new(None));
     let handler = service_fn({
         let lease = Arc::clone(&lease);
@@ -181,7 +181,7 @@ fn block(lease: &Lease) {
     }
 }
 
-/// It cannot be stopped, and returns as if nothing had happened.
+/// Such a handler cannot be stopped, and returns as if nothing had happened.
 #[tokio::test]
 async fn a_handler_that_blocked_past_its_lease_is_no_success() {
     let responses: [fn() -> Response<Scripted>; 4] = [
@@ -207,7 +207,7 @@ async fn a_handler_that_blocked_past_its_lease_is_no_success() {
                 let mut service = layer
                     .release_before_response(release_first)
                     .layer_on(handler);
-                let response = soon("an answer", service.call(request())).await.unwrap();
+                let response = soon("a response", service.call(request())).await.unwrap();
                 if on_lost == OnLost::Continue {
                     assert_eq!(response.status(), respond().status());
                     continue;
@@ -217,7 +217,7 @@ async fn a_handler_that_blocked_past_its_lease_is_no_success() {
                 assert_eq!(rejection.kind(), RejectionKind::Lost);
                 assert!(is_free(&locks, "a").await);
                 let call = grpc_request("application/grpc");
-                let response = soon("an answer", service.call(call)).await.unwrap();
+                let response = soon("a response", service.call(call)).await.unwrap();
                 assert_eq!(response.headers()["grpc-status"], "10");
             }
         }
@@ -237,7 +237,7 @@ async fn the_error_of_a_service_that_blocked_past_its_lease_comes_through() {
     }
 }
 
-/// A body that begins like this, and then blocks its thread for longer than the lease.
+/// A body that begins as told, and then blocks its thread for longer than the lease.
 struct Blocking {
     lease: Lease,
     begins: VecDeque<Poll<()>>,
@@ -265,7 +265,7 @@ impl Body for Blocking {
     }
 }
 
-/// Answers with such a body, of which so much comes at first.
+/// A response with such a body, which begins as told.
 async fn answer_blocking(
     release_first: bool,
     begins: &'static [Poll<()>],
@@ -278,7 +278,7 @@ async fn answer_blocking(
         }))
     });
     let layer = on(&brief(), "a").release_before_response(release_first);
-    soon("an answer", layer.layer_on(handler).call(request()))
+    soon("a response", layer.layer_on(handler).call(request()))
         .await
         .unwrap()
 }
@@ -290,7 +290,7 @@ async fn a_body_that_blocked_past_its_lease_does_not_look_whole() {
         let response = answer_blocking(release_first, begins).await;
         assert_eq!(response.status(), StatusCode::OK);
         let mut body = response.into_body();
-        // To take what is there at once is to have seen that there is nothing.
+        // With `release_first`, the layer has polled it already, to see whether all of it is ready.
         if !release_first {
             assert!(poll!(body.frame()).is_pending());
         }
@@ -300,7 +300,7 @@ async fn a_body_that_blocked_past_its_lease_does_not_look_whole() {
         assert_eq!(error.downcast::<Error>().unwrap().kind(), ErrorKind::Lost);
         assert!(body.frame().await.is_none());
     }
-    // Where the head waits for the body, it tells of the loss.
+    // Where the head waits for the body, the head tells of the loss.
     for begins in [&[][..], &[Poll::Ready(())]] {
         let response = answer_blocking(true, begins).await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -98,7 +98,7 @@ where
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Notes what requests found in their extensions.
+/// The leases that requests found in their extensions.
 type Leases = Arc<Mutex<Vec<Option<Lease>>>>;
 
 fn noting(

@@ -20,7 +20,8 @@ use tower_distributed_lock::{
 use super::{Answer, LayerOn, Request, WAIT, done, grpc_request, on, request, text};
 use crate::support::{ClosedPort, soon};
 
-/// A response to a request that does not run, and whether its handler was reached.
+/// Returns the response to a request that is refused for this reason, and checks whether its
+/// handler was reached.
 async fn refused_with(
     kind: RejectionKind,
     request: Request,
@@ -66,9 +67,9 @@ async fn refused_with(
         soon("the manager is closed", locks.close()).await;
     }
     let mut service = change(layer).layer_on(handler);
-    // In a task of its own, where it goes on only when it is woken.
+    // In a task of its own, so that it goes on only when it is woken.
     let response = tokio::spawn(service.call(request));
-    let response = soon("an answer", response).await.unwrap().unwrap();
+    let response = soon("a response", response).await.unwrap().unwrap();
     assert_eq!(ran.load(Ordering::SeqCst), kind == RejectionKind::Lost);
     let rejection = response.extensions().get::<Rejection>().unwrap();
     assert_eq!(rejection.kind(), kind);
@@ -133,7 +134,8 @@ async fn a_grpc_call_that_does_not_run_gets_a_status_in_headers_alone() {
             );
             assert_eq!(headers[CONTENT_TYPE], "application/grpc");
             assert_eq!(headers.get(RETRY_AFTER), None);
-            // At its end from the start: a server sends the headers alone, which makes them the trailers.
+            // The body is at its end from the start. A server then sends the headers alone, which
+            // makes them the trailers.
             assert!(response.body().is_end_stream());
             assert_eq!(response.body().size_hint().exact(), Some(0));
             let body = response.into_body().collect().await.unwrap();
@@ -188,7 +190,7 @@ async fn without_redis_a_request_is_refused_or_runs_unlocked_as_configured() {
     let mut service = layer
         .on_unavailable(OnUnavailable::Proceed)
         .layer_on(handler);
-    let response = soon("an answer", service.call(request())).await.unwrap();
+    let response = soon("a response", service.call(request())).await.unwrap();
     assert_eq!(text(response).await, "done");
     assert_eq!(told.load(Ordering::SeqCst), 1);
 }

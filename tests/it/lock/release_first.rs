@@ -45,7 +45,7 @@ async fn release_before_response_withholds_the_end_until_redis_has_released() {
         let body = answer_with(&layer, &[&[Later], steps].concat()).await;
         let mut body = body.into_body();
         proxy.set(Mode::Hold);
-        // What is not the end does not wait.
+        // Frames before the last one do not wait.
         let early = match steps.last() {
             None => 0,
             Some(Data(_)) => steps.len(),
@@ -61,14 +61,14 @@ async fn release_before_response_withholds_the_end_until_redis_has_released() {
             assert_eq!(body.size_hint().exact(), Some(length), "{steps:?}");
             assert!(value(&redis, "lock:a").await.is_some(), "{steps:?}");
         }
-        // In a task of its own, where it goes on only when it is woken.
+        // In a task of its own, so that it goes on only when it is woken.
         let end = tokio::spawn(async move {
             let end = body.frame().await;
             (end, body)
         });
         proxy.set(Mode::Forward);
         let (end, mut body) = soon("the end", end).await.unwrap();
-        // Not eventually.
+        // At once, not eventually.
         assert_eq!(value(&redis, "lock:a").await, None, "{steps:?}");
         match steps.last() {
             Some(Last(text)) => {
@@ -148,8 +148,8 @@ async fn release_before_response_withholds_the_head_where_all_is_there_at_once()
     }
 }
 
-/// How a body may come: with so many frames of such a length, and whether it is in one piece behind
-/// its head.
+/// Each case: how many frames of which length, and whether the client gets them in one piece behind
+/// the head.
 #[tokio::test]
 async fn release_before_response_keeps_back_no_more_than_64_kib_of_several_frames() {
     let locks = LockManager::in_memory();
@@ -193,7 +193,7 @@ async fn release_before_response_keeps_back_no_more_than_64_kib_of_several_frame
     }
 }
 
-/// The rest of it is never sent: the lock does not wait for it, nor does the head.
+/// A rest that is never sent keeps back neither the lock nor the head.
 #[tokio::test]
 async fn what_a_client_takes_for_the_whole_is_all_that_is_kept_back() {
     use Step::{Data, Last, Never};
@@ -203,7 +203,7 @@ async fn what_a_client_takes_for_the_whole_is_all_that_is_kept_back() {
         (&[Data("one "), Data("two"), Never], "7", Some("one two")),
         (&[Data("one "), Data("two, three")], "7", Some("one two")),
         (&[Never], "0", Some("")),
-        // Too short. That stays for the server to find.
+        // Too short. The server is left to find that.
         (&[Data("one "), Last("two")], "70", None),
     ];
     for (steps, length, whole) in cases {
@@ -225,7 +225,7 @@ async fn what_a_client_takes_for_the_whole_is_all_that_is_kept_back() {
     }
 }
 
-/// In one thread: nobody but the release can tell of the loss.
+/// On a single thread, only the release can tell of the loss.
 #[tokio::test]
 async fn a_response_that_waits_for_a_release_is_none_if_that_finds_the_lock_lost() {
     use Step::{Data, Empty, Last, Later};
@@ -237,7 +237,7 @@ async fn a_response_that_waits_for_a_release_is_none_if_that_finds_the_lock_lost
         (Hold::Body, &[Last("done")]),
         (Hold::Body, &[Data("do"), Data("ne")]),
         (Hold::Body, &[Empty]),
-        // This one has its head: its end tells.
+        // Here the head is out already, so the end of the body tells.
         (Hold::Body, &[Later, Last("done")]),
     ];
     for (hold, steps) in cases {
@@ -251,7 +251,7 @@ async fn a_response_that_waits_for_a_release_is_none_if_that_finds_the_lock_lost
             });
             let layer = on(&locks, "a").hold(hold).on_lost(on_lost);
             let mut service = layer.release_before_response(true).layer_on(handler);
-            let response = soon("an answer", service.call(request())).await.unwrap();
+            let response = soon("a response", service.call(request())).await.unwrap();
             let status = response.status();
             let rejection = response.extensions().get::<Rejection>().copied();
             let body = response.into_body().collect().await;

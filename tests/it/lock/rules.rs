@@ -36,7 +36,7 @@ async fn the_service_that_was_polled_ready_is_the_one_that_is_called() {
             let response = nested.ready().await.unwrap().call(request).await.unwrap();
             assert_eq!(response.status(), StatusCode::OK);
         }
-        // It waits, and is called later than the next one is polled ready.
+        // This request waits. Its service is called after the next one was polled ready.
         let guard = locks.try_acquire("a").await.unwrap();
         let mut first = single.ready().await.unwrap().call(request_for("a"));
         assert!(poll!(&mut first).is_pending());
@@ -108,7 +108,7 @@ async fn nothing_happens_until_the_response_is_polled() {
         let leases = Leases::default();
         let mut service = on(&locks, "a").wait(WAIT).layer_on(noting(&leases));
         let response = service.call(request());
-        // Had anything been sent, it would have been there before this one.
+        // Had a command been sent, it would have come before this one.
         let guard = locks.try_acquire("b").await.unwrap();
         assert_eq!(value(&redis, "lock:a").await, None);
         assert!(is_free(&locks, "a").await);
@@ -194,7 +194,7 @@ async fn a_handler_finds_its_lease_with_the_key_and_a_rising_token() {
     let mut service = by_header(&locks).layer_on(noting(&leases));
     for _ in 0..50 {
         let response = service.call(request_for("a")).await.unwrap();
-        // Held while the response is not read, released with it.
+        // The lock is held until the response has been read.
         assert!(
             leases
                 .lock()

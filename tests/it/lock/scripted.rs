@@ -18,18 +18,18 @@ use crate::support::soon;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
     Data(&'static str),
-    /// The body knows that nothing comes after this.
+    /// The body knows that this is its last frame.
     Last(&'static str),
     Trailers,
     Error,
     /// The body is at its end before it is polled.
     Empty,
-    /// What follows is not there at once.
+    /// The next frame is not ready at once.
     Later,
     Never,
 }
 
-/// A body that does what it is told to.
+/// A body that takes these steps.
 pub struct Scripted {
     steps: VecDeque<Step>,
     is_over: bool,

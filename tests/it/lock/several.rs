@@ -80,7 +80,7 @@ async fn a_lock_that_a_request_holds_already_ends_with_its_first_layer() {
     assert!(!is_free(&locks, "a").await);
     inner.open();
     outer.arrived().await;
-    // The layer inside is through with the request, and its body.
+    // The inner layer has finished with the request and its body.
     assert!(!is_free(&locks, "a").await);
     outer.open();
     assert_eq!(text(running.await.unwrap().unwrap()).await, "done");
@@ -101,7 +101,7 @@ async fn a_request_can_hold_two_locks_and_finds_the_inner_lease() {
     assert!(!is_free(&locks, "a").await && !is_free(&locks, "b").await);
     drop(response);
     assert!(is_free(&locks, "a").await && is_free(&locks, "b").await);
-    // The inner one taken, the outer one is given back.
+    // If the inner lock is taken, the outer one is given back.
     let guard = locks.try_acquire("b").await.unwrap();
     let response = service.call(request()).await.unwrap();
     assert_eq!(response.status(), StatusCode::CONFLICT);

@@ -54,11 +54,12 @@ async fn a_grpc_call_waits_no_longer_than_its_client() {
             response.await
         }
     };
-    let response = soon("an answer", call("20m", "application/grpc"))
+    let response = soon("a response", call("20m", "application/grpc"))
         .await
         .unwrap();
     assert_eq!(response.headers()["grpc-status"], "10");
-    // A longer one changes nothing, nor one that makes no sense, nor one of a request that is no gRPC.
+    // A longer timeout changes nothing, nor does one that makes no sense, nor that of a request
+    // that is not gRPC.
     for (timeout, content_type) in [
         ("20H", "application/grpc"),
         ("soon", "application/grpc"),
@@ -70,7 +71,7 @@ async fn a_grpc_call_waits_no_longer_than_its_client() {
     }
 }
 
-/// Where the lock is outside of the translation to gRPC.
+/// The lock may be outside the layer that translates gRPC-Web to gRPC.
 #[tokio::test]
 async fn a_grpc_web_call_waits_no_longer_than_its_client_and_is_told_in_http() {
     let locks = LockManager::in_memory();
@@ -87,14 +88,14 @@ async fn a_grpc_web_call_waits_no_longer_than_its_client_and_is_told_in_http() {
         headers.insert("grpc-timeout", "20m".parse().unwrap());
         let layer = on(&locks, "a").wait(Duration::from_secs(3600));
         let mut service = layer.layer_on(service_fn(async |_: Request| done()));
-        let response = soon("an answer", service.call(request)).await.unwrap();
+        let response = soon("a response", service.call(request)).await.unwrap();
         assert_eq!(response.status(), StatusCode::CONFLICT, "{content_type}");
         assert!(response.headers().get("grpc-status").is_none());
         let rejection = response.extensions().get::<Rejection>().unwrap();
         assert_eq!(rejection.kind(), RejectionKind::TimedOut);
         assert!(!rejection.is_grpc());
     }
-    // What only looks like it.
+    // Content types that only look like it.
     for content_type in ["application/grpc-webs", "application/grpc-web-textual"] {
         let mut request = grpc_request(content_type);
         let headers = request.headers_mut();

@@ -28,7 +28,8 @@ async fn flushed_scripts_are_loaded_again() {
 async fn a_lock_that_somebody_deletes_is_lost_at_once() {
     let server = RedisServer::start().await;
     let redis = server.client().await;
-    // With RESP3, Redis tells: the next renewal would be in twenty seconds. Without, that one tells.
+    // With RESP3, Redis tells, as the next renewal would be in twenty seconds. Without, the renewal
+    // tells.
     let builder = match has_resp3() {
         true => minute(),
         false => short_lived(1500),
@@ -56,7 +57,8 @@ async fn a_lock_that_somebody_deletes_is_lost_at_once() {
 async fn who_waits_goes_on_after_an_accident() {
     let server = RedisServer::start().await;
     let redis = server.client().await;
-    // With RESP3, Redis tells of it: the time to live explains nothing. Without, that is what ends the wait.
+    // With RESP3, Redis tells, and the time to live explains nothing. Without, the time to live
+    // ends the wait.
     let builder = match has_resp3() {
         true => minute(),
         false => short_lived(1500),
@@ -118,7 +120,7 @@ async fn a_textbook_client_excludes_us_and_we_go_on_as_soon_as_it_is_done() {
     );
     let waiting = tokio::spawn(async move { locks.acquire("a", WAIT).await });
     eventually_queued(&redis, "a", 1).await;
-    // Asking a second time, we have Redis watch the key.
+    // With the second attempt, Redis watches the key.
     let before = script_calls(&redis).await;
     if has_resp3() && before < 4 {
         eventually("Redis watches", || async {

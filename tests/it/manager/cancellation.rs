@@ -3,7 +3,7 @@
 use crate::support::{PATIENCE, RedisServer, eventually_no_trace, minute};
 use std::time::{Duration, Instant};
 
-/// How often somebody gives up.
+/// How many requests give up.
 const TIMES: u64 = 100_000;
 
 const TASKS: u64 = 100;
@@ -15,7 +15,7 @@ async fn a_hundred_thousand_cancellations_leave_no_lock_behind() {
     let server = RedisServer::start().await;
     let redis = server.client().await;
     let limit = Duration::from_secs(5);
-    // No expiry can be the explanation: it would take a minute.
+    // No expiry can be the explanation, as it would take a minute.
     let builder = minute().command_timeout(limit);
     let managers = [
         builder.clone().connect(&server.url()).await.unwrap(),
@@ -29,7 +29,8 @@ async fn a_hundred_thousand_cancellations_leave_no_lock_behind() {
                 for time in 0..TIMES / TASKS {
                     let number = task.wrapping_mul(31).wrapping_add(time.wrapping_mul(17));
                     let key = format!("key:{}", number % KEYS);
-                    // Polled as often as chance has it, while others are at work.
+                    // It is polled a different number of times for each request, while others are
+                    // at work.
                     let polls = number % 4;
                     let mut asking = Box::pin(async {
                         match number % 3 {
@@ -57,7 +58,7 @@ async fn a_hundred_thousand_cancellations_leave_no_lock_behind() {
     eventually_no_trace(&redis).await;
     println!("{held} of {TIMES} held the lock before they gave up");
     assert!(given_up.elapsed() < limit, "longer than a command may take");
-    // And they are as good as new.
+    // And the managers work as before.
     for locks in &managers {
         for key in 0..KEYS {
             let guard = locks.acquire(format!("key:{key}"), PATIENCE);

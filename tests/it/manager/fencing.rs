@@ -15,7 +15,7 @@ async fn fencing_tokens_rise_from_holder_to_holder(store: Store) {
     let locks = store.locks().await;
     let mut last = 0;
     for round in 0..2000 {
-        // Now and then with someone waiting, so that the lock is handed on in this process.
+        // Every other time with a waiter, so that the lock is handed over within this process.
         let guard = locks.try_acquire("a").await.unwrap();
         assert!(guard.fencing_token() > last, "round {round}");
         assert!(i64::try_from(guard.fencing_token()).is_ok());

@@ -39,7 +39,7 @@ async fn five_hundred_duplicates_cost_one_command() {
             .as_ref()
             .is_err_and(|error| error.kind() == ErrorKind::Held)
     }));
-    // What is held here is known here.
+    // A manager knows which locks it holds, without Redis.
     let before = script_calls(&redis).await;
     assert!(locks.try_acquire("a").await.is_err());
     assert_eq!(script_calls(&redis).await - before, 0);

@@ -8,15 +8,15 @@ use tower_distributed_lock::{ErrorKind, LockGuard, LockManager, LostReason};
 use super::WAIT;
 use crate::redis::TIMEOUT;
 use crate::support::{
-    Mode, PATIENCE, Proxy, RedisServer, eventually_no_trace, eventually_queued, has_resp3, minute,
-    run, short_lived, soon, value,
+    Mode, PATIENCE, Proxy, RedisServer, eventually_no_trace, eventually_queued, has_resp3,
+    knows_what_was_said, minute, run, short_lived, soon, value,
 };
 
 #[tokio::test]
 async fn a_release_hands_the_lock_to_the_waiting_process_at_once() {
     let server = RedisServer::start().await;
     let redis = server.client().await;
-    // No fallback can be the explanation: it would take a minute.
+    // No fallback can be the explanation, as it would take a minute.
     let one = minute().connect(&server.url()).await.unwrap();
     let two = minute().connect(&server.url()).await.unwrap();
     let guard = one.try_acquire("a").await.unwrap();
@@ -51,19 +51,11 @@ async fn a_grant_is_acted_upon_without_asking() {
             break granted.split(':').nth(1).unwrap().parse::<u64>().unwrap();
         }
     };
-    // Whoever asks gets a fence of their own. Without RESP3, nobody can tell how old a grant is.
+    // A process that asks Redis gets a new fence. Without RESP3, it must ask, as it cannot tell how
+    // old a grant is.
     match has_resp3() {
         true => assert_eq!(guard.fencing_token() / 1024, fence),
         false => assert!(guard.fencing_token() / 1024 > fence),
-    }
-}
-
-/// What Redis has sent to a manager until now has been taken note of: messages that came before the answer to one
-/// command have been before it sends the next.
-async fn knows_what_was_said(locks: &LockManager) {
-    for _ in 0..2 {
-        let guard = locks.try_acquire("something else").await.unwrap();
-        guard.release().await.unwrap();
     }
 }
 
@@ -85,7 +77,7 @@ async fn with_a_burst_of_zero_processes_take_turns() {
     eventually_queued(&redis, "a", 1).await;
     knows_what_was_said(&one).await;
     drop(guard);
-    // Each notes when its turn came, and lets the next one go.
+    // Each notes when its turn came, and makes way for the next.
     let turns = futures_util::future::join_all(waiting.into_iter().map(|waiter| async {
         let guard = soon("its turn", waiter).await.unwrap();
         let token = guard.fencing_token();
@@ -161,13 +153,13 @@ async fn a_process_that_is_gone_is_skipped() {
         .get_async_pubsub()
         .await
         .unwrap();
-    // Somebody who listens to all channels does not make the dead look alive.
+    // A client that listens to all channels does not make dead processes look alive.
     for is_monitored in [false, true] {
         if is_monitored {
             monitor.psubscribe("*").await.unwrap();
         }
         let guard = one.try_acquire("a").await.unwrap();
-        // First in line: a token of a process that nobody has heard of.
+        // First in line: a token of a process that does not exist.
         run(
             &redis,
             "RPUSH {lock:a}:queue 00000000000000000000000000000000:1",
@@ -199,12 +191,12 @@ async fn a_grant_is_trusted_for_no_longer_than_the_process_that_gave_it_has_set(
     let guard = short.try_acquire("a").await.unwrap();
     let waiting = tokio::spawn(async move { long.acquire("a", PATIENCE).await.unwrap() });
     eventually_queued(&redis, "a", 1).await;
-    // The grant gets there, and nothing that would renew it.
+    // The grant arrives, but no renewal gets through.
     proxy.set(Mode::HoldRequests);
     drop(guard);
     let begun = Instant::now();
     if !has_resp3() {
-        // A grant that cannot be dated is confirmed first, which does not get through.
+        // A grant that cannot be dated is confirmed first, and that command does not get through.
         drop(eventually_acquired(&short).await);
         assert!(!waiting.is_finished());
         return;
@@ -226,7 +218,8 @@ async fn eventually_acquired(locks: &LockManager) -> LockGuard {
     .await
 }
 
-/// Its settings have the queue expire sooner. The lock's holder tells nobody when it will be free.
+/// By its settings, the queue would expire sooner. Nothing tells when the holder, which is a
+/// foreign client, will be done.
 #[tokio::test]
 async fn a_process_with_a_short_time_to_live_does_not_end_the_wait_of_others() {
     let server = RedisServer::start().await;

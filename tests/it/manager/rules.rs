@@ -75,13 +75,13 @@ async fn max_hold_ends_a_hold_and_others_go_on(store: Store) {
     );
     assert!(started.elapsed() > Duration::from_millis(300));
     assert_eq!(guard.lease().lost_reason(), Some(LostReason::MaxHold));
-    // The holder may still be at work, so its lease runs out before the next one gets the lock.
+    // The holder may still be at work, so its lease must be over before the next one gets the lock.
     let next = soon("the waiter is served", waiting)
         .await
         .unwrap()
         .unwrap();
     assert!(next.fencing_token() > guard.fencing_token());
-    // The release of the lost one does not touch the next.
+    // Releasing the lost lock does not touch that of the next holder.
     assert_eq!(guard.release().await.unwrap_err().kind(), ErrorKind::Lost);
     assert!(next.lease().is_held());
     next.release().await.unwrap();
@@ -140,7 +140,7 @@ async fn close_waits_for_guards_and_refuses_new_requests(store: Store) {
     drop(guard);
     soon("the manager is closed", closing).await;
     if let Some(server) = &store.server {
-        // Not eventually: close has waited for it.
+        // At once, not eventually: `close` has waited for it.
         assert_eq!(value(&server.client().await, "lock:a").await, None);
     }
     soon("it is closed already", locks.close()).await;
@@ -164,7 +164,8 @@ async fn close_returns_while_a_release_is_on_its_way(store: Store) {
 async fn simultaneous_requests_never_overlap(store: Store) {
     static INSIDE: [AtomicU32; 2] = [const { AtomicU32::new(0) }; 2];
     let inside = &INSIDE[usize::from(store.server.is_some())];
-    // Two managers where they can share a store: contention inside a process, and between two.
+    // Two managers, where they can share a store: there is contention within a process and between
+    // two.
     let one = store.locks().await;
     let two = match &store.server {
         Some(_) => store.locks().await,

@@ -36,7 +36,7 @@ fn a_runtime_that_is_dropped_leaves_no_lock() {
         assert!(outer.block_on(value(&redis, "lock:a")).is_some());
         drop(inner);
         outer.block_on(eventually_no_trace(&redis));
-        // And the manager goes on to work, from any other runtime.
+        // And the manager still works, from any other runtime.
         let guard = outer
             .block_on(async { soon("it works", locks.try_acquire("a")).await })
             .unwrap();
@@ -69,7 +69,7 @@ fn a_manager_works_where_its_own_runtime_is_not_driven() {
     });
 }
 
-/// A handler that blocks the only thread of its runtime holds its lock meanwhile.
+/// A handler that blocks the only thread of its runtime still holds its lock.
 #[test]
 fn a_lock_is_renewed_while_its_thread_is_blocked() {
     let (blocked, driven) = (runtime(0), runtime(1));
@@ -78,7 +78,7 @@ fn a_lock_is_renewed_while_its_thread_is_blocked() {
     blocked.block_on(async {
         let locks = short_lived(300).connect(&server.url()).await.unwrap();
         let guard = locks.try_acquire("a").await.unwrap();
-        // Until it would have expired, had nobody renewed it.
+        // Until it would have expired without a renewal.
         let (done, wait) = std::sync::mpsc::channel();
         driven.spawn(async move {
             let owner = value(&renewals, "lock:a").await;
@@ -124,7 +124,7 @@ fn a_request_is_answered_though_nothing_drives_its_manager() {
     });
 }
 
-/// A waker that panics, as that of a future of somebody else may.
+/// A waker may belong to any other future, and panic.
 #[tokio::test]
 async fn a_waker_that_panics_takes_no_other_request_along() {
     struct Panics;
@@ -138,7 +138,8 @@ async fn a_waker_that_panics_takes_no_other_request_along() {
     let proxy = Proxy::start(server.port).await;
     let locks = minute().connect(&proxy.url()).await.unwrap();
     proxy.set(Mode::HoldAnswers);
-    // As many calls as may be on their way: what comes now goes out in one call, and is answered together.
+    // As many calls as may be in flight. What comes now goes out in one call, and its replies come
+    // together.
     let mut first = Vec::new();
     for key in ["first", "second"] {
         let mut request = Box::pin(locks.try_acquire(key));
@@ -162,12 +163,12 @@ async fn a_waker_that_panics_takes_no_other_request_along() {
         .collect();
     proxy.set(Mode::Forward);
     for request in first {
-        drop(soon("an answer", request).await.unwrap());
+        drop(soon("a result", request).await.unwrap());
     }
     for other in others {
-        drop(soon("an answer", other).await.unwrap().unwrap());
+        drop(soon("a result", other).await.unwrap().unwrap());
     }
-    eventually("its answer is there", || async {
+    eventually("its lock is taken", || async {
         value(&redis, "lock:a").await.is_some()
     })
     .await;

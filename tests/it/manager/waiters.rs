@@ -118,10 +118,10 @@ async fn too_many_waiters_for_all_keys_together_are_refused(store: Store) {
     assert!(futures_util::poll!(&mut second).is_pending());
     let error = locks.acquire("c", WAIT).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::QueueFull);
-    // Who does not wait is none of them.
+    // A request that does not wait does not count.
     let error = locks.try_acquire("c").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Held);
-    // One that leaves makes room.
+    // A waiter that leaves makes room.
     drop(second);
     let mut third = Box::pin(locks.acquire("c", WAIT));
     assert!(futures_util::poll!(&mut third).is_pending());

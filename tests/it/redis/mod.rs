@@ -20,20 +20,20 @@ use crate::support::{eventually, soon};
 
 pub const TIMEOUT: Duration = Duration::from_millis(300);
 
-/// A command timeout that a test can wait for.
+/// A manager with a command timeout that a test can wait for.
 pub fn impatient() -> LockManagerBuilder {
     LockManager::builder().command_timeout(TIMEOUT)
 }
 
 pub async fn unavailable(locks: &LockManager) -> Error {
-    let error = soon("an answer", locks.try_acquire("a")).await.unwrap_err();
+    let error = soon("a result", locks.try_acquire("a")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     error
 }
 
-/// The first request that works, though every earlier one was answered as well.
+/// Waits for the first request that works. Every earlier one must have got an answer as well.
 pub async fn recovers(locks: &LockManager) {
-    eventually("locks are to be had again", || async {
+    eventually("locks can be taken again", || async {
         match locks.try_acquire("recovered").await {
             Ok(guard) => guard.release().await.is_ok(),
             Err(error) => {

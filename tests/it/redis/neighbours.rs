@@ -13,7 +13,7 @@ async fn a_lock_that_redis_evicts_is_told_at_once_if_redis_watches_it_and_else_a
 {
     let server = RedisServer::start_with(&["--maxmemory-policy", "allkeys-random"]).await;
     let redis = server.client().await;
-    // No renewal can be the explanation: the first one comes after eight hours.
+    // No renewal can be the explanation, as the first one comes after eight hours.
     let day = LockManager::builder().ttl(Duration::from_secs(24 * 3600));
     let locks = day.connect(&server.url()).await.unwrap();
     for is_watched in [false, true] {
@@ -23,7 +23,7 @@ async fn a_lock_that_redis_evicts_is_told_at_once_if_redis_watches_it_and_else_a
         } else {
             assert_eq!(watched_keys(&redis).await, 0);
         }
-        // Everything goes.
+        // Redis evicts everything.
         run(&redis, "CONFIG SET maxmemory 1").await;
         let full: Result<(), _> = redis::cmd("SET")
             .arg(&["x", "x"])
@@ -36,7 +36,8 @@ async fn a_lock_that_redis_evicts_is_told_at_once_if_redis_watches_it_and_else_a
     }
 }
 
-/// Redis tells a client of changes to what it watches in whatever database they are made.
+/// Redis tells a client of changes to the keys that it watches, in whichever database they are
+/// made.
 #[tokio::test]
 async fn holders_of_one_name_in_two_databases_leave_each_other_in_peace() {
     let server = RedisServer::start().await;
@@ -49,7 +50,7 @@ async fn holders_of_one_name_in_two_databases_leave_each_other_in_peace() {
     }
     let is_watched = async || watched_keys(&redis).await == 1 || !has_resp3();
     eventually("Redis watches the lock", is_watched).await;
-    // Whatever is provoked by that comes to an end.
+    // The calls that this provokes come to an end.
     eventually("there are no more calls", || async {
         let before = script_calls(&redis).await;
         for _ in 0..300 {
@@ -59,7 +60,7 @@ async fn holders_of_one_name_in_two_databases_leave_each_other_in_peace() {
     })
     .await;
 
-    // What is looked at for nothing is not written to.
+    // A lock that is looked at for nothing is not written to.
     let renewals = async || calls(&redis, "pexpire").await;
     let (before, asked) = (renewals().await, script_calls(&redis).await);
     if has_resp3() {

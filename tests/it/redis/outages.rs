@@ -1,4 +1,4 @@
-//! A Redis that does not run, does not answer, or is cut off.
+//! A Redis that does not run, does not reply, or is cut off.
 
 use std::time::{Duration, Instant};
 
@@ -39,8 +39,8 @@ async fn started_lazily_it_works_as_soon_as_redis_does() {
         "a refusal is told at once"
     );
     server.restart().await;
-    // The very next request: it does not wait for a pause between attempts to end.
-    soon("an answer", locks.try_acquire("a"))
+    // The very next request works: it does not wait until a pause between attempts is over.
+    soon("a result", locks.try_acquire("a"))
         .await
         .unwrap()
         .release()
@@ -63,7 +63,8 @@ async fn a_server_that_never_answers_is_told_within_the_command_timeout() {
     unavailable(&locks).await;
     let error = locks.acquire("a", PATIENCE).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    // Three times the timeout would do. This says only that none of them waited for something else.
+    // Three times the timeout would do. This shows only that none of them waited for something
+    // else.
     assert!(started.elapsed() < PATIENCE);
     drop(listener);
 }
@@ -100,7 +101,7 @@ async fn answers_that_stop_are_noticed_and_what_arrives_late_leaves_no_lock() {
         unavailable(&locks).await;
         let error = locks.acquire("a", PATIENCE).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
-        // What was kept back gets through now: commands that nobody waits for any more.
+        // What was kept back gets through now: commands whose requests have given up.
         proxy.set(Mode::Forward);
         recovers(&locks).await;
         eventually_no_trace(&redis).await;
@@ -125,7 +126,8 @@ async fn a_server_that_is_stopped_for_a_while_is_used_again() {
     recovers(&locks).await;
     // The lease did not run out, and is still ours.
     guard.release().await.unwrap();
-    // None of the requests that were refused has left a lock, though the server has read them all by now.
+    // None of the requests that were refused has left a lock, though the server has read them all
+    // by now.
     eventually_no_trace(&redis).await;
 }
 
@@ -220,7 +222,7 @@ async fn a_connection_that_is_killed_costs_no_request() {
             .unwrap();
     }
     guard.release().await.unwrap();
-    // Its inbox was gone for a moment: the grant may have been missed, but not for long.
+    // The inbox was gone for a moment, so the grant may have been missed, but not for long.
     soon("the waiter is served", waiting)
         .await
         .unwrap()
@@ -242,7 +244,8 @@ async fn restarted_empty_the_lock_is_lost_and_the_next_request_works() {
     let guard = locks.try_acquire("a").await.unwrap();
     server.kill();
     server.restart().await;
-    // The next renewal would be in twenty seconds: it is looked at as soon as the server is back.
+    // The next renewal would be in twenty seconds. The manager looks at the lock as soon as the
+    // server is back.
     assert_eq!(
         soon("the loss is told", guard.lost()).await,
         LostReason::Taken
@@ -268,7 +271,7 @@ async fn a_server_that_is_loading_its_data_is_waited_for() {
         .await
         .unwrap();
     server.kill();
-    // A hundred µs a key: two seconds.
+    // At a hundred µs for each key, this takes two seconds.
     server
         .restart_with(&[
             "--key-load-delay",

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// A proxy that closes its client's connection when it sees a command. What it had read reaches the server later, if
-/// `late` says so.
+/// A proxy that closes its client's connection when it sees a command. If `late` says so, what it
+/// had read reaches the server later.
 pub async fn closing(
     server: u16,
     command: &'static [u8],
@@ -42,7 +42,7 @@ pub async fn closing(
                         };
                         tokio::time::sleep(late).await;
                         server_write.write_all(chunk).await.unwrap();
-                        // Long enough for the server to have read it before it sees the end.
+                        // Long enough for the server to read it before it sees the connection end.
                         tokio::time::sleep(Duration::from_millis(50)).await;
                         return;
                     }
@@ -54,7 +54,7 @@ pub async fn closing(
     (port, closed)
 }
 
-/// Puts another reply in the place of the fence that comes with a lock.
+/// A proxy that puts another reply in the place of the fence that comes with a lock.
 pub async fn garbling(server: u16, reply: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
@@ -81,7 +81,7 @@ pub async fn garbling(server: u16, reply: &'static str) -> String {
     url
 }
 
-/// Adds a delay to each direction, without holding up what comes behind.
+/// A proxy that delays each direction without holding up what comes behind.
 pub async fn slow(server: u16, delay: Duration) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());

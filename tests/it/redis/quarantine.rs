@@ -18,7 +18,7 @@ fn careful() -> LockManagerBuilder {
     short_lived(TTL_MS).quarantine(true)
 }
 
-/// Tries until it is given, and is told meanwhile that it is not to be had.
+/// Tries until the lock is given. Until then, each attempt must find it unavailable.
 async fn given(locks: &LockManager, key: &str) -> LockGuard {
     let trying = async {
         loop {
@@ -26,22 +26,23 @@ async fn given(locks: &LockManager, key: &str) -> LockGuard {
                 Ok(guard) => return guard,
                 Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
             }
-            // Not to keep Redis busy.
+            // This keeps Redis from being busy all the time.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     soon("the lock is given", trying).await
 }
 
-/// A lock whose holder will hear of nothing, so that it trusts its lease for as long as it may.
+/// Returns a lock whose holder hears nothing more, so that it relies on its lease for as long as it
+/// may.
 async fn held_by_somebody_cut_off(server: &RedisServer, builder: LockManagerBuilder) -> LockGuard {
     let proxy = Proxy::start(server.port).await;
-    // Nothing but its time ends it.
+    // Only the end of its time ends it.
     let locks = builder.command_timeout(Duration::from_millis(TTL_MS));
     let locks = locks.connect(&proxy.url()).await.unwrap();
     let guard = given(&locks, "a").await;
     proxy.set(Mode::Hold);
-    // The proxy lives on.
+    // The proxy must live on.
     std::mem::forget(proxy);
     guard
 }
@@ -94,7 +95,7 @@ async fn a_promoted_replica_that_lacks_the_last_writes_is_noticed() {
         epoch(&on_replica).await.is_some() && epoch(&on_replica).await == epoch(&on_primary).await
     })
     .await;
-    // From here on it gets no more writes: as if they were lost.
+    // From here on the replica gets no more writes, as if they were lost.
     run(&on_replica, "REPLICAOF NO ONE").await;
     let guard = held_by_somebody_cut_off(&primary, careful()).await;
     let other = careful().connect(&replica.url()).await.unwrap();
@@ -116,7 +117,7 @@ async fn while_the_data_is_kept_nobody_waits_for_anything() {
     eventually_queued(&redis, "a", 1).await;
     guard.release().await.unwrap();
     drop(soon("it is granted", waiting).await.unwrap().unwrap());
-    // Whoever asks now is answered: with the lock, and not with an error.
+    // A request gets the lock now, and not an error.
     drop(one.try_acquire("c").await.unwrap());
     assert_eq!(epoch(&redis).await, before);
 }

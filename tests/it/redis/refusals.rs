@@ -1,4 +1,4 @@
-//! A Redis that answers, and refuses.
+//! A Redis that replies, and refuses.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ async fn out_of_memory_refuses_new_locks_and_releases_old_ones() {
     let waiting = tokio::spawn(async move { other.acquire("b", PATIENCE).await });
     eventually_queued(&redis, "b", 1).await;
     run(&redis, "CONFIG SET maxmemory 1").await;
-    let error = soon("an answer", locks.try_acquire("c")).await.unwrap_err();
+    let error = soon("a result", locks.try_acquire("c")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("OOM"), "{}", error.to_string());
     guard.release().await.unwrap();
@@ -46,7 +46,7 @@ async fn out_of_memory_refuses_new_locks_and_releases_old_ones() {
     waited_for.release().await.unwrap();
     run(&redis, "CONFIG SET maxmemory 0").await;
     recovers(&locks).await;
-    let waited = soon("an answer", waiting).await.unwrap();
+    let waited = soon("a result", waiting).await.unwrap();
     assert!(waited.is_ok() || waited.is_err_and(|error| error.kind() == ErrorKind::Unavailable));
 }
 
@@ -56,7 +56,7 @@ async fn a_key_that_holds_something_else_is_an_error_and_stays_as_it_is() {
     let redis = server.client().await;
     run(&redis, "HSET lock:a field value").await;
     let locks = LockManager::connect(&server.url()).await.unwrap();
-    // Beside it, in the same batch, a lock that is fine.
+    // Besides, in the same batch, there is a lock that is fine.
     let (wrong, right) = tokio::join!(locks.try_acquire("a"), locks.try_acquire("b"));
     let error = wrong.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
@@ -79,7 +79,7 @@ async fn an_acquire_that_fails_half_way_leaves_no_lock() {
     let locks = minute.clone().connect(&url).await.unwrap();
     unavailable(&locks).await;
     eventually_no_trace(&redis).await;
-    // A fence, or a queue, that is something else.
+    // The key of a fence or of a queue that holds something else.
     let locks = minute.connect(&server.url()).await.unwrap();
     run(&redis, "LPUSH {lock:}:fence x").await;
     unavailable(&locks).await;
@@ -93,7 +93,8 @@ async fn an_acquire_that_fails_half_way_leaves_no_lock() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     run(&redis, "DEL {lock:a}:queue").await;
     eventually_no_trace(&redis).await;
-    // The holder cannot be told that another waits, who waits all the same.
+    // Redis cannot tell the holder that another process waits, which has joined the queue all the
+    // same.
     let guard = locks.try_acquire("a").await.unwrap();
     run(&redis, "ACL SETUSER u +time -publish").await;
     let other = LockManager::connect(&url).await.unwrap();
@@ -143,7 +144,7 @@ async fn after_an_acquire_that_redis_refused_there_is_nothing_to_release() {
         let before = script_calls(&redis).await;
         let error = unavailable(&locks).await.to_string();
         assert!(error.contains(reason), "{reason}: {error}");
-        // A release would be refused as well, and be tried again for a minute.
+        // A release would be refused as well, and would be tried again for a minute.
         soon(reason, locks.close()).await;
         assert_eq!(script_calls(&redis).await, before + 1, "{reason}");
     }

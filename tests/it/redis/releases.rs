@@ -15,7 +15,7 @@ async fn a_release_that_a_replica_refuses_looks_for_the_primary_and_not_all_the_
     let redis = server.client().await;
     let locks = minute().connect(&server.url()).await.unwrap();
     let guard = locks.try_acquire("a").await.unwrap();
-    // Another server took over. Behind the same address, there may be the new primary.
+    // Another server took over. The new primary may be behind the same address.
     run(&redis, "REPLICAOF 127.0.0.1 1").await;
     let connections = async || statistic(&redis, "total_connections_received").await;
     let (before, calls) = (connections().await, script_calls(&redis).await);
@@ -52,7 +52,7 @@ async fn a_release_that_redis_refuses_for_a_while_is_tried_again() {
     run(&redis, "CONFIG SET min-replicas-to-write 0").await;
     eventually_no_trace(&redis).await;
 
-    // Every so often, however long there was nothing to try again.
+    // The pauses between attempts are right, however long there was nothing to try again.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let guard = locks.try_acquire("a").await.unwrap();
     run(&redis, "CONFIG SET min-replicas-to-write 1").await;
@@ -75,7 +75,7 @@ async fn a_release_is_not_kept_back_by_requests_that_are_refused() {
     let redis = server.client().await;
     let minute = LockManager::builder().ttl(Duration::from_secs(60));
     let other = minute.clone().connect(&server.url()).await.unwrap();
-    // Answers take a while: there is always one on the way.
+    // Replies take a while, so that a call is always in flight.
     let ours = minute
         .connect(&slow(server.port, Duration::from_millis(2)).await)
         .await

@@ -17,7 +17,7 @@ async fn a_connection_that_dies_at_every_command_is_told_after_two_attempts() {
         .await
         .unwrap();
     unavailable(&locks).await;
-    // The release that follows may have been tried as well.
+    // The release that follows may have been sent as well.
     assert!(closed.load(Ordering::SeqCst) <= 10);
 }
 
@@ -34,7 +34,8 @@ async fn a_copy_of_a_command_that_arrives_after_the_release_is_undone_as_soon_as
         .await
         .unwrap();
     let other = minute.connect(&server.url()).await.unwrap();
-    // The first attempt is cut off, the second one gets the lock, and the first arrives when it has been released.
+    // The first attempt is cut off, and the second gets the lock. The first arrives after the
+    // release.
     let guard = locks.try_acquire("a").await.unwrap();
     drop(guard);
     eventually("the late copy has taken the lock", || async {
@@ -66,7 +67,7 @@ async fn a_reply_of_a_wrong_form_is_refused_and_what_it_hides_is_released() {
             let locks = locks.clone();
             async move { locks.try_acquire("a").await.map(drop) }
         });
-        let error = soon("an answer", asked)
+        let error = soon("a result", asked)
             .await
             .expect("no panic")
             .unwrap_err();

@@ -43,12 +43,12 @@ async fn an_acl_user_with_just_these_rights_and_a_database_number_work() {
     run(&redis, "SELECT 3").await;
     assert!(value(&redis, "lock:a").await.is_some());
     guard.release().await.unwrap();
-    // Whatever a stranger's key looks like.
+    // Keys that clients choose may look like anything.
     for key in ["{a}b", "a}b", "{}b", "a{b", "b:queue", "\r\n", "inbox:"] {
         let guard = locks.acquire(key, PATIENCE).await.unwrap();
         guard.release().await.unwrap();
     }
-    // A user who may not: told, not hung.
+    // A user without the rights gets an error, and does not wait.
     let user = "guest on >secret ~lock:* &lock:inbox:* +@connection +subscribe +script";
     let server = RedisServer::start_with(&acl(user)).await;
     let url = format!("redis://guest:secret@127.0.0.1:{}", server.port);
@@ -67,9 +67,10 @@ async fn an_inbox_that_can_no_longer_be_subscribed_to_is_told() {
     let redis = server.client().await;
     let locks = LockManager::connect(&server.url()).await.unwrap();
     drop(locks.try_acquire("a").await.unwrap());
-    // Without an inbox, nobody would be told of a grant. Redis also ends connections that have what they may not.
+    // Without an inbox, no waiter would be told of a grant. Redis also ends connections that are
+    // subscribed to what they no longer may.
     run(&redis, "ACL SETUSER default resetchannels").await;
-    // With RESP2 the inbox has a connection of its own. Until the driver has seen that one end, the
+    // With RESP2 the inbox has a connection of its own. Until the driver has seen it end, the
     // connection for commands still takes locks.
     eventually("requests are told of the inbox", || async {
         match locks.try_acquire("a").await {

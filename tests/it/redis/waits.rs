@@ -9,8 +9,8 @@ use tower_distributed_lock::{
 
 use super::{TIMEOUT, recovers};
 use crate::support::{
-    Mode, PATIENCE, Proxy, RedisServer, eventually, eventually_no_trace, eventually_queued, run,
-    short_lived, soon, value,
+    Mode, PATIENCE, Proxy, RedisServer, eventually, eventually_no_trace, eventually_queued,
+    knows_what_was_said, run, short_lived, soon, value,
 };
 
 #[tokio::test]
@@ -28,7 +28,7 @@ async fn a_wait_ends_on_time_though_redis_does_not_answer_and_says_so() {
         .acquire("a", Duration::from_millis(100))
         .await
         .unwrap_err();
-    // The lock may well be free.
+    // It must not say that the lock is held, which may well be free.
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(started.elapsed() < Duration::from_secs(8));
 }
@@ -51,7 +51,7 @@ async fn a_layer_whose_wait_ends_before_redis_answers_takes_it_for_unavailable()
         let request = http::Request::post("/").header("content-type", content_type);
         let request = request.body(String::new()).unwrap();
         let answer = layer.layer(handler).oneshot(request);
-        soon("an answer", answer).await.unwrap()
+        soon("a result", answer).await.unwrap()
     };
     assert_eq!(answer(&layer, "text/plain").await.status(), 503);
     let grpc = answer(&layer, "application/grpc").await;
@@ -70,11 +70,12 @@ async fn a_wait_that_ends_while_redis_is_away_says_so_and_one_that_does_not_goes
     );
     let guard = one.try_acquire("a").await.unwrap();
     let (short, long) = (two.clone(), two.clone());
-    let short = tokio::spawn(async move { short.acquire("a", Duration::from_millis(500)).await });
+    let short = tokio::spawn(async move { short.acquire("a", Duration::from_secs(2)).await });
     let long = tokio::spawn(async move { long.acquire("a", PATIENCE).await });
     eventually_queued(&redis, "a", 1).await;
+    knows_what_was_said(&two).await;
     server.kill();
-    let error = soon("an answer", short).await.unwrap().unwrap_err();
+    let error = soon("a result", short).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     server.restart().await;
     drop(guard);
@@ -95,10 +96,14 @@ async fn a_wait_outlasts_an_outage_that_is_longer_than_the_time_to_live() {
     let one = short_lived(1000).connect(&server.url()).await.unwrap();
     let two = short_lived(1000).connect(&proxy.url()).await.unwrap();
     let guard = one.try_acquire("a").await.unwrap();
-    let waiting = tokio::spawn(async move { two.acquire("a", PATIENCE).await });
+    let waiting = tokio::spawn({
+        let two = two.clone();
+        async move { two.acquire("a", PATIENCE).await }
+    });
     eventually_queued(&redis, "a", 1).await;
+    knows_what_was_said(&two).await;
     proxy.set(Mode::Close);
-    // The outage itself.
+    // This is the outage itself.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert!(!waiting.is_finished());
     proxy.set(Mode::Forward);
@@ -108,7 +113,8 @@ async fn a_wait_outlasts_an_outage_that_is_longer_than_the_time_to_live() {
     eventually_no_trace(&redis).await;
 }
 
-/// The answer to a question that only a request without patience still waits for, and no answer comes.
+/// An acquire attempt is on its way, no reply comes, and in the end only a request that does not
+/// wait is left.
 #[tokio::test]
 async fn requests_that_join_and_leave_while_redis_is_silent_leave_nothing_behind() {
     let server = RedisServer::start().await;
@@ -120,7 +126,7 @@ async fn requests_that_join_and_leave_while_redis_is_silent_leave_nothing_behind
     let held = other.try_acquire("a").await.unwrap();
     let mut patient = Box::pin(locks.acquire("a", PATIENCE));
     assert!(futures_util::poll!(&mut patient).is_pending());
-    // Others, whose answers are to come with those for the first.
+    // Other keys, whose replies are to come together with those for the first.
     let mut guards = Vec::new();
     let mut waiting = Vec::new();
     for number in 0..40 {
@@ -134,14 +140,15 @@ async fn requests_that_join_and_leave_while_redis_is_silent_leave_nothing_behind
     eventually_queued(&redis, "a", 1).await;
     eventually_queued(&redis, "other 39", 1).await;
 
-    // It asks again, as it is told of a change, and its question does not arrive.
+    // A message says that the lock has changed, so the slot asks Redis again. That command does not
+    // arrive.
     proxy.set(Mode::HoldRequests);
     let token = run(&redis, "LRANGE {lock:a}:queue 0 0").await;
     let token: Vec<String> = redis::from_redis_value(token).unwrap();
     let (process, number) = token[0].split_once(':').unwrap();
     let message = format!("PUBLISH lock:inbox:{process} c{number}:lock:a");
     run(&redis, &message).await;
-    // While the slot asks, a request that does not wait is not answered at once.
+    // While the slot asks Redis, a request that does not wait gets no answer at once.
     let mut impatient = loop {
         let mut impatient = Box::pin(locks.try_acquire("a"));
         if futures_util::poll!(&mut impatient).is_pending() {
@@ -150,7 +157,7 @@ async fn requests_that_join_and_leave_while_redis_is_silent_leave_nothing_behind
         tokio::task::yield_now().await;
     };
     drop(patient);
-    let error = soon("an answer", &mut impatient).await.unwrap_err();
+    let error = soon("a result", &mut impatient).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     drop((held, guards));
     eventually("the locks are free", || async {

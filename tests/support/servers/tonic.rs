@@ -56,11 +56,11 @@ pub struct Text {
     pub text: String,
 }
 
-/// What a method answers, once it has passed the gate: it is told of the lease, if there is one,
+/// What `Unary` answers once it has passed the gate: it is told of the lease, if there is one,
 /// and of the text.
 type Respond = dyn Fn(Option<Lease>, String) -> Result<String, Status> + Send + Sync;
 
-/// What tonic's code generator would make of a service with two methods, `Unary` and `Streaming`.
+/// A service as tonic's code generator would make it, with two methods, `Unary` and `Streaming`.
 #[derive(Clone)]
 pub struct Echo {
     gate: Gate,
@@ -149,7 +149,7 @@ impl EchoClient {
         self.call(request(text)).await.0
     }
 
-    /// With an idempotency key. Returns the answer, and whether it is a replay.
+    /// Calls `Unary` with an idempotency key. Returns the outcome, and whether it is a replay.
     pub async fn unary_once(
         &self,
         key: &'static str,

@@ -20,7 +20,8 @@ on_every_store! {
     a_length_that_tells_nothing_of_the_body_is_not_waited_for
 }
 
-/// A body whose frames come one after the other, and of whose length it says nothing: a proxy's.
+/// A body whose frames come one after the other, and that does not tell its length: like that of a
+/// proxy.
 fn in_time(frames: impl IntoIterator<Item = &'static str>) -> Body {
     let (send, frames_sent) = mpsc::channel(1);
     let frames: Vec<_> = frames.into_iter().collect();
@@ -63,7 +64,7 @@ async fn an_answer_whose_length_its_head_tells_is_read_to_its_end(nodes: Nodes) 
             ("7", &["one ", "two"][..], true),
             ("0", &[], true),
             ("101", &["one ", "two"], false),
-            // No length, or no one length.
+            // No valid length.
             ("+7", &["one ", "two"], false),
             ("7 ", &["one ", "two"], false),
             // A client of HTTP/1 does not wait for more.
@@ -99,10 +100,10 @@ async fn an_answer_whose_length_its_head_tells_is_read_to_its_end(nodes: Nodes) 
 async fn an_answer_that_is_not_as_long_as_its_head_says(nodes: Nodes) {
     use Version as V;
     for (version, frames, received, is_kept) in [
-        // Too short: its client knows that it has not got all.
+        // Too short: the client knows that it has not got the whole.
         (V::HTTP_11, &["one"][..], Ok("one"), false),
         (V::HTTP_2, &["one"], Ok("one"), false),
-        // Too long: in HTTP/1, its client has what it was told, and knows of no more.
+        // Too long: over HTTP/1, the client has what the head promised, and knows of no more.
         (V::HTTP_11, &["one ", "two, three"], Ok("one two"), true),
         (
             V::HTTP_2,
@@ -113,7 +114,7 @@ async fn an_answer_that_is_not_as_long_as_its_head_says(nodes: Nodes) {
         (V::HTTP_11, &["one ", BROKEN], Err(BROKEN), false),
         (V::HTTP_2, &["one ", BROKEN], Err(BROKEN), false),
     ] {
-        // As it is known that it ends, or as it is there at once.
+        // Once frame by frame, and once with all of it ready.
         for is_there in [false, true] {
             if is_there && received.is_err() {
                 continue;
@@ -147,7 +148,7 @@ async fn an_answer_that_is_not_as_long_as_its_head_says(nodes: Nodes) {
     }
 }
 
-/// What it would have been for a GET, or is in the client's cache.
+/// It is the length that a GET would have had, or that is in the client's cache.
 async fn a_length_that_tells_nothing_of_the_body_is_not_waited_for(nodes: Nodes) {
     for (method, status) in [("HEAD", 200), ("POST", 304), ("POST", 204)] {
         let runs = Runs::default();

@@ -30,7 +30,7 @@ where
         .map(|layer| App::new(&layer, handler.clone()))
 }
 
-/// As a list that can be compared: field by field, in order.
+/// Returns the headers as a list, field by field, in order.
 fn fields(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     let fields = headers.iter();
     fields
@@ -69,7 +69,7 @@ fn with_body(content: Body) -> Response<Body> {
     response.body(content).unwrap()
 }
 
-/// Status and headers, and no body, nor what was said of it.
+/// It has the status and the headers, but neither the body nor the headers that describe it.
 #[track_caller]
 fn is_not_kept(answer: &Answer) {
     assert_eq!((answer.status(), answer.is_replay()), (201, true));
@@ -81,7 +81,7 @@ fn is_not_kept(answer: &Answer) {
     assert!(names.all(|name| !name.as_str().starts_with("content-")));
 }
 
-/// Ten bytes, as it says, of which it sends some.
+/// A body that tells ten bytes, sends some of them, and breaks.
 struct Breaks {
     parts: Vec<&'static str>,
     is_known: bool,

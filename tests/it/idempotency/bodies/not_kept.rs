@@ -39,7 +39,7 @@ async fn an_answer_of_a_known_length_that_is_too_long_is_not_kept(nodes: Nodes) 
             App::new(&layer, handler)
         });
         let key = length.to_string();
-        let response = soon("an answer", one.call(post(&key))).await.unwrap();
+        let response = soon("a response", one.call(post(&key))).await.unwrap();
         assert_eq!(response.body().size_hint().exact(), Some(length as u64));
         let first = Answer::of(response).await;
         assert_eq!((first.status(), first.is_replay()), (201, false));
@@ -58,7 +58,7 @@ async fn an_answer_of_a_known_length_that_is_too_long_is_not_kept(nodes: Nodes) 
 }
 
 async fn an_answer_of_unknown_length_passes_through_as_it_comes(nodes: Nodes) {
-    // What is there at first is too long, or within the limit and not all of it.
+    // The first frames are too long, or within the limit but not the whole.
     for begin in [10, 5000] {
         let runs = Runs::default();
         let (send, rest) = mpsc::unbounded_channel::<Frame<Bytes>>();
@@ -83,7 +83,7 @@ async fn an_answer_of_unknown_length_passes_through_as_it_comes(nodes: Nodes) {
             let frame = next().await.into_data().unwrap();
             assert_eq!(frame, vec![byte; begin / 2]);
         }
-        // It is not at its end, and counts as completed.
+        // The response has not ended, and counts as completed.
         for app in [&one, &two] {
             is_not_kept(&app.send(post(&key)).await);
         }

@@ -27,7 +27,7 @@ async fn a_replay_has_the_head_of_the_first_answer(nodes: Nodes) {
             let mut response = text("made");
             *response.status_mut() = StatusCode::CREATED;
             let headers = response.headers_mut();
-            // Two, and not one with a comma.
+            // Several fields, and not one with a comma.
             for cookie in ["z=1; Path=/", "a=2, b", "m=3"] {
                 headers.append(SET_COOKIE, HeaderValue::from_static(cookie));
             }
@@ -132,10 +132,10 @@ async fn a_replay_has_the_body_and_the_trailers_of_the_first_answer(nodes: Nodes
         ("/trailers-only", 200, b"", Some(sum())),
     ] {
         for (number, app) in [&one, &one, &two].into_iter().enumerate() {
-            let response = soon("an answer", app.call(post_to(path, "k")))
+            let response = soon("a response", app.call(post_to(path, "k")))
                 .await
                 .unwrap();
-            // It is known how long it is, unless there are trailers behind it.
+            // Its length is known, unless there are trailers behind it.
             let length = trailers.is_none().then_some(content.len() as u64);
             assert_eq!(response.body().size_hint().exact(), length);
             let is_empty = content.is_empty() && trailers.is_none();
@@ -176,7 +176,8 @@ async fn final_answers_are_remembered_and_others_are_not(nodes: Nodes) {
     }
     for status in [408, 425, 429, 500, 502, 503, 504, 599] {
         let path = format!("/{status}");
-        // Free before the client has its answer: it may try again at once, and anywhere.
+        // The key is free before the client has its response, so it may try again at once, on any
+        // node.
         for app in [&one, &two, &one] {
             let answer = app.send(post_to(&path, "k")).await;
             assert_eq!((answer.status(), answer.is_replay()), (status, false));
@@ -223,8 +224,8 @@ async fn a_grpc_answer_counts_as_its_code_says(nodes: Nodes) {
     let [one, two] = on_both(&nodes, handler);
     for place in ["head", "trailers"] {
         for code in 0..=16 {
-            // CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE,
-            // DATA_LOSS.
+            // CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, UNIMPLEMENTED,
+            // INTERNAL, UNAVAILABLE, DATA_LOSS.
             let is_final = ![1, 2, 4, 8, 10, 12, 13, 14, 15].contains(&code);
             for (number, app) in [&one, &two].into_iter().enumerate() {
                 let mut request = post_to(&format!("/{place}/{code}"), "k");

@@ -29,14 +29,14 @@ async fn a_request_that_is_too_long_is_refused_before_it_runs() {
             Ok(text(format!("run {run}")))
         }),
     );
-    // One that says so is not looked at.
+    // A body that tells that it is too long is not read.
     let says = post("k").map(|_| {
         whole(Known {
             length: LIMIT as u64 + 1,
         })
     });
     let chunks = |count: usize| {
-        // Where too much was read, nothing more is.
+        // Once too much was read, nothing more is.
         let chunks = stream::iter(vec![vec![0; LIMIT / 2]; count]).map(data);
         let chunks = chunks.chain(stream::poll_fn(move |_| match count {
             2 => Poll::Ready(None),
@@ -57,7 +57,7 @@ async fn a_request_that_is_too_long_is_refused_before_it_runs() {
         .is_replay_of(1);
 }
 
-/// Only says how long it is.
+/// A body that only tells its length.
 struct Known {
     length: u64,
 }

@@ -27,7 +27,7 @@ async fn a_lock_that_is_lost_while_its_record_is_written_gets_none() {
     has_parts(&redis, 1).await;
     let written = parts(&redis).await;
     run(&redis, &format!("DEL {RECORD}")).await;
-    // Somebody else's run, and its record.
+    // The run of another request, and its record.
     let other = App::new(&layer(&direct), runs.handler());
     other.send(post("k")).await.is_run(2);
     eventually("the loss is known there", || async {
@@ -36,9 +36,9 @@ async fn a_lock_that_is_lost_while_its_record_is_written_gets_none() {
     .await;
     let sent = calls(&redis, "set").await;
     proxy.set(Mode::Forward);
-    let first = soon("an answer", first).await.unwrap();
+    let first = soon("a response", first).await.unwrap();
     first.is_rejected(503, RejectionKind::Lost);
-    // The part that was on its way, and none of the others.
+    // Only the part that was in flight is written, and none of the others.
     assert!(calls(&redis, "set").await <= sent + 1);
     other.send(post("k")).await.is_replay_of(2);
     let left = parts(&redis).await;
@@ -61,7 +61,7 @@ async fn a_record_whose_parts_are_not_what_was_written_is_unreadable() {
         format!("SETRANGE {} 7 x", names[1]),
         format!("APPEND {} x", names[1]),
         format!("RENAME {} {}", names[0], names[1]),
-        // What else may stand in the lock's place: a manifest, nearly.
+        // And other values in the place of the lock: almost a manifest.
         format!("APPEND {RECORD} x"),
         format!("SETRANGE {RECORD} 4 x"),
     ] {
@@ -99,7 +99,7 @@ async fn a_record_that_goes_while_it_is_read_is_not_there_and_not_damaged() {
         let reader = app(&locks, &runs, &body);
         let duplicate = reader.begin(post("k")).await;
         eventually("it reads", || async {
-            // The script's own, and two parts.
+            // The script's own call, and those for two parts.
             calls(&redis, "getrange").await >= read + 3
         })
         .await;
@@ -108,13 +108,13 @@ async fn a_record_that_goes_while_it_is_read_is_not_there_and_not_damaged() {
             run(&redis, &format!("SET {RECORD} {:032x}:1 PX 60000", 7)).await;
         }
         proxy.set(Mode::Forward);
-        let answer = soon("an answer", duplicate).await.unwrap();
+        let answer = soon("a response", duplicate).await.unwrap();
         answer.is_rejected(503, RejectionKind::Unavailable);
     }
     assert_eq!(runs.count(), 2);
 }
 
-// What stands in a lock's place, and is none of ours.
+// Values that stand in the place of a lock, and are not ours.
 
 #[tokio::test]
 async fn whatever_stands_in_the_place_of_a_record_no_more_than_a_record_is_read_of_it() {
@@ -149,7 +149,7 @@ async fn whatever_stands_in_the_place_of_a_record_no_more_than_a_record_is_read_
     held.release().await.unwrap();
 }
 
-/// Redis tells of each key that is read behind a script call of many.
+/// After a script call that read many keys, Redis tells of each of them.
 #[tokio::test]
 async fn each_of_many_locks_that_are_deleted_is_told() {
     if !has_resp3() {
@@ -165,7 +165,7 @@ async fn each_of_many_locks_that_are_deleted_is_told() {
         watched_keys(&redis).await == 40
     })
     .await;
-    // One by one: nothing else tells of the last.
+    // One by one, and from the last: nothing else tells of it.
     for (name, guard) in names.iter().zip(&guards).rev() {
         assert!(guard.lease().is_held());
         run(&redis, &format!("DEL lock:{name}")).await;

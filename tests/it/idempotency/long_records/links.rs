@@ -1,4 +1,5 @@
-//! Links that are slow, or break: no lock waits for a long record, and what can be had is had in time.
+//! Links that are slow, or break: no lock waits for a long record, and what can be had is had in
+//! time.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use crate::support::{Mode, Proxy, RedisServer, calls, minute, soon};
 async fn no_lock_waits_for_a_long_record_that_is_written_or_read_over_a_slow_link() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port).await;
-    // Less than a record takes.
+    // Less time than a record takes.
     let limit = Duration::from_secs(3);
     let locks = LockManager::builder().ttl(limit).command_timeout(limit);
     let locks = locks.connect(&proxy.url()).await.unwrap();
@@ -27,7 +28,7 @@ async fn no_lock_waits_for_a_long_record_that_is_written_or_read_over_a_slow_lin
     for is_read in [false, true] {
         let others = Others::of(&locks);
         let mut answer = app.call(post("k"));
-        // All of these were answered before the record was through.
+        // All of these got their locks before the record was through.
         let served = loop {
             tokio::select! {
                 biased;
@@ -72,7 +73,7 @@ async fn no_lock_waits_for_a_long_record_that_does_not_get_through() {
         }
         assert!(!answer.is_finished());
         proxy.set(Mode::Forward);
-        is_whole(&soon("the answer", answer).await.unwrap(), &body);
+        is_whole(&soon("the response", answer).await.unwrap(), &body);
     }
     held.release().await.unwrap();
 }
@@ -138,7 +139,7 @@ async fn a_part_that_fails_is_sent_again_and_not_those_before_it() {
     close_others(&redis, &connected).await;
     has_parts(&redis, 3).await;
     proxy.set(Mode::Forward);
-    is_whole(&soon("the answer", answer).await.unwrap(), &body);
+    is_whole(&soon("the response", answer).await.unwrap(), &body);
     let long = calls(&redis, "set").await - before - short;
     assert_eq!(long, short + 8);
     is_replay(&app.send(post("k")).await, &body);
@@ -160,14 +161,15 @@ async fn a_connection_that_was_closed_while_nobody_used_it_fails_no_replay() {
             is_replay(&answer, &body);
         }
     }
-    // Nor does it fail one that is written.
+    // Nor does a closed connection fail a record that is written.
     close_others(&redis, &connected).await;
     is_whole(&app.send(post("l")).await, &body);
     is_replay(&app.send(post("l")).await, &body);
     assert_eq!(runs.count(), 2);
 }
 
-/// The handler is done: what its answer takes to get to Redis is not its hold.
+/// The handler is done. The time that its response takes to get to Redis does not count as its
+/// hold.
 #[tokio::test]
 async fn an_answer_that_takes_longer_to_write_than_its_handler_may_hold_is_kept() {
     let server = RedisServer::start().await;
@@ -180,7 +182,7 @@ async fn an_answer_that_takes_longer_to_write_than_its_handler_may_hold_is_kept(
         .unwrap();
     let (runs, body) = (Runs::default(), content(4 * MIB));
     let app = app(&locks, &runs, &body);
-    // Four times as long.
+    // This takes four times as long as the hold may.
     proxy.set(Mode::Throttle(2 << 20));
     is_whole(&app.send(post("k")).await, &body);
     proxy.set(Mode::Forward);

@@ -33,7 +33,7 @@ fn layer(locks: &LockManager) -> IdempotencyLayer {
     IdempotencyLayer::new(locks.clone()).max_response_body(256 * MIB)
 }
 
-/// Answers with this body.
+/// An app that answers with this body.
 fn app(locks: &LockManager, runs: &Runs, body: &Bytes) -> App {
     let body = body.clone();
     let handler = runs.then(move |_, _| std::future::ready(Ok(text(body.clone()))));
@@ -52,7 +52,7 @@ fn is_replay(answer: &Answer, body: &Bytes) {
     assert!(answer.is_replay());
 }
 
-/// The duplicate of an answer that could not be kept whole.
+/// The replay of a response whose body was not kept.
 #[track_caller]
 fn is_short_replay(answer: &Answer) {
     assert_eq!(answer.status(), 200);
@@ -94,7 +94,7 @@ async fn connected(redis: &MultiplexedConnection) -> Vec<String> {
     clients.iter().filter_map(id).collect()
 }
 
-/// Closes connections that were made since then.
+/// Closes the one connection that was made since then.
 async fn close_others(redis: &MultiplexedConnection, before: &[String]) {
     let now = connected(redis).await;
     let others: Vec<_> = now.iter().filter(|id| !before.contains(id)).collect();
@@ -102,7 +102,7 @@ async fn close_others(redis: &MultiplexedConnection, before: &[String]) {
     run(redis, &format!("CLIENT KILL ID {}", others[0])).await;
 }
 
-/// Tells of a lost lock soon, and takes its time with all else.
+/// A manager that notices a lost lock soon, and has long timeouts.
 fn patient() -> LockManagerBuilder {
     let ttl = Duration::from_secs(if has_resp3() { 60 } else { 3 });
     LockManager::builder().ttl(ttl).command_timeout(ttl)

@@ -68,14 +68,14 @@ async fn parts_outlive_their_record_and_not_for_long() {
     let parts = parts(&redis).await;
     assert_eq!(parts.len(), 3);
     for part in &parts {
-        // In this order: time passes in between.
+        // In this order, as time passes in between.
         let part = expires_in(&redis, part).await;
         let record = expires_in(&redis, RECORD).await;
         // The time to write the record, and to read it, is ten command timeouts each.
         let margin = second * (hold + ttl + 20);
         assert!(part > record && part <= record + margin + second * 5);
     }
-    // Of another record with this key there is nothing in common.
+    // Another record of the same key shares no part with it.
     run(&redis, &format!("DEL {RECORD}")).await;
     is_whole(&app.send(post("k")).await, &body);
     let both = self::parts(&redis).await;
@@ -112,13 +112,13 @@ fn a_process_that_dies_while_it_writes_leaves_nothing_for_long() {
     process.shutdown_background();
     tests.block_on(async {
         expire_soon(&redis, &left).await;
-        // And there is no manifest that would lead there.
+        // And no manifest leads to the parts.
         assert!(expires_in(&redis, RECORD).await <= Duration::from_secs(60));
         drop(server);
     });
 }
 
-/// With the rights that the README names: long records need no others, nor do watched locks.
+/// With the rights that the README names. Neither long records nor watched locks need others.
 #[tokio::test]
 async fn an_acl_user_with_just_the_rights_for_locks_keeps_long_records() {
     let user = "worker on >secret ~lock:* ~{* &lock:inbox:* +@connection +@scripting +@string +@list \
@@ -144,11 +144,11 @@ async fn an_acl_user_with_just_the_rights_for_locks_keeps_long_records() {
     soon("it is told", guard.lost()).await;
 }
 
-/// The answer is as it was, and a duplicate gets what can be kept of it.
+/// The first response is complete, and a duplicate gets what could be kept of it.
 async fn falls_back(arguments: &[&str]) {
     let server = RedisServer::start_with(arguments).await;
     let redis = server.client().await;
-    // It is not the lock that is evicted.
+    // With an hour, the lock is not what is evicted.
     let locks = LockManager::builder().ttl(Duration::from_secs(3600));
     let command_timeout = Duration::from_secs(5);
     let locks = locks.command_timeout(command_timeout);

@@ -28,6 +28,6 @@ async fn ask(
         .header("te", "trailers")
         .header(CONTENT_TYPE, "application/json");
     let request = request.body(Full::new(content.into())).unwrap();
-    let response = soon("an answer", client.request(request)).await.unwrap();
+    let response = soon("a response", client.request(request)).await.unwrap();
     Answer::of(response.map(whole)).await
 }

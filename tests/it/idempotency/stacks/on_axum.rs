@@ -67,7 +67,7 @@ async fn axum_layer_and_route_layer(nodes: Nodes) {
             assert!(refused.head.headers.contains_key(CONTENT_LENGTH));
         }
         gate.open();
-        let first = soon("an answer", first).await.unwrap();
+        let first = soon("a response", first).await.unwrap();
         assert_eq!((first.status(), first.is_replay()), (200, false));
         assert_eq!(first.head.headers[CONTENT_LENGTH], "1");
         for address in [one, two] {
@@ -81,7 +81,7 @@ async fn axum_layer_and_route_layer(nodes: Nodes) {
                 .await
                 .is_refused(422);
         }
-        // What axum itself says of a body is an answer like another.
+        // What axum itself answers to a bad body is a response like any other.
         let nonsense = format!("nonsense-{by_route}");
         for is_replay in [false, true] {
             let answer = ask(&client, one, "/gated", &nonsense, "x").await;
@@ -94,7 +94,7 @@ async fn axum_layer_and_route_layer(nodes: Nodes) {
             assert!(answer.body.is_empty());
         }
         assert_eq!(runs.count(), runs_before + 1);
-        // By route, what is not there is not looked at.
+        // With `route_layer`, unknown routes are left alone.
         let unknown = ask(&client, one, "/unknown", &key, "1").await;
         assert_eq!((unknown.status(), unknown.is_replay()), (404, false));
         let unknown = ask(&client, two, "/unknown", &key, "1").await;
@@ -102,7 +102,7 @@ async fn axum_layer_and_route_layer(nodes: Nodes) {
     }
 }
 
-/// One HTTP/1.1 connection, by hand.
+/// One HTTP/1.1 connection, written and read by hand.
 struct Raw(BufReader<TcpStream>);
 
 impl Raw {
@@ -114,7 +114,7 @@ impl Raw {
         self.0.write_all(text.as_bytes()).await.unwrap();
     }
 
-    /// The status line of the next head, which is read to its end, and the length of what follows.
+    /// Reads the next head. Returns its status line, and the length of the body that follows.
     async fn head(&mut self) -> (String, usize) {
         let mut next = async || {
             let mut line = String::new();
@@ -177,7 +177,7 @@ async fn who_expects_to_be_told_to_go_on_is_told_so_unless_the_head_is_refused()
         client.send(&head(key, length)).await;
         assert_eq!(client.head().await.0, status);
     }
-    // One that does not say its length is read until it is too long.
+    // A body that does not tell its length is read until it is too long.
     let mut client = Raw::connect(address).await;
     let chunked =
         "POST /a HTTP/1.1\r\nhost: x\r\nidempotency-key: l\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -203,7 +203,7 @@ async fn a_smaller_limit_of_the_extractors_inside_still_holds() {
     let client = client(Version::HTTP_11);
     for is_replay in [false, true] {
         let answer = ask(&client, address, "/a", "long", "payload that is too long").await;
-        // It is axum that says so.
+        // It is axum that refuses it.
         assert_eq!((answer.status(), answer.is_replay()), (413, is_replay));
         assert_ne!(
             answer.head.headers[CONTENT_TYPE],
@@ -224,7 +224,7 @@ async fn who_leaves_over_a_socket_finds_the_answer_later() {
         passed.pass().await;
         format!("run {}", counted.one_more())
     });
-    // Outside of the layer, it is noticed that the client has left.
+    // Outside the layer, the server's drop of the request shows that the client has left.
     let (note, has_left) = OnDrop::new();
     let note = Arc::new(Mutex::new(Some(note)));
     let outside = from_fn(move |request: axum::extract::Request, next: Next| {

@@ -46,7 +46,7 @@ async fn tonic_unary(nodes: Nodes, around: Around) {
     let ((answer, is_replay), ()) = tokio::join!(first, duplicates);
     assert_eq!((&*answer.unwrap(), is_replay), ("text, run 1", false));
     for client in [&one, &two] {
-        // With its trailers: without them, it would be no answer.
+        // The replay has its trailers; without them, it would be no gRPC response.
         let (answer, is_replay) = client.unary_once("k", "text").await;
         assert_eq!((&*answer.unwrap(), is_replay), ("text, run 1", true));
         let (answer, _) = client.unary_once("k", "other").await;

@@ -18,7 +18,7 @@ use crate::support::{
     Gate, Mode, OnDrop, PATIENCE, Proxy, RedisServer, has_resp3, minute, run, short_lived, soon,
 };
 
-/// With RESP3, Redis tells of a loss. Without, the next renewal does.
+/// With RESP3, Redis tells of a loss. Without, the next renewal tells.
 fn told_soon() -> LockManagerBuilder {
     match has_resp3() {
         true => minute(),
@@ -26,8 +26,8 @@ fn told_soon() -> LockManagerBuilder {
     }
 }
 
-/// Deletes the lock of the key `k` behind the back of its holder, and waits until another request runs in this process
-/// for that key, which says that the loss is known here.
+/// Deletes the lock of the key `k` behind the back of its holder. Waits until another request for
+/// that key runs in this process, which shows that the loss is known here.
 async fn lose(redis: &MultiplexedConnection, app: &App) -> Answer {
     assert_eq!(
         run(redis, &format!("DEL {RECORD}")).await,
@@ -65,13 +65,13 @@ async fn a_handler_that_takes_longer_than_the_time_to_live_runs_once() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         gate.open();
-        soon("an answer", first).await.unwrap().is_run(1);
+        soon("a response", first).await.unwrap().is_run(1);
         two.send(post("k")).await.is_replay_of(1);
         assert_eq!(runs.count(), 1);
     }
 }
 
-/// The first run notes when it is stopped; later ones go through the gate.
+/// A handler behind a gate, and whether its first run was dropped.
 fn stoppable(
     runs: &Runs,
     gate: &Gate,
@@ -114,14 +114,14 @@ async fn a_handler_whose_lock_is_lost_is_stopped_and_the_next_one_is_left_alone(
     let first = soon("the first is stopped", first).await.unwrap();
     first.is_rejected(503, RejectionKind::Lost);
     assert!(is_dropped.load(Ordering::SeqCst));
-    // What it gave up was not the other's.
+    // Giving up, the first run has not touched the lock of the second.
     for app in [&app, &other] {
         app.send(post("k"))
             .await
             .is_rejected(409, RejectionKind::Held);
     }
     gate.open();
-    soon("an answer", second).await.unwrap().is_run(2);
+    soon("a response", second).await.unwrap().is_run(2);
     app.send(post("k")).await.is_replay_of(2);
     assert_eq!(runs.count(), 2);
 }
@@ -140,7 +140,7 @@ async fn a_handler_that_holds_for_too_long_is_stopped() {
     assert!(is_dropped.load(Ordering::SeqCst));
     gate.arrived().await;
     gate.open();
-    soon("an answer", second).await.unwrap().is_run(2);
+    soon("a response", second).await.unwrap().is_run(2);
     app.send(post("k")).await.is_replay_of(2);
 }
 
@@ -159,8 +159,8 @@ async fn a_handler_that_goes_on_without_its_lock_does_not_replace_a_newer_answer
     lose(&redis, &quick).await.is_run(2);
     let newer = record(&redis).await;
     gate.open();
-    // Its client gets what it did.
-    soon("an answer", first).await.unwrap().is_run(1);
+    // The client gets the response of its own run.
+    soon("a response", first).await.unwrap().is_run(1);
     for app in [&quick, &other, &slow] {
         app.send(post("k")).await.is_replay_of(2);
     }
@@ -168,7 +168,7 @@ async fn a_handler_that_goes_on_without_its_lock_does_not_replace_a_newer_answer
     assert_eq!(runs.count(), 2);
 }
 
-/// The same, where the loss is noticed by Redis alone: there is another owner when the answer is to be recorded.
+/// Here only Redis knows of the loss: when the response is to be recorded, there is another owner.
 #[tokio::test]
 async fn an_answer_does_not_replace_what_somebody_else_has_put_there() {
     let server = RedisServer::start().await;
@@ -181,14 +181,14 @@ async fn an_answer_does_not_replace_what_somebody_else_has_put_there() {
     let owner = "0123456789abcdef0123456789abcdef:7";
     run(&redis, &format!("SET {RECORD} {owner} PX 60000")).await;
     gate.open();
-    soon("an answer", first).await.unwrap().is_run(1);
+    soon("a response", first).await.unwrap().is_run(1);
     assert_eq!(record(&redis).await.unwrap(), owner.as_bytes());
     app.send(post("k"))
         .await
         .is_rejected(409, RejectionKind::Held);
 }
 
-/// In one thread: what the two handlers have to tell Redis goes out in one call.
+/// On a single thread, the completions of both handlers go out in one call.
 #[tokio::test]
 async fn a_stale_answer_never_becomes_that_of_another_key() {
     let server = RedisServer::start().await;
@@ -206,8 +206,8 @@ async fn a_stale_answer_never_becomes_that_of_another_key() {
     lose(&redis, &quick).await.is_run(3);
     lost.open();
     kept.open();
-    soon("an answer", first).await.unwrap().is_run(1);
-    soon("an answer", second).await.unwrap().is_run(2);
+    soon("a response", first).await.unwrap().is_run(1);
+    soon("a response", second).await.unwrap().is_run(2);
     quick.send(post("k")).await.is_replay_of(3);
     quick.send(post("kept")).await.is_replay_of(2);
 }
@@ -233,7 +233,7 @@ async fn who_waits_for_a_process_that_died_runs_when_its_lock_has_expired() {
     ];
     let mut answers = Vec::new();
     for waiting in waiting {
-        answers.push(soon("an answer", waiting).await.unwrap());
+        answers.push(soon("a response", waiting).await.unwrap());
     }
     assert_eq!(answers.iter().filter(|it| it.is_replay()).count(), 2);
     assert!(answers.iter().all(|answer| answer.body == "run 1"));
@@ -241,7 +241,7 @@ async fn who_waits_for_a_process_that_died_runs_when_its_lock_has_expired() {
 
 // Handlers that block their thread.
 
-/// With the locks in memory, in one thread, neither the renewal nor the loss gets a turn.
+/// With the locks in memory, on a single thread, neither the renewal nor the loss gets a turn.
 #[tokio::test]
 async fn a_handler_that_blocked_past_its_lease_is_no_success_unless_its_answer_is_kept() {
     let server = RedisServer::start().await;
@@ -258,7 +258,7 @@ async fn a_handler_that_blocked_past_its_lease_is_no_success_unless_its_answer_i
             let handler = runs.then(move |run, request: Inside| {
                 let lease = request.extensions().get::<Lease>().unwrap().clone();
                 if run == 1 {
-                    // Until the store has it no more either.
+                    // Until the store has dropped the lock as well.
                     std::thread::sleep(Duration::from_millis(400));
                     assert!(!lease.is_held());
                 }
@@ -273,7 +273,7 @@ async fn a_handler_that_blocked_past_its_lease_is_no_success_unless_its_answer_i
                 OnLost::Continue => first.is_run(1),
                 _ => first.is_rejected(503, RejectionKind::Lost),
             }
-            // What was lost left nothing.
+            // The run that lost its lock left nothing behind.
             let second = app.send(request()).await;
             assert_eq!((second.status(), second.is_replay()), (status, false));
             assert_eq!(second.body, "run 2");
@@ -281,7 +281,8 @@ async fn a_handler_that_blocked_past_its_lease_is_no_success_unless_its_answer_i
     }
 }
 
-/// The only thread of its runtime is blocked: nobody has noticed the loss yet, and Redis does not say what became of the answer.
+/// The only thread of its runtime is blocked, so the loss has not been noticed yet. Redis does not
+/// tell what became of the response.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_handler_that_blocked_past_its_lease_is_no_success_if_redis_does_not_answer() {
     let server = RedisServer::start().await;
@@ -301,13 +302,13 @@ async fn a_handler_that_blocked_past_its_lease_is_no_success_if_redis_does_not_a
         }
     });
     let app = App::new(&layer(&locks), handler);
-    // On the thread that is blocked, so that nothing goes on before the handler is done.
+    // On the thread that is blocked, so that nothing else runs before the handler is done.
     let answer = tokio::spawn(async move { app.send(post("k")).await });
-    let answer = soon("an answer", answer).await.unwrap();
+    let answer = soon("a response", answer).await.unwrap();
     answer.is_rejected(503, RejectionKind::Lost);
 }
 
-/// The lease is over, and the lock still there: nobody else can have run.
+/// The lease is over, but the lock is still there, so no other request can have run.
 #[tokio::test]
 async fn an_answer_that_takes_its_locks_place_stands_however_late() {
     // The store keeps it for 100 ms longer.

@@ -11,7 +11,7 @@ use crate::idempotency::{RECORD, WAIT};
 use crate::once::{App, Runs, post};
 use crate::support::{
     self, ClosedPort, Gate, Mode, PATIENCE, Proxy, RedisServer, clients, eventually, expires_in,
-    minute, run, soon,
+    knows_what_was_said, minute, run, soon,
 };
 
 #[tokio::test]
@@ -35,7 +35,7 @@ async fn nothing_runs_while_redis_is_away() {
         }
     }
     assert_eq!(runs.count(), 1);
-    // Back, with nothing in it.
+    // Redis is back, and empty.
     server.restart().await;
     eventually("it runs again", || async {
         app.send(post("l")).await.status() == 200
@@ -63,20 +63,20 @@ async fn an_answer_that_cannot_be_recorded_goes_out_and_the_key_stays_taken_unti
         proxy.set(mode);
         let opened = Instant::now();
         gate.open();
-        soon("an answer", first).await.unwrap().is_run(1);
+        soon("a response", first).await.unwrap().is_run(1);
         let took = opened.elapsed();
         assert!(took >= TIMEOUT && took < PATIENCE / 2, "{took:?}");
         if mode == Mode::HoldAnswers {
             assert!(is_recorded(&redis).await);
         } else {
-            // Taken, for no longer than its time to live, and nobody runs.
+            // The key stays taken for no longer than its time to live, and no other request runs.
             assert_eq!(record(&redis).await.unwrap(), owner);
             assert!(expires_in(&redis, RECORD).await <= Duration::from_secs(60));
             other
                 .send(post("k"))
                 .await
                 .is_rejected(409, RejectionKind::Held);
-            // Here, the lock stays that of the run whose answer is on its way.
+            // On this node, the lock stays that of the run whose completion is in flight.
             app.send(post("k"))
                 .await
                 .is_rejected(409, RejectionKind::Held);
@@ -92,7 +92,7 @@ async fn an_answer_that_cannot_be_recorded_goes_out_and_the_key_stays_taken_unti
     }
 }
 
-/// What this thread logs.
+/// Records what this thread logs.
 #[cfg(feature = "tracing")]
 fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
     #[derive(Clone)]
@@ -139,8 +139,8 @@ async fn a_completion_that_is_sent_again_is_none_too_many() {
     })
     .await;
     proxy.set(Mode::Forward);
-    // Long before the timeout.
-    soon("an answer", first).await.unwrap().is_run(1);
+    // This is long before the timeout.
+    soon("a response", first).await.unwrap().is_run(1);
     assert_eq!(record(&redis).await, before);
     app.send(post("k")).await.is_replay_of(1);
     assert_eq!(runs.count(), 1);
@@ -164,13 +164,13 @@ async fn an_answer_that_redis_refuses_is_recorded_when_it_does_not_any_more() {
     gate.arrived().await;
     run(&redis, "CONFIG SET maxmemory 1").await;
     gate.open();
-    soon("an answer", first).await.unwrap().is_run(1);
+    soon("a response", first).await.unwrap().is_run(1);
     assert!(!is_recorded(&redis).await);
     let refused = app.send(post("k")).await;
     assert!([409, 503].contains(&refused.status()));
     run(&redis, "CONFIG SET maxmemory 0").await;
     eventually("it is recorded", || is_recorded(&redis)).await;
-    // The process whose answer it is learns of that with the reply.
+    // The process whose response it is learns of that with Redis' reply.
     eventually("the lock is not held here any more", || async {
         app.send(post("k")).await.status() != 409
     })
@@ -179,7 +179,8 @@ async fn an_answer_that_redis_refuses_is_recorded_when_it_does_not_any_more() {
     assert_eq!(runs.count(), 1);
 }
 
-/// A duplicate that waits, on another node or on the same, makes nobody give up the lock of the first run.
+/// A duplicate that waits, on another node or on the same one, does not make the first run give up
+/// its lock.
 #[tokio::test]
 async fn an_answer_that_redis_refuses_for_a_moment_is_replayed_to_whoever_waits_for_it() {
     let server = RedisServer::start().await;
@@ -209,7 +210,7 @@ async fn an_answer_that_redis_refuses_for_a_moment_is_replayed_to_whoever_waits_
             false => first.send(post(&key)).await,
         };
         duplicate.is_replay_of(1);
-        soon("its answer", running).await.unwrap().is_run(1);
+        soon("its response", running).await.unwrap().is_run(1);
         assert_eq!(runs.count(), 1);
     }
 }
@@ -222,6 +223,7 @@ async fn who_waits_while_the_connection_breaks_gets_the_answer_that_was_given_me
     let one = minute().connect(&server.url()).await.unwrap();
     let two = minute().connect(&proxy.url()).await.unwrap();
     let (runs, gate) = (Runs::default(), Gate::new());
+    let other = two.clone();
     let [one, two] = [one, two].map(|locks| App::new(&layer(&locks).wait(WAIT), runs.gated(&gate)));
     let first = one.begin(post("k")).await;
     gate.arrived().await;
@@ -234,12 +236,13 @@ async fn who_waits_while_the_connection_breaks_gets_the_answer_that_was_given_me
         run(&redis, queue).await == redis::Value::Int(1)
     })
     .await;
+    knows_what_was_said(&other).await;
     proxy.set(Mode::Close);
     gate.open();
-    soon("an answer", first).await.unwrap().is_run(1);
+    soon("a response", first).await.unwrap().is_run(1);
     proxy.set(Mode::Forward);
     for waiting in waiting {
-        soon("the same answer", waiting)
+        soon("the same response", waiting)
             .await
             .unwrap()
             .is_replay_of(1);
@@ -258,6 +261,6 @@ async fn flushed_scripts_are_loaded_again() {
     gate.arrived().await;
     run(&redis, "SCRIPT FLUSH").await;
     gate.open();
-    soon("an answer", first).await.unwrap().is_run(1);
+    soon("a response", first).await.unwrap().is_run(1);
     app.send(post("k")).await.is_replay_of(1);
 }

@@ -32,7 +32,7 @@ async fn a_key_has_the_expiry_of_its_lease_while_it_runs_and_of_its_record_after
         let left = expires_in(&redis, RECORD).await;
         assert!(left > 50 * second && left <= 60 * second, "{left:?}");
         gate.open();
-        soon("an answer", first).await.unwrap().is_run(1);
+        soon("a response", first).await.unwrap().is_run(1);
         let left = expires_in(&redis, RECORD).await;
         assert!(left > at_least && left <= at_most, "{left:?}");
         if retention == Some(second) {
@@ -78,7 +78,7 @@ async fn a_record_that_cannot_be_read_is_an_error_and_left_alone() {
     newer[4] += 1;
     let mut flagged = good.clone();
     flagged[5] |= 128;
-    // Another answer, in the right form.
+    // Another response, in the right form.
     let mut damaged = good.clone();
     let body = damaged.windows(5).position(|text| text == b"run 1");
     damaged[body.unwrap() + 4] = b'3';
@@ -105,7 +105,7 @@ async fn a_record_that_cannot_be_read_is_an_error_and_left_alone() {
         }
         assert_eq!(record(&redis).await.unwrap(), bad);
     }
-    // What is no string at all is none of ours, and Redis says so.
+    // A key that holds no string at all is not ours, and Redis refuses.
     run(&redis, &format!("DEL {RECORD}")).await;
     run(&redis, &format!("RPUSH {RECORD} x")).await;
     let app = App::new(&layer(&locks), runs.handler());
@@ -114,7 +114,7 @@ async fn a_record_that_cannot_be_read_is_an_error_and_left_alone() {
     assert_eq!(runs.count(), 1);
 }
 
-/// Where records are evicted, or somebody deletes them, a duplicate runs: there is nothing to tell it by.
+/// Where records are evicted or deleted, a duplicate runs: nothing tells that it is one.
 #[tokio::test]
 async fn a_record_that_is_gone_is_gone() {
     let server = RedisServer::start().await;
@@ -161,7 +161,7 @@ async fn long_answers_are_replayed_however_many_are_wanted_at_once() {
             let request = request.body(http_body_util::Full::<bytes::Bytes>::default());
             let service = service.clone();
             let response = tower::ServiceExt::oneshot(service, request.unwrap());
-            let response = soon("an answer", response).await.unwrap();
+            let response = soon("a response", response).await.unwrap();
             let is_replay = response.headers().contains_key("idempotent-replayed");
             let length = http_body::Body::size_hint(response.body()).exact();
             assert_eq!(response.status(), 200);
@@ -176,6 +176,6 @@ async fn long_answers_are_replayed_however_many_are_wanted_at_once() {
             assert!(all.iter().all(|is_replay| *is_replay));
         }
     }
-    // They have a connection of their own, and that of the locks has not noticed.
+    // Long records have a connection of their own, and that of the locks has noticed nothing.
     held.release().await.unwrap();
 }

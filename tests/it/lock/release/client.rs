@@ -26,7 +26,7 @@ pub enum Http {
     },
 }
 
-/// What came of a body, and whether that was all of it.
+/// What the client received of a body, and whether that was the whole.
 pub struct Received {
     pub text: String,
     pub is_whole: bool,
@@ -61,7 +61,7 @@ impl Http {
         Self::One { stream, head }
     }
 
-    /// The status, `None` if there is no response.
+    /// Returns the status, or `None` if there is no response.
     pub async fn status(&mut self) -> Option<StatusCode> {
         soon("the head", async {
             match self {
@@ -161,7 +161,8 @@ impl Http {
         .await
     }
 
-    /// HTTP/1 closes the connection, HTTP/2 resets the stream: its connection lives as long as what is returned.
+    /// Over HTTP/1 this closes the connection. Over HTTP/2 it resets the stream, and the connection
+    /// lives as long as what is returned.
     pub fn leave(self) -> Option<SendRequest<Full<Bytes>>> {
         match self {
             Self::One { .. } => None,

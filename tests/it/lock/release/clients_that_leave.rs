@@ -148,7 +148,7 @@ async fn a_detached_request_ends_later_than_its_client_and_with_its_lock() {
             async move { finished.store(true, Ordering::SeqCst) }
         }
     });
-    // Outside of everything: tells that the server has dropped the request.
+    // Outermost: tells that the server has dropped the request.
     let left = Gate::new();
     let tell = {
         let left = left.clone();
@@ -187,7 +187,7 @@ struct OnLeaving(Gate);
 
 impl Drop for OnLeaving {
     fn drop(&mut self) {
-        // As a handler would that goes no further than the gate.
+        // Like a handler that comes to the gate and goes no further.
         let mut pass = Box::pin(self.0.pass());
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         let _ = pass.as_mut().poll(&mut cx);

@@ -51,7 +51,7 @@ async fn before_a_response_if_that_is_wanted() {
             stage.gate.open();
             assert_eq!(client.status().await, Some(StatusCode::OK));
             assert!(client.rest().await.is_whole);
-            // Not eventually.
+            // At once, not eventually.
             assert_eq!(value(&stage.redis, "lock:a").await, None);
         }
     }
@@ -176,7 +176,7 @@ async fn after_trailers() {
         let stage = Stage::new().await;
         let trailers = || {
             let sum = HeaderMap::from_iter([("x-sum".parse().unwrap(), "42".parse().unwrap())]);
-            // Whoever asks for more after the trailers would wait.
+            // A server that asked for more after the trailers would wait for ever.
             stream::iter([Ok(Frame::trailers(sum))]).chain(stream::pending())
         };
         let layer = stage.layer().release_before_response(release_first);
@@ -205,7 +205,7 @@ async fn after_trailers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_body_whose_length_a_header_tells() {
     let stage = Stage::new().await;
-    // By the header there is nothing left to read, by the stream there may be.
+    // By the header there is nothing left to read; by the stream there may be.
     let (works, gate) = (stage.works.clone(), stage.gate.clone());
     let handler = any(move |Extension(lease): Extension<Lease>| {
         let (work, gate) = (works.on(lease), gate.clone());
@@ -273,7 +273,7 @@ async fn after_a_response_whose_body_is_never_asked_for() {
         (Method::GET, StatusCode::NOT_MODIFIED),
     ] {
         let router = Router::new().route("/", stage.handler(endless(status)));
-        // With axum's own treatment of HEAD, and with hyper's alone.
+        // Once with axum's own treatment of HEAD, and once with hyper's alone.
         let by_axum = axum_on(router.clone().layer(stage.layer())).await;
         let by_hyper = service_fn(move |req: Request<Incoming>| {
             let mut router = router.clone();

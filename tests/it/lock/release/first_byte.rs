@@ -25,7 +25,7 @@ use super::Stage;
 use crate::servers::listen;
 use crate::support::{minute, soon};
 
-/// What a server wrote to its sockets.
+/// The writes of a server to its sockets.
 #[derive(Clone)]
 struct Writes {
     redis: redis::Client,
@@ -51,7 +51,7 @@ impl Writes {
     }
 }
 
-/// A socket that notes what is written.
+/// A socket that records what is written to it.
 struct Noted {
     stream: TcpStream,
     writes: Writes,
@@ -119,7 +119,7 @@ impl axum::serve::Listener for NotingListener {
     }
 }
 
-/// Bodies, of which the first come at once.
+/// Responses of several kinds. All their bodies are ready at once.
 fn respond(path: &str) -> Response<Body> {
     let frames = |frames: Vec<Frame<Bytes>>| {
         Body::new(StreamBody::new(stream::iter(
@@ -150,9 +150,9 @@ fn respond(path: &str) -> Response<Body> {
     response.unwrap()
 }
 
-/// A client may go on as soon as it has the head, to another node.
+/// A client may go on to another node as soon as it has the head.
 ///
-/// In one thread: what a write finds in Redis is what was there before it.
+/// On a single thread, what a write finds in Redis is what was there before it.
 #[tokio::test]
 async fn before_the_first_byte_of_a_response_that_is_there_at_once() {
     let stage = Stage::new().await;

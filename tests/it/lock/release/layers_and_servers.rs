@@ -24,7 +24,8 @@ use super::{Stage, VERSIONS};
 use crate::servers::{axum_on, listen};
 use crate::support::{Mode, PATIENCE, Proxy, eventually, eventually_queued, minute, soon, value};
 
-/// A handler that looks at its lock by itself, as the time for it runs, and then never ends.
+/// A handler that looks at its lock itself, as its time limit is running already, and then never
+/// ends.
 fn endless(stage: &Stage) -> (MethodRouter, mpsc::UnboundedReceiver<bool>) {
     let (tell, was_held) = mpsc::unbounded_channel();
     let (works, redis) = (stage.works.clone(), stage.redis.clone());
@@ -156,14 +157,14 @@ async fn close_returns_when_redis_has_answered_the_last_release_however_long_tha
         if mode == Mode::HoldAnswers {
             stage.is_over().await;
         }
-        // Many times as long as the manager needs to see that there is nothing left but the answer.
+        // Many times as long as the manager needs to see that only Redis' reply is missing.
         for _ in 0..100 {
             value(&stage.redis, "lock:a").await;
         }
         assert!(!closing.is_finished());
         proxy.set(Mode::Forward);
         soon("the manager closes", closing).await.unwrap();
-        // Not eventually.
+        // At once, not eventually.
         assert_eq!(value(&stage.redis, "lock:a").await, None);
     }
 }

@@ -1,6 +1,6 @@
 //! However a request ends, its lock is released: over real sockets, and looked at in Redis.
 //!
-//! Locks live for a minute here, so that no expiry can be the explanation, and every test has seen the
+//! Locks live for a minute here, so that no expiry can be the explanation. Every test has seen the
 //! lock in Redis before it looks for what is left of it.
 
 mod client;
@@ -31,7 +31,7 @@ use crate::support::{Gate, RedisServer, eventually_no_trace, minute, soon, value
 
 const VERSIONS: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
 
-/// A node with its Redis, and a second connection to look at that.
+/// A node with its Redis, and a second connection to look into Redis.
 struct Stage {
     gate: Gate,
     locks: LockManager,
@@ -71,7 +71,7 @@ impl Stage {
         eventually_no_trace(&self.redis).await;
     }
 
-    /// The work of a request was dropped, and its lock was held then.
+    /// Waits until the work of a request is dropped. Its lock must have been held then.
     async fn work_ended_under_its_lock(&mut self) {
         let dropped = soon("the work is dropped", self.dropped.recv()).await;
         let expected = Dropped {
@@ -81,7 +81,7 @@ impl Stage {
         assert_eq!(dropped.unwrap(), expected);
     }
 
-    /// A handler that goes through the gate, and then does what it is told.
+    /// A handler that passes the gate and then does what it is told.
     fn handler<F, R>(&self, then: impl Fn() -> F + Clone + Send + Sync + 'static) -> MethodRouter
     where
         F: Future<Output = R> + Send + 'static,
@@ -98,7 +98,7 @@ impl Stage {
         })
     }
 
-    /// A handler whose response has one frame, then goes through the gate, and then has the others.
+    /// A handler whose response body has one frame at once, and the others after the gate.
     fn body_handler<S>(&self, then: impl Fn() -> S + Clone + Send + Sync + 'static) -> MethodRouter
     where
         S: Stream<Item = io::Result<Frame<Bytes>>> + Send + 'static,
@@ -142,7 +142,7 @@ impl Works {
     }
 }
 
-/// Lives as long as the work of a request, and looks at the lock when it ends.
+/// Lives as long as the work of a request, and looks at the lock when it is dropped.
 struct Work {
     works: Works,
     lease: Lease,

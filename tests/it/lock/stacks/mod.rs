@@ -32,7 +32,7 @@ async fn ask(
     path: &str,
 ) -> Response<Incoming> {
     let uri = format!("http://{address}{path}").parse().unwrap();
-    soon("an answer", client.get(uri)).await.unwrap()
+    soon("a response", client.get(uri)).await.unwrap()
 }
 
 async fn text(response: Response<Incoming>) -> String {
@@ -47,7 +47,8 @@ fn is_problem(response: &Response<Incoming>) {
     assert!(response.headers().contains_key(CONTENT_LENGTH));
 }
 
-/// One request wins, another loses, the next one wins: on both nodes, and by one that waits.
+/// On both nodes, one request gets the lock and the others are refused. One that waits gets it
+/// next.
 async fn http_requests_exclude_each_other<F>(
     nodes: &Nodes,
     version: Version,

@@ -103,7 +103,7 @@ async fn lengths_and_trailers_get_through() {
             *request.uri_mut() = format!("http://{address}/trailers").parse().unwrap();
             let te = HeaderValue::from_static("trailers");
             request.headers_mut().insert("te", te);
-            let response = soon("an answer", client.request(request)).await.unwrap();
+            let response = soon("a response", client.request(request)).await.unwrap();
             assert_eq!(response.status(), StatusCode::OK);
             assert!(!response.headers().contains_key(CONTENT_LENGTH));
             let body = soon("the body", response.into_body().collect())

@@ -20,7 +20,7 @@ on_every_store! {
     tonic_service_layer_streaming
 }
 
-/// An [`Echo`] that fails if it is asked to, and is under a lock.
+/// An [`Echo`] under a lock, which fails if it is asked to.
 fn echo(gate: &Gate) -> Echo {
     Echo::new(gate, |lease, text| {
         assert!(lease.is_some());
@@ -80,7 +80,7 @@ async fn tonic_streaming(nodes: Nodes, around: Around) {
         let mut winner = one.streaming("winner").await.unwrap();
         let first = soon("a message", winner.message()).await.unwrap();
         assert_eq!(first.unwrap().text, "winner");
-        // The handler is through, its stream is not.
+        // The handler has returned; its stream has not ended.
         gate.arrived().await;
         is_aborted(&one.unary("loser").await.unwrap_err());
         is_aborted(&two.unary("loser").await.unwrap_err());

@@ -35,7 +35,7 @@ async fn one_after_the_other(nodes: Nodes, version: Version) {
         .route("/none", get(async || StatusCode::NO_CONTENT))
         .layer(layer(&nodes.one));
     let address = axum_on(router).await;
-    // Two connections: nothing but the lock puts the requests in order.
+    // There are two connections, so nothing but the lock puts the requests in order.
     let clients = [client(version), client(version)];
     for round in 0..125 {
         for (path, body) in [
@@ -62,8 +62,9 @@ async fn one_after_the_other_never_conflicts_over_http_2(nodes: Nodes) {
     one_after_the_other(nodes, Version::HTTP_2).await;
 }
 
-/// A body that does not know its end by itself, but a client does: by the header. (A race, which is lost in one of
-/// some thousand requests where the lock is released too late; tests/layer.rs has the same rule without a race.)
+/// The body does not know where it ends; the client does, from the header. If the lock is released
+/// too late, that is a race which shows in one of some thousand requests. `lock/hold.rs` has the
+/// same rule without a race.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_after_the_other_never_conflicts_when_a_header_tells_the_length() {
     const CHUNK: usize = 600_000;

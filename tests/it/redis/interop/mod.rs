@@ -69,7 +69,7 @@ impl Python {
         self.answer().await
     }
 
-    /// One that has a lock on `lock:a`, not taken yet. 0 seconds: it would never expire.
+    /// A program that has a lock on `lock:a`, not taken yet. With 0 seconds, it never expires.
     async fn with_lock(server: &RedisServer, ttl_seconds: f64) -> Self {
         let mut python = Self::start("client.py", server, &[]).await;
         assert_eq!(
@@ -141,7 +141,7 @@ async fn while_we_hold_redis_py_is_refused_and_has_the_lock_after_our_release() 
     assert_eq!(python.ask("try").await, "True");
     assert_eq!(python.ask("release").await, "None");
 
-    // And if it waits, in its way.
+    // And the same if redis-py waits, in its own way.
     let guard = locks.try_acquire("a").await.unwrap();
     python.tell("acquire").await;
     drop(guard);
@@ -216,7 +216,7 @@ async fn we_and_redis_py_in_competition_lose_no_update() {
     let (each, rounds) = (EACH.to_string(), ROUNDS.to_string());
     let args = [LOCK, "counter", "log", &each, &rounds];
     let mut python = Python::start("contend.py", &server, &args).await;
-    // Two processes, as far as Redis can tell.
+    // These are two processes, as far as Redis can tell.
     let one = minute().connect(&server.url()).await.unwrap();
     let two = minute().connect(&server.url()).await.unwrap();
     python.tell("go").await;
@@ -230,7 +230,7 @@ async fn we_and_redis_py_in_competition_lose_no_update() {
                 run(&redis, &format!("SET counter {}", count + 1)).await;
                 run(&redis, "RPUSH log us").await;
                 guard.release().await.unwrap();
-                // redis-py does not queue, it looks every 10 ms: leave it a chance.
+                // redis-py does not queue but looks every 10 ms. This leaves it a chance.
                 tokio::time::sleep(Duration::from_millis(8)).await;
             }
         })
@@ -244,7 +244,7 @@ async fn we_and_redis_py_in_competition_lose_no_update() {
     let log: Vec<String> = redis::from_redis_value(run(&redis, "LRANGE log 0 -1").await).unwrap();
     let turns = log.windows(2).filter(|pair| pair[0] != pair[1]).count();
     println!("{count} updates, {turns} changes between redis-py and us");
-    // Without RESP3, we are not told of its releases, and look every 100 ms.
+    // Without RESP3, Redis does not tell us of its releases, and we look every 100 ms.
     let expected = if has_resp3() { 10 } else { 2 };
     assert!(turns >= expected, "they did not compete: {turns} changes");
     run(&redis, "DEL counter log").await;
