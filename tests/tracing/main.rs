@@ -7,6 +7,9 @@
 #![allow(unreachable_pub)]
 
 mod capture;
+#[allow(dead_code)] // Not all that it can do is used here.
+#[path = "../support/once.rs"]
+mod once;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -19,12 +22,15 @@ use capture::{PANICS, Record, assert_untold, fingerprint, listen, one, records, 
 use http::{Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
+use once::{App, Runs, post};
 use support::{
-    Mode, PATIENCE, Proxy, RedisServer, eventually, eventually_queued, knows_what_was_said, minute,
-    run, short_lived, soon,
+    Gate, Mode, PATIENCE, Proxy, RedisServer, clients, eventually, eventually_queued,
+    knows_what_was_said, minute, run, short_lived, soon, value,
 };
 use tower::{ServiceBuilder, ServiceExt, service_fn};
-use tower_distributed_lock::{DistributedLockLayer, ErrorKind, Lease, LockManager, LostReason};
+use tower_distributed_lock::{
+    DistributedLockLayer, ErrorKind, IdempotencyLayer, Lease, LockManager, LostReason,
+};
 use tracing::Level;
 
 #[tokio::test]
@@ -354,4 +360,44 @@ async fn a_background_task_among_others_that_panics_is_told_and_started_again() 
 #[tokio::test]
 async fn a_background_thread_that_panics_is_told_and_started_again() {
     a_background_task_that_panics_is_told_and_started_again().await;
+}
+
+/// It arrives twice, as the reply to the first one is cut off.
+#[tokio::test]
+async fn a_completion_that_is_sent_again_is_told_as_a_lost_connection_alone() {
+    listen();
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let proxy = Proxy::start(server.port).await;
+    let locks = minute().command_timeout(Duration::from_secs(30));
+    let locks = locks.connect(&proxy.url()).await.unwrap();
+    let (runs, gate) = (Runs::default(), Gate::new());
+    let app = App::new(&IdempotencyLayer::new(locks), runs.gated(&gate));
+    let first = app.begin(post("k")).await;
+    gate.arrived().await;
+    let record = "{lock:POST%3A/a:k}:record";
+    let owner = value(&redis, record).await.unwrap();
+    proxy.set(Mode::HoldAnswers);
+    gate.open();
+    eventually("it is recorded", || async {
+        run(&redis, &format!("STRLEN {record}")).await != redis::Value::Int(owner.len() as i64)
+    })
+    .await;
+    proxy.set(Mode::Close);
+    eventually("the connection is closed", || async {
+        clients(&redis).await.len() == 1
+    })
+    .await;
+    proxy.set(Mode::Forward);
+    soon("a response", first).await.unwrap().is_run(1);
+    app.send(post("k")).await.is_replay_of(1);
+    let address = format!("127.0.0.1:{}", proxy.port);
+    let records = records();
+    let is_about = |record: &Record| {
+        let why = record.fields.get("why").unwrap_or_default();
+        record.message() == "no connection to Redis" && why.contains(&address)
+    };
+    assert!(records.iter().any(is_about), "{records:#?}");
+    let is_failure = |record: &&Record| record.message().contains("could not be recorded");
+    assert_eq!(records.iter().filter(is_failure).count(), 0);
 }
