@@ -464,10 +464,11 @@ fn decoded(raw: &str) -> Result<Cow<'_, str>, Error> {
     })
 }
 
+#[cfg(all(test, feature = "properties"))]
+mod properties;
+
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn parts(uri: &str) -> Parts {
@@ -599,16 +600,5 @@ mod tests {
             both(&request).unwrap().unwrap().as_str(),
             "a%3Ab:accounts%3A7"
         );
-    }
-
-    proptest! {
-        #[test]
-        fn joined_keys_are_equal_only_if_their_parts_are(
-            a in prop::collection::vec("[ab:%{}\r]{1,3}", 1..4),
-            b in prop::collection::vec("[ab:%{}\r]{1,3}", 1..4),
-        ) {
-            let equal = LockKey::join(&a).unwrap() == LockKey::join(&b).unwrap();
-            prop_assert_eq!(equal, a == b);
-        }
     }
 }

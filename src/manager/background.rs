@@ -63,7 +63,7 @@ impl Core {
     fn may_run_on(&self, runtime: &Handle) -> bool {
         match &self.store {
             Store::Memory(_) => true,
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Store::Fake(_) => true,
             Store::Redis(_) => runtime.runtime_flavor() != RuntimeFlavor::CurrentThread,
         }
@@ -233,7 +233,7 @@ async fn drive_store(core: &Arc<Core>, connected: Option<Connected>) {
             redis.run(connected, &StoreEvents(core), is_finished).await;
         }
         Store::Memory(_) => std::future::pending().await,
-        #[cfg(test)]
+        #[cfg(all(test, feature = "properties"))]
         Store::Fake(_) => std::future::pending().await,
     }
 }

@@ -178,7 +178,7 @@ impl Core {
         match &self.store {
             Store::Memory(_) => None,
             Store::Redis(_) => Some(3 * self.command_timeout),
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Store::Fake(_) => Some(3 * self.command_timeout),
         }
     }
@@ -531,5 +531,5 @@ impl fmt::Debug for Core {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "properties"))]
 mod tests;

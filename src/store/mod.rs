@@ -3,7 +3,7 @@
 //! The manager hands [`Command`]s to its store, which answers with [`Answer`]s and, unasked, sends [`Notice`]s. A store
 //! carries out the commands for one key in the order in which it got them. It knows nothing of requests or waiters.
 
-#[cfg(test)]
+#[cfg(all(test, feature = "properties"))]
 pub(crate) mod fake;
 pub(crate) mod memory;
 mod protocol;
@@ -65,7 +65,7 @@ pub(crate) trait Events {
 pub(crate) enum Store {
     Memory(memory::MemoryStore),
     Redis(redis::RedisStore),
-    #[cfg(test)]
+    #[cfg(all(test, feature = "properties"))]
     Fake(fake::FakeStore),
 }
 
@@ -91,7 +91,7 @@ impl Store {
                 let outcome = redis.submit(now, key, command, farewell)?;
                 Some((outcome, None))
             }
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => {
                 fake.submit(now, key, command, farewell);
                 None
@@ -104,7 +104,7 @@ impl Store {
         match self {
             Self::Redis(redis) if record.content.len() > LONG => Some(redis.patience()),
             Self::Redis(_) | Self::Memory(_) => None,
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => None,
         }
     }
@@ -123,7 +123,7 @@ impl Store {
         match self {
             Self::Redis(redis) => redis.put_aside(key, record, hold, lost).await,
             Self::Memory(_) => unreachable!("it takes records of any length"),
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => unreachable!("it takes records of any length"),
         }
     }
@@ -144,7 +144,7 @@ impl Store {
         match self {
             Self::Memory(_) => Ok(Ok(found)),
             Self::Redis(redis) => redis.fetch(key, found).await,
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => Ok(Ok(found)),
         }
     }
@@ -154,7 +154,7 @@ impl Store {
         match self {
             Self::Memory(_) => true,
             Self::Redis(redis) => redis.is_connected(),
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => fake.is_connected(),
         }
     }
@@ -164,7 +164,7 @@ impl Store {
         match self {
             Self::Memory(_) => true,
             Self::Redis(redis) => redis.is_drained(),
-            #[cfg(test)]
+            #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => fake.is_drained(),
         }
     }

@@ -326,7 +326,7 @@ pub(super) fn key_of(prefix: &str, owner: &str) -> Option<LockKey> {
 }
 
 /// Whether that may be the answer to a command.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(fuzzing, all(test, feature = "properties")))]
 pub(super) fn fits(key: &LockKey, command: Command, answer: &Result<Answer, Failure>) -> bool {
     let Ok(answer) = answer else {
         return true;
@@ -346,12 +346,11 @@ pub(super) fn fits(key: &LockKey, command: Command, answer: &Result<Answer, Fail
     }
 }
 
+#[cfg(all(test, feature = "properties"))]
+mod properties;
+
 #[cfg(test)]
 mod tests {
-    use proptest::collection::vec;
-    use proptest::prelude::*;
-    use proptest::sample::select;
-
     use super::*;
 
     fn queue(owner: &str) -> String {
@@ -463,7 +462,7 @@ mod tests {
     };
     const COMPLETE: Command = Command::Complete { token: 1 };
     const RENEW: Command = Command::Renew { token: 1 };
-    const COMMANDS: [Command; 4] = [ACQUIRE, RELEASE, COMPLETE, RENEW];
+    pub(super) const COMMANDS: [Command; 4] = [ACQUIRE, RELEASE, COMPLETE, RENEW];
 
     #[test]
     fn replies_say_what_the_script_means() {
@@ -558,43 +557,5 @@ mod tests {
         }
         assert!(failure(ACQUIRE, -2).unknown);
         assert!(!failure(ACQUIRE, -1).unknown, "quarantined");
-    }
-
-    fn values() -> impl Strategy<Value = Value> {
-        let number = prop_oneof![
-            8 => -10_i64..10,
-            1 => any::<i64>(),
-            1 => (-4_i64..4).prop_map(|more| 2 * MAX_FENCE as i64 + more),
-        ];
-        let value = prop_oneof![
-            12 => number.prop_map(Value::Int),
-            2 => any::<Vec<u8>>().prop_map(Value::BulkString),
-            1 => Just(Value::Nil),
-            1 => any::<bool>().prop_map(Value::Boolean),
-            1 => any::<f64>().prop_map(Value::Double),
-            1 => any::<String>().prop_map(Value::SimpleString),
-            1 => Just(Value::Okay),
-        ];
-        value.prop_recursive(2, 8, 5, |value| vec(value, 0..6).prop_map(Value::Array))
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_redis_replies_an_answer_fits_its_command(
-            commands in vec((any::<bool>(), select(&COMMANDS[..])), 0..4),
-            reply in prop_oneof![values(), vec(values(), 0..6).prop_map(Value::Array)],
-        ) {
-            let (lock, record) = (LockKey::new("a").unwrap(), LockKey::record(["a"]).unwrap());
-            let commands: Vec<(&LockKey, Command)> = commands
-                .into_iter()
-                .map(|(is_lock, command)| (if is_lock { &lock } else { &record }, command))
-                .collect();
-            if let Ok(answers) = answers(commands.iter().copied(), reply) {
-                prop_assert_eq!(answers.len(), commands.len());
-                for ((key, command), answer) in commands.into_iter().zip(answers) {
-                    prop_assert!(fits(key, command, &answer), "{:?}: {:?}", command, answer);
-                }
-            }
-        }
     }
 }

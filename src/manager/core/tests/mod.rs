@@ -1,8 +1,12 @@
 //! Random programs on whole managers, with a [server](crate::store::fake) that a test speaks for
 //! and a clock that it sets.
 //!
-//! `CORE_CASES` is how many (10 000). A million: `CORE_CASES=1000000 cargo test --release
-//! --all-features --lib core::tests`.
+//! They run in the member `proofs`. `CORE_CASES` says how many (10 000). A million:
+//!
+//! ```sh
+//! CORE_CASES=1000000 cargo test --release -p tower-distributed-lock-proofs --all-features --lib \
+//!     core::tests
+//! ```
 
 mod link;
 mod program;

@@ -71,7 +71,7 @@ mod primitives {
     }
 }
 
-#[path = "../src/sync"]
+#[path = "../../src/sync"]
 mod real {
     pub mod alarm;
     pub mod doorbell;
@@ -202,7 +202,7 @@ fn no_wake_up_is_lost() {
     a_task_is_woken!(real);
 }
 
-#[path = "../src/sync"]
+#[path = "../../src/sync"]
 mod forgets_wake_ups {
     pub mod inside;
 
@@ -223,7 +223,7 @@ fn a_wake_up_that_is_forgotten_is_noticed() {
     a_task_is_woken!(forgets_wake_ups);
 }
 
-#[path = "../src/sync"]
+#[path = "../../src/sync"]
 mod leaves_it_to_the_first {
     pub mod inside;
 
@@ -248,7 +248,7 @@ fn a_second_wake_up_that_hands_nothing_over_is_noticed() {
     a_task_is_woken!(leaves_it_to_the_first);
 }
 
-#[path = "../src/sync"]
+#[path = "../../src/sync"]
 mod relaxed {
     pub mod inside;
 
@@ -359,7 +359,7 @@ fn a_look_before_the_bell_can_ring_again_is_noticed() {
     a_queue_is_emptied(put_and_ring, look_and_answer);
 }
 
-#[path = "../src/sync"]
+#[path = "../../src/sync"]
 mod never_listens_again {
     pub mod doorbell;
 
@@ -462,7 +462,7 @@ fn an_alarm_that_is_cleared_too_late_is_noticed() {
     the_alarm_is_set!(real, Slip::LateClear);
 }
 
-#[path = "../src/sync"]
+#[path = "../../src/sync"]
 mod never_clears {
     pub mod alarm;
 
@@ -566,7 +566,7 @@ fn who_waits_for_the_end_of_a_lease_is_told() {
     a_lease_is_waited_for!(real);
 }
 
-#[path = "../src/sync"]
+#[path = "../../src/sync"]
 mod tells_nobody {
     pub mod term;
 

@@ -1,5 +1,6 @@
 //! The lock's script against a model of it: whatever clients do, and in any order, both answer, tell and keep the same.
 
+#[path = "../../tests/common/mod.rs"]
 mod common;
 #[path = "model/redis.rs"]
 mod model;
@@ -18,7 +19,7 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use redis::{Cmd, Connection, ConnectionLike, Value, cmd};
 
-const SCRIPT: &str = include_str!("../src/store/redis/scripts/lock.lua");
+const SCRIPT: &str = include_str!("../../src/store/redis/scripts/lock.lua");
 
 // The names that the crate gives to its keys and channels, with the prefix `lock:`.
 const FENCE: &str = "{lock:}:fence";

@@ -5,17 +5,17 @@
 
 #![allow(dead_code, unreachable_pub)]
 
-#[path = "../src/clock.rs"]
+#[path = "../../src/clock.rs"]
 mod clock;
-#[path = "../src/error.rs"]
+#[path = "../../src/error.rs"]
 mod error;
-#[path = "../src/lease/grant.rs"]
+#[path = "../../src/lease/grant.rs"]
 mod lease;
-#[path = "../src/manager/slot/mod.rs"]
+#[path = "../../src/manager/slot/mod.rs"]
 mod slot;
-#[path = "../src/store/protocol.rs"]
+#[path = "../../src/store/protocol.rs"]
 mod store;
-#[path = "../src/manager/waiters.rs"]
+#[path = "../../src/manager/waiters.rs"]
 mod waiters;
 
 #[path = "model/redis.rs"]

@@ -1,6 +1,7 @@
 //! `rediss://`, to a real server with a certificate made for it.
 #![cfg(feature = "tls")]
 
+#[path = "../../tests/common/mod.rs"]
 mod common;
 
 use std::path::PathBuf;

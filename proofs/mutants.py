@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Takes a rule out of a copy of the crate, and runs the tests that must then fail.
 
-    tests/mutants.py            # all of them; each takes a build
-    tests/mutants.py grant      # those with that word in their name
+    proofs/mutants.py           # all of them; each takes a build
+    proofs/mutants.py grant     # those with that word in their name
 
 Says for each which test noticed. Ends with 1 if one was not noticed, or does not fit the source.
 """
@@ -217,13 +217,8 @@ def copy():
 
 
 def passes(test):
-    target, _, words = test.partition(" ")
-    if target == "--test":
-        name, _, words = words.partition(" ")
-        arguments = ["--test", name]
-    else:
-        arguments = ["--lib"]
-    command = ["cargo", "test", "--quiet", "--all-features", *arguments, "--", words]
+    *target, name = test.split(" ")
+    command = ["cargo", "test", "--quiet", "--workspace", "--all-features", *target, "--", name]
     environment = {**os.environ, "CARGO_TARGET_DIR": str(TREE.parent / "build")}
     try:
         done = subprocess.run(
