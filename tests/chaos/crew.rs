@@ -1,18 +1,18 @@
 //! The worker processes of a phase, each behind a proxy of its own.
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use crate::harness;
 use crate::history::{Log, What};
 use crate::proxy::Proxy;
-use crate::random::Random;
+use crate::support::random::Random;
 use crate::worker::Orders;
 use crate::{PATIENCE, WORKER};
 
@@ -34,10 +34,8 @@ pub struct Crew {
 
 impl Worker {
     fn start(orders: Orders) -> Self {
-        let child = Command::new(std::env::current_exe().unwrap())
+        let child = harness::worker()
             .env(WORKER, orders.line())
-            .stdin(Stdio::piped())
-            .kill_on_drop(true)
             .spawn()
             .unwrap();
         Self { child, orders }

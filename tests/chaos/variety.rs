@@ -14,7 +14,7 @@ pub enum Variety {
     LongHolds,
     /// Most requests are events, and there are more of them.
     Events,
-    /// Some answers to events are long.
+    /// Some responses to events are long.
     LongAnswers,
 }
 

@@ -14,8 +14,9 @@ pub struct Hold {
     pub token: u64,
     pub asked: u64,
     pub granted: u64,
-    /// What it was trusted for, in between `is_held()` said so: from after the first time it did to before the last.
-    /// Whoever was stopped in the middle of a look did not see more than that.
+    /// What it was trusted for, in between `is_held()` said so: from after the first time it did to
+    /// before the last. A process that was stopped in the middle of a look did not see more than
+    /// that.
     pub trusted: Option<(u64, u64)>,
     /// When it was over at the latest: given back, known as lost, or its process dead.
     pub over: Option<u64>,

@@ -1,4 +1,4 @@
-//! No lock is held by nobody: renewed in Redis by a process in which no request has it.
+//! No lock is an orphan: renewed in Redis by a process in which no request has it.
 
 use std::collections::HashMap;
 
@@ -114,7 +114,7 @@ fn workers<'a>(
 
 fn violated(report: &mut Report, key: &str, worker: u32, look: &Look<'_>) {
     report.violations.push(Violation {
-        rule: "no lock is held by nobody",
+        rule: "no lock is an orphan",
         what: format!(
             "process {worker} renews {}, which no request of it has",
             look.token

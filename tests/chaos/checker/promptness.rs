@@ -7,7 +7,7 @@ use crate::clock::MS;
 use crate::history::{Event, What};
 use crate::runtimes;
 
-/// What a busy machine may add, beside the time in which a process did not run at all.
+/// What a busy machine may add, besides the time in which a process did not run at all.
 pub const SLACK: u64 = 300 * MS;
 
 /// When the runtimes of processes did not run.

@@ -6,7 +6,7 @@ use super::{Demands, Hold, Report, Violation};
 use crate::history::{Event, What};
 
 /// A handler that saw that its lease was over, and then returned, has not succeeded: another may
-/// have run. An event's has if its answer could still be kept. Then no other runs.
+/// have run. An event's has if its response could still be kept. Then no other runs.
 pub(super) fn check_success(events: &[Event], holds: &[Hold], report: &mut Report) {
     let outlived = holds
         .iter()
