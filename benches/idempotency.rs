@@ -4,20 +4,20 @@
 //! `SET key token NX PX ttl` before the handler and `SET key record PX retention` behind it, both awaited; for a replay,
 //! one `GET` of as many bytes as a record has. They go over one multiplexed connection that all clients share.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
 mod support;
+#[path = "../tests/support/mod.rs"]
+mod test_support;
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::RedisServer;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use redis::aio::MultiplexedConnection;
 use support::recipe::connection;
 use support::{Figures, Goal, load, median};
+use test_support::RedisServer;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_distributed_lock::{IdempotencyLayer, LockManager};
 
@@ -131,7 +131,7 @@ impl Bench {
     }
 
     async fn script_calls(&self) -> u64 {
-        common::script_calls(&self.redis).await
+        test_support::script_calls(&self.redis).await
     }
 
     /// What one client waits for, whose requests are all new.

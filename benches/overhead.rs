@@ -4,20 +4,20 @@
 //! textbook recipe written by hand: `SET key token NX PX ttl`, the work, then a compare-and-delete by `EVALSHA`,
 //! both awaited, on one multiplexed connection that all clients share.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
 mod support;
+#[path = "../tests/support/mod.rs"]
+mod test_support;
 
 use std::convert::Infallible;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::RedisServer;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use support::recipe::Recipe;
 use support::{Figures, Goal, load, median, over_http};
+use test_support::RedisServer;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_distributed_lock::{DistributedLockLayer, LockManager};
 
@@ -163,12 +163,12 @@ async fn many_clients(server: &RedisServer, figures: &mut Figures) {
             hand.push(rate);
             hand_cpu.push(cpu);
             let locked = layer(&locks).layer(service_fn(hello));
-            let before = common::script_calls(&redis).await;
+            let before = test_support::script_calls(&redis).await;
             let (rate, cpu) = load(clients, ROUND, move |client, number| {
                 through(locked.clone(), format!("/{client}/{number}"))
             })
             .await;
-            commands += common::script_calls(&redis).await - before;
+            commands += test_support::script_calls(&redis).await - before;
             requests += rate * ROUND.as_secs_f64();
             ours.push(rate);
             our_cpu.push(cpu);

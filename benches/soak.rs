@@ -8,10 +8,10 @@
 
 #![allow(unreachable_pub)]
 
-#[path = "../tests/common/mod.rs"]
-mod common;
 #[path = "support/mod.rs"]
 mod support;
+#[path = "../tests/support/mod.rs"]
+mod test_support;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,11 +19,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{Mode, Proxy, RedisServer, eventually, run};
 use http::{Request, Response};
 use http_body_util::Full;
 use redis::aio::MultiplexedConnection;
 use support::{Figures, Goal};
+use test_support::{Mode, Proxy, RedisServer, eventually, run};
 use tokio::runtime::Handle;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_distributed_lock::{ErrorKind, IdempotencyLayer, LockManager};
@@ -195,7 +195,9 @@ async fn work(locks: LockManager, counts: Arc<Counts>, mut random: Random, until
             }
             1 => locks.try_acquire(key).await,
             2 => locks.acquire(key, Duration::from_millis(500)).await,
-            _ => match tokio::time::timeout(patience, locks.acquire(key, common::PATIENCE)).await {
+            _ => match tokio::time::timeout(patience, locks.acquire(key, test_support::PATIENCE))
+                .await
+            {
                 Ok(result) => result,
                 Err(_) => {
                     count(&counts.gave_up);

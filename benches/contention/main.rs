@@ -14,8 +14,6 @@
 #![allow(unreachable_pub)]
 
 mod clock;
-#[path = "../../tests/common/mod.rs"]
-mod common;
 mod contenders;
 mod load;
 mod memory;
@@ -29,14 +27,16 @@ mod rounds;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
+#[path = "../../tests/support/mod.rs"]
+mod test_support;
 mod worker;
 mod workers;
 
 use std::path::{Path, PathBuf};
 
-use common::RedisServer;
 use plot::Panel;
 use support::{Figures, Goal, over_http};
+use test_support::RedisServer;
 
 fn main() {
     if let Ok(url) = std::env::var(workers::URL) {

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tower_distributed_lock::LockManager;
 
-use crate::common::RedisServer;
 use crate::contenders::text;
 use crate::support::{Figures, Goal, cpu_time};
+use crate::test_support::RedisServer;
 use crate::workers::Worker;
 
 const WAITERS: usize = 10_000;

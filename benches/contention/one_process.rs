@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tower_distributed_lock::LockManager;
 
-use crate::common::RedisServer;
 use crate::contenders::{Contender, Kind, text};
 use crate::load::{self, Keys, Load, Work};
 use crate::monitor::Monitor;
@@ -15,6 +14,7 @@ use crate::rounds::Rounds;
 use crate::support::recipe::Recipe;
 use crate::support::{self, Figures, Goal, median};
 use crate::table::{Table, Values};
+use crate::test_support::RedisServer;
 
 const HOLD: Duration = Duration::from_millis(1);
 /// No workload may take longer, by far.

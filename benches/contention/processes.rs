@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use redis::RedisResult;
 
-use crate::common::{RedisServer, eventually, value};
 use crate::contenders::{Kind, text};
 use crate::load::Tally;
 use crate::monitor::Monitor;
 use crate::rounds::Rounds;
 use crate::support::{Figures, Goal, median};
 use crate::table::{Table, Values};
+use crate::test_support::{RedisServer, eventually, value};
 use crate::workers::{Worker, ask_all, moment, start};
 
 /// Two processes take the lock in turns, and do nothing under it.

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit};
 use tower_distributed_lock::LockManager;
 
-use crate::common::{RedisServer, queue_length};
 use crate::contenders::text;
 use crate::monitor::Monitor;
 use crate::support::{Figures, Goal};
+use crate::test_support::{RedisServer, queue_length};
 
 const BOUND: Duration = Duration::from_secs(8);
 

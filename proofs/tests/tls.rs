@@ -1,18 +1,18 @@
 //! `rediss://`, to a real server with a certificate made for it.
 #![cfg(feature = "tls")]
 
-#[path = "../../tests/common/mod.rs"]
-mod common;
+#[path = "../../tests/support/mod.rs"]
+mod support;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use support::{
     FREE_PORT, PATIENCE, RedisServer, eventually, eventually_no_trace, minute, queue_length, run,
     script_calls, soon, value,
 };
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tower_distributed_lock::{Error, ErrorKind, LockManager, LostReason};
 
 /// A server that speaks TLS on one port, and plainly on another, for the test's own look at it.
