@@ -16,8 +16,8 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TREE = ROOT / "target" / "mutants" / "tree"
 
-SLOT = "src/manager/slot/mod.rs"
-CORE = "src/manager/core.rs"
+MACHINE = "src/manager/slot/machine.rs"
+EVENT = "src/manager/core/event.rs"
 BACKGROUND = "src/manager/background.rs"
 SCRIPT = "src/store/redis/scripts/lock.lua"
 
@@ -27,9 +27,9 @@ MUTANTS = [
         "a slot rests for nobody",
         [
             (
-                SLOT,
-                "match self.waiters.is_empty() {\n            true => State::Idle,",
-                "match question.first {\n            true => State::Idle,",
+                MACHINE,
+                "match self.slot.waiters.is_empty() {\n            true => State::Idle,",
+                "match attempt.first {\n            true => State::Idle,",
             )
         ],
         [
@@ -41,45 +41,44 @@ MUTANTS = [
         "a lock that nobody takes panics",
         [
             (
-                SLOT,
-                "match self.waiters.is_empty() {\n            true => State::Idle,",
-                "match question.first {\n            true => State::Idle,",
+                MACHINE,
+                "match self.slot.waiters.is_empty() {\n            true => State::Idle,",
+                "match attempt.first {\n            true => State::Idle,",
             ),
             (
-                SLOT,
-                "let Some(first) = self.waiters.pop() else {\n",
-                "let Some(first) = self.waiters.pop() else {\n            panic!();\n",
+                MACHINE,
+                "let Some(first) = self.slot.waiters.pop() else {\n",
+                "let Some(first) = self.slot.waiters.pop() else {\n            panic!();\n",
             ),
-            (CORE, "let result = shielded(|| {", "let result = Some({"),
+            (EVENT, "let result = shielded(|| {", "let result = Some({"),
         ],
-        ["--test trouble requests_that_join_and_leave"],
+        ["--test it requests_that_join_and_leave"],
     ),
     (
         "what changed is written to",
-        [(SLOT, "Notice::Changed) => held.check(effects)", "Notice::Changed) => held.renew(effects)")],
-        ["--test trouble holders_of_one_name"],
+        [(MACHINE, "State::Holding(_) => self.check(),", "State::Holding(_) => self.renew(),")],
+        ["--test it holders_of_one_name"],
     ),
     (
-        "a record that is on its way is forgotten",
+        "a record in flight is forgotten",
         [
             (
-                SLOT,
-                "effects.push(Effect::Send(Command::Complete { token }));\n        true",
-                "effects.push(Effect::Send(Command::Complete { token }));\n"
-                "        self.let_go(env, effects);\n        true",
+                MACHINE,
+                "            record,\n            reply,\n        });\n        true",
+                "            record,\n            reply,\n        });\n        self.let_go();\n        true",
             )
         ],
         [
             "--test model with_records_that_redis_refuses",
-            "--test idempotency_trouble an_answer_that_redis_refuses_for_a_moment",
+            "--test it an_answer_that_redis_refuses_for_a_moment",
         ],
     ),
     (
         "a grant is trusted for the receiver's time to live",
-        [(SLOT, "let ttl = ttl.min(env.rules.grant_ttl);", "let ttl = env.rules.grant_ttl.max(ttl);")],
+        [(MACHINE, "granted.ttl.min(self.env.rules.grant_ttl)", "granted.ttl.max(self.env.rules.grant_ttl)")],
         [
             "--test model with_processes_of_different_settings",
-            "--test trouble a_grant_is_trusted_for_no_longer",
+            "--test it a_grant_is_trusted_for_no_longer",
         ],
     ),
     (
@@ -87,23 +86,23 @@ MUTANTS = [
         [(SCRIPT, "if call('PTTL', queue) < lasts then", "do")],
         [
             "--test scripts whatever_clients_do",
-            "--test trouble a_process_with_a_short_time_to_live",
+            "--test it a_process_with_a_short_time_to_live",
         ],
     ),
     (
         "max_hold leaves the lock to expire",
-        [(SLOT, "if reason == LostReason::MaxHold {", "if false {")],
-        ["--test trouble a_lock_that_is_lost_by_max_hold"],
+        [(MACHINE, "if reason == LostReason::MaxHold {", "if false {")],
+        ["--test it a_lock_that_is_lost_by_max_hold"],
     ),
     (
         "a lock goes on as its holder is told of max_hold",
-        [(SLOT, "(limit, limit + Self::margin(self.ttl))", "(limit, limit)")],
+        [("src/manager/slot/rules.rs", "(limit, limit + Self::margin(self.ttl))", "(limit, limit)")],
         ["--lib a_holder_has_time_to_stop"],
     ),
     (
         "max_hold cuts off the writing of a record",
-        [("src/guard.rs", "core.recording(&lease, time);", "")],
-        ["--test long_records an_answer_that_takes_longer_to_write"],
+        [("src/manager/guard.rs", "core.recording(&lease, time);", "")],
+        ["--test it an_answer_that_takes_longer_to_write"],
     ),
     (
         "a release that is refused stays on a replica",
@@ -114,7 +113,7 @@ MUTANTS = [
                 'if !pending.ends_hold() && error.to_string().contains("READONLY") {',
             )
         ],
-        ["--test trouble a_release_that_a_replica_refuses"],
+        ["--test it a_release_that_a_replica_refuses"],
     ),
     (
         "a run past its lease succeeds where Redis is silent",
@@ -125,48 +124,48 @@ MUTANTS = [
                 "if error.kind() == ErrorKind::Lost",
             )
         ],
-        ["--test idempotency_trouble a_handler_that_blocked_past_its_lease_is_no_success_if"],
+        ["--test it a_handler_that_blocked_past_its_lease_is_no_success_if"],
     ),
     (
         "a wait that is over was always in vain",
-        [(SLOT, "if question.unanswered => ErrorKind::Unavailable", "if question.unanswered => ErrorKind::TimedOut")],
-        ["--test trouble a_wait_ends_on_time"],
+        [(MACHINE, "if attempt.unanswered => ErrorKind::Unavailable", "if attempt.unanswered => ErrorKind::TimedOut")],
+        ["--test it a_wait_ends_on_time"],
     ),
     (
         "an answer that came too late refuses all",
         [
             (
-                SLOT,
-                "effects.push(release(token));\n                    self.acquire_failed(env, question,",
-                "effects.push(release(token));\n                    self.reject_waiting(&unavailable(), effects);\n"
-                "                    self.acquire_failed(env, question,",
+                MACHINE,
+                "self.acquire_failed(attempt, &unavailable());\n                    return;",
+                "self.reject_waiting(&unavailable());\n"
+                "                    self.acquire_failed(attempt, &unavailable());\n                    return;",
             )
         ],
         ["--lib who_waits_already_goes_on_to_wait_after"],
     ),
     (
         "the manager stays on a runtime of one thread",
-        [(BACKGROUND, "runtime.runtime_flavor() != RuntimeFlavor::CurrentThread", "true || runtime.runtime_flavor() != RuntimeFlavor::CurrentThread")],
+        [(BACKGROUND, "!self.store.needs_to_run() ||", "true ||")],
         [
-            "--test trouble a_manager_works_where_its_own_runtime",
-            "--test trouble a_lock_is_renewed_while_its_thread",
+            "--test it a_manager_works_where_its_own_runtime",
+            "--test it a_lock_is_renewed_while_its_thread",
         ],
     ),
     (
         "a request has no bound of its own",
-        [(CORE, "Store::Redis(_) => Some(3 * self.command_timeout)", "Store::Redis(_) => None")],
-        ["--test trouble a_request_is_answered_though_nothing_drives"],
+        [("src/store/mod.rs", "Self::Redis(redis) => Some(redis.answers_within())", "Self::Redis(_) => None")],
+        ["--test it a_request_is_answered_though_nothing_drives"],
     ),
     (
         "a waker that panics unwinds",
         [
             (
-                CORE,
-                "            shielded(|| {\n                waiter.send(match answer {",
-                "            let _ = Some({\n                waiter.send(match answer {",
+                EVENT,
+                "            shielded(|| {\n                waiter.send(match decision {",
+                "            let _ = Some({\n                waiter.send(match decision {",
             )
         ],
-        ["--test trouble a_waker_that_panics"],
+        ["--test it a_waker_that_panics"],
     ),
     (
         "a background task that panicked is not started again",
@@ -174,39 +173,50 @@ MUTANTS = [
         ["--test tracing panics_is_told_and_started_again"],
     ),
     (
-        "a receipt comes before the slot is settled",
+        "a caller is told before the slot is",
         [
             (
                 "src/store/redis/queue.rs",
-                "        events.answered(&self.key, self.command, Outcome { sent_at, result });\n",
-                "",
+                "        events.replied(&self.key, self.command.bare(), outcome);\n",
+                "        let bare = self.command.bare();\n",
             ),
             (
                 "src/store/redis/queue.rs",
-                "            shielded(|| receipt.send(settled));\n        }\n",
-                "            shielded(|| receipt.send(settled));\n"
+                "            shielded(|| reply.send(settled));\n        }\n",
+                "            shielded(|| reply.send(settled));\n"
                 "            std::thread::sleep(std::time::Duration::from_millis(50));\n        }\n"
-                "        events.answered(&self.key, self.command, Outcome { sent_at, result });\n",
+                "        events.replied(&self.key, bare, outcome);\n",
             ),
         ],
-        ["--test idempotency_trouble managers_with_other_prefixes"],
+        ["--test it managers_with_other_prefixes"],
     ),
     (
         "a handler that blocked past its lease succeeds",
         [
-            ("src/future.rs", "let begun = match held.is_lost() {", "let begun = match false {"),
-            ("src/future.rs", "match begun.filter(|_| !held.is_lost()) {", "match begun {"),
+            (
+                "src/lock/finish.rs",
+                "if lock.is_lost() {\n        drop(response);",
+                "if false {\n        drop(response);",
+            ),
+            (
+                "src/lock/finish.rs",
+                "if lock.is_lost() {\n        drop(hold_until);",
+                "if false {\n        drop(hold_until);",
+            ),
         ],
-        ["--test layer a_handler_that_blocked_past_its_lease"],
+        ["--test it a_handler_that_blocked_past_its_lease"],
     ),
 ]
 
 
 def copy():
-    """The tracked files, each only if it changed: so that a build has little to do."""
+    """The tracked files and no others, each only if it changed: a build has little to do then."""
     names = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.split("\0")
+    for file in TREE.rglob("*"):
+        if file.is_file() and str(file.relative_to(TREE)) not in names:
+            file.unlink()
     for name in filter(None, names):
         source, target = ROOT / name, TREE / name
         if not source.exists():

@@ -2,6 +2,7 @@
 //!
 //! Over real sockets: in `stacks`, as a client sees it, and in `release`, as Redis sees it.
 
+mod access;
 mod detach;
 mod hold;
 mod lost;

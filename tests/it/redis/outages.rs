@@ -22,6 +22,9 @@ async fn not_running_at_start_connect_says_where_and_why() {
     assert!(text.contains(&format!("127.0.0.1:{port}")), "{text}");
     assert!(text.to_lowercase().contains("connection refused"), "{text}");
     assert!(!error.to_string().contains("secret") && !format!("{error:?}").contains("secret"));
+    let source = std::error::Error::source(&error).expect("the error of the client");
+    assert!(text.contains(&source.to_string()), "{text}: {source}");
+    assert!(!format!("{source:?}").contains("secret"), "{source:?}");
 }
 
 #[tokio::test]
