@@ -12,7 +12,7 @@ use super::batch::{self, Call};
 use super::connection::Link;
 use super::grants::Grants;
 use super::pushes::Push;
-use super::queue::{InFlight, Pending, no_answer};
+use super::queue::{InFlight, Pending, no_reply};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
@@ -99,7 +99,7 @@ impl RedisStore {
                             self.fail_first(|pending| pending.attempts >= 2, &error, events);
                             error
                         }
-                        End::Silent => no_answer(&self.settings.command_timeout),
+                        End::Silent => no_reply(&self.settings.command_timeout),
                     }
                 }
                 Err(error) => {
@@ -127,8 +127,8 @@ impl RedisStore {
         tokio::pin!(backed_off);
         let mut seen = 0;
         loop {
-            let is_wanted = || self.queue().has_new_acquire(&mut seen);
-            if self.submitted.drain(is_wanted) {
+            let has_acquire = || self.queue().has_new_acquire(&mut seen);
+            if self.submitted.drain(has_acquire) {
                 return;
             }
             tokio::select! {
@@ -341,7 +341,7 @@ impl RedisStore {
                 _ => None,
             })
             .collect();
-        let error = no_answer(&self.settings.command_timeout);
+        let error = no_reply(&self.settings.command_timeout);
         while !in_flight.calls.is_empty() {
             self.fail(in_flight.pop(), &error, true, events);
         }

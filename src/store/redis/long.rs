@@ -116,14 +116,14 @@ impl RedisStore {
             // again. If an earlier attempt got through, the same content is there.
             set.cmd("SET").arg(name).arg(part).arg("NX");
             set.arg("PX").arg(expiry.as_millis() as u64);
-            self.ask(set, part.len(), WRITES).await?;
+            self.execute(set, part.len(), WRITES).await?;
         }
         let mut expire = redis::pipe();
         for name in self.names(key, parts) {
             let expire = expire.cmd("PEXPIRE").arg(name);
             expire.arg((record.retention + margin).as_millis() as u64);
         }
-        let kept = self.ask(expire, 0, WRITES).await?;
+        let kept = self.execute(expire, 0, WRITES).await?;
         match kept.iter().all(|kept| *kept == Value::Int(1)) {
             true => Ok(Manifest {
                 parts,
@@ -142,7 +142,7 @@ impl RedisStore {
         for name in self.names(key, parts) {
             unlink.arg(name);
         }
-        let unlinked = self.ask(unlink, 0, READS);
+        let unlinked = self.execute(unlink, 0, READS);
         let _ = timeout(self.settings.command_timeout, unlinked).await;
     }
 
@@ -191,7 +191,7 @@ impl RedisStore {
     async fn get(&self, name: &str, length: usize) -> Result<Vec<u8>, Error> {
         let mut get = redis::pipe();
         get.cmd("GETRANGE").arg(name).arg(0).arg(length);
-        match self.ask(get, length, READS).await?.pop() {
+        match self.execute(get, length, READS).await?.pop() {
             Some(Value::BulkString(value)) => Ok(value),
             _ => Err(self.address.unavailable("a reply has an unexpected form")),
         }
@@ -217,7 +217,7 @@ impl RedisStore {
 
     /// Sends commands that carry, or ask for, so many `bytes`. Where Redis does not reply, they are
     /// sent again over a new connection.
-    async fn ask(
+    async fn execute(
         &self,
         commands: Pipeline,
         bytes: usize,
@@ -227,7 +227,7 @@ impl RedisStore {
         let mut left = attempts;
         loop {
             left -= 1;
-            match self.try_to_ask(&commands, bytes).await {
+            match self.try_to_execute(&commands, bytes).await {
                 Ok(replies) => return Ok(replies),
                 Err(failed) if left == 0 || !failed.again => return Err(failed.error),
                 Err(_) if left + 1 == attempts => {}
@@ -236,7 +236,7 @@ impl RedisStore {
         }
     }
 
-    async fn try_to_ask(
+    async fn try_to_execute(
         &self,
         commands: &Arc<Pipeline>,
         bytes: usize,
@@ -254,20 +254,20 @@ impl RedisStore {
             let error = self.address.unavailable(why);
             Failed { error, again }
         };
-        let silent = || failed(&format!("no answer within {limit:?}"), true);
+        let no_reply = || failed(&format!("no answer within {limit:?}"), true);
         let connecting = timeout(limit, self.long_connection()).await;
-        let (number, mut connection) = connecting.map_err(|_| silent())??;
+        let (number, mut connection) = connecting.map_err(|_| no_reply())??;
         let commands = Arc::clone(commands);
         // A task of its own: what is in flight keeps its share of the window until it is through,
         // even if the client that wanted it has left.
-        let asking = tokio::spawn(async move {
+        let executing = tokio::spawn(async move {
             let count = commands.len();
             let replies = connection.send_packed_commands(&commands, 0, count);
             let replies = timeout(limit, replies).await;
             drop(turn);
             replies
         });
-        let replies = match asking.await {
+        let replies = match executing.await {
             Ok(Ok(replies)) => replies
                 .and_then(|replies| {
                     let replies = replies.into_iter().map(Value::extract_error);
@@ -277,7 +277,7 @@ impl RedisStore {
                     again: !is_refusal(&error),
                     error: self.address.failed(error),
                 }),
-            Ok(Err(_)) => Err(silent()),
+            Ok(Err(_)) => Err(no_reply()),
             Err(_) => Err(failed("the runtime ends", false)),
         };
         if replies.is_err() {
