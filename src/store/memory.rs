@@ -10,8 +10,8 @@ use super::{Command, Done, Granted, Notice, Outcome, Record, Reply, settled};
 use crate::clock::Time;
 use crate::key::LockKey;
 
-/// Does on a map what the script does in Redis. Its only client is one manager, which has every reply
-/// at once.
+/// Does on a map what the script does in Redis. Its only client is one manager, which has every
+/// reply at once.
 #[derive(Debug)]
 pub(crate) struct MemoryStore {
     ttl: Duration,
@@ -36,8 +36,8 @@ struct Lock {
 
 impl MemoryStore {
     pub(crate) fn new(ttl: Duration) -> Self {
-        // As in Redis, fences begin at the clock, so that they rise from one run of the process to the
-        // next.
+        // As in Redis, fences begin at the clock, so that they rise from one run of the process to
+        // the next.
         let since_epoch = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();

@@ -13,18 +13,18 @@
 //!   with two exceptions.
 //!   - After a connection broke, what was sent there without a reply may be sent again, and so be
 //!     carried out twice. The copy on the old connection may even be carried out late, behind later
-//!     commands for its key. The manager submits no later acquire with the token of one that failed.
-//!     If a late copy gets something for a token that was given up, the manager releases it as soon
-//!     as a notice tells of it. Without a notice, it expires.
+//!     commands for its key. The manager submits no later acquire with the token of one that
+//!     failed. If a late copy gets something for a token that was given up, the manager releases it
+//!     as soon as a notice tells of it. Without a notice, it expires.
 //!   - A release or a completion that the store refused is tried again. Later commands for its key
 //!     may be carried out before it. It can end no other hold, as its token has no later one.
 //! - **Repetition.** A completion that is carried out twice has the reply [`Reply::Completed`] both
 //!   times. A release that was sent twice and finds nothing is
 //!   [unavailable](ErrorKind::Unavailable) to its caller, not lost: the first may have done it.
-//! - **Outcomes.** Every command has one outcome. Its `sent_at` is taken before the command is sent:
-//!   the lease counts from there. An acquire that may have been carried out, or may still be, fails
-//!   as `unknown`: the manager then releases its token. A command that
-//!   [ends a hold](Command::ends_hold) is tried again for as long as there may be a lock.
+//! - **Outcomes.** Every command has one outcome. Its `sent_at` is taken before the command is
+//!   sent: the lease counts from there. An acquire that may have been carried out, or may still be,
+//!   fails as `unknown`: the manager then releases its token. A command that [ends a
+//!   hold](Command::ends_hold) is tried again for as long as there may be a lock.
 //! - **Renewals and checks** never create a lock. A renewal prolongs the one that is there. A check
 //!   writes nothing.
 //! - **Fences** rise for each key, also after the store has lost its data.
@@ -83,7 +83,7 @@ pub(crate) struct Options {
 
 /// The calls that a store makes to its manager.
 pub(crate) trait Events {
-    /// A command has ended. It comes without what it carried.
+    /// A command has ended: `command` is what it was, without what it carried.
     fn replied(&self, key: &LockKey, command: Command<(), ()>, outcome: Outcome);
     fn notice(&self, key: &LockKey, notice: Notice);
     /// The store may have missed notices, and is ready again.
@@ -143,8 +143,8 @@ impl Store {
         Ok(Self::Redis(redis::RedisStore::new(url, options)?))
     }
 
-    /// Takes over a command. Returns its outcome if there is one at once. Otherwise, the store calls
-    /// its [`Events`] later.
+    /// Takes over a command. Returns its outcome if there is one at once. Otherwise, the store
+    /// calls its [`Events`] later.
     pub(crate) fn submit(&self, now: Time, key: &LockKey, command: Command) -> Option<Done> {
         match self {
             Self::Memory(memory) => Some(memory.execute(now, key, command)),
@@ -157,9 +157,9 @@ impl Store {
         }
     }
 
-    /// Does the store's work in the background, until `is_finished`. If the future is dropped before
-    /// then, the store can be run again. If a caller waits for `connected`, the future also ends when
-    /// the first attempt to connect fails.
+    /// Does the store's work in the background, until `is_finished`. If the future is dropped
+    /// before then, the store can be run again. If a caller waits for `connected`, the future also
+    /// ends when the first attempt to connect fails.
     pub(crate) async fn run(
         &self,
         connected: Option<Connected>,
@@ -204,8 +204,8 @@ impl Store {
         }
     }
 
-    /// Returns how long it may take to put this record aside, `None` if it is short enough to go with
-    /// its completion.
+    /// Returns how long it may take to put this record aside, `None` if it is short enough to go
+    /// with its completion.
     pub(crate) fn time_to_put_aside(&self, record: &Record) -> Option<Duration> {
         match self {
             Self::Redis(redis) if record.content.len() > LONG => Some(redis.patience()),

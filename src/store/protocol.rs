@@ -10,8 +10,8 @@ use crate::error::Error;
 
 /// A command of the manager to its store, for one key.
 ///
-/// A token stands for one hold of a lock in the store, and is never used for another. For the manager, it is a
-/// number. A store that several processes share adds the manager's UUID.
+/// A token stands for one hold of a lock in the store, and is never used for another. For the
+/// manager, it is a number. A store that several processes share adds the manager's UUID.
 ///
 /// `R` is a record, and `S` tells a caller how its release or completion went. Both are `()` where
 /// a command only names what was sent: see [`bare`](Self::bare).
@@ -21,8 +21,8 @@ pub(crate) enum Command<R = Record, S = Option<ReplySender>> {
     /// [`Reply::HeldElsewhere`] or [`Reply::Recorded`].
     Acquire {
         token: u64,
-        /// If the lock is held, puts the token into the key's queue (once). If it is the first there,
-        /// tells the holder by [`Notice::Contended`].
+        /// If the lock is held, puts the token into the key's queue (once). If it is the first
+        /// there, tells the holder by [`Notice::Contended`].
         queue: bool,
         /// If the lock is held, sends [`Notice::Changed`] when that changes: for a lock of a client
         /// of another kind, whose release grants it to no token.
@@ -34,19 +34,19 @@ pub(crate) enum Command<R = Record, S = Option<ReplySender>> {
     /// then, it goes to the next in the queue. Reply: [`Reply::Released`].
     Release {
         token: u64,
-        /// Another process is known to wait for the lock: this release must not let other commands go
-        /// first.
+        /// Another process is known to wait for the lock: this release must not let other commands
+        /// go first.
         contended: bool,
         reply: S,
     },
-    /// If the lock still is this token's, puts the record in its place, sends [`Notice::Changed`] to
-    /// all in the queue, and deletes the queue. Reply: [`Reply::Completed`] or [`Reply::Gone`].
+    /// If the lock still is this token's, puts the record in its place, sends [`Notice::Changed`]
+    /// to all in the queue, and deletes the queue. Reply: [`Reply::Completed`] or [`Reply::Gone`].
     Complete { token: u64, record: R, reply: S },
     /// If the lock still is this token's, lets its lease last for a whole time to live again. Never
     /// creates a lock. Reply: [`Reply::Renewed`] or [`Reply::Gone`].
     Renew { token: u64 },
-    /// Reads whether the lock still is this token's. Writes nothing: a write might be told to another
-    /// process as a change, which would check in its turn. Reply: [`Reply::Intact`] or
+    /// Reads whether the lock still is this token's. Writes nothing: a write might be told to
+    /// another process as a change, which would check in its turn. Reply: [`Reply::Intact`] or
     /// [`Reply::Gone`].
     Check { token: u64 },
 }
@@ -105,8 +105,8 @@ impl<R, S> Command<R, S> {
         }
     }
 
-    /// Returns whether the command ends a hold, and so is worth trying for as long as there may be a
-    /// lock.
+    /// Returns whether the command ends a hold, and so is worth trying for as long as there may be
+    /// a lock.
     pub(crate) fn ends_hold(&self) -> bool {
         matches!(self, Self::Release { .. } | Self::Complete { .. })
     }

@@ -147,7 +147,8 @@ impl Core {
                     }
                     Effect::Lose { reason } => {
                         if let Some(lease) = entry.lease.take() {
-                            // Now, while the slot is locked: afterwards, another holder may get the lock.
+                            // Now, while the slot is locked: afterwards, another holder may get the
+                            // lock.
                             lease.end(reason);
                             outbox.lost.push((lease, reason));
                         }
@@ -160,7 +161,8 @@ impl Core {
         }
     }
 
-    /// Puts an idle slot in the place of one that panicked, and releases the lock that this may hold.
+    /// Puts an idle slot in the place of one that panicked, and releases the lock that this may
+    /// hold.
     fn give_up(&self, key: &LockKey, entry: &mut Entry, now: Time) -> Entry {
         let broken = std::mem::take(entry);
         if let Some(lease) = &broken.lease {
@@ -179,8 +181,8 @@ impl Core {
         count(&self.queued, before.in_store.into(), after.in_store.into());
     }
 
-    /// Tells callers what happened. The slot is unlocked by now: their wakers and subscribers may do
-    /// anything.
+    /// Tells callers what happened. The slot is unlocked by now: their wakers and subscribers may
+    /// do anything.
     fn tell(self: &Arc<Self>, key: &LockKey, outbox: Outbox) {
         for (reply, result) in outbox.settled {
             shielded(|| reply.send(result));

@@ -44,8 +44,8 @@ pub(crate) struct Core {
     pub(super) handles: AtomicUsize,
     pub(super) is_closed: AtomicBool,
     pub(super) is_running: AtomicBool,
-    /// Notified when the background task has ended: where the manager was closed, because everything
-    /// is done.
+    /// Notified when the background task has ended: where the manager was closed, because
+    /// everything is done.
     pub(super) stopped: Notify,
     /// When the background task next visits the slots, as [`Time`] in nanoseconds.
     pub(super) next_visit: WakeAt,

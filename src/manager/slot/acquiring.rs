@@ -11,8 +11,8 @@ pub(super) struct AcquireAttempt {
     again: bool,
     /// The requests have just come: before the reply, it is not known whether they must wait.
     pub(super) first: bool,
-    /// The store has not replied since the requests came, or since the last acquire failed: the lock
-    /// may well be free.
+    /// The store has not replied since the requests came, or since the last acquire failed: the
+    /// lock may well be free.
     pub(super) unanswered: bool,
 }
 

@@ -28,8 +28,8 @@ pub(super) struct Holding {
     pub(super) renew_at: Time,
     pub(super) renewing: bool,
     pub(super) checking: bool,
-    /// Check once more after the renewal or check that is in flight: the lock may have changed in the
-    /// meantime.
+    /// Check once more after the renewal or check that is in flight: the lock may have changed in
+    /// the meantime.
     pub(super) recheck: bool,
     /// The holder is done, and the completion with its record is in flight. Until that has ended,
     /// this token keeps the lock: a release would let another run begin.

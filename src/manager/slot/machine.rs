@@ -152,8 +152,8 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         true
     }
 
-    /// Releases a lock that the slot gave up as lost: if it has not expired in the store yet, others
-    /// need not wait until then.
+    /// Releases a lock that the slot gave up as lost: if it has not expired in the store yet,
+    /// others need not wait until then.
     fn release_lost(&mut self, token: u64, reply: S) {
         // A record in flight, or a later lease, needs this token.
         if self.slot.holds(token) {
@@ -187,8 +187,9 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 recheck,
                 contended,
             } if attempt.token == token => (attempt, recheck, contended),
-            // This acquire was given up, and its release submitted behind it. Redis may have carried
-            // out the release first if the connection broke or the script had to be loaded again.
+            // This acquire was given up, and its release submitted behind it. Redis may have
+            // carried out the release first if the connection broke or the script had to be loaded
+            // again.
             _ => {
                 if let Ok(Reply::Acquired { .. }) = outcome.result {
                     self.release(token);
@@ -234,8 +235,8 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 self.acquire_failed(attempt, &unavailable());
             }
             Err(Failure { error, unknown }) => {
-                // The token is never used again: its release may come late, over the connection that
-                // broke.
+                // The token is never used again: its release may come late, over the connection
+                // that broke.
                 if unknown {
                     self.release(token);
                 }
@@ -278,8 +279,8 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         }
     }
 
-    /// There is no reply of any use. Requests that have just come are rejected. Those that waited
-    /// before go on to wait.
+    /// Ends an acquire that had no reply of any use. Requests that have just come are rejected.
+    /// Those that waited before go on to wait.
     fn acquire_failed(&mut self, attempt: AcquireAttempt, error: &Error) {
         match attempt.first {
             true => self.reject_waiting(error),
@@ -438,7 +439,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         });
     }
 
-    /// The store has a new connection. Notices may have been missed, so the slot asks for its state.
+    /// The store has a new connection. Notices may have been missed: the slot renews or acquires.
     pub(crate) fn reconnected(&mut self) {
         match &mut self.slot.state {
             // The lease was not renewed while there was no connection.

@@ -7,7 +7,7 @@
 //! ```text
 //!           request               Acquired
 //!    Idle ───────────▶ Acquiring ──────────▶ Holding ──┐ finished: the next request
-//!                      │ ▲  ▲ │ ▲             │ ▲  ▲   │ gets the lease
+//!                      │ ▲  ▲ │ ▲             │ ▲  ▲   │ here gets the lease
 //!                      │ │  │ │ └─────────────┘ │  └───┘
 //!        HeldElsewhere │ │  │ │ ended, while    │
 //!                      │ │  │ │ requests wait   │
@@ -26,17 +26,17 @@
 //! - `Acquiring`, where the acquire failed: requests that have just come are refused. Those that
 //!   waited before back off.
 //! - `Queued` acquires again, with the same token: at `poll_at`, after the store has reconnected,
-//!   when a notice says that the lock has changed or that the token has it, and when too little
-//!   of a grant is left.
+//!   when a notice says that the lock has changed or that the token has it, and when too little of
+//!   a grant is left.
 //! - `Backoff` acquires with a new token: when it is over, or when the store has reconnected.
 //! - `Holding` ends when its holder has finished and the lease cannot go to the next request here,
-//!   when the reply to a completion has come, and when the lock is lost. Requests that wait then
-//!   acquire with a new token.
+//!   when a completion has ended, and when the lock is lost. Requests that wait then acquire with a
+//!   new token.
 //!
-//! A slot has one token at a time: it holds the lock in the store, waits in the store's queue, or is
-//! in an acquire that is in flight. Every other token of this process has been given up, and is in no
-//! later acquire. Requests wait here, in order of arrival, and the lease passes
-//! from one to the next.
+//! A slot has one token at a time: it holds the lock in the store, waits in the store's queue, or
+//! is in an acquire that is in flight. Every other token of this process has been given up, and is
+//! in no later acquire. Requests wait here, in order of arrival, and the lease passes from one to
+//! the next.
 //!
 //! [`Slot::on`] begins an event, and returns the [`Machine`] with one method for each. A slot that
 //! [is idle](Slot::is_idle) afterwards may be forgotten. Any other needs a [tick](Machine::tick) at

@@ -43,8 +43,8 @@ impl Rules {
         (ttl / 20).min(Duration::from_millis(100))
     }
 
-    /// Returns when a holder that may hold until `limit` knows from the clock that its hold is over,
-    /// and when the lock can then go to another.
+    /// Returns when a holder that may hold until `limit` knows from the clock that its hold is
+    /// over, and when the lock can then go to another.
     pub(super) fn ends_of_hold(&self, limit: Time) -> (Time, Time) {
         (limit, limit + Self::margin(self.ttl))
     }
@@ -61,8 +61,8 @@ impl Rules {
         ttl / 40
     }
 
-    /// Returns how long a grant must still be valid to be acted upon without an acquire that confirms
-    /// it.
+    /// Returns how long a grant must still be valid to be acted upon without an acquire that
+    /// confirms it.
     pub(super) fn worth_acting_upon(ttl: Duration) -> Duration {
         ttl / 2
     }

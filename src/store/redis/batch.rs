@@ -114,13 +114,13 @@ pub(super) fn call<'a>(
 }
 
 /// Returns one read for each lock whose next change these commands ask to be told of. Redis tracks
-/// the key of a read that follows `CLIENT CACHING YES`. A read takes no more bytes than a token has,
-/// whatever is in the lock's place.
+/// the key of a read that follows `CLIENT CACHING YES`. A read takes no more bytes than a token
+/// has, whatever is in the lock's place.
 ///
 /// The reads are commands of their own, behind the script. Redis tracks the reads of a script as
-/// well, but Redis 7.0 would go through all keys of the batch for each key that the script reads. The
-/// reads and the script are no transaction: an ACL user would need one more right, and all keys would
-/// have to be in one Cluster slot.
+/// well, but Redis 7.0 would go through all keys of the batch for each key that the script reads.
+/// The reads and the script are no transaction: an ACL user would need one more right, and all keys
+/// would have to be in one Cluster slot.
 pub(super) fn track<'a>(
     settings: &Settings,
     commands: impl Iterator<Item = (&'a LockKey, &'a Command)>,

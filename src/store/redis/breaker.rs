@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::Error;
 
-/// While it is open, commands that would only wait for the timeout fail at once. The driver opens it
-/// after several timeouts in a row, and closes it when it has connected.
+/// While it is open, commands that would only wait for the timeout fail at once. The driver opens
+/// it after several timeouts in a row, and closes it when it has connected.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     is_open: AtomicBool,

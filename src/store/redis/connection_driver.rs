@@ -12,8 +12,8 @@ use crate::sync::NestedWaker;
 ///
 /// In a task of its own, it would cost every command two more changes of task. In one task, the
 /// connection and the futures that wait for replies wake each other, and so their own task while it
-/// runs: the runtime would take that for work for another thread. [`NestedWaker`] keeps such wake-ups
-/// to itself.
+/// runs: the runtime would take that for work for another thread. [`NestedWaker`] keeps such
+/// wake-ups to itself.
 pub(super) struct ConnectionDriver {
     connection: Pin<Box<dyn Future<Output = ()> + Send>>,
     nested: NestedWaker,

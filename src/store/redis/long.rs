@@ -1,9 +1,10 @@
-//! [`LongRecords`]: the way of records that are too long for the connection of the locks.
+//! [`LongRecords`]: the connection for records that are too long for the connection of the locks.
 //!
 //! The holder first writes a long record in [`Parts`], one after the other, over a connection that
-//! the process has for that alone. A short [`Manifest`] then takes the lock's place, as a short
-//! record would. A duplicate that finds it there reads the parts over that other connection. No
-//! lock waits behind megabytes, and Redis is never busy for long with one command.
+//! the process has for long records alone. A short [`Manifest`] then takes the lock's place, as a
+//! short record would. A duplicate that finds the manifest reads the parts over that same
+//! connection. So no lock waits behind megabytes, and Redis is never busy for long with one
+//! command.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,10 +23,10 @@ use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::store::{LONG, Record};
 
-/// Bytes of a part.
+/// Bytes of a part, except the last one.
 const PART: usize = 1 << 20;
 /// Bytes of parts in flight at once. Readers and writers wait in line for their share, part by
-/// part: so all of them get on, and little is in front of a part while its timeout runs.
+/// part. So all of them make progress, and few bytes are ahead of a part while its timeout runs.
 const WINDOW: usize = 2 * PART;
 /// How often in a row a command is tried. The first attempt may find a connection that was closed
 /// while it was idle, so the second follows at once; the third follows after a pause.
@@ -39,8 +40,8 @@ const UNCLAIMED: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct LongRecords {
-    /// Not the locks' connection, for one more reason: Redis closes that of a subscriber when too
-    /// much is to be sent there (`client-output-buffer-limit pubsub`).
+    /// There is one more reason not to use the locks' connection: Redis closes the connection of a
+    /// subscriber for which it has to buffer too much (`client-output-buffer-limit pubsub`).
     connection: Mutex<Kept>,
     window: Arc<Semaphore>,
 }
@@ -48,14 +49,14 @@ pub(super) struct LongRecords {
 #[derive(Debug, Default)]
 struct Kept {
     connection: Option<MultiplexedConnection>,
-    /// Tells it from those before it.
+    /// Tells this connection from those before it.
     number: u64,
 }
 
-/// Why there is no reply.
+/// Why commands have failed.
 struct Failed {
     error: Error,
-    /// Whether another connection may do better.
+    /// Whether another attempt, over a new connection, may succeed.
     again: bool,
 }
 
@@ -86,8 +87,8 @@ impl RedisStore {
                 "the record is too long for Redis",
             ));
         };
-        // The parts outlive the manifest, however late it is put there; and a duplicate that has
-        // seen it at its last moment reads them to the end.
+        // The parts outlive the manifest, however late that is put in the lock's place. And a
+        // duplicate that has found the manifest at its last moment can read them to the end.
         let margin = hold + self.settings.ttl + self.patience() * 2;
         let written = tokio::select! {
             _ = lost => Err(Error::of(ErrorKind::Lost)),
@@ -112,8 +113,9 @@ impl RedisStore {
             let part = &record.content[range];
             hash.update(part);
             let mut set = redis::pipe();
-            // NX: what a connection delivers after it was given up must not shorten the expiry
-            // again. If an earlier attempt got through, the same content is there.
+            // NX: a command that Redis carries out late, over a connection that was given up, must
+            // not shorten the expiry again. If an earlier attempt got through, the same content is
+            // there.
             set.cmd("SET").arg(name).arg(part).arg("NX");
             set.arg("PX").arg(expiry.as_millis() as u64);
             self.execute(set, part.len(), WRITES).await?;
@@ -173,7 +175,7 @@ impl RedisStore {
                 let lock_name = batch::lock_name(&self.settings.prefix, key);
                 return match self.get(&lock_name, LONG).await? == found {
                     true => Ok(Err(Damage::Missing)),
-                    // The record went while it was read. There may be a new run.
+                    // The record expired while it was read. There may be a new run.
                     false => Err(Error::of(ErrorKind::Unavailable)),
                 };
             }
@@ -186,8 +188,8 @@ impl RedisStore {
         })
     }
 
-    /// Reads a string, up to one byte more than the `length` it should have. It is empty if it is
-    /// not there.
+    /// Reads a string, up to one byte more than the `length` that it should have. The result is
+    /// empty if there is no string.
     async fn get(&self, name: &str, length: usize) -> Result<Vec<u8>, Error> {
         let mut get = redis::pipe();
         get.cmd("GETRANGE").arg(name).arg(0).arg(length);
@@ -202,7 +204,7 @@ impl RedisStore {
             .map(move |number| batch::part_name(&self.settings.prefix, key, &parts.id, number))
     }
 
-    /// How long it may take to write a record, or to read one.
+    /// Returns how long it may take to write a record, or to read one.
     pub(crate) fn patience(&self) -> Duration {
         self.settings.command_timeout * TIMEOUTS
     }
@@ -215,8 +217,8 @@ impl RedisStore {
         })
     }
 
-    /// Sends commands that carry, or ask for, so many `bytes`. Where Redis does not reply, they are
-    /// sent again over a new connection.
+    /// Sends commands that carry, or read, so many `bytes`. If Redis does not reply, they are sent
+    /// again over a new connection.
     async fn execute(
         &self,
         commands: Pipeline,
@@ -254,12 +256,12 @@ impl RedisStore {
             let error = self.address.unavailable(why);
             Failed { error, again }
         };
-        let no_reply = || failed(&format!("no answer within {limit:?}"), true);
+        let no_reply = || failed(&format!("no reply within {limit:?}"), true);
         let connecting = timeout(limit, self.long_connection()).await;
         let (number, mut connection) = connecting.map_err(|_| no_reply())??;
         let commands = Arc::clone(commands);
-        // A task of its own: what is in flight keeps its share of the window until it is through,
-        // even if the client that wanted it has left.
+        // In a task of its own: the bytes in flight keep their share of the window until the reply,
+        // even if the request has been given up.
         let executing = tokio::spawn(async move {
             let count = commands.len();
             let replies = connection.send_packed_commands(&commands, 0, count);
@@ -289,7 +291,7 @@ impl RedisStore {
         replies
     }
 
-    /// The connection for long records, made when it is first wanted.
+    /// Returns the connection for long records, which is made when it is first needed.
     async fn long_connection(&self) -> Result<(u64, MultiplexedConnection), Failed> {
         let mut kept = self.long_records.connection.lock().await;
         if kept.connection.is_none() {

@@ -1,8 +1,8 @@
 //! Locks kept in Redis.
 //!
-//! [`RedisStore`] is a queue of commands and the [driver], which the manager's background task runs.
-//! The driver sends the commands in batches over one connection, reconnects, and receives what the
-//! server tells of its own accord.
+//! [`RedisStore`] is a queue of commands and the [driver], which the manager's background task
+//! runs. The driver sends the commands in batches over one connection, reconnects, and receives
+//! what the server tells of its own accord.
 
 mod batch;
 mod breaker;
@@ -132,7 +132,8 @@ impl RedisStore {
         self.submitted.wake();
     }
 
-    /// Connects, and prepares the connection: it subscribes to the inbox before any command is sent.
+    /// Connects, and prepares the connection: it subscribes to the inbox before any command is
+    /// sent.
     async fn connect(&self) -> Result<Link, Error> {
         self.address.connect(&self.settings).await
     }

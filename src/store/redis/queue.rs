@@ -12,15 +12,15 @@ use crate::key::{Kind, LockKey};
 use crate::shield::shielded;
 use crate::store::{Command, Events, Failure, Outcome, Reply, settled};
 
-/// Script calls in flight at once. Commands that are submitted meanwhile go out together, in the next
-/// call.
+/// Script calls in flight at once. Commands that are submitted meanwhile go out together, in the
+/// next call.
 const FEW_CALLS: usize = 2;
-/// Up to so many calls may be in flight while each of them is full, and about locks alone: otherwise,
-/// a long queue would wait for one round trip after the other. Records are longer, and Redis closes a
-/// connection for which it has to buffer too much.
+/// Up to so many calls may be in flight while each of them is full, and about locks alone:
+/// otherwise, a long queue would wait for one round trip after the other. Records are longer, and
+/// Redis closes a connection for which it has to buffer too much.
 const MAX_CALLS: usize = 16;
-/// Commands in one call. This bounds how long the script keeps Redis from its other clients, and how
-/// many bytes the call has, as no record in it is long.
+/// Commands in one call. This bounds how long the script keeps Redis from its other clients, and
+/// how many bytes the call has, as no record in it is long.
 const MAX_COMMANDS: usize = 128;
 /// With more commands queued than this, all go out together.
 const FEW: usize = 8;
@@ -28,8 +28,9 @@ const FEW: usize = 8;
 /// The commands that are to be sent, in two lines, each in order of submission. Of the two commands
 /// in front, the one with the lower number goes first.
 ///
-/// There are two lines so that commands that fail or expire are always at the front of one. An outage
-/// may leave any number of releases behind, which must not be gone through for every command.
+/// There are two lines so that commands that fail or expire are always at the front of one. An
+/// outage may leave any number of releases behind, which must not be gone through for every
+/// command.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// Releases and completions. They stay for as long as there may be a lock.
@@ -46,7 +47,8 @@ impl Queue {
         self.line(&pending).push_back(pending);
     }
 
-    /// Puts commands back where they were. They were sent, and so are older than most that are queued.
+    /// Puts commands back where they were. They were sent, and so are older than most that are
+    /// queued.
     fn put_back(&mut self, commands: Vec<Pending>) {
         for pending in commands.into_iter().rev() {
             let line = self.line(&pending);
@@ -88,8 +90,8 @@ impl Queue {
             .any(|pending| matches!(pending.command, Command::Acquire { .. }))
     }
 
-    /// Takes the releases of acquires that have failed and were never sent. Each was submitted behind
-    /// its acquire.
+    /// Takes the releases of acquires that have failed and were never sent. Each was submitted
+    /// behind its acquire.
     fn take_needless(&mut self, failed: &[Pending]) -> Vec<Pending> {
         let unsent = failed.iter().filter_map(|pending| match pending.command {
             Command::Acquire { token, .. } if !pending.is_known_there() => {
@@ -181,9 +183,9 @@ impl<'a> InFlight<'a> {
         self.store.put_back(commands);
     }
 
-    /// Keeps a release or a completion that Redis refused, to try it again. Later commands for its key
-    /// may overtake it, and find the lock held until then. Its token has no later hold, so it can end
-    /// nothing that began meanwhile.
+    /// Keeps a release or a completion that Redis refused, to try it again. Later commands for its
+    /// key may overtake it, and find the lock held until then. Its token has no later hold, so it
+    /// can end nothing that began meanwhile.
     pub(super) fn keep(&mut self, end: Pending) {
         self.store.in_flight.fetch_add(1, Ordering::AcqRel);
         self.refused.push(end);
@@ -226,19 +228,19 @@ impl RedisStore {
         }
     }
 
-    /// Returns whether releases are let wait for other commands.
+    /// Returns whether releases stay in the queue so that other commands go first.
     pub(super) fn has_releases_waiting(&self) -> bool {
         let queue = self.queue();
         queue.ends.front().is_some_and(|first| first.has_waited)
     }
 
     /// Takes the commands of the next call, in order, if a call may go out behind the `calls` that
-    /// are in flight. If few commands are queued, releases for which no process and no caller is known
-    /// to wait let others go first: once, and only behind other commands or a call in flight.
+    /// are in flight. If few commands are queued, releases for which no process and no caller is
+    /// known to wait let others go first: once, and only behind other commands or a call in flight.
     ///
-    /// Commands for one key go in order of submission. All commands that are taken are older than all
-    /// that stay, except the releases that let others go first, and with those stay all commands of
-    /// this call for their keys.
+    /// Commands for one key go in order of submission. All commands that are taken are older than
+    /// all that stay, except the releases that let others go first, and with those stay all
+    /// commands of this call for their keys.
     pub(super) fn take_commands(&self, calls: usize) -> Option<Vec<Pending>> {
         let mut queue = self.queue();
         let length = queue.len();
@@ -310,8 +312,8 @@ impl RedisStore {
         failing
     }
 
-    /// Returns whether no lock is left to release or to complete. For a completion, the slot is asked:
-    /// it renews the lease, which then lasts for longer than a time to live.
+    /// Returns whether no lock is left to release or to complete. For a completion, the slot is
+    /// asked: it renews the lease, which then lasts for longer than a time to live.
     pub(super) fn is_over(&self, pending: &Pending, now: Time, events: &impl Events) -> bool {
         let is_held = || match pending.command {
             Command::Complete { token, .. } => events.is_held(&pending.key, token),
@@ -351,8 +353,8 @@ impl Pending {
         self.key.kind() == Kind::Record
     }
 
-    /// Returns whether no process and no caller is known to wait for this command, and it has not let
-    /// others go first yet.
+    /// Returns whether no process and no caller is known to wait for this command, and it has not
+    /// let others go first yet.
     fn can_wait(&self) -> bool {
         let is_awaited = !matches!(
             self.command,

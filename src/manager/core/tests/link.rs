@@ -31,8 +31,8 @@ pub(super) struct Link {
     /// Releases and completions that the server refused.
     refused: Vec<Pending>,
     retry_at: Option<Time>,
-    /// By key: the token from which the lock last passed to another process, and when that grant must
-    /// have expired.
+    /// By key: the token from which the lock last passed to another process, and when that grant
+    /// must have expired.
     passed_on: HashMap<LockKey, (u64, Time)>,
     /// When the newest command with a reply was sent.
     observed: Time,
@@ -42,8 +42,8 @@ pub(super) struct Link {
     pub(super) had_trouble: bool,
     /// When that was the last time.
     pub(super) last_trouble: Time,
-    /// The server may have something for a token that no slot has: a command was carried out late, or
-    /// a release given up.
+    /// The server may have something for a token that no slot has: a command was carried out late,
+    /// or a release given up.
     pub(super) left_something: bool,
     /// Replies or notices were not true.
     pub(super) was_deceived: bool,
@@ -389,8 +389,8 @@ impl Link {
         regrants.chain(overdue).chain(self.retry_at).min()
     }
 
-    /// Does what is due by now: commands that are late fail, those that were refused are tried again,
-    /// and grants that expired are passed on.
+    /// Does what is due by now: commands that are late fail, those that were refused are tried
+    /// again, and grants that expired are passed on.
     pub(super) fn pass_time(&mut self, truth: &mut Truth) {
         let now = Time::now();
         let timeout = self.core.command_timeout;

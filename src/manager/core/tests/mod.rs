@@ -1,5 +1,5 @@
-//! Random programs on whole managers. The test speaks for the [server](crate::store::fake), and sets
-//! the clock.
+//! Random programs on whole managers. The test speaks for the [server](crate::store::fake), and
+//! sets the clock.
 //!
 //! They run in the member `proofs`, 10 000 of them unless `CORE_CASES` says another number. A
 //! million:

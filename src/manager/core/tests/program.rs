@@ -35,8 +35,8 @@ pub(super) enum Step {
         ms: u64,
         served: bool,
     },
-    /// Everything that is in flight to this manager or from it arrives, and so does what follows from
-    /// that.
+    /// Everything that is in flight to this manager or from it arrives, and so does what follows
+    /// from that.
     Exchange(usize),
     /// One call is carried out. Its reply arrives after that time.
     Slowly {

@@ -14,7 +14,8 @@ use futures_util::task::AtomicWaker;
 thread_local! {
     /// Whether a case runs on this thread.
     static WATCHED: Cell<bool> = const { Cell::new(false) };
-    /// Whether wakers and subscribers may panic: not while the runtime runs, whose timers wake, too.
+    /// Whether wakers and subscribers may panic: not while the runtime runs, whose timers wake,
+    /// too.
     static ARMED: Cell<bool> = const { Cell::new(false) };
     static SUBSCRIBER_PANICS: Cell<bool> = const { Cell::new(false) };
     static SUBSCRIBER_PANICKED: Cell<bool> = const { Cell::new(false) };

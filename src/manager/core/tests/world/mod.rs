@@ -59,8 +59,8 @@ pub(super) struct World {
     /// The numbers of the neighbour's tokens.
     last_number: u64,
     any_woken: Arc<AtomicWaker>,
-    /// Leases whose loss is watched by a task whose waker panics. Tokio then wakes none of the other
-    /// watchers. They learn of the loss from the clock.
+    /// Leases whose loss is watched by a task whose waker panics. Tokio then wakes none of the
+    /// other watchers. They learn of the loss from the clock.
     touchy: HashSet<(usize, u64)>,
     /// The tokens whose renewal is in flight.
     renewed: HashSet<(usize, u64)>,
