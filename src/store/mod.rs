@@ -20,7 +20,8 @@
 //!     may be carried out before it. It can end no other hold, as its token has no later one.
 //! - **Repetition.** A completion that is carried out twice has the reply [`Reply::Completed`] both
 //!   times. A release that was sent twice and finds nothing is
-//!   [unavailable](ErrorKind::Unavailable) to its caller, not lost: the first may have done it.
+//!   [unavailable](ErrorKind::Unavailable) to its caller, not lost: the first copy may have
+//!   released the lock.
 //! - **Outcomes.** Every command has one outcome. Its `sent_at` is taken before the command is
 //!   sent: the lease counts from there. An acquire that may have been carried out, or may still be,
 //!   fails as `unknown`: the manager then releases its token. A command that [ends a
@@ -181,9 +182,9 @@ impl Store {
         }
     }
 
-    /// Returns whether commands have no outcome unless [`run`](Self::run) is polled. A store in
-    /// memory needs no runtime that is always driven. Its time is that of the runtime, which a test
-    /// may hold still.
+    /// Returns whether commands make progress only while [`run`](Self::run) is polled. If they do
+    /// not need that, as in memory, the background task may run on any runtime, and a test can hold
+    /// its time still.
     pub(crate) fn needs_to_run(&self) -> bool {
         match self {
             Self::Redis(_) => true,

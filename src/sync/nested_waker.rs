@@ -35,7 +35,7 @@ impl Wake for Inner {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Written even if the bit is set: so the task sees what this waker's future has to tell.
+        // Written even if the bit is set: the task then sees all that was done before this wake-up.
         let before = self.state.fetch_or(WOKEN, Ordering::AcqRel);
         if before & RUNNING == 0 {
             self.task.wake();

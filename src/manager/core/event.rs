@@ -161,8 +161,8 @@ impl Core {
         }
     }
 
-    /// Puts an idle slot in the place of one that panicked, and releases the lock that this may
-    /// hold.
+    /// Puts an idle slot in the place of one that panicked, and releases the lock that the broken
+    /// one may hold.
     fn give_up(&self, key: &LockKey, entry: &mut Entry, now: Time) -> Entry {
         let broken = std::mem::take(entry);
         if let Some(lease) = &broken.lease {

@@ -44,7 +44,7 @@ pub(crate) struct Core {
     pub(super) handles: AtomicUsize,
     pub(super) is_closed: AtomicBool,
     pub(super) is_running: AtomicBool,
-    /// Notified when the background task has ended: where the manager was closed, because
+    /// Notified whenever the background task ends. After the manager was closed, it ends when
     /// everything is done.
     pub(super) stopped: Notify,
     /// When the background task next visits the slots, as [`Time`] in nanoseconds.

@@ -123,7 +123,7 @@ impl RedisStore {
         }
     }
 
-    /// Waits before the next attempt to connect, until an acquire is submitted at the latest.
+    /// Waits before the next attempt to connect. An acquire that is submitted ends the wait.
     async fn back_off(&self, backoff: Duration) {
         let backed_off = tokio::time::sleep(backoff);
         tokio::pin!(backed_off);

@@ -175,7 +175,7 @@ impl RedisStore {
                 let lock_name = batch::lock_name(&self.settings.prefix, key);
                 return match self.get(&lock_name, LONG).await? == found {
                     true => Ok(Err(Damage::Missing)),
-                    // The record expired while it was read. There may be a new run.
+                    // The record went away while it was read. There may be a new run.
                     false => Err(Error::of(ErrorKind::Unavailable)),
                 };
             }

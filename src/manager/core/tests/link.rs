@@ -38,7 +38,7 @@ pub(super) struct Link {
     observed: Time,
     pub(super) dates_grants: bool,
     pub(super) refuses_records: bool,
-    /// A command has had no reply of any use, as it would not where the server is there.
+    /// The connection has broken, or a command has failed: a request may then fail, too.
     pub(super) had_trouble: bool,
     /// When that was the last time.
     pub(super) last_trouble: Time,

@@ -1,16 +1,21 @@
 -- Carries out a batch of lock operations, in order.
 --
--- KEYS  1: the highest fence given out so far. 2: the epoch. Then for each operation: the lock
--- name, and the name of the queue. A lock is a plain string, the token of its holder, with an
--- expiry: what SET NX PX makes. A queue is a list of the tokens that wait, one for each process.
--- The epoch says which server has the data, and since when it may give locks: see is_quarantined.
--- ARGV  1: what the name of a process's inbox channel begins with. 2: time to live of a lease, in
--- ms. 3: time to live of a grant that its process has not renewed yet, in ms. 4: how long no lock
--- is given after data was lost, in ms; 0: a loss of data is not noticed. Then for each operation:
--- what to do, token; to complete, also the record, and how long to keep it, in ms. Returns one
--- value for each operation, which the comment above its function explains; 0 for an error; -2 for
--- an error of an acquire whose token has got something all the same. If there was an error, its
--- text follows behind all of them (that of the last one, if there were several).
+-- KEYS  1: the highest fence given out so far. 2: the epoch.
+--       Then for each operation: the lock name, and the name of the queue.
+--       A lock is a plain string, the token of its holder, with an expiry: what SET NX PX makes.
+--       A queue is a list of the tokens that wait, one for each process.
+--       The epoch says which server has the data, and since when it may give locks: see
+--       is_quarantined.
+-- ARGV  1: what the name of a process's inbox channel begins with.
+--       2: time to live of a lease, in ms.
+--       3: time to live of a grant that its process has not renewed yet, in ms.
+--       4: how long no lock is given after data was lost, in ms; 0: a loss of data is not noticed.
+--       Then for each operation: what to do, and the token; to complete, also the record, and how
+--       long to keep it, in ms.
+--
+-- Returns one value for each operation, which the comment above its function explains; 0 for an
+-- error; -2 for an error of an acquire whose token has got something all the same. If there was an
+-- error, its text follows behind all of them (that of the last one, if there were several).
 --
 -- A token is the process's id, a colon, and a number. Any other value of a lock is that of a client
 -- of another kind; or, where records are kept, the record.
@@ -94,8 +99,10 @@ local got
 
 -- Acquired: 2 × fence, + 1 if processes wait. (An acquire that may not queue does not find out
 -- whether they do: a lock that was free has waiters only after an accident, and the first renewal
--- tells.) Held elsewhere: - (5 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client
--- of another kind). Quarantined: -1. The record itself, if there is one.
+-- tells.)
+-- Held elsewhere: - (5 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of
+-- another kind).
+-- Quarantined: -1. The record itself, if there is one.
 local function acquire(lock_name, queue, token, may_queue, may_be_record)
   if is_quarantined() then
     return -1
@@ -177,8 +184,8 @@ local function release(lock_name, queue, token)
   return reply
 end
 
--- 2: the record is in the lock's place, by this call or by an earlier one whose reply was lost. 1:
--- the lock is not this token's.
+-- 2: the record is in the lock's place, by this call or by an earlier one whose reply was lost.
+-- 1: the lock is not this token's.
 local function complete(lock_name, queue, token, record, retention)
   local current = read(lock_name)
   if current == record then
@@ -206,9 +213,8 @@ local function renew(lock_name, queue, token)
   return 2 + some(call('LLEN', queue))
 end
 
--- 2: the lock is this token's. 1: it is not. This writes nothing: Redis tells all clients that
--- track a key of every write to one of its name, in whatever database. Another process would check
--- in its turn.
+-- 2: the lock is this token's. 1: it is not. This writes nothing: Redis tells the clients that track
+-- a name of every write to it, in whatever database, and another process would check in its turn.
 local function check(lock_name, token)
   return read(lock_name) == token and 2 or 1
 end
@@ -236,7 +242,7 @@ local function carry_out_the_rest()
   end
 end
 
--- A call without operations only sees to the epoch.
+-- A call without operations only checks the epoch: a quarantine that is due begins.
 if at > last then
   is_quarantined()
 end
