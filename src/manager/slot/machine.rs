@@ -1,4 +1,4 @@
-//! [`Machine`]: what a slot does, event by event.
+//! [`Machine`]: what a slot does at each event.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         self.env.next_id()
     }
 
-    /// A request wants the lock: now (not `patient`), or as soon as it is its turn.
+    /// A request for the lock has come: for now (not `patient`), or for when it is its turn.
     pub(crate) fn request(&mut self, number: u64, handle: W, patient: bool) {
         let reject = match self.slot.state {
             State::Holding(_) | State::Queued { .. } if !patient => Some(ErrorKind::Held),
@@ -52,25 +52,25 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         }
     }
 
-    /// Whether one more request may wait.
+    /// Returns whether one more request may wait.
     fn has_room(&self) -> bool {
         self.env.has_room && self.slot.waiters.len() < self.env.rules.max_waiters
     }
 
-    /// A request no longer wants the lock, and did not get it.
+    /// A request that did not get the lock has given up.
     pub(crate) fn cancel(&mut self, number: u64) {
         let Some(waiter) = self.slot.waiters.remove(number) else {
             return;
         };
         self.slot.impatient -= usize::from(!waiter.patient);
         if self.slot.waiters.is_empty() {
-            // Whatever comes of the acquire, the release follows it on the same connection.
+            // Whatever the acquire gets, the release behind it gives back.
             self.stop_acquiring();
         }
     }
 
-    /// Returns what a waiter is told whose time is over: that others held the lock, or that it may
-    /// well be free and the store did not say.
+    /// Returns the error for a waiter whose time is over. Either others held the lock, or the lock
+    /// may well be free, and the store has not replied.
     pub(crate) fn overdue(&self) -> ErrorKind {
         match self.slot.state {
             State::Acquiring { attempt, .. } if attempt.unanswered => ErrorKind::Unavailable,
@@ -79,7 +79,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         }
     }
 
-    /// Answers every waiter with the same error; a holder stays.
+    /// Rejects every waiter with the same error. A holder stays.
     pub(crate) fn reject_all(&mut self, error: &Error) {
         self.reject_waiting(error);
         self.stop_acquiring();
@@ -88,7 +88,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
 
 /// Holders.
 impl<W, R, S: Default> Machine<'_, W, R, S> {
-    /// A holder is done, and `reply` is told how its release went.
+    /// A holder is done. `reply` tells it how the release went.
     pub(crate) fn finished(&mut self, grant: Grant, reply: S) {
         let Some(holding) = self.slot.state.held_by(grant.lease) else {
             self.release_lost(grant.token, reply);
@@ -115,14 +115,15 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 reply,
             });
             self.acquire_anew();
-            // The release goes behind that acquire if processes wait: they are to learn from their
-            // grant that this one waits again. Otherwise the lock is taken again at once.
+            // If other processes wait, the release goes behind that acquire: the next holder is to
+            // learn from its grant that this process waits again. If none waits, the release goes
+            // first, and the acquire takes the free lock.
             let place = self.effects.len() - usize::from(!contended);
             self.effects.insert(place, release);
         }
     }
 
-    /// A holder is done, but for its record, whose way takes so much time at most.
+    /// A holder is done, except that its record is still to be written, which takes at most `time`.
     pub(crate) fn recording(&mut self, lease: u64, time: Duration) {
         if let Some(holding) = self.slot.state.held_by(lease) {
             holding.prolong(self.env, time);
@@ -131,15 +132,16 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         }
     }
 
-    /// A holder puts a record in the lock's place, and `reply` is told how that went. Returns
-    /// whether the lock was still held here.
+    /// A holder puts a record in the lock's place. `reply` tells it how that went. Returns whether
+    /// the lock was still held here.
     pub(crate) fn completed(&mut self, grant: Grant, record: R, reply: S) -> bool {
         let Some(holding) = self.slot.state.held_by(grant.lease) else {
             self.release_lost(grant.token, reply);
             return false;
         };
         holding.completing = true;
-        // However long its holder took, the store may refuse the record for a moment.
+        // However long its holder took, there must be time left: the store may refuse the record
+        // for a moment.
         holding.over_at = holding.over_at.max(self.env.now + self.env.rules.ttl);
         let token = holding.token;
         self.send(Command::Complete {
@@ -150,10 +152,10 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         true
     }
 
-    /// The slot gave this lock up as lost. If it has not expired yet, others need not wait until
-    /// then.
+    /// Releases a lock that the slot gave up as lost: if it has not expired in the store yet,
+    /// others need not wait until then.
     fn release_lost(&mut self, token: u64, reply: S) {
-        // A record in flight, or another lease, stands on it.
+        // A record in flight, or a later lease, needs this token.
         if self.slot.holds(token) {
             return;
         }
@@ -167,7 +169,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
 
 /// The store.
 impl<W, R, S: Default> Machine<'_, W, R, S> {
-    /// The store replied to a command, or did not.
+    /// A command has ended: with a reply of the store, or without one.
     pub(crate) fn replied(&mut self, command: Command<(), ()>, outcome: Outcome) {
         match command {
             Command::Acquire { token, .. } => self.acquire_replied(token, outcome),
@@ -185,8 +187,9 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 recheck,
                 contended,
             } if attempt.token == token => (attempt, recheck, contended),
-            // It was given up, and its release sent behind it. Which of the two Redis carried out
-            // first is not certain if the connection broke or the script had to be loaded again.
+            // This acquire was given up, and its release submitted behind it. Redis may have
+            // carried out the release first if the connection broke or the script had to be loaded
+            // again.
             _ => {
                 if let Ok(Reply::Acquired { .. }) = outcome.result {
                     self.release(token);
@@ -206,7 +209,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                     self.acquire_failed(attempt, &unavailable());
                     return;
                 }
-                let renew_at = self.env.now + self.env.rules.first_check();
+                let renew_at = self.env.now + self.env.rules.first_renewal();
                 let contended = contended || also;
                 let holding =
                     Holding::new(self.env, token, fence, valid_until, renew_at, contended);
@@ -226,14 +229,14 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                         record: record.clone(),
                     }));
             }
-            // No reply to an acquire: whatever it means, the token may have the lock.
+            // A reply to another kind of command: whatever it means, the token may have the lock.
             Ok(_) => {
                 self.release(token);
                 self.acquire_failed(attempt, &unavailable());
             }
             Err(Failure { error, unknown }) => {
-                // The token is never used again: a release for it may come from the old connection
-                // at any time.
+                // The token is never used again: its release may come late, over the connection
+                // that broke.
                 if unknown {
                     self.release(token);
                 }
@@ -252,7 +255,8 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     ) {
         self.reject_impatient(ErrorKind::Held);
         if attempt.first && attempt.queue && !self.env.has_room {
-            // The request that was first would have to wait now, as those behind it do already.
+            // Until now, the first request did not count as waiting: the lock might have been free.
+            // Those behind it did.
             if let Some(first) = self.slot.waiters.pop() {
                 self.reject(first.handle, Error::of(ErrorKind::QueueFull));
             }
@@ -275,8 +279,8 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         }
     }
 
-    /// There is no reply of any use. Requests that have just come are told so; those that were
-    /// waiting go on to wait.
+    /// Ends an acquire that had no reply of any use. Requests that have just come are rejected.
+    /// Those that waited before go on to wait.
     fn acquire_failed(&mut self, attempt: AcquireAttempt, error: &Error) {
         match attempt.first {
             true => self.reject_waiting(error),
@@ -295,7 +299,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         };
         holding.renewing = false;
         match outcome.result {
-            // Its holder was told already.
+            // The reply comes too late: the holder knows from the clock that the lock is lost.
             Ok(Reply::Renewed { .. }) if self.env.now >= holding.valid_until => {
                 self.lose(LostReason::Expired);
             }
@@ -313,7 +317,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 }
             }
             Ok(_) => self.found_gone(),
-            // Not known to be lost: the lease is valid until it runs out. Try again soon.
+            // Not known to be lost: the lease is valid until it runs out. Renewed again soon.
             Err(_) => holding.renew_at = self.env.now + self.env.rules.soon(),
         }
     }
@@ -327,7 +331,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             Ok(Reply::Intact) if holding.recheck => self.check(),
             Ok(Reply::Intact) => {}
             Ok(_) => self.found_gone(),
-            // The next renewal tells.
+            // The next renewal finds out.
             Err(_) => holding.recheck = false,
         }
     }
@@ -335,8 +339,8 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     /// The store says that the lock is not this token's any more.
     fn found_gone(&mut self) {
         match &mut self.slot.state {
-            // Its record may be in its place: the reply to the completion says so, and there is
-            // nothing to renew.
+            // The record may be in the lock's place: the reply to the completion will say so. Until
+            // then, there is nothing to renew.
             State::Holding(holding) if holding.completing => {
                 holding.renew_at = holding.valid_until;
             }
@@ -344,7 +348,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         }
     }
 
-    /// It is known what became of a record.
+    /// A completion has ended.
     fn complete_replied(&mut self, token: u64, outcome: &Outcome) {
         match self.slot.state.held_as(token) {
             Some(holding) if holding.completing => {}
@@ -357,7 +361,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         self.let_go();
     }
 
-    /// The store told something unasked.
+    /// The store has sent a notice.
     pub(crate) fn notice(&mut self, notice: Notice) {
         match notice {
             Notice::Changed => self.changed(),
@@ -387,7 +391,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             State::Acquiring {
                 attempt, recheck, ..
             } if attempt.token == token => *recheck = true,
-            // Its lock is known already.
+            // The reply to an acquire has said so already.
             State::Holding(holding) if holding.token == token => {}
             _ => self.release_stray(token),
         }
@@ -405,7 +409,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 let holding = Holding::new(self.env, token, fence, until, renew_at, contended);
                 self.grant_first(holding);
             }
-            // It may have run out by now.
+            // The grant may have run out by now.
             None => self.acquire(AcquireAttempt::again(token, false)),
         }
     }
@@ -424,9 +428,9 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         }
     }
 
-    /// This process has no use for a lock that the store says is its: the grant came too late, or a
-    /// command was carried out after its own release, on a connection that broke. The lock goes to
-    /// the next.
+    /// Releases a lock that the store has given to this process, and that no request here uses: the
+    /// grant came too late, or an acquire was carried out after its own release, over a connection
+    /// that broke. The lock goes to the next in the queue.
     fn release_stray(&mut self, token: u64) {
         self.send(Command::Release {
             token,
@@ -435,10 +439,10 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         });
     }
 
-    /// Notices may have been missed: asks the store how things are.
+    /// The store has a new connection. Notices may have been missed: the slot renews or acquires.
     pub(crate) fn reconnected(&mut self) {
         match &mut self.slot.state {
-            // The lease was not renewed as long as there was no connection.
+            // The lease was not renewed while there was no connection.
             State::Holding(holding) if !holding.renewing => self.renew(),
             State::Holding(holding) => holding.recheck = true,
             State::Queued { token, .. } => {
@@ -476,7 +480,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     }
 }
 
-/// What the events have in common.
+/// Steps that several events share.
 impl<W, R, S: Default> Machine<'_, W, R, S> {
     fn send(&mut self, command: Command<R, S>) {
         self.effects.push(Effect::Send(command));
@@ -501,7 +505,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         self.acquire(AcquireAttempt::after_failure(token));
     }
 
-    /// No request waits here any longer. A holder stays.
+    /// Gives up the slot's token, as no request waits any longer. A holder stays.
     fn stop_acquiring(&mut self) {
         let token = match self.slot.state {
             State::Acquiring { attempt, .. } => Some(attempt.token),
@@ -515,7 +519,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         }
     }
 
-    /// Gives up a token that may have nothing, or that no process is known to wait for.
+    /// Releases a token that may have nothing, or whose lock no process is known to wait for.
     fn release(&mut self, token: u64) {
         self.send(Command::Release {
             token,
@@ -533,7 +537,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         self.send(Command::Renew { token });
     }
 
-    /// Something may have happened to the lock that is held.
+    /// Checks a held lock to which something may have happened.
     fn check(&mut self) {
         let State::Holding(holding) = &mut self.slot.state else {
             return;
@@ -550,12 +554,12 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         let State::Holding(holding) = self.slot.state else {
             return;
         };
-        // A holder that is done is not told.
+        // A holder whose record is in flight is done, and need not be told.
         if !holding.completing {
             self.effects.push(Effect::Lose { reason });
         }
-        // The holder has known the end from the clock, whatever it does, and had the time to stop:
-        // others need not wait until the lease expires.
+        // The holder has known the end from the clock, whatever it does, and has had the time to
+        // stop: others need not wait until the lease expires.
         if reason == LostReason::MaxHold {
             self.send(Command::Release {
                 token: holding.token,
@@ -566,7 +570,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         self.let_go();
     }
 
-    /// Nothing is held any more: requests that wait acquire anew.
+    /// Ends the hold. Requests that wait acquire anew.
     fn let_go(&mut self) {
         self.slot.state = State::Idle;
         if !self.slot.waiters.is_empty() {
@@ -574,7 +578,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         }
     }
 
-    /// The first waiter holds the lock now. If there is none, it is released.
+    /// Gives the lock to the first waiter. Without one, the lock is released.
     fn grant_first(&mut self, holding: Holding) {
         let Some(first) = self.slot.waiters.pop() else {
             self.slot.state = State::Idle;
