@@ -133,7 +133,8 @@ impl std::ops::Add<Duration> for Time {
 }
 
 #[cfg(all(test, feature = "properties"))]
-#[path = "clock/properties.rs"] // So that it is found as well if this file is included by its path.
+// `proofs/tests/model.rs` includes this file by its path, and would look elsewhere.
+#[path = "clock/properties.rs"]
 mod properties;
 
 #[cfg(test)]
