@@ -1,8 +1,9 @@
-//! What the layer costs a request that nobody contends with: `cargo bench --bench overhead`.
+//! The cost of the layer to a request whose lock no other wants: `cargo bench --bench overhead`.
 //!
-//! All figures are ratios to a reference measured in the same run, in turns with it. The reference on Redis is the
-//! textbook recipe written by hand: `SET key token NX PX ttl`, the work, then a compare-and-delete by `EVALSHA`,
-//! both awaited, on one multiplexed connection that all clients share.
+//! All figures are ratios to a reference measured in the same run, in turns with it. The reference
+//! on Redis is the textbook recipe written by hand: `SET key token NX PX ttl`, the work, then a
+//! compare-and-delete by `EVALSHA`, both awaited, on one multiplexed connection that all clients
+//! share.
 
 mod support;
 #[path = "../tests/support/mod.rs"]
@@ -61,7 +62,7 @@ async fn hello(_: Request<()>) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(Response::new(Full::new(Bytes::from_static(b"hello"))))
 }
 
-/// A request for a key of its own, through a service and to the end of its body.
+/// Sends a request for a key of its own to a service, and reads the response to its end.
 async fn through<S, B>(mut service: S, key: String)
 where
     S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
@@ -77,7 +78,7 @@ fn layer(locks: &LockManager) -> DistributedLockLayer {
     DistributedLockLayer::new(locks.clone(), |req| Some(req.uri.path().to_owned()))
 }
 
-/// A request under a lock taken by hand.
+/// Runs a request under a lock taken by hand.
 async fn by_hand(mut recipe: Recipe, key: String) {
     let name = format!("hand:{key}");
     let token = recipe.try_acquire(&name).await.unwrap().unwrap();
@@ -85,7 +86,7 @@ async fn by_hand(mut recipe: Recipe, key: String) {
     assert!(recipe.release(&name, &token).await.unwrap());
 }
 
-/// The cost of the layer itself, without Redis.
+/// Measures the cost of the layer itself, without Redis.
 async fn in_memory(figures: &mut Figures) {
     const REQUESTS: u32 = 100_000;
     let locks = LockManager::in_memory();
@@ -108,7 +109,7 @@ async fn in_memory(figures: &mut Figures) {
     figures.add("memory_added_us", locked - bare, &Goal::AtMost(2.0));
 }
 
-/// What one client waits for.
+/// Measures how long one client waits.
 async fn one_client(server: &RedisServer, figures: &mut Figures) {
     const REQUESTS: u64 = 3000;
     let recipe = Recipe::new(server).await;
@@ -145,7 +146,7 @@ async fn one_client(server: &RedisServer, figures: &mut Figures) {
     figures.add("latency_1_client_vs_hand", ours / hand, &Goal::AtMost(0.65));
 }
 
-/// What many clients get through.
+/// Measures how many requests many clients get through.
 async fn many_clients(server: &RedisServer, figures: &mut Figures) {
     let redis = server.client().await;
     for clients in [64, 256] {

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Takes a rule out of a copy of the crate, and runs the tests that must then fail.
+"""Takes rules out of a copy of the crate, one by one, and runs the tests that must then fail.
 
-    proofs/mutants.py           # all of them; each takes a build
+    proofs/mutants.py           # all mutants; each takes a build
     proofs/mutants.py grant     # those with that word in their name
 
-Says for each which test noticed. Ends with 1 if one was not noticed, or does not fit the source.
+Says which test noticed each. Ends with 1 if one was not noticed, or does not fit the source.
 """
 
 import os
@@ -21,7 +21,8 @@ EVENT = "src/manager/core/event.rs"
 BACKGROUND = "src/manager/background.rs"
 SCRIPT = "src/store/redis/scripts/lock.lua"
 
-# What is taken out; where, and what is there instead; the tests that must notice, each alone.
+# The mistake; for each change, the file, the code, and the code in its place; the tests that must
+# notice, each on its own.
 MUTANTS = [
     (
         "a slot rests for nobody",

@@ -134,7 +134,8 @@ impl std::ops::Add<Duration> for Time {
 }
 
 #[cfg(all(test, feature = "properties"))]
-#[path = "clock/properties.rs"] // So that it is also found if this file is included by its path.
+// `proofs/tests/model.rs` includes this file by its path, and would look elsewhere.
+#[path = "clock/properties.rs"]
 mod properties;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the lock is like when many want it at once: `cargo bench --bench contention`.
+//! Locks that many want at once: `cargo bench --bench contention`.
 //!
 //! In one run, on one redis-server: this crate, the textbook recipe (`SET NX PX`,
 //! compare-and-delete, tried again after 1 to 5 ms), the published crates `rslock` (its delay
@@ -60,7 +60,7 @@ impl Chosen {
     fn from_args() -> Self {
         let mut chosen = Self {
             parts: Vec::new(),
-            // Beside it, in cargo's target directory, wherever that is.
+            // `tmp` lies in cargo's target directory, wherever that is.
             svg: Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("contention.svg"),
         };
         let mut args = std::env::args().skip(1);

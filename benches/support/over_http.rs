@@ -11,7 +11,8 @@ use crate::test_support::{self, RedisServer};
 
 const WRK_SECONDS: u32 = 2;
 
-/// An axum server with the layer and one without, each request for a key of its own, and wrk with 64 connections.
+/// Compares an axum server that has the layer with one that does not, under wrk with 64
+/// connections. Each request locks a key of its own.
 pub async fn compare(server: &RedisServer, figures: &mut Figures, goal: &Goal) {
     if Command::new("wrk").arg("--version").output().is_err() {
         println!("over HTTP: not measured, wrk is not installed (Debian: apt-get install wrk)");
@@ -58,7 +59,7 @@ async fn serve(app: axum::Router) -> SocketAddr {
     address
 }
 
-/// Requests a second.
+/// Returns the requests per second.
 async fn wrk(address: SocketAddr) -> f64 {
     let mut wrk = tokio::process::Command::new("wrk");
     let output = wrk

@@ -1,6 +1,7 @@
-//! What is synchronised by hand, through every order of events: the files of `src/sync`, on loom's primitives.
+//! The files of `src/sync`, which synchronise by hand, through every order of events: on loom's
+//! primitives.
 //!
-//! Each scenario is also played with something broken, to see that it would notice.
+//! Each scenario also runs with something broken, to show that it would notice.
 #![allow(dead_code, unreachable_pub, clippy::duplicate_mod)]
 
 use std::cell::RefCell;
@@ -13,7 +14,7 @@ use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
 
-/// In the place of the library's.
+/// Stands in for the primitives that the crate uses.
 mod primitives {
     use std::future::poll_fn;
     use std::task::{Poll, Waker};
@@ -34,7 +35,7 @@ mod primitives {
         }
     }
 
-    /// What tokio's promises to one who waits.
+    /// Promises a waiter what tokio's `Notify` does.
     #[derive(Debug, Default)]
     pub struct Notify {
         permit: AtomicBool,
@@ -109,7 +110,7 @@ impl World {
         });
     }
 
-    /// Runs the task. Panics if it sleeps, and nobody is left to wake it.
+    /// Runs the task. Panics if it sleeps and no thread is left to wake it.
     fn run<T>(self: &Arc<Self>, task: impl Future<Output = T>) -> T {
         let mut task = pin!(task);
         let waker = Waker::from(Arc::clone(self));
@@ -135,7 +136,7 @@ impl Wake for World {
     }
 }
 
-/// As many interruptions as a bug may reasonably need: all there can be would take minutes.
+/// Explores as many interruptions as a bug may reasonably need. All that can be would take minutes.
 fn check(scenario: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(2);
@@ -382,7 +383,7 @@ fn a_bell_that_rings_only_once_is_noticed() {
 
 type Times = [Mutex<u64>; 2];
 
-/// Where somebody does something in a place that is not the right one.
+/// Mistakes in the order of two steps.
 #[derive(Clone, Copy, PartialEq)]
 enum Slip {
     None,
@@ -392,8 +393,8 @@ enum Slip {
     LateClear,
 }
 
-/// A task means to sleep until 100. One thread asks for a look at 30, which is now, and one for a look at 50: the task
-/// serves the first, and sleeps until the second.
+/// A task means to sleep until 100. One thread asks for a look at 30, which is now, another for one
+/// at 50. The task serves the first and sleeps until the second.
 macro_rules! the_task_is_woken_in_time {
     ($version:ident, $slip:expr) => {
         check(|| {
@@ -520,12 +521,12 @@ fn a_lease_that_was_seen_to_run_out_does_not_come_back() {
 #[test]
 #[should_panic = "revived"]
 fn a_lease_that_comes_back_is_noticed() {
-    // What was seen is not written down.
+    // The end that was seen is not written down.
     a_lease_runs_out(|expiry, late| late(expiry.valid_until()).unwrap_or(0));
 }
 
-/// A lease runs out at 10 while one thread prolongs it until 20, and another sees it run out, or else ends it. A third
-/// waits for the end of it, at 20 if nobody tells.
+/// A lease runs out at 10 while one thread prolongs it until 20, and another sees it run out, or
+/// else ends it. A third waits for its end, which is at 20 if no other thread tells of one.
 macro_rules! a_lease_is_waited_for {
     ($version:ident) => {
         check(|| {

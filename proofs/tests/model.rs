@@ -1,7 +1,7 @@
-//! The lock as a model, explored state by state: the crate's own state machine in several processes, and the scripts'
-//! logic (which `tests/scripts.rs` checks against a real Redis).
+//! The lock as a model, explored state by state: the crate's own state machine in several
+//! processes, and the logic of the scripts, which `scripts.rs` checks against a real Redis.
 //!
-//! Every mutant breaks one rule. That the checker finds each shows that it can.
+//! Every mutant breaks one rule. That the checker finds each of them shows that it can.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -259,7 +259,7 @@ fn with_requests_that_do_not_wait() {
     );
 }
 
-/// A request that waits, one that joins it without waiting, the first one leaves, and no answer comes.
+/// One request waits, another joins it without waiting, the first leaves, and no answer comes.
 #[test]
 fn with_requests_of_both_kinds_that_give_up_while_connections_break() {
     let (cancellations, disconnections) = (1, 1);

@@ -1,4 +1,5 @@
-//! The lock's script against a model of it: whatever clients do, and in any order, both answer, tell and keep the same.
+//! The lock's script against a model of it: whatever clients do, and in any order, both reply,
+//! publish and keep the same.
 
 #[path = "model/redis.rs"]
 mod model;
@@ -31,7 +32,7 @@ const QUEUES: [&str; 2] = ["{lock:a}:queue", "{u}:queue:lock:{u}b"];
 const PROCESSES: Process = 3;
 const NUMBERS: [u64; 2] = [1, u64::MAX];
 
-/// What clients of another kind write. Some of it is nearly a token of ours.
+/// Values that clients of another kind write. Some are nearly a token of ours.
 const FOREIGN: [&str; 9] = [
     "",
     "somebody",
@@ -44,13 +45,14 @@ const FOREIGN: [&str; 9] = [
     "000000000000000000000000000000g0:1",
 ];
 
-/// What is put in a lock's place: any bytes that are no token. None of it is among `FOREIGN`.
+/// Records, which are put in a lock's place: any bytes that are no token. None is among `FOREIGN`.
 const RECORDS: [&[u8]; 2] = [
     b"\x01\0\xff\r\n:\"1",
     b"000000000000000000000000000000a0:-1",
 ];
 
-// None of them runs out by itself, and no two are alike within the tolerance, nor are the queue's that follow from them.
+// None of them runs out by itself. No two are alike within the tolerance, nor are the queue's
+// times, which follow from them.
 const TIMES: [Times; 2] = [
     Times {
         ttl_ms: 60_000,
@@ -99,7 +101,7 @@ struct Operation {
     number: u64,
 }
 
-/// What happens beside the script, to the keys of one lock or to all of them.
+/// Events besides the script's calls, for the keys of one lock or for all.
 #[derive(Clone, Copy, Debug)]
 enum Event {
     ForeignTakes(&'static str),
@@ -113,7 +115,7 @@ enum Event {
     QueueExpires,
     QueueOfWrongType,
     FenceOfWrongType,
-    /// As far as the script can tell: the fence that it remembers is ahead of the clock.
+    /// The clock is set back, as far as the script can tell: the fence that it remembers is ahead.
     ClockSetBack,
     Flushed,
 }
@@ -192,7 +194,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     vec(step, 1..=40)
 }
 
-/// What each process does, and behind them a client of another kind, all at the same time.
+/// The calls of each process, and then those of a client of another kind, all at the same time.
 fn programs() -> impl Strategy<Value = Vec<Vec<Step>>> {
     let process = |process| {
         let step = prop_oneof![
@@ -206,7 +208,7 @@ fn programs() -> impl Strategy<Value = Vec<Vec<Step>>> {
         .prop_map(|(a, b, c, foreign)| vec![a, b, c, foreign])
 }
 
-// What it looks like to the server.
+// The same, as the server sees it.
 
 fn id(process: Process) -> String {
     format!("{:032x}", 0xa0 + u32::from(process))
@@ -297,7 +299,7 @@ impl Event {
         commands.iter().map(|words| command(words)).collect()
     }
 
-    /// The key that is gone soon after.
+    /// The key that expires soon after.
     fn expiring(self, key: usize) -> Option<&'static str> {
         match self {
             Self::OwnerExpires => Some(OWNERS[key]),
@@ -307,7 +309,7 @@ impl Event {
     }
 }
 
-/// What the server has for a token, or in its place.
+/// Returns the value that the server has for a token, or in its place.
 fn owner(value: &Value) -> Option<Token> {
     match value {
         Value::BulkString(bytes) => Some(token(bytes)),
@@ -324,7 +326,7 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// The reply to an operation, as the comments in the script say it, and nothing else.
+/// Returns the reply to an operation, as the comments in the script say it, and nothing else.
 fn reply(kind: Kind, value: &Value) -> Result<Reply, String> {
     let nonsense = || format!("{value:?} is no reply to {kind:?}");
     let is_claim = matches!(kind, Kind::Claim | Kind::ClaimAndQueue);
@@ -381,7 +383,7 @@ fn replies(batch: &[Operation], value: &Value) -> Result<Vec<Reply>, String> {
     Ok(replies)
 }
 
-/// The lock that a message is about, and the message.
+/// Reads the lock that a message is about, and the message.
 fn message(process: Process, payload: &str) -> Option<(usize, Message)> {
     let (head, rest) = payload.split_once(':')?;
     let number = head.get(1..)?.parse().ok()?;
@@ -412,7 +414,7 @@ fn message(process: Process, payload: &str) -> Option<(usize, Message)> {
     Some((key, message))
 }
 
-// What has to come out.
+// Expectations.
 
 /// When something happened, by the server's clock.
 #[derive(Clone, Copy, Debug)]
@@ -426,7 +428,8 @@ impl Window {
         self.from_us / 1000
     }
 
-    /// How much higher than the model's a fence may be: the model's clock is that of the window's beginning.
+    /// How much higher than the model's a fence may be. The model has the time of the window's
+    /// beginning.
     fn slack_us(self) -> u64 {
         self.to_us - self.now_ms() * 1000
     }
@@ -443,11 +446,11 @@ struct Fence {
 #[derive(Debug)]
 enum Seen {
     Reply(u64),
-    /// In that message of the inbox.
+    /// In this message of the inbox.
     Message(Process, usize),
 }
 
-/// The models of all locks, and what is expected of the server.
+/// The models of all locks, and the inboxes and fences that are expected of the server.
 struct Oracle {
     mutation: Option<Mutation>,
     locks: [Redis; 2],
@@ -455,7 +458,7 @@ struct Oracle {
     last_fence: u64,
     listening: [bool; PROCESSES as usize],
     inboxes: [Vec<(usize, Message)>; PROCESSES as usize],
-    /// In the order in which they were given out, since the inboxes were last looked at.
+    /// The fences given out since the inboxes were last looked at, in order.
     fences: Vec<Fence>,
     highest_fence: u64,
 }
@@ -495,7 +498,7 @@ impl Oracle {
         outcome
     }
 
-    /// Compares the replies, and takes down what the inboxes and fences have to be.
+    /// Compares the replies, and notes the inboxes and fences that must follow.
     fn batch(&mut self, time: Window, times: Times, batch: &[Operation], value: &Value) -> Check {
         for (operation, reply) in batch.iter().zip(replies(batch, value)?) {
             let outcome = self.operate(time.now_ms(), times, operation);
@@ -573,7 +576,7 @@ impl Oracle {
             ensure((given.model..=most).contains(&fence), || {
                 wrong("is not the model's")
             })?;
-            // Said once more without the model, which a mutation may have changed.
+            // Checked once more without the model, which a mutation may have changed.
             if self.mutation != Some(Mutation::FencesByIncrement) {
                 ensure(fence >= given.time.from_us, || wrong("is behind the clock"))?;
                 ensure(fence > self.highest_fence, || wrong("does not rise"))?;
@@ -648,7 +651,7 @@ impl Oracle {
         time_to_live(name, queue_ttl, expires, now_ms)
     }
 
-    /// Compares the fence that the server remembers. To be called when all fences so far are known.
+    /// Compares the fence that the server remembers, once all fences so far are known.
     fn remembered(&mut self, time: Window, found: &Value) -> Check {
         if self.locks[0].wrong_type.fence {
             return ensure(is_wrong_type(found), || format!("{FENCE}: found {found:?}"));
@@ -698,7 +701,8 @@ fn is_wrong_type(value: &Value) -> bool {
     matches!(value, Value::ServerError(error) if error.code() == "WRONGTYPE")
 }
 
-/// Compares a reply of `PTTL`. The model's `None` is a key that is not there, its `Some(None)` one without expiry.
+/// Compares a reply of `PTTL`. The model has `None` for a key that is not there, and `Some(None)`
+/// for one without expiry.
 fn time_to_live(name: &str, real: &Value, model: Option<Option<u64>>, now_ms: u64) -> Check {
     let holds = match (real, model) {
         (Value::Int(-2), None) | (Value::Int(-1), Some(None)) => true,
@@ -722,7 +726,7 @@ struct Inbox {
 }
 
 impl Inbox {
-    /// Takes what comes before the answer: what was published before it is among that.
+    /// Takes all messages before the reply. Those that were published before it are among them.
     fn ask(&mut self, words: &[&str]) {
         let packed = command(words).get_packed_command();
         self.connection.send_packed_command(&packed).unwrap();
@@ -753,7 +757,7 @@ impl Inbox {
 struct World {
     script: redis::Script,
     source: String,
-    /// Whether the server has the script.
+    /// Returns whether the server has the script.
     is_known: bool,
     client: Connection,
     inboxes: Vec<Inbox>,
@@ -767,7 +771,7 @@ fn connect(server: &RedisServer) -> Connection {
     connection
 }
 
-/// Carries out some commands at once. Errors are among the answers.
+/// Carries out some commands at once. Errors are among the replies.
 fn ask(client: &mut Connection, commands: &[Cmd]) -> Vec<Value> {
     let packed: Vec<u8> = commands.iter().flat_map(Cmd::get_packed_command).collect();
     client
@@ -799,7 +803,7 @@ impl World {
         }
     }
 
-    /// Carries out the commands, and says when.
+    /// Carries out the commands, and returns when that was.
     fn timed(&mut self, mut commands: Vec<Cmd>) -> (Window, Vec<Value>) {
         commands.insert(0, cmd("TIME"));
         commands.push(cmd("TIME"));
@@ -938,7 +942,8 @@ impl Crowd {
         }
     }
 
-    /// What clients did since it was last asked, in the server's order: not what scripts did.
+    /// Returns the commands of clients since the last call, in the server's order, without those of
+    /// scripts.
     fn order(&mut self) -> Vec<(u64, Vec<String>)> {
         ask(&mut self.world.client, &[command(&["ECHO", "so far"])]);
         let mut order = Vec::new();
@@ -994,13 +999,15 @@ impl Crowd {
         let mut programs: Vec<_> = programs.iter().map(|program| program.iter()).collect();
         let mut last = None;
         for (served_us, words) in order {
-            // The script's clock may stand a little before the time at which the server says that it served it.
+            // The script's clock may be a little behind the time at which the server says that it
+            // served the call.
             let time = Window {
                 from_us: served_us - 100_000,
                 to_us: served_us + PATIENCE.as_micros() as u64,
             };
             let client = match words[0].as_str() {
-                // The first one: behind its token, there may be a record that looks like another's.
+                // The first one counts: after its token, there may be a record that looks like
+                // another's.
                 "EVALSHA" | "SUBSCRIBE" | "UNSUBSCRIBE" => {
                     words.iter().find_map(|word| process_of(word))
                 }
@@ -1117,10 +1124,10 @@ fn changed(from: &str, to: &str) -> String {
     changed
 }
 
-/// Within how many cases a mistake has to be noticed.
+/// The number of cases within which a mistake must be noticed.
 const ENOUGH: u32 = 200;
 
-/// Whether one of the cases comes out differently than in the model. A panic does not count.
+/// Returns whether one of the cases ends differently than in the model. A panic does not count.
 fn is_noticed<T: Debug>(cases: impl Strategy<Value = T>, mut run: impl FnMut(&T) -> Check) -> bool {
     let (run, noticed) = (RefCell::new(&mut run), Cell::new(false));
     let result = repeatable(ENOUGH).run(&cases, |case| {
@@ -1136,7 +1143,7 @@ fn is_noticed_in_steps(source: &str) -> bool {
     is_noticed(steps(), |steps| world.run(None, steps))
 }
 
-/// The mistake is noticed, and it is the model's of that name.
+/// Asserts that the mistake is noticed, and that it is the model's mistake of that name.
 fn is_the_models(mutation: Mutation, source: &str) {
     assert!(is_noticed_in_steps(source));
     let world = RefCell::new(World::start(source));
@@ -1207,7 +1214,7 @@ fn a_queue_that_another_s_settings_shorten_is_noticed() {
     is_the_models(Mutation::QueueIsShortened, &changed(from, "do"));
 }
 
-/// Without a name in the model: small slips, one for each thing that is compared.
+/// Small slips that have no name in the model, one for each thing that is compared.
 #[rustfmt::skip]
 const SLIPS: [(&str, &str); 44] = [
     // Fences.
@@ -1273,7 +1280,7 @@ fn every_slip_is_noticed() {
     }
 }
 
-/// Whatever another client wrote into the place of a lock, or of a record.
+/// Holds for any value that another client put in the place of a lock or a record.
 #[test]
 fn no_more_is_answered_than_shows_that_it_is_too_long_for_a_record() {
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -90,7 +90,7 @@ fn authority() -> CertifiedIssuer<'static, KeyPair> {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// That the server cannot be used, and which one.
+/// Asserts that the error says that the server at this address cannot be used. Returns its text.
 fn unavailable(result: Result<LockManager, Error>, address: &str) -> String {
     let error = result.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
@@ -118,7 +118,7 @@ async fn a_lock_goes_from_process_to_process_over_tls() {
     })
     .await;
     guard.release().await.unwrap();
-    // The lease would last a minute: it was told.
+    // The lease would have lasted a minute: this process was told.
     let guard = soon("it is handed over", waiting).await.unwrap().unwrap();
     assert!(guard.fencing_token() > first);
     drop(guard);
@@ -180,7 +180,7 @@ async fn after_a_break_it_connects_again_over_tls() {
 async fn a_server_whose_authority_is_unknown_is_refused_and_the_error_says_why() {
     let server = TlsServer::start().await;
     let address = format!("127.0.0.1:{} (TLS)", server.port());
-    // With what the operating system trusts, and with another authority.
+    // First with the authorities that the operating system trusts, then with another one.
     let text = unavailable(minute().connect(&server.url()).await, &address);
     assert!(text.contains("certificate"), "{text}");
     let another = minute().tls_root_certificate(authority().pem());

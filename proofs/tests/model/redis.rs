@@ -1,7 +1,9 @@
-//! One Redis server as the lock's script sees it, for one key: a plain value, without I/O and without a clock.
+//! One Redis server as the lock's script sees it, for one key: a plain value, without I/O and
+//! without a clock.
 //!
-//! Each operation does what `src/store/redis/scripts/lock.lua` does, in the same order, so that it also stops at the
-//! same place when a key has a wrong type. A batch is a row of calls with the same `now`.
+//! Each operation takes the steps of `src/store/redis/scripts/lock.lua` in the same order, so that
+//! it also stops at the same place when a key has a wrong type. A batch is a row of calls with the
+//! same `now`.
 
 #![allow(
     dead_code,
@@ -13,7 +15,7 @@
 /// A process that is the store's client, by its number.
 pub type Process = u8;
 
-/// What may take the place of a lock, by its number.
+/// A record that may take the place of a lock, by its number.
 pub type Record = u8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,7 +29,7 @@ pub enum Token {
     Record(Record),
 }
 
-/// What an operation answers.
+/// The reply to an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reply {
     Acquired {
@@ -47,19 +49,19 @@ pub enum Reply {
     },
     /// The lock is this token's.
     Intact,
-    /// This is in the lock's place, and no token of ours.
+    /// This record is in the lock's place, and no token of ours.
     Recorded(Token),
     Completed,
     /// The lock is not this token's.
     Gone,
-    /// An error. What was done before it stays done.
+    /// An error. The steps before it stay done.
     Failed {
         /// Whether the token of an acquire has the lock all the same.
         got: bool,
     },
 }
 
-/// What is published to a process's inbox, whether it listens or not.
+/// A message that is published to a process's inbox, whether the process listens or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
     Granted {
@@ -74,7 +76,7 @@ pub enum Message {
         process: Process,
         number: u64,
     },
-    /// There is a record in the place of the lock that the token waits for.
+    /// A record has taken the place of the lock that the token waits for.
     Completed {
         process: Process,
         number: u64,
@@ -107,25 +109,25 @@ pub struct Outcome {
 /// A mistake put in on purpose, to show that it is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mutation {
-    /// Whoever releases a held lock frees it.
+    /// A release frees a held lock, whatever its token.
     ReleaseWithoutTokenCheck,
-    /// A renewal writes the lock, whoever has it.
+    /// A renewal writes the lock, whatever its token.
     RenewalRecreates,
     /// A fence is the last one + 1, whatever the clock says.
     FencesByIncrement,
     /// A repeated acquire puts the token into the queue once more.
     NoQueueOnce,
-    /// The first in the queue gets the lock, whether its process is there or not.
+    /// The first in the queue gets the lock, whether its process is alive or not.
     GrantsToTheGone,
-    /// Whoever completes a held lock puts its record there.
+    /// A completion puts its record in the place of a held lock, whatever its token.
     CompletionWithoutTokenCheck,
-    /// Nobody in the queue is told of a record.
+    /// The waiters in the queue are not told of a record.
     CompletionInSilence,
-    /// Whoever asks last decides how long the queue lives.
+    /// The last acquire decides how long the queue lives.
     QueueIsShortened,
 }
 
-/// The settings of the process that asks. Another's may differ.
+/// The settings of the process that calls. Another's may differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Times {
     /// Time to live of a lease.
@@ -176,14 +178,15 @@ impl Redis {
         }
     }
 
-    /// Takes the lock if it is free or this token's. If it is held and the token `may_queue`, it does, once.
+    /// Takes the lock if it is free or this token's. If it is held and the token `may_queue`, the
+    /// token goes into the queue, once.
     pub fn acquire(&mut self, now_ms: u64, times: Times, token: Token, may_queue: bool) -> Outcome {
         self.carry_out(now_ms, |redis, messages| {
             redis.acquire_or_fail(now_ms, times, token, may_queue, messages)
         })
     }
 
-    /// Acquires where a record may be in the lock's place: then that is the answer.
+    /// Acquires where a record may be in the lock's place. If there is one, the reply says so.
     pub fn claim(&mut self, now_ms: u64, times: Times, token: Token, may_queue: bool) -> Outcome {
         self.carry_out(now_ms, |redis, messages| match redis.owner {
             Some(owner) if !owner.token.is_ours() => Ok(Reply::Recorded(owner.token)),
@@ -191,7 +194,8 @@ impl Redis {
         })
     }
 
-    /// Gives up the lock, or the token's place in the queue. A free lock goes to the first whose process listens.
+    /// Gives up the lock, or the token's place in the queue. A free lock goes to the first whose
+    /// process listens.
     pub fn release(
         &mut self,
         now_ms: u64,
@@ -204,7 +208,8 @@ impl Redis {
         })
     }
 
-    /// Puts a record in the place of the lock, if that is this token's, and tells all in the queue, which is no more.
+    /// Puts a record in the place of the lock if that is this token's, tells all in the queue, and
+    /// removes the queue.
     pub fn complete(
         &mut self,
         now_ms: u64,
@@ -218,7 +223,7 @@ impl Redis {
         })
     }
 
-    /// Lets the lease last for a whole time to live again, if it is this token's.
+    /// Lets the lease last for a whole time to live again if it is this token's.
     pub fn renew(&mut self, now_ms: u64, times: Times, token: Token) -> Outcome {
         self.carry_out(now_ms, |redis, _| redis.try_renew(now_ms, times, token))
     }
@@ -422,7 +427,8 @@ impl Redis {
         Ok(Reply::Renewed { contended })
     }
 
-    /// Gives the lock to the first in the queue whose process is there. Returns whether there was one.
+    /// Gives the lock to the first in the queue whose process is alive. Returns whether there was
+    /// one.
     fn grant(
         &mut self,
         now_ms: u64,
@@ -451,7 +457,7 @@ impl Redis {
         Ok(false)
     }
 
-    /// Follows the clock, and rises in any case.
+    /// Returns a fence that follows the clock, and rises in any case.
     fn next_fence(&mut self, now_ms: u64) -> Result<u64, Failure> {
         if self.wrong_type.fence {
             return Err(Failure);
@@ -495,7 +501,8 @@ impl Redis {
         Ok(!self.queue()?.is_empty())
     }
 
-    /// Only the first one to wait is worth a message: from then on, answers and grants say that others wait.
+    /// Publishes to the holder that the lock is contended, for the first waiter only: from then on,
+    /// replies and grants say so.
     fn enqueue(
         &mut self,
         token: Token,

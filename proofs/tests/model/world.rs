@@ -1,11 +1,12 @@
-//! Processes, Redis, and all that can go wrong between them, as a state that a model checker explores.
+//! Processes, Redis, and all that can go wrong between them, as a state that a model checker
+//! explores.
 //!
-//! Each process runs the crate's own state machine for one key. Commands and replies travel in order, and take as long as
-//! they like. All processes share one clock, in ms.
+//! Each process runs the crate's own state machine for one key. Commands and replies travel in
+//! order, and take any time. All processes share one clock, in ms.
 //!
-//! Time passes by itself only when there is nothing else to do; while something is on its way, due, or held, every
-//! step of the clock is a delay, of which a world has only so many. So "served in the end" can be told from a state in
-//! which nothing more happens.
+//! Time passes by itself only when there is nothing else to do. While something is in flight, due
+//! or held, every step of the clock is a delay, of which a world has only so many. So "served in
+//! the end" can be told from a state in which nothing more happens.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -32,12 +33,12 @@ pub(crate) const MEANT: &str = "a slot that is not idle stands for a request or 
 
 pub(crate) const TTL: u64 = 200;
 const GRANT_TTL: u64 = 100;
-/// No record expires while we look.
+/// No record expires in a plan.
 const RETENTION: u64 = 1000 * TTL;
 /// How far the clock goes at once.
 const STEP: u64 = 50;
 
-/// What there is to explore.
+/// A world to explore.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     /// How many requests each process has that wait for their turn.
@@ -47,22 +48,25 @@ pub(crate) struct Plan {
     pub(crate) faults: Faults,
     /// Whether a holder may put a record in the lock's place.
     pub(crate) records: bool,
-    /// What is wrong with the crate, to see that it is found.
+    /// A mistake in the crate, to show that it is found.
     pub(crate) mutant: Option<Mutant>,
 }
 
 /// How many of each may happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Faults {
-    /// Steps of the clock while there is something to do: slow networks, processes that are stopped, long holds.
+    /// Steps of the clock while there is something to do: slow networks, stopped processes, long
+    /// holds.
     pub(crate) delays: u8,
-    /// Requests of the first process that do not wait. They are no fault, but join what others ask.
+    /// Requests of the first process that do not wait. They are no fault, but join acquires of
+    /// others.
     pub(crate) impatient: u8,
     /// Requests that give up waiting.
     pub(crate) cancellations: u8,
     /// Completions that Redis refuses, for want of memory or as a replica. They are tried again.
     pub(crate) refusals: u8,
-    /// Connections that break. Replies and pushes are lost; commands are, too, or arrive at any later time.
+    /// Connections that break. Replies and pushes are lost. Commands are lost too, or arrive at any
+    /// later time.
     pub(crate) disconnections: u8,
     /// Processes that die.
     pub(crate) crashes: u8,
@@ -70,9 +74,10 @@ pub(crate) struct Faults {
     pub(crate) foreign: u8,
     /// `FLUSHALL`, or a restart without data.
     pub(crate) data_losses: u8,
-    /// Messages that Redis publishes and nobody gets.
+    /// Messages that Redis publishes and no process gets.
     pub(crate) lost_pushes: u8,
-    /// Commands of a waiting process that concern other keys. No fault, but their replies say how old a grant may be.
+    /// Commands of a waiting process that concern other keys. They are no fault, but their replies
+    /// bound the age of a grant.
     pub(crate) other_commands: u8,
 }
 
@@ -81,19 +86,19 @@ pub(crate) struct Faults {
 pub(crate) enum Mutant {
     /// A grant counts from when it arrives.
     GrantCountsFromArrival,
-    /// A grant counts from the newest reply that was seen when it is acted upon, not when it came.
+    /// A grant counts from the newest reply seen when it is acted upon, not when it arrived.
     GrantCountsFromLaterReply,
     /// A lease counts from the reply.
     LeaseCountsFromReply,
-    /// Nobody asks again, whatever was lost.
+    /// No process asks again, whatever was lost.
     NoFallback,
     /// A new connection is taken for the old one.
     ReconnectUnnoticed,
-    /// A grant is trusted for as long as its receiver's own would last.
+    /// A grant counts as valid for as long as a lease of its receiver's own would last.
     GrantTrustedForOwnTtl,
     /// A slot forgets a record as soon as it is sent.
     CompletionForgotten,
-    /// A slot whose waiters are gone rests for nobody.
+    /// A slot whose waiters are gone stays in back-off for no request.
     RestsForNobody,
     /// The scripts are wrong.
     Script(Mutation),
@@ -115,14 +120,14 @@ pub(crate) struct World {
     is_completed: bool,
     /// A request got it.
     is_replayed: bool,
-    /// A request got the lock while a record was on its way under a lease that lasted.
+    /// A request got the lock while a record was in flight under a lease that lasted.
     ran_beside_record: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Node {
     is_alive: bool,
-    /// Whether Redis takes it to be there.
+    /// Whether Redis takes the process to be alive.
     is_subscribed: bool,
     slot: Slot<u64>,
     /// The last token, lease or waiter that was numbered.
@@ -133,11 +138,11 @@ struct Node {
     outgoing: Vec<Sent>,
     /// Carried out or published, and not arrived.
     incoming: Vec<Incoming>,
-    /// Sent on a connection that broke: may be carried out, in order, at any time.
+    /// Sent on a connection that broke. May be carried out, in order, at any time.
     late: Vec<Command>,
     /// Completions that Redis refused, and when they were submitted.
     refused: Vec<(u64, u64)>,
-    /// The token and the lease of a record that is on its way, as far as the process knows.
+    /// The token and the lease of a record in flight, as far as the process knows.
     recording: Option<(u64, Time)>,
     /// When the newest command was sent whose reply is here.
     observed: u64,
@@ -175,7 +180,7 @@ struct Sent {
 
 type Command = crate::store::Command<(), ()>;
 
-/// A number that no request has: nobody waits for its answer.
+/// A number that no request has, so that no request waits for its answer.
 const NOBODY: u64 = u64::MAX;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -183,9 +188,9 @@ enum Incoming {
     Reply(Sent, Reply),
     /// An error, and nothing was done.
     Refusal(Sent),
-    /// With what had been observed when it came, if it lies here already.
+    /// With the newest reply when it came, if it has arrived.
     Push(Message, Option<u64>),
-    /// Whatever was watched may have changed.
+    /// All that was watched may have changed.
     AllChanged,
 }
 
@@ -226,14 +231,15 @@ pub(crate) enum Action {
     LoseData,
 }
 
-/// What becomes of the commands without a reply when there is a new connection.
+/// The fate of the commands without a reply when there is a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unanswered {
     /// They are sent again.
     SentAgain,
     /// They fail.
     Fail,
-    /// They fail, as no answer came in time. Behind them, on the old connection, go releases for what they asked for.
+    /// They fail, as no reply came in time. After them, releases of the locks that they asked for
+    /// go out on the old connection.
     GivenUp,
 }
 
@@ -432,7 +438,7 @@ impl Plan {
         if node.passed_on.is_some_and(|(_, at)| at <= world.now) {
             actions.push(Action::LookAfterGrant(number));
         }
-        // A slot may be idle while a completion is on its way, which can still be lost.
+        // A slot may be idle while a completion is in flight, which can still be lost.
         let is_busy = !node.slot.is_idle()
             || self.records && !(node.outgoing.is_empty() && node.incoming.is_empty());
         if world.left.disconnections > 0 && is_busy {
@@ -448,7 +454,7 @@ impl Plan {
 }
 
 impl Node {
-    /// Whether somebody will act on what the slot has or wants.
+    /// Returns whether a request or a record stands behind what the slot has or wants.
     fn is_meant(&self) -> bool {
         match self.slot.stands_for() {
             Standing::Nothing => true,
@@ -469,7 +475,7 @@ impl Node {
         }
     }
 
-    /// When its state machine next has something to do, in whole steps of the clock.
+    /// Returns when the state machine next has something to do, in whole steps of the clock.
     fn tick_at(&self, plan: &Plan) -> Option<u64> {
         let at = self.slot.next_tick()?.as_nanos().div_ceil(1_000_000);
         let is_fallback = self.slot.waiting().in_store;
@@ -482,7 +488,7 @@ impl World {
         self.nodes.iter().filter(|node| node.is_alive)
     }
 
-    /// How many believe that they hold the lock.
+    /// Counts the processes that believe that they hold the lock.
     fn trusting(&self) -> usize {
         let now = at(self.now);
         self.living()
@@ -507,7 +513,7 @@ impl World {
         })
     }
 
-    /// To where the clock may go now.
+    /// Returns the time to which the clock may go now.
     fn next_moment(&self, plan: &Plan) -> Option<u64> {
         if self.has_something_to_do(plan) {
             return (self.left.delays > 0).then_some(self.now + STEP);
@@ -520,8 +526,8 @@ impl World {
         Some(next.div_ceil(STEP) * STEP)
     }
 
-    /// Once everything has come to its end, the lock is free, or a record in its place. After an accident, at the latest
-    /// when it expires.
+    /// Returns whether the lock is free, or a record in its place, once everything has come to its
+    /// end: after an accident, at the latest when the lease expires.
     fn leaves_nothing(&self, plan: &Plan) -> bool {
         let had_accidents = self.left.disconnections < plan.faults.disconnections
             || self.left.refusals < plan.faults.refusals
@@ -646,7 +652,7 @@ impl World {
         });
     }
 
-    /// A request is done with its lock, and leaves a record.
+    /// A request is done with its lock and leaves a record.
     fn complete(&mut self, plan: &Plan, node: usize, holder: usize) {
         let holder = self.nodes[node].holders.remove(holder);
         let (token, until) = (holder.token, holder.until);
@@ -793,7 +799,7 @@ impl World {
         if plan.is(Mutant::ReconnectUnnoticed) {
             return;
         }
-        // What is sent again goes first, as it was submitted first.
+        // Commands that are sent again go first, as they were submitted first.
         for sent in &unanswered {
             if !fails || sent.command.ends_hold() {
                 self.send(number, sent.command);
@@ -804,7 +810,7 @@ impl World {
         });
         for sent in unanswered {
             if fails {
-                // What ends a hold does not fail: it was sent again above.
+                // Commands that end a hold do not fail: they were sent again above.
                 if !sent.command.ends_hold() {
                     self.fail(plan, number, sent);
                 }
@@ -827,7 +833,7 @@ impl World {
         });
     }
 
-    /// Redis does what it is told, and publishes what there is to publish.
+    /// Redis carries out a command, and publishes the messages that follow.
     fn carry_out(&mut self, plan: &Plan, node: usize, command: Command) -> Reply {
         let process = node as Process;
         let ours = |number| Token::Ours { process, number };
