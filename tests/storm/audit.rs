@@ -1,8 +1,8 @@
 //! What may have happened, and what may not.
 //!
 //! An event's run tells the storage that it began, that it took effect, and how it ended, in this
-//! order and before the layer has its response. The layer records the response of a run that succeeded,
-//! *before* a client gets it. From that:
+//! order and before the layer has its response. The layer records the response of a run that
+//! succeeded, *before* a client gets it. From that:
 //!
 //! 1. A run begins only when that of the same event before it has ended, or its process was killed:
 //!    **never two at a time**. A process is told to be killed before it is; so for as long as a
@@ -14,9 +14,9 @@
 //! 3. A run does nothing after another has begun.
 //! 4. Once a client has a 200, **no run begins any more**, kills or no kills: the record was there
 //!    before.
-//! 5. All 200 of an event are the response of the same run, the last one that took effect; the first
-//!    of them is no replay, and all others are. Where Redis is out of memory for moments, a replay
-//!    may lack the body of a long response.
+//! 5. All 200 of an event are the response of the same run, the last one that took effect; the
+//!    first of them is no replay, and all others are. Where Redis is out of memory for moments, a
+//!    replay may lack the body of a long response.
 //! 6. A run goes on to its end when its client leaves: only a kill can cut it off.
 //! 7. A run that **outlives its lease**, as its handler blocks its thread, is like one that was cut
 //!    off: another may begin. Then the client of the first has no 200.

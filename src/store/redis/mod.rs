@@ -12,8 +12,10 @@ mod driver;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod grants;
+mod in_flight;
 mod long;
 mod manifest;
+mod pending;
 mod pushes;
 mod queue;
 
@@ -27,7 +29,8 @@ use self::breaker::Breaker;
 use self::connection::{Address, Link};
 use self::long::LongRecords;
 pub(crate) use self::manifest::{Damage, Manifest};
-use self::queue::{Pending, Queue};
+use self::pending::Pending;
+use self::queue::Queue;
 use super::{Command, Failure, Options, Outcome};
 use crate::clock::Time;
 use crate::error::Error;

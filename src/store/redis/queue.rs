@@ -1,16 +1,15 @@
-//! [`Queue`]: the commands for Redis that are to be sent. [`InFlight`]: those that have been sent.
+//! [`Queue`]: the commands for Redis that are to be sent.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::RedisStore;
+use super::pending::Pending;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::key::{Kind, LockKey};
-use crate::shield::shielded;
-use crate::store::{Command, Events, Failure, Outcome, Reply, settled};
+use crate::key::LockKey;
+use crate::store::{Command, Events, Failure};
 
 /// Script calls in flight at once. Commands that are submitted meanwhile go out together, in the
 /// next call.
@@ -123,88 +122,6 @@ fn take_while(
         Some(first) if is_one(first) => line.pop_front(),
         _ => None,
     })
-}
-
-/// A command that has no reply yet.
-#[derive(Debug)]
-pub(super) struct Pending {
-    /// Counts up in order of submission.
-    pub(super) number: u64,
-    pub(super) key: LockKey,
-    pub(super) command: Command,
-    pub(super) submitted: Time,
-    /// How often the command has been sent. It may have been carried out as often.
-    pub(super) attempts: u32,
-    /// Whether it is a release that has let other commands go first, which it does once.
-    pub(super) has_waited: bool,
-}
-
-/// The calls that have no reply yet, in the order in which they were sent, which is that of the
-/// replies.
-///
-/// When this is dropped, the commands go back into the queue: to carry one out twice does no harm.
-pub(super) struct InFlight<'a> {
-    pub(super) store: &'a RedisStore,
-    pub(super) calls: VecDeque<(Time, Vec<Pending>)>,
-    /// Releases and completions that Redis refused. They are tried again.
-    pub(super) refused: Vec<Pending>,
-}
-
-impl<'a> InFlight<'a> {
-    pub(super) fn new(store: &'a RedisStore) -> Self {
-        Self {
-            store,
-            calls: VecDeque::new(),
-            refused: Vec::new(),
-        }
-    }
-
-    pub(super) fn pop(&mut self) -> (Time, Vec<Pending>) {
-        let call = self.calls.pop_front().expect("a reply belongs to a call");
-        self.store
-            .in_flight
-            .fetch_sub(call.1.len(), Ordering::AcqRel);
-        call
-    }
-
-    pub(super) fn push(&mut self, sent_at: Time, commands: Vec<Pending>) {
-        self.store
-            .in_flight
-            .fetch_add(commands.len(), Ordering::AcqRel);
-        self.calls.push_back((sent_at, commands));
-    }
-
-    /// Puts the commands of all calls back into the queue, to be sent again.
-    pub(super) fn recall(&mut self) {
-        let mut commands = Vec::new();
-        while !self.calls.is_empty() {
-            commands.extend(self.pop().1);
-        }
-        self.store.put_back(commands);
-    }
-
-    /// Keeps a release or a completion that Redis refused, to try it again. Later commands for its
-    /// key may overtake it, and find the lock held until then. Its token has no later hold, so it
-    /// can end nothing that began meanwhile.
-    pub(super) fn keep(&mut self, end: Pending) {
-        self.store.in_flight.fetch_add(1, Ordering::AcqRel);
-        self.refused.push(end);
-    }
-
-    pub(super) fn retry(&mut self) {
-        let refused = std::mem::take(&mut self.refused);
-        self.store
-            .in_flight
-            .fetch_sub(refused.len(), Ordering::AcqRel);
-        self.store.put_back(refused);
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.recall();
-        self.retry();
-    }
 }
 
 impl RedisStore {
@@ -340,67 +257,6 @@ impl RedisStore {
             let unknown = is_unknown || pending.may_have_been_carried_out_before();
             let error = error.clone();
             pending.finish(sent_at, Err(Failure { error, unknown }), events);
-        }
-    }
-}
-
-impl Pending {
-    pub(super) fn ends_hold(&self) -> bool {
-        self.command.ends_hold()
-    }
-
-    fn is_about_record(&self) -> bool {
-        self.key.kind() == Kind::Record
-    }
-
-    /// Returns whether no process and no caller is known to wait for this command, and it has not
-    /// let others go first yet.
-    fn can_wait(&self) -> bool {
-        let is_awaited = !matches!(
-            self.command,
-            Command::Release {
-                contended: false,
-                reply: None,
-                ..
-            }
-        );
-        !is_awaited && !self.has_waited
-    }
-
-    /// Returns whether Redis may know the token of an acquire.
-    fn is_known_there(&self) -> bool {
-        self.attempts > 0 || self.is_repeated()
-    }
-
-    /// Returns whether an attempt before the one that failed may have been carried out.
-    pub(super) fn may_have_been_carried_out_before(&self) -> bool {
-        self.attempts > 1 || self.is_repeated()
-    }
-
-    fn is_repeated(&self) -> bool {
-        matches!(self.command, Command::Acquire { again: true, .. })
-    }
-
-    pub(super) fn finish(
-        self,
-        sent_at: Time,
-        result: Result<Reply, Failure>,
-        events: &impl Events,
-    ) {
-        let settled = match result {
-            // An earlier attempt, whose reply was lost, may have released it.
-            Ok(Reply::Released { had_it: false, .. }) if self.attempts > 1 => {
-                Err(Error::of(ErrorKind::Unavailable))
-            }
-            _ => settled(&result),
-        };
-        let outcome = Outcome { sent_at, result };
-        events.replied(&self.key, self.command.bare(), outcome);
-        // Behind the slot's event: the next request of the caller must find the slot as it now is.
-        if let Command::Release { reply, .. } | Command::Complete { reply, .. } = self.command
-            && let Some(reply) = reply
-        {
-            shielded(|| reply.send(settled));
         }
     }
 }

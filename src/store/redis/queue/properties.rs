@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::tests::{MINUTE, Outcomes, closed, store};
 use super::*;
 use crate::store::Record;
+use crate::store::redis::in_flight::InFlight;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {

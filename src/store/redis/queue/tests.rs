@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::super::{Address, Settings};
 use super::*;
-use crate::store::Notice;
+use crate::store::{Notice, Outcome};
 
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 

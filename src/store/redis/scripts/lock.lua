@@ -213,8 +213,9 @@ local function renew(lock_name, queue, token)
   return 2 + some(call('LLEN', queue))
 end
 
--- 2: the lock is this token's. 1: it is not. This writes nothing: Redis tells the clients that track
--- a name of every write to it, in whatever database, and another process would check in its turn.
+-- 2: the lock is this token's. 1: it is not. This writes nothing: Redis tells the clients that
+-- track a name of every write to it, in whatever database, and another process would check in its
+-- turn.
 local function check(lock_name, token)
   return read(lock_name) == token and 2 or 1
 end
