@@ -16,7 +16,11 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TREE = ROOT / "target" / "mutants" / "tree"
 
-MACHINE = "src/manager/slot/machine.rs"
+MACHINE = "src/manager/slot/machine/mod.rs"
+REQUESTS = "src/manager/slot/machine/requests.rs"
+HOLDERS = "src/manager/slot/machine/holders.rs"
+REPLIES = "src/manager/slot/machine/replies.rs"
+NOTICES = "src/manager/slot/machine/notices.rs"
 EVENT = "src/manager/core/event.rs"
 BACKGROUND = "src/manager/background.rs"
 SCRIPT = "src/store/redis/scripts/lock.lua"
@@ -28,7 +32,7 @@ MUTANTS = [
         "a slot rests for nobody",
         [
             (
-                MACHINE,
+                REPLIES,
                 "match self.slot.waiters.is_empty() {\n            true => State::Idle,",
                 "match attempt.first {\n            true => State::Idle,",
             )
@@ -42,7 +46,7 @@ MUTANTS = [
         "a lock that nobody takes panics",
         [
             (
-                MACHINE,
+                REPLIES,
                 "match self.slot.waiters.is_empty() {\n            true => State::Idle,",
                 "match attempt.first {\n            true => State::Idle,",
             ),
@@ -57,14 +61,14 @@ MUTANTS = [
     ),
     (
         "what changed is written to",
-        [(MACHINE, "State::Holding(_) => self.check(),", "State::Holding(_) => self.renew(),")],
+        [(NOTICES, "State::Holding(_) => self.check(),", "State::Holding(_) => self.renew(),")],
         ["--test it holders_of_one_name"],
     ),
     (
         "a record in flight is forgotten",
         [
             (
-                MACHINE,
+                HOLDERS,
                 "            record,\n            reply,\n        });\n        true",
                 "            record,\n            reply,\n        });\n        self.let_go();\n        true",
             )
@@ -76,7 +80,7 @@ MUTANTS = [
     ),
     (
         "a grant is trusted for the receiver's time to live",
-        [(MACHINE, "granted.ttl.min(self.env.rules.grant_ttl)", "granted.ttl.max(self.env.rules.grant_ttl)")],
+        [(NOTICES, "granted.ttl.min(self.env.rules.grant_ttl)", "granted.ttl.max(self.env.rules.grant_ttl)")],
         [
             "--test model with_processes_of_different_settings",
             "--test it a_grant_is_trusted_for_no_longer",
@@ -129,14 +133,14 @@ MUTANTS = [
     ),
     (
         "a wait that is over was always in vain",
-        [(MACHINE, "if attempt.unanswered => ErrorKind::Unavailable", "if attempt.unanswered => ErrorKind::TimedOut")],
+        [(REQUESTS, "if attempt.unanswered => ErrorKind::Unavailable", "if attempt.unanswered => ErrorKind::TimedOut")],
         ["--test it a_wait_ends_on_time"],
     ),
     (
         "an answer that came too late refuses all",
         [
             (
-                MACHINE,
+                REPLIES,
                 "self.acquire_failed(attempt, &unavailable());\n                    return;",
                 "self.reject_waiting(&unavailable());\n"
                 "                    self.acquire_failed(attempt, &unavailable());\n                    return;",
