@@ -158,7 +158,7 @@ MUTANTS = [
     ),
     (
         "a request has no bound of its own",
-        [("src/store/mod.rs", "Self::Redis(redis) => Some(redis.answers_within())", "Self::Redis(_) => None")],
+        [("src/store/mod.rs", "Self::Redis(redis) => Some(redis.replies_within())", "Self::Redis(_) => None")],
         ["--test it a_request_is_answered_though_nothing_drives"],
     ),
     (
@@ -181,12 +181,12 @@ MUTANTS = [
         "a caller is told before the slot is",
         [
             (
-                "src/store/redis/queue.rs",
+                "src/store/redis/pending.rs",
                 "        events.replied(&self.key, self.command.bare(), outcome);\n",
                 "        let bare = self.command.bare();\n",
             ),
             (
-                "src/store/redis/queue.rs",
+                "src/store/redis/pending.rs",
                 "            shielded(|| reply.send(settled));\n        }\n",
                 "            shielded(|| reply.send(settled));\n"
                 "            std::thread::sleep(std::time::Duration::from_millis(50));\n        }\n"
