@@ -4,15 +4,15 @@
 //! `SET key token NX PX ttl` before the handler and `SET key record PX retention` behind it, both awaited; for a replay,
 //! one `GET` of as many bytes as a record has. They go over one multiplexed connection that all clients share.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
+#[path = "../tests/support/mod.rs"]
+mod fixtures;
 mod support;
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::RedisServer;
+use fixtures::RedisServer;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use redis::aio::MultiplexedConnection;
@@ -131,7 +131,7 @@ impl Bench {
     }
 
     async fn script_calls(&self) -> u64 {
-        common::script_calls(&self.redis).await
+        fixtures::script_calls(&self.redis).await
     }
 
     /// What one client waits for, whose requests are all new.

@@ -4,8 +4,8 @@
 //! textbook recipe written by hand: `SET key token NX PX ttl`, the work, then a compare-and-delete by `EVALSHA`,
 //! both awaited, on one multiplexed connection that all clients share.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
+#[path = "../tests/support/mod.rs"]
+mod fixtures;
 mod support;
 
 use std::convert::Infallible;
@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::RedisServer;
+use fixtures::RedisServer;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use support::recipe::Recipe;
@@ -163,12 +163,12 @@ async fn many_clients(server: &RedisServer, figures: &mut Figures) {
             hand.push(rate);
             hand_cpu.push(cpu);
             let locked = layer(&locks).layer(service_fn(hello));
-            let before = common::script_calls(&redis).await;
+            let before = fixtures::script_calls(&redis).await;
             let (rate, cpu) = load(clients, ROUND, move |client, number| {
                 through(locked.clone(), format!("/{client}/{number}"))
             })
             .await;
-            commands += common::script_calls(&redis).await - before;
+            commands += fixtures::script_calls(&redis).await - before;
             requests += rate * ROUND.as_secs_f64();
             ours.push(rate);
             our_cpu.push(cpu);

@@ -8,8 +8,8 @@
 
 #![allow(unreachable_pub)]
 
-#[path = "../tests/common/mod.rs"]
-mod common;
+#[path = "../tests/support/mod.rs"]
+mod fixtures;
 #[path = "support/mod.rs"]
 mod support;
 
@@ -19,7 +19,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{Mode, Proxy, RedisServer, eventually, run};
+use fixtures::random::Random;
+use fixtures::{Mode, Proxy, RedisServer, eventually, run};
 use http::{Request, Response};
 use http_body_util::Full;
 use redis::aio::MultiplexedConnection;
@@ -146,11 +147,11 @@ async fn load(
     let tasks: Vec<_> = (0..TASKS)
         .map(|task| {
             let locks = managers[task % 2].clone();
-            let (counts, random) = (Arc::clone(counts), Random(task as u64));
+            let (counts, random) = (Arc::clone(counts), Random::new(task as u64));
             tokio::spawn(work(locks, counts, random, until))
         })
         .collect();
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     while Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(200 + random.below(800))).await;
         match random.below(5) {
@@ -195,7 +196,8 @@ async fn work(locks: LockManager, counts: Arc<Counts>, mut random: Random, until
             }
             1 => locks.try_acquire(key).await,
             2 => locks.acquire(key, Duration::from_millis(500)).await,
-            _ => match tokio::time::timeout(patience, locks.acquire(key, common::PATIENCE)).await {
+            _ => match tokio::time::timeout(patience, locks.acquire(key, fixtures::PATIENCE)).await
+            {
                 Ok(result) => result,
                 Err(_) => {
                     count(&counts.gave_up);
@@ -220,18 +222,5 @@ async fn work(locks: LockManager, counts: Arc<Counts>, mut random: Random, until
                 tokio::task::yield_now().await;
             }
         }
-    }
-}
-
-/// Numbers that look random: a linear congruential generator (Knuth's constants).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
     }
 }

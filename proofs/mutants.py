@@ -52,12 +52,12 @@ MUTANTS = [
             ),
             (CORE, "let result = shielded(|| {", "let result = Some({"),
         ],
-        ["--test trouble requests_that_join_and_leave"],
+        ["--test it requests_that_join_and_leave"],
     ),
     (
         "what changed is written to",
         [(SLOT, "Notice::Changed) => held.check(effects)", "Notice::Changed) => held.renew(effects)")],
-        ["--test trouble holders_of_one_name"],
+        ["--test it holders_of_one_name"],
     ),
     (
         "a record that is on its way is forgotten",
@@ -71,7 +71,7 @@ MUTANTS = [
         ],
         [
             "--test model with_records_that_redis_refuses",
-            "--test idempotency_trouble an_answer_that_redis_refuses_for_a_moment",
+            "--test it an_answer_that_redis_refuses_for_a_moment",
         ],
     ),
     (
@@ -79,7 +79,7 @@ MUTANTS = [
         [(SLOT, "let ttl = ttl.min(env.rules.grant_ttl);", "let ttl = env.rules.grant_ttl.max(ttl);")],
         [
             "--test model with_processes_of_different_settings",
-            "--test trouble a_grant_is_trusted_for_no_longer",
+            "--test it a_grant_is_trusted_for_no_longer",
         ],
     ),
     (
@@ -87,13 +87,13 @@ MUTANTS = [
         [(SCRIPT, "if call('PTTL', queue) < lasts then", "do")],
         [
             "--test scripts whatever_clients_do",
-            "--test trouble a_process_with_a_short_time_to_live",
+            "--test it a_process_with_a_short_time_to_live",
         ],
     ),
     (
         "max_hold leaves the lock to expire",
         [(SLOT, "if reason == LostReason::MaxHold {", "if false {")],
-        ["--test trouble a_lock_that_is_lost_by_max_hold"],
+        ["--test it a_lock_that_is_lost_by_max_hold"],
     ),
     (
         "a lock goes on as its holder is told of max_hold",
@@ -103,7 +103,7 @@ MUTANTS = [
     (
         "max_hold cuts off the writing of a record",
         [("src/guard.rs", "core.recording(&lease, time);", "")],
-        ["--test long_records an_answer_that_takes_longer_to_write"],
+        ["--test it an_answer_that_takes_longer_to_write"],
     ),
     (
         "a release that is refused stays on a replica",
@@ -114,7 +114,7 @@ MUTANTS = [
                 'if !pending.ends_hold() && error.to_string().contains("READONLY") {',
             )
         ],
-        ["--test trouble a_release_that_a_replica_refuses"],
+        ["--test it a_release_that_a_replica_refuses"],
     ),
     (
         "a run past its lease succeeds where Redis is silent",
@@ -125,12 +125,12 @@ MUTANTS = [
                 "if error.kind() == ErrorKind::Lost",
             )
         ],
-        ["--test idempotency_trouble a_handler_that_blocked_past_its_lease_is_no_success_if"],
+        ["--test it a_handler_that_blocked_past_its_lease_is_no_success_if"],
     ),
     (
         "a wait that is over was always in vain",
         [(SLOT, "if question.unanswered => ErrorKind::Unavailable", "if question.unanswered => ErrorKind::TimedOut")],
-        ["--test trouble a_wait_ends_on_time"],
+        ["--test it a_wait_ends_on_time"],
     ),
     (
         "an answer that came too late refuses all",
@@ -148,14 +148,14 @@ MUTANTS = [
         "the manager stays on a runtime of one thread",
         [(BACKGROUND, "runtime.runtime_flavor() != RuntimeFlavor::CurrentThread", "true || runtime.runtime_flavor() != RuntimeFlavor::CurrentThread")],
         [
-            "--test trouble a_manager_works_where_its_own_runtime",
-            "--test trouble a_lock_is_renewed_while_its_thread",
+            "--test it a_manager_works_where_its_own_runtime",
+            "--test it a_lock_is_renewed_while_its_thread",
         ],
     ),
     (
         "a request has no bound of its own",
         [(CORE, "Store::Redis(_) => Some(3 * self.command_timeout)", "Store::Redis(_) => None")],
-        ["--test trouble a_request_is_answered_though_nothing_drives"],
+        ["--test it a_request_is_answered_though_nothing_drives"],
     ),
     (
         "a waker that panics unwinds",
@@ -166,7 +166,7 @@ MUTANTS = [
                 "            let _ = Some({\n                waiter.send(match answer {",
             )
         ],
-        ["--test trouble a_waker_that_panics"],
+        ["--test it a_waker_that_panics"],
     ),
     (
         "a background task that panicked is not started again",
@@ -189,7 +189,7 @@ MUTANTS = [
                 "        events.answered(&self.key, self.command, Outcome { sent_at, result });\n",
             ),
         ],
-        ["--test idempotency_trouble managers_with_other_prefixes"],
+        ["--test it managers_with_other_prefixes"],
     ),
     (
         "a handler that blocked past its lease succeeds",
@@ -197,7 +197,7 @@ MUTANTS = [
             ("src/future.rs", "let begun = match held.is_lost() {", "let begun = match false {"),
             ("src/future.rs", "match begun.filter(|_| !held.is_lost()) {", "match begun {"),
         ],
-        ["--test layer a_handler_that_blocked_past_its_lease"],
+        ["--test it lock::lost::a_handler_that_blocked_past_its_lease"],
     ),
 ]
 

@@ -14,9 +14,9 @@
 #![allow(unreachable_pub)]
 
 mod clock;
-#[path = "../../tests/common/mod.rs"]
-mod common;
 mod contenders;
+#[path = "../../tests/support/mod.rs"]
+mod fixtures;
 mod load;
 mod memory;
 mod monitor;
@@ -34,7 +34,7 @@ mod workers;
 
 use std::path::{Path, PathBuf};
 
-use common::RedisServer;
+use fixtures::RedisServer;
 use plot::Panel;
 use support::{Figures, Goal, over_http};
 

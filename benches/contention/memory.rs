@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tower_distributed_lock::LockManager;
 
-use crate::common::RedisServer;
 use crate::contenders::text;
+use crate::fixtures::RedisServer;
 use crate::support::{Figures, Goal, cpu_time};
 use crate::workers::Worker;
 

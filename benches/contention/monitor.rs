@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::task::JoinHandle;
 
-use crate::common::RedisServer;
+use crate::fixtures::RedisServer;
 
 const END: &str = "the-end-of-the-count";
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tower_distributed_lock::LockManager;
 
-use crate::common::RedisServer;
 use crate::contenders::{Contender, Kind, text};
+use crate::fixtures::RedisServer;
 use crate::load::{self, Keys, Load, Work};
 use crate::monitor::Monitor;
 use crate::random::Zipf;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use redis::RedisResult;
 
-use crate::common::{RedisServer, eventually, value};
 use crate::contenders::{Kind, text};
+use crate::fixtures::{RedisServer, eventually, value};
 use crate::load::Tally;
 use crate::monitor::Monitor;
 use crate::rounds::Rounds;

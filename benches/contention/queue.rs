@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit};
 use tower_distributed_lock::LockManager;
 
-use crate::common::{RedisServer, queue_length};
 use crate::contenders::text;
+use crate::fixtures::{RedisServer, queue_length};
 use crate::monitor::Monitor;
 use crate::support::{Figures, Goal};
 

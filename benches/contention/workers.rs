@@ -7,8 +7,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::clock;
-use crate::common::RedisServer;
 use crate::contenders::Kind;
+use crate::fixtures::RedisServer;
 
 /// Set for a worker only.
 pub const URL: &str = "TOWER_DISTRIBUTED_LOCK_BENCH_URL";

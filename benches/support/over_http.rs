@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tower_distributed_lock::{DistributedLockLayer, LockManager};
 
 use super::{Figures, Goal, cpu_time, median};
-use crate::common::{self, RedisServer};
+use crate::fixtures::{self, RedisServer};
 
 const WRK_SECONDS: u32 = 2;
 
@@ -32,13 +32,13 @@ pub async fn compare(server: &RedisServer, figures: &mut Figures, goal: &Goal) {
     let (mut costs, mut commands) = (vec![f64::NAN], Vec::new());
     for _ in 0..5 {
         bare_rates.push(wrk(bare).await);
-        let (cpu, calls) = (cpu_time(), common::script_calls(&redis).await);
+        let (cpu, calls) = (cpu_time(), fixtures::script_calls(&redis).await);
         let rate = wrk(locked).await;
         let requests = rate * f64::from(WRK_SECONDS);
         if let (Some(before), Some(after)) = (cpu, cpu_time()) {
             costs.push((after - before).as_secs_f64() * 1e6 / requests);
         }
-        commands.push((common::script_calls(&redis).await - calls) as f64 / requests);
+        commands.push((fixtures::script_calls(&redis).await - calls) as f64 / requests);
         locked_rates.push(rate);
     }
     let (bare, locked) = (median(&mut bare_rates), median(&mut locked_rates));

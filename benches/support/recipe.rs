@@ -5,7 +5,7 @@ use std::sync::Arc;
 use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
 
-use crate::common::RedisServer;
+use crate::fixtures::RedisServer;
 
 /// `SET name token NX PX ttl` to take the lock, a compare-and-delete by `EVALSHA` to release it, both awaited, on one
 /// multiplexed connection that all clones share.

@@ -1,9 +1,9 @@
 //! The lock's script against a model of it: whatever clients do, and in any order, both answer, tell and keep the same.
 
-#[path = "../../tests/common/mod.rs"]
-mod common;
 #[path = "model/redis.rs"]
 mod model;
+#[path = "../../tests/support/mod.rs"]
+mod support;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -11,13 +11,13 @@ use std::fmt::Debug;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, RedisServer};
 use model::{Message, Mutation, Owner, Process, Record, Redis, Reply, Times, Token};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use redis::{Cmd, Connection, ConnectionLike, Value, cmd};
+use support::{PATIENCE, RedisServer};
 
 const SCRIPT: &str = include_str!("../../src/store/redis/scripts/lock.lua");
 

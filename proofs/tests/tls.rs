@@ -1,18 +1,18 @@
 //! `rediss://`, to a real server with a certificate made for it.
 #![cfg(feature = "tls")]
 
-#[path = "../../tests/common/mod.rs"]
-mod common;
+#[path = "../../tests/support/mod.rs"]
+mod support;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{
-    FREE_PORT, PATIENCE, RedisServer, eventually, eventually_no_trace, minute, queue_length, run,
-    script_calls, soon, value,
-};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use support::{
+    FREE_PORT, PATIENCE, RedisServer, eventually, eventually_no_trace, eventually_queued, minute,
+    run, script_calls, soon, value,
+};
 use tower_distributed_lock::{Error, ErrorKind, LockManager, LostReason};
 
 /// A server that speaks TLS on one port, and plainly on another, for the test's own look at it.
@@ -113,10 +113,7 @@ async fn a_lock_goes_from_process_to_process_over_tls() {
         let two = two.clone();
         async move { two.acquire("a", PATIENCE).await }
     });
-    eventually("the other waits", || async {
-        queue_length(&redis, "a").await == 1
-    })
-    .await;
+    eventually_queued(&redis, "a", 1).await;
     guard.release().await.unwrap();
     // The lease would last a minute: it was told.
     let guard = soon("it is handed over", waiting).await.unwrap().unwrap();
