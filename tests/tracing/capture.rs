@@ -135,11 +135,12 @@ pub fn records() -> Vec<Record> {
     records.lock().unwrap().clone()
 }
 
-/// Has what this thread tells, and the threads of the managers that are made on it, kept apart, as long
-/// as the guard lives.
+/// Has what this thread tells, and the threads of the managers that are made on it, kept apart, as
+/// long as the guard lives.
 ///
-/// The subscriber of the process must be there first. A single one of a thread would miss events: what
-/// another thread has found out without it, namely that no subscriber wants them, holds for all.
+/// The subscriber of the process must be there first. A single one of a thread would miss events:
+/// what another thread has found out without it, namely that no subscriber wants them, holds for
+/// all.
 pub fn of_this_thread() -> (Arc<Mutex<Vec<Record>>>, DefaultGuard) {
     listen();
     let records = Arc::<Mutex<Vec<Record>>>::default();
