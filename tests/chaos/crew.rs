@@ -84,7 +84,7 @@ impl Crew {
         self.log.of(orders.number).note(What::Killed, 0, 0, "");
         let step = self.places.len() as u32;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        // Of the same kind: see `Runtimes::of`.
+        // The new worker is of the same kind: see `Runtimes::of`.
         orders.number = number * step * 4 + orders.number % 4;
         orders.seed ^= u64::from(orders.number);
         *worker = Worker::start(orders);
@@ -101,12 +101,12 @@ impl Crew {
         }
     }
 
-    /// Waits until all have ended by themselves. Returns how many did not, or not well.
+    /// Waits until all have ended by themselves. Returns how many did not, or failed.
     pub async fn ended(&self) -> usize {
         let mut stuck = 0;
         for place in &self.places {
             let mut worker = place.worker.lock().await;
-            // `wait` would close it, and the worker end at once.
+            // `wait` would close it, and the worker would end at once.
             let _input = worker.child.stdin.take();
             let ended = timeout(PATIENCE, worker.child.wait()).await;
             stuck +=

@@ -1,4 +1,4 @@
-//! What a holder does: looks whether it still has the lock, and writes.
+//! A holder's work: it looks whether it still has the lock, and writes.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::support::random::Random;
 use crate::variety::Variety;
 use crate::worker::{Me, Mood};
 
-/// Whether the lock is held; and when that was found, into the history.
+/// Returns whether the lock is held, and notes in the history when that was found.
 pub fn look(log: &Log, id: u64, is_held: impl FnOnce() -> bool) -> bool {
     let before = nanos();
     let is_held = is_held();
@@ -25,7 +25,7 @@ pub async fn hold(me: &Me, id: u64, key: &str, held: Held, random: &mut Random) 
         Client::Crate(_) => (84, 97),
         Client::Textbook(_) => (65, 88),
     };
-    // Of the textbook's, a renewal that was late may find the lock to be held after all.
+    // With the textbook's lock, a late renewal may find that it is held after all.
     let ends_when_lost = matches!(me.client, Client::Crate(_));
     let time = match random.below(100) {
         _ if me.mood() != Mood::Wild => random.millis(0, 10),
@@ -45,7 +45,7 @@ pub async fn hold(me: &Me, id: u64, key: &str, held: Held, random: &mut Random) 
     while (is_held || !ends_when_lost) && nanos() < until {
         if is_held && random.chance(40) {
             if random.chance(10) {
-                // The write takes its time, beyond the loss maybe.
+                // The write takes its time, perhaps beyond the loss.
                 tokio::time::sleep(random.millis(0, 150)).await;
             }
             write(me, id, key, held.token(), "").await;
@@ -58,7 +58,7 @@ pub async fn hold(me: &Me, id: u64, key: &str, held: Held, random: &mut Random) 
         is_held = look(&me.log, id, || held.is_held());
     }
     if !is_held && random.chance(30) {
-        // This one does not care: the store has to refuse it.
+        // This holder writes all the same: the store has to refuse it.
         for _ in 0..5 {
             write(me, id, key, held.token(), "careless").await;
             tokio::time::sleep(random.millis(0, 60)).await;

@@ -8,7 +8,7 @@ pub enum Variety {
     Runtimes,
     /// The databases of the server.
     Databases,
-    /// Some handlers block their thread, beyond the lease maybe.
+    /// Some handlers block their thread, perhaps beyond the lease.
     Blocking,
     /// Locks are held for longer than otherwise.
     LongHolds,

@@ -5,8 +5,8 @@
 //! succeeded, *before* a client gets it. From that:
 //!
 //! 1. A run begins only when that of the same event before it has ended, or its process was killed:
-//!    **never two at a time**. A process is told to be killed before it is; so for as long as a
-//!    SIGKILL takes, a run that begins too early passes for one that begins after the kill.
+//!    **never two at a time**. The log has the kill before it happens, so for as long as a SIGKILL
+//!    takes, a run that begins too early passes for one that begins after the kill.
 //! 2. A run begins after one that **took effect** only if that one's process was killed: between
 //!    its effect and its record, a process can be cut off (also after the run has ended, and before
 //!    the record is there). So an event's effects are one, and one more for each run that was cut
@@ -22,8 +22,8 @@
 //!    off: another may begin. Then the client of the first has no 200.
 //! 8. Only what is to be remembered is replayed: no failure is.
 //!
-//! All that is so as long as no lease is lost. A process that the machine keeps from running loses
-//! its leases: `storm/stall.rs` tells when that may have been so.
+//! All this holds as long as no lease is lost. A process that the machine keeps from running loses
+//! its leases; `stall.rs` tells when that may have happened.
 
 use std::collections::{HashMap, HashSet};
 
@@ -38,9 +38,9 @@ pub struct Findings {
     pub failures: usize,
     pub panics: usize,
     pub kills: usize,
-    /// Runs that were cut off before they took effect, and after: these had no record.
+    /// Runs that were cut off before they took effect, and after it but before their record.
     pub cut_off: (u64, u64),
-    /// For how long a node did not run at the most, in ms.
+    /// The longest time that a node did not run, in ms.
     pub stood_still: u64,
     pub events: HashMap<u64, Event>,
     killed: HashSet<u64>,
@@ -48,7 +48,7 @@ pub struct Findings {
     pub outlived: HashSet<Run>,
 }
 
-/// What the storage was told of one event.
+/// What the storage was told about one event.
 #[derive(Default)]
 pub struct Event {
     running: Option<Run>,

@@ -1,5 +1,5 @@
-//! Whether the machine itself stood still: a lease runs out when its process does not run, or Redis
-//! does not, and a storm in which that was so says nothing.
+//! Whether the machine itself stood still. A lease runs out when its process or Redis does not run,
+//! and a storm in which that happened says nothing.
 //!
 //! This does not use the crate at all.
 

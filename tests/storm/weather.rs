@@ -1,4 +1,4 @@
-//! What comes upon the nodes, and what is left after it.
+//! What happens to the nodes in a storm, and what is left after it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

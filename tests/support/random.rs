@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+pub const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
 #[derive(Clone)]
 pub struct Random(u64);
@@ -22,6 +22,11 @@ impl Random {
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(STEP);
         mix(self.0)
+    }
+
+    /// From 0 up to, but not including, 1.
+    pub fn fraction(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// For a part that goes its own way.
@@ -47,7 +52,7 @@ impl Random {
     }
 }
 
-fn mix(mut number: u64) -> u64 {
+pub fn mix(mut number: u64) -> u64 {
     number = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     number ^ (number >> 31)

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tower_distributed_lock::LockKey;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
+use tracing::subscriber::DefaultGuard;
 use tracing::{Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
@@ -132,6 +133,19 @@ pub fn records() -> Vec<Record> {
         records
     });
     records.lock().unwrap().clone()
+}
+
+/// Has what this thread tells, and the threads of the managers that are made on it, kept apart, as
+/// long as the guard lives.
+///
+/// The subscriber of the process must be there first. A single one of a thread would miss events:
+/// what another thread has found out without it, namely that no subscriber wants them, holds for
+/// all.
+pub fn of_this_thread() -> (Arc<Mutex<Vec<Record>>>, DefaultGuard) {
+    listen();
+    let records = Arc::<Mutex<Vec<Record>>>::default();
+    let subscriber = tracing_subscriber::registry().with(Capture(Arc::clone(&records)));
+    (records, tracing::subscriber::set_default(subscriber))
 }
 
 /// Begins to listen.

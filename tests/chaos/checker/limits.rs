@@ -34,7 +34,7 @@ pub(super) fn check(
                 .any(|(begin, end)| *begin < until && from < *end)
         };
         let has_waited = next.asked + 50 * MS < at;
-        // What came before may still be on its way.
+        // Commands from before may still be on their way.
         if has_waited
             && next.granted > until + stalls.of_all_between(at, next.granted)
             && !is_disturbed(at.saturating_sub(1000 * MS), next.granted)

@@ -1,4 +1,4 @@
-//! Says from the history alone what was not as it should be.
+//! Tells from the history alone what was not as it should be.
 
 mod busy;
 mod calm;
@@ -22,7 +22,7 @@ pub use holds::Hold;
 /// What may be demanded in a phase.
 #[derive(Clone, Copy, Debug)]
 pub struct Demands {
-    /// No two hold at a time. Else that is only counted.
+    /// No two hold a lock at a time. Otherwise that is only counted.
     pub exclusive: bool,
     /// Redis keeps the responses to events.
     pub keeps_data: bool,
@@ -30,7 +30,7 @@ pub struct Demands {
     pub tokens_tell_time: bool,
     /// A token of the crate stands for a grant of the server, followed by hand-offs in one process.
     pub has_handoffs: bool,
-    /// Answers come in time.
+    /// Requests are answered in time.
     pub prompt: bool,
     /// A lock that was held for too long is released.
     pub releases_at_limit: bool,
@@ -40,9 +40,9 @@ pub struct Demands {
     pub calm: bool,
     /// Within what time a lock that is free goes to a waiter, if nothing is wrong.
     pub stuck_after: Option<Duration>,
-    /// How far the wall's clock and ours went apart in the course of the phase.
+    /// How far the wall clock and ours drifted apart during the phase.
     pub drift: u64,
-    /// The wall's clock less ours.
+    /// The wall clock less ours.
     pub wall_ahead: u64,
 }
 

@@ -11,9 +11,9 @@ const HANDOFFS: u64 = 1024;
 
 /// A request that began when another had the lock already, or had had it, gets a higher token.
 ///
-/// Whatever happens, with one exception: when data was lost, a process that has not heard of it may
-/// hand the lock on within, while another has it from Redis. The tokens of these hand-offs belong
-/// to the grant before the loss, and the store refuses them as such.
+/// There is one exception: when data was lost, a process that has not heard of it may hand the lock
+/// on within itself, while another has it from Redis. The tokens of these hand-offs belong to the
+/// grant before the loss, and the store refuses them as such.
 pub(super) fn check(holds: &[&Hold], demands: &Demands, report: &mut Report) {
     let mut seen = HashSet::new();
     let mut moments: Vec<(u64, bool, &Hold)> = Vec::new();
@@ -60,7 +60,7 @@ fn violated(report: &mut Report, rule: &'static str, before: &Hold, hold: &Hold)
     });
 }
 
-/// As it tells itself.
+/// According to the store itself.
 pub(super) fn check_store(stored: &[(String, Vec<u64>)], report: &mut Report) {
     for (key, tokens) in stored {
         for pair in tokens.windows(2).filter(|pair| pair[0] > pair[1]) {

@@ -1,4 +1,4 @@
-//! What a handler's lease has to do with what its client is told, and with the next run.
+//! How a handler's lease bears on what its client is told, and on the next run.
 
 use std::collections::HashMap;
 
