@@ -19,7 +19,7 @@ use crate::support::{Gate, soon};
 
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 /// The request that a handler gets.
-pub type Inside = Request<IdempotencyBody<Body>>;
+pub type InnerRequest = Request<IdempotencyBody<Body>>;
 pub type Result = std::result::Result<Response<Body>, Failed>;
 
 /// The error of a handler. It does not implement the standard library's `Error`.
@@ -57,7 +57,7 @@ pub struct App(BoxCloneSyncService<Request<Body>, Response<Body>, Failed>);
 impl App {
     pub fn new<F, R>(layer: &IdempotencyLayer, handler: F) -> Self
     where
-        F: Fn(Inside) -> R + Clone + Send + Sync + 'static,
+        F: Fn(InnerRequest) -> R + Clone + Send + Sync + 'static,
         R: Future<Output = Result> + Send + 'static,
     {
         Self::of(layer.layer(service_fn(handler)))
@@ -181,9 +181,9 @@ impl Runs {
     pub fn then<F, R>(
         &self,
         handler: F,
-    ) -> impl Fn(Inside) -> R + Clone + Send + Sync + 'static + use<F, R>
+    ) -> impl Fn(InnerRequest) -> R + Clone + Send + Sync + 'static + use<F, R>
     where
-        F: Fn(usize, Inside) -> R + Clone + Send + Sync + 'static,
+        F: Fn(usize, InnerRequest) -> R + Clone + Send + Sync + 'static,
     {
         let runs = self.clone();
         move |request| handler(runs.one_more(), request)
@@ -192,7 +192,8 @@ impl Runs {
     /// A handler whose response tells which run it was.
     pub fn handler(
         &self,
-    ) -> impl Fn(Inside) -> std::future::Ready<Result> + Clone + Send + Sync + 'static + use<> {
+    ) -> impl Fn(InnerRequest) -> std::future::Ready<Result> + Clone + Send + Sync + 'static + use<>
+    {
         self.then(|run, _| std::future::ready(Ok(text(format!("run {run}")))))
     }
 
@@ -200,7 +201,8 @@ impl Runs {
     pub fn gated(
         &self,
         gate: &Gate,
-    ) -> impl Fn(Inside) -> BoxFuture<'static, Result> + Clone + Send + Sync + 'static + use<> {
+    ) -> impl Fn(InnerRequest) -> BoxFuture<'static, Result> + Clone + Send + Sync + 'static + use<>
+    {
         let gate = gate.clone();
         self.then(move |run, _| {
             let gate = gate.clone();

@@ -14,7 +14,7 @@ use tower_distributed_lock::{ErrorKind, IdempotencyLayer, LockManager};
 
 use super::WAIT;
 use crate::nodes::Nodes;
-use crate::once::{Answer, App, Failed, Inside, Runs, body, post, text};
+use crate::once::{Answer, App, Failed, InnerRequest, Runs, body, post, text};
 use crate::strict::Strict;
 use crate::support::{Gate, soon};
 
@@ -189,7 +189,7 @@ async fn the_error_of_the_service_inside_comes_through_and_frees_the_key(nodes: 
 #[tokio::test]
 async fn the_service_that_was_polled_ready_is_the_one_that_is_called() {
     let layer = IdempotencyLayer::new(LockManager::in_memory());
-    let mut service = layer.layer(Strict::<Inside>::default());
+    let mut service = layer.layer(Strict::<InnerRequest>::default());
     for key in ["a", "b", "a"] {
         let called = service.ready().await.unwrap().call(post(key));
         // The next one is polled ready before this one runs.

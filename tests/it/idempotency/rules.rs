@@ -18,7 +18,7 @@ use tower_distributed_lock::{
 
 use super::{WAIT, untouchable, with_payload};
 use crate::nodes::Nodes;
-use crate::once::{App, Inside, Runs, body, post, post_to, whole};
+use crate::once::{App, InnerRequest, Runs, body, post, post_to, whole};
 use crate::support::{Gate, soon};
 
 on_every_store! {
@@ -75,7 +75,7 @@ async fn only_post_and_patch_with_a_key_are_looked_at(nodes: Nodes) {
     // The bodies of other requests are not read before they run: each side sends its second frame
     // when it has the other's first.
     for (method, has_key) in [(Method::PUT, true), (Method::POST, false)] {
-        let echo = App::new(&nodes.layer(), async |request: Inside| {
+        let echo = App::new(&nodes.layer(), async |request: InnerRequest| {
             Ok(Response::new(whole(request.into_body())))
         });
         let (send, frames) = mpsc::unbounded_channel();

@@ -7,7 +7,7 @@ use tower_distributed_lock::{IdempotencyLayer, key};
 
 use super::untouchable;
 use crate::nodes::Nodes;
-use crate::once::{App, Body, Inside, Runs, body, post, post_to, text, whole};
+use crate::once::{App, Body, InnerRequest, Runs, body, post, post_to, text, whole};
 use crate::support::{Gate, names, soon};
 
 on_every_store! {
@@ -187,7 +187,7 @@ async fn the_key_can_be_in_the_body(nodes: Nodes) {
     // Where no key is required, a request without one runs, with the body that was read.
     let optional = App::new(
         &by_body(nodes.layer()),
-        runs.then(|run, request: Inside| async move {
+        runs.then(|run, request: InnerRequest| async move {
             let payload = whole(request.into_body()).collect().await.unwrap();
             let payload = payload.to_bytes();
             assert_eq!(payload, "none");

@@ -17,12 +17,12 @@ use http_body::{Frame, SizeHint};
 use http_body_util::StreamBody;
 
 use crate::nodes::Nodes;
-use crate::once::{self, Answer, App, Body, Inside, whole};
+use crate::once::{self, Answer, App, Body, InnerRequest, whole};
 
 /// The app on both nodes.
 fn on_both<F, R>(nodes: &Nodes, handler: F) -> [App; 2]
 where
-    F: Fn(Inside) -> R + Clone + Send + Sync + 'static,
+    F: Fn(InnerRequest) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = once::Result> + Send + 'static,
 {
     nodes

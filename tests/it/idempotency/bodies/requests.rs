@@ -14,7 +14,7 @@ use tower_distributed_lock::{
 };
 
 use super::{Breaks, data, frames, trailers};
-use crate::once::{App, Inside, Runs, body, post, post_to, text, whole};
+use crate::once::{App, InnerRequest, Runs, body, post, post_to, text, whole};
 
 #[tokio::test]
 async fn a_request_that_is_too_long_is_refused_before_it_runs() {
@@ -23,7 +23,7 @@ async fn a_request_that_is_too_long_is_refused_before_it_runs() {
     let layer = IdempotencyLayer::new(LockManager::in_memory()).max_request_body(LIMIT);
     let app = App::new(
         &layer,
-        runs.then(|run, request: Inside| async move {
+        runs.then(|run, request: InnerRequest| async move {
             let content = whole(request.into_body()).collect().await.unwrap();
             assert_eq!(content.to_bytes().len(), LIMIT);
             Ok(text(format!("run {run}")))
@@ -103,7 +103,7 @@ async fn the_service_inside_gets_the_whole_request() {
     let expected = sum.clone();
     let app = App::new(
         &IdempotencyLayer::new(LockManager::in_memory()),
-        move |request: Inside| {
+        move |request: InnerRequest| {
             let expected = expected.clone();
             async move {
                 assert_eq!(request.method(), "POST");

@@ -13,7 +13,7 @@ use tower_distributed_lock::{
 
 use super::{layer, record};
 use crate::idempotency::{RECORD, WAIT};
-use crate::once::{self, Answer, App, Failed, Inside, Runs, post, post_to, text};
+use crate::once::{self, Answer, App, Failed, InnerRequest, Runs, post, post_to, text};
 use crate::support::{
     Gate, Mode, OnDrop, PATIENCE, Proxy, RedisServer, has_resp3, minute, run, short_lived, soon,
 };
@@ -76,7 +76,7 @@ fn stoppable(
     runs: &Runs,
     gate: &Gate,
 ) -> (
-    impl Fn(Inside) -> BoxFuture<'static, once::Result> + Clone + Send + Sync + 'static + use<>,
+    impl Fn(InnerRequest) -> BoxFuture<'static, once::Result> + Clone + Send + Sync + 'static + use<>,
     Arc<AtomicBool>,
 ) {
     let (note, is_dropped) = OnDrop::new();
@@ -255,7 +255,7 @@ async fn a_handler_that_blocked_past_its_lease_is_no_success_unless_its_answer_i
             (200, OnLost::Continue),
         ] {
             let runs = Runs::default();
-            let handler = runs.then(move |run, request: Inside| {
+            let handler = runs.then(move |run, request: InnerRequest| {
                 let lease = request.extensions().get::<Lease>().unwrap().clone();
                 if run == 1 {
                     // Until the store has dropped the lock as well.
@@ -290,7 +290,7 @@ async fn a_handler_that_blocked_past_its_lease_is_no_success_if_redis_does_not_a
     let locks = short_lived(300).connect(&proxy.url()).await.unwrap();
     let silent = Arc::clone(&proxy);
     let runs = Runs::default();
-    let handler = runs.then(move |run, request: Inside| {
+    let handler = runs.then(move |run, request: InnerRequest| {
         let silent = Arc::clone(&silent);
         async move {
             silent.set(Mode::Hold);
@@ -314,7 +314,7 @@ async fn an_answer_that_takes_its_locks_place_stands_however_late() {
     // The store keeps it for 100 ms longer.
     let locks = short_lived(2000).in_memory().unwrap();
     let runs = Runs::default();
-    let handler = runs.then(move |run, request: Inside| {
+    let handler = runs.then(move |run, request: InnerRequest| {
         let lease = request.extensions().get::<Lease>().unwrap().clone();
         while lease.is_held() {
             std::thread::sleep(Duration::from_millis(1));
@@ -329,7 +329,7 @@ async fn an_answer_that_takes_its_locks_place_stands_however_late() {
 #[tokio::test]
 async fn the_error_of_a_service_that_blocked_past_its_lease_comes_through() {
     let locks = short_lived(300).in_memory().unwrap();
-    let handler = |request: Inside| {
+    let handler = |request: InnerRequest| {
         let lease = request.extensions().get::<Lease>().unwrap().clone();
         while lease.is_held() {
             std::thread::sleep(Duration::from_millis(5));
