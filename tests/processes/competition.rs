@@ -71,7 +71,8 @@ pub async fn processes_killed_and_frozen_at_random_lose_no_update() {
     let numbers: Vec<u64> = log.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers, (1..=log.len() as u64).collect::<Vec<_>>());
     assert!(log.is_sorted_by(|(_, one), (_, next)| one < next), "fences");
-    // No process starved, not even one that was frozen.
+    // No process starved, not even one that was frozen: none answers before each of its tasks has
+    // been served.
     assert!(
         served.iter().all(|served| !served.starts_with("0 ")),
         "{served:?}"

@@ -151,9 +151,9 @@ async fn compete(
     share
 }
 
-/// Reads and writes under the lock, in two steps, until it is told to be calm. The storage refuses
-/// tokens that are older than one it has seen. Returns how often it was served, and how often
-/// refused.
+/// Reads and writes under the lock, in two steps, until it is told to be calm and has been served.
+/// (The process may have been started just before.) The storage refuses tokens that are older than
+/// one it has seen. Returns how often it was served, and how often refused.
 async fn storm(
     locks: LockManager,
     mut redis: MultiplexedConnection,
@@ -171,7 +171,7 @@ async fn storm(
          return redis.call('HSET', KEYS[1], 'number', ARGV[2])",
     );
     let (mut served, mut refused) = (0, 0);
-    while !*calm.borrow() {
+    while !*calm.borrow() || served == 0 {
         // The wait may fail, as the process may have been frozen meanwhile.
         let Ok(guard) = locks.acquire("a", PATIENCE * 3).await else {
             continue;
