@@ -1,30 +1,32 @@
-//! What a delivery costs that is to be handled once, and a replay of its answer: `cargo bench --bench idempotency`.
+//! The cost of a delivery that is to be handled once, and of a replay of its response:
+//! `cargo bench --bench idempotency`.
 //!
-//! All figures are ratios to commands written by hand, measured in the same run, in turns: for a first delivery,
-//! `SET key token NX PX ttl` before the handler and `SET key record PX retention` behind it, both awaited; for a replay,
-//! one `GET` of as many bytes as a record has. They go over one multiplexed connection that all clients share.
+//! All figures are ratios to commands written by hand, measured in the same run, in turns: for a
+//! first delivery, `SET key token NX PX ttl` before the handler and `SET key record PX retention`
+//! behind it, both awaited; for a replay, one `GET` of as many bytes as a record has. They go over
+//! one multiplexed connection that all clients share.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
 mod support;
+#[path = "../tests/support/mod.rs"]
+mod test_support;
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::RedisServer;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use redis::aio::MultiplexedConnection;
 use support::recipe::connection;
 use support::{Figures, Goal, load, median};
+use test_support::RedisServer;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_distributed_lock::{IdempotencyLayer, LockManager};
 
 const ROUNDS: usize = 9;
 /// Requests of one client in a round.
 const REQUESTS: usize = 2000;
-/// How long many clients ask in a round.
+/// How long many clients send requests in a round.
 const ROUND: Duration = Duration::from_millis(700);
 const CLIENTS: usize = 64;
 
@@ -66,7 +68,7 @@ async fn run() {
 struct Bench {
     layer: IdempotencyLayer,
     redis: MultiplexedConnection,
-    /// As long as the record of an answer.
+    /// As long as the record of a response.
     record: Bytes,
 }
 
@@ -94,12 +96,12 @@ impl Bench {
         bench
     }
 
-    /// A request through the layer, to the end of its answer. Returns whether that was a replay.
+    /// Sends a request through the layer and reads its response. Returns whether that was a replay.
     async fn deliver(&self, key: &str) -> bool {
         through(self.layer.layer(service_fn(handle)), key).await
     }
 
-    /// A first delivery by hand.
+    /// Carries out a first delivery by hand.
     async fn by_hand(&self, key: &str) {
         let mut redis = self.redis.clone();
         let name = format!("hand:{key}");
@@ -112,7 +114,7 @@ impl Bench {
         self.put(&name).await;
     }
 
-    /// Has what stands for a record kept under that name.
+    /// Puts a value under that name that stands for a record.
     async fn put(&self, name: &str) {
         let mut put = redis::cmd("SET");
         let put = put
@@ -131,10 +133,10 @@ impl Bench {
     }
 
     async fn script_calls(&self) -> u64 {
-        common::script_calls(&self.redis).await
+        test_support::script_calls(&self.redis).await
     }
 
-    /// What one client waits for, whose requests are all new.
+    /// Measures how long one client waits whose requests are all new.
     async fn first_deliveries(&self, figures: &mut Figures) {
         let (mut latencies, mut commands) = (Rounds::default(), 0);
         for round in 0..ROUNDS {
@@ -165,7 +167,7 @@ impl Bench {
         );
     }
 
-    /// What one client waits for, whose requests were all completed before.
+    /// Measures how long one client waits whose requests were all completed before.
     async fn replays(&self, figures: &mut Figures) {
         self.deliver("done").await;
         self.put("done").await;
@@ -196,7 +198,7 @@ impl Bench {
         );
     }
 
-    /// The µs that its requests took, each with a key that the round has for it alone.
+    /// Returns the µs that each request took. No other request of the round has its key.
     async fn one_client<F, R>(&self, round: usize, request: F) -> Vec<f64>
     where
         F: Fn(Self, String) -> R + Send + 'static,
@@ -216,7 +218,7 @@ impl Bench {
         latencies.await.unwrap()
     }
 
-    /// How many completed requests many clients get through, each with a key of its own.
+    /// Measures how many completed requests many clients get through, each with a key of its own.
     async fn many_replays(&self, figures: &mut Figures) {
         for client in 0..CLIENTS {
             self.deliver(&client.to_string()).await;
@@ -270,7 +272,7 @@ impl Rounds {
         (self.median(|(hand, _)| hand), self.median(|(_, ours)| ours))
     }
 
-    /// What the layer takes, or gets through, for one by hand in the same round.
+    /// Returns the layer's value divided by that of the commands by hand in the same round.
     fn ratio(&self) -> f64 {
         self.median(|(hand, ours)| ours / hand)
     }
@@ -286,7 +288,7 @@ async fn handle<B>(_: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(answer)
 }
 
-/// A 1 KiB POST through a service, to the end of its answer. Returns whether that was a replay.
+/// Sends a POST of 1 KiB to a service and reads its response. Returns whether that was a replay.
 async fn through<S, B>(mut service: S, key: &str) -> bool
 where
     S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible>,

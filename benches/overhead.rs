@@ -1,23 +1,24 @@
-//! What the layer costs a request that nobody contends with: `cargo bench --bench overhead`.
+//! The cost of the layer to a request whose lock no other wants: `cargo bench --bench overhead`.
 //!
-//! All figures are ratios to a reference measured in the same run, in turns with it. The reference on Redis is the
-//! textbook recipe written by hand: `SET key token NX PX ttl`, the work, then a compare-and-delete by `EVALSHA`,
-//! both awaited, on one multiplexed connection that all clients share.
+//! All figures are ratios to a reference measured in the same run, in turns with it. The reference
+//! on Redis is the textbook recipe written by hand: `SET key token NX PX ttl`, the work, then a
+//! compare-and-delete by `EVALSHA`, both awaited, on one multiplexed connection that all clients
+//! share.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
 mod support;
+#[path = "../tests/support/mod.rs"]
+mod test_support;
 
 use std::convert::Infallible;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::RedisServer;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use support::recipe::Recipe;
 use support::{Figures, Goal, load, median, over_http};
+use test_support::RedisServer;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_distributed_lock::{DistributedLockLayer, LockManager};
 
@@ -61,7 +62,7 @@ async fn hello(_: Request<()>) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(Response::new(Full::new(Bytes::from_static(b"hello"))))
 }
 
-/// A request for a key of its own, through a service and to the end of its body.
+/// Sends a request for a key of its own to a service, and reads the response to its end.
 async fn through<S, B>(mut service: S, key: String)
 where
     S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
@@ -77,7 +78,7 @@ fn layer(locks: &LockManager) -> DistributedLockLayer {
     DistributedLockLayer::new(locks.clone(), |req| Some(req.uri.path().to_owned()))
 }
 
-/// A request under a lock taken by hand.
+/// Runs a request under a lock taken by hand.
 async fn by_hand(mut recipe: Recipe, key: String) {
     let name = format!("hand:{key}");
     let token = recipe.try_acquire(&name).await.unwrap().unwrap();
@@ -85,7 +86,7 @@ async fn by_hand(mut recipe: Recipe, key: String) {
     assert!(recipe.release(&name, &token).await.unwrap());
 }
 
-/// The cost of the layer itself, without Redis.
+/// Measures the cost of the layer itself, without Redis.
 async fn in_memory(figures: &mut Figures) {
     const REQUESTS: u32 = 100_000;
     let locks = LockManager::in_memory();
@@ -108,7 +109,7 @@ async fn in_memory(figures: &mut Figures) {
     figures.add("memory_added_us", locked - bare, &Goal::AtMost(2.0));
 }
 
-/// What one client waits for.
+/// Measures how long one client waits.
 async fn one_client(server: &RedisServer, figures: &mut Figures) {
     const REQUESTS: u64 = 3000;
     let recipe = Recipe::new(server).await;
@@ -145,7 +146,7 @@ async fn one_client(server: &RedisServer, figures: &mut Figures) {
     figures.add("latency_1_client_vs_hand", ours / hand, &Goal::AtMost(0.65));
 }
 
-/// What many clients get through.
+/// Measures how many requests many clients get through.
 async fn many_clients(server: &RedisServer, figures: &mut Figures) {
     let redis = server.client().await;
     for clients in [64, 256] {
@@ -163,12 +164,12 @@ async fn many_clients(server: &RedisServer, figures: &mut Figures) {
             hand.push(rate);
             hand_cpu.push(cpu);
             let locked = layer(&locks).layer(service_fn(hello));
-            let before = common::script_calls(&redis).await;
+            let before = test_support::script_calls(&redis).await;
             let (rate, cpu) = load(clients, ROUND, move |client, number| {
                 through(locked.clone(), format!("/{client}/{number}"))
             })
             .await;
-            commands += common::script_calls(&redis).await - before;
+            commands += test_support::script_calls(&redis).await - before;
             requests += rate * ROUND.as_secs_f64();
             ours.push(rate);
             our_cpu.push(cpu);

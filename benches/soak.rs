@@ -1,17 +1,18 @@
-//! Steadiness: `cargo bench --bench soak -- 600` runs mixed load with faults for ten minutes (default: one), and tells whether
-//! everything is then as it was before.
+//! Steadiness: `cargo bench --bench soak -- 600` runs mixed load with faults for ten minutes
+//! (default: one), and tells whether everything is then as it was before.
 //!
-//! Two managers in one process, behind a proxy that keeps back or closes the connections of one of them now and then, on a
-//! redis-server of its own whose scripts are flushed and whose clients are killed. Requests try, wait, give up, hold, or run
-//! once for an idempotency key. Before and after, with nothing to do: resident memory, tasks, connections, subscriptions,
-//! keys.
+//! Two managers in one process share a redis-server of the benchmark's own, whose scripts are
+//! flushed and whose clients are killed. One of them goes through a proxy, which now and then keeps
+//! back what is sent, or closes the connections. Requests try, wait, give up, hold, or run once for
+//! an idempotency key. Compared before and after, with nothing to do: resident memory, tasks,
+//! connections, subscriptions, keys.
 
 #![allow(unreachable_pub)]
 
-#[path = "../tests/common/mod.rs"]
-mod common;
 #[path = "support/mod.rs"]
 mod support;
+#[path = "../tests/support/mod.rs"]
+mod test_support;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,11 +20,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{Mode, Proxy, RedisServer, eventually, run};
 use http::{Request, Response};
 use http_body_util::Full;
 use redis::aio::MultiplexedConnection;
 use support::{Figures, Goal};
+use test_support::{Mode, Proxy, RedisServer, eventually, run};
 use tokio::runtime::Handle;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_distributed_lock::{ErrorKind, IdempotencyLayer, LockManager};
@@ -96,7 +97,7 @@ async fn main() {
     figures.print();
 }
 
-/// What there is when nothing is to be done.
+/// What the process and Redis have while there is nothing to do.
 #[derive(Debug)]
 struct Reading {
     memory: f64,
@@ -108,7 +109,7 @@ struct Reading {
 
 impl Reading {
     async fn of(redis: &MultiplexedConnection) -> Self {
-        // All that expires has: locks, queues, records.
+        // By then, all locks, queues and records have expired.
         tokio::time::sleep(Duration::from_secs(8)).await;
         let text = async |command: &str| {
             let value = run(redis, command).await;
@@ -195,7 +196,9 @@ async fn work(locks: LockManager, counts: Arc<Counts>, mut random: Random, until
             }
             1 => locks.try_acquire(key).await,
             2 => locks.acquire(key, Duration::from_millis(500)).await,
-            _ => match tokio::time::timeout(patience, locks.acquire(key, common::PATIENCE)).await {
+            _ => match tokio::time::timeout(patience, locks.acquire(key, test_support::PATIENCE))
+                .await
+            {
                 Ok(result) => result,
                 Err(_) => {
                     count(&counts.gave_up);
@@ -212,7 +215,7 @@ async fn work(locks: LockManager, counts: Arc<Counts>, mut random: Random, until
             }
             Err(error) if error.kind() == ErrorKind::Unavailable => {
                 count(&counts.unavailable);
-                // As a client does that is told to come back later.
+                // Like a client that is told to come back later.
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             Err(_) => {

@@ -15,8 +15,8 @@
 //! ```proto
 //! package bank;
 //! message Transfer { uint64 amount = 1; }
-//! message Receipt { uint64 fencing_token = 1; }
-//! service Accounts { rpc Transfer(Transfer) returns (Receipt); }
+//! message TransferResponse { uint64 fencing_token = 1; }
+//! service Accounts { rpc Transfer(Transfer) returns (TransferResponse); }
 //! ```
 
 use std::convert::Infallible;
@@ -103,7 +103,7 @@ async fn serve(
 }
 
 /// The handler.
-async fn transfer(request: Request<Transfer>) -> Result<Response<Receipt>, Status> {
+async fn transfer(request: Request<Transfer>) -> Result<Response<TransferResponse>, Status> {
     // tonic passes the extensions of the HTTP request on to the gRPC request.
     let lease = request
         .extensions()
@@ -116,7 +116,7 @@ async fn transfer(request: Request<Transfer>) -> Result<Response<Receipt>, Statu
     let fencing_token = lease.fencing_token();
     println!("server: transfer of {amount} from account {account}, fencing token {fencing_token}");
     tokio::time::sleep(Duration::from_secs(2)).await; // the work
-    Ok(Response::new(Receipt { fencing_token }))
+    Ok(Response::new(TransferResponse { fencing_token }))
 }
 
 async fn server() -> Result<(), BoxError> {
@@ -164,10 +164,10 @@ fn port() -> Result<u16, String> {
 
 async fn client() -> Result<(), BoxError> {
     let channel = connect(port()?).await?;
-    let receipt = call(channel, Some("7"), 100)
+    let transferred = call(channel, Some("7"), 100)
         .await
         .map_err(|status| format!("{:?}, {}", status.code(), status.message()))?;
-    println!("done, with fencing token {}", receipt.fencing_token);
+    println!("done, with fencing token {}", transferred.fencing_token);
     Ok(())
 }
 
@@ -182,7 +182,11 @@ async fn connect(port: u16) -> Result<Channel, String> {
     })
 }
 
-async fn call(channel: Channel, account: Option<&str>, amount: u64) -> Result<Receipt, Status> {
+async fn call(
+    channel: Channel,
+    account: Option<&str>,
+    amount: u64,
+) -> Result<TransferResponse, Status> {
     let mut client = tonic::client::Grpc::new(channel);
     client
         .ready()
@@ -196,7 +200,7 @@ async fn call(channel: Channel, account: Option<&str>, amount: u64) -> Result<Re
         request.metadata_mut().insert(ACCOUNT, value);
     }
     let method = PathAndQuery::from_static("/bank.Accounts/Transfer");
-    let codec = ProstCodec::<Transfer, Receipt>::default();
+    let codec = ProstCodec::<Transfer, TransferResponse>::default();
     let response = client.unary(request, method, codec).await?;
     Ok(response.into_inner())
 }
@@ -275,9 +279,9 @@ async fn calls(port: u16) -> Result<(), BoxError> {
     Ok(())
 }
 
-fn show(name: &str, result: &Result<Receipt, Status>) {
+fn show(name: &str, result: &Result<TransferResponse, Status>) {
     match result {
-        Ok(receipt) => println!("{name}: OK, fencing token {}", receipt.fencing_token),
+        Ok(transferred) => println!("{name}: OK, fencing token {}", transferred.fencing_token),
         Err(status) => println!("{name}: {:?}, {}", status.code(), status.message()),
     }
 }
@@ -291,7 +295,7 @@ struct Transfer {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Receipt {
+struct TransferResponse {
     #[prost(uint64, tag = "1")]
     fencing_token: u64,
 }
@@ -321,7 +325,8 @@ where
             if request.uri().path() != "/bank.Accounts/Transfer" {
                 return Ok(Status::unimplemented("there is no such method").into_http());
             }
-            let mut grpc = tonic::server::Grpc::new(ProstCodec::<Receipt, Transfer>::default());
+            let mut grpc =
+                tonic::server::Grpc::new(ProstCodec::<TransferResponse, Transfer>::default());
             Ok(grpc.unary(service_fn(transfer), request).await)
         })
     }

@@ -1,4 +1,4 @@
-//! Points in time that the state machine can compare, print and be tested with.
+//! [`Time`]: a point in time that the state machine can compare and print, and a test can make.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,14 +17,15 @@ fn epoch() -> Instant {
     *EPOCH.get_or_init(Instant::now)
 }
 
-/// For how long the machine has been suspended since then, as far as that was [noticed](Time::now_for_certain).
+/// For how long the machine has been suspended since the clock's first use, as far as that was
+/// [noticed](Time::now_for_certain).
 static SUSPENDED: AtomicU64 = AtomicU64::new(0);
 
-/// Two clocks cannot be read at once. What passes between their readings, in nanoseconds, is for
-/// how long a suspension may go unnoticed: readings that the scheduler has pulled further apart are
-/// taken again…
+/// Two clocks cannot be read at once. A suspension goes unnoticed if it is shorter than the time
+/// between their readings. If the scheduler has pulled them further apart than this, in
+/// nanoseconds, they are taken again…
 const TIGHT: u64 = 20_000;
-/// …so often at the most.
+/// …but no more than so many times in all.
 const ATTEMPTS: u32 = 16;
 
 impl Time {
@@ -34,8 +35,9 @@ impl Time {
         Self(running + SUSPENDED.load(Ordering::Relaxed))
     }
 
-    /// The same, even if the machine was suspended just now: an `Instant` stands still meanwhile, and the server's clock does
-    /// not. Costs more, and is for whoever acts on a lease.
+    /// Returns the time, even if the machine was suspended just now: an `Instant` stands still
+    /// meanwhile, and the server's clock does not. Costs more than [`now`](Self::now), and is for
+    /// code that relies on a lease.
     pub(crate) fn now_for_certain() -> Self {
         static FIRST: OnceLock<Suspended> = OnceLock::new();
         let total = suspended();
@@ -57,14 +59,13 @@ impl Time {
         epoch() + Duration::from_nanos(running)
     }
 
-    /// How long after `earlier` this is, zero if it is not.
+    /// Returns how long after `earlier` this is, zero if it is not.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 
-/// For how long this machine has been suspended since it was started, in nanoseconds: between these
-/// bounds.
+/// Bounds of how long this machine has been suspended since it was started, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Suspended {
     at_least: u64,
@@ -72,10 +73,10 @@ struct Suspended {
 }
 
 impl Suspended {
-    /// Reads the clock that counts all the time between two readings of the one that stands still
+    /// Reads the clock that counts `all` time between two readings of the one that stands still
     /// during a suspension.
     ///
-    /// However far apart they are, `at_least` is not too much, nor `at_most` too little.
+    /// However far apart the readings are, `at_least` is not too much, nor `at_most` too little.
     fn read(running: impl Fn() -> u64, all: impl Fn() -> u64) -> Self {
         let bracket = || {
             let (earlier, all, later) = (running(), all(), running());
@@ -94,8 +95,8 @@ impl Suspended {
         tightest
     }
 
-    /// What certainly came after an earlier look: never more than there was, and so nothing while
-    /// the machine runs.
+    /// Returns how long the machine has certainly been suspended since an earlier reading: never
+    /// more than it was, and so zero if it only ran.
     fn since(&self, earlier: &Self) -> u64 {
         self.at_least.saturating_sub(earlier.at_most)
     }
@@ -115,7 +116,7 @@ fn suspended() -> Suspended {
     Suspended::read(|| nanos(ClockId::Monotonic), || nanos(ClockId::Boottime))
 }
 
-/// Elsewhere, the clock that tells is not known to this crate.
+/// On other systems, this crate knows no clock that counts suspensions.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn suspended() -> Suspended {
     Suspended::read(|| 0, || 0)
@@ -133,7 +134,8 @@ impl std::ops::Add<Duration> for Time {
 }
 
 #[cfg(all(test, feature = "properties"))]
-#[path = "clock/properties.rs"] // So that it is found as well if this file is included by its path.
+// `proofs/tests/model.rs` includes this file by its path, and would look elsewhere.
+#[path = "clock/properties.rs"]
 mod properties;
 
 #[cfg(test)]
@@ -143,8 +145,8 @@ mod tests {
 
     use super::*;
 
-    /// A machine whose process is kept waiting before each reading of a clock, and which is
-    /// suspended then as well.
+    /// A machine that keeps its process waiting before each reading of a clock, and that may be
+    /// suspended then.
     #[derive(Default)]
     pub(super) struct Machine {
         running: Cell<u64>,
@@ -154,7 +156,7 @@ mod tests {
     }
 
     impl Machine {
-        pub(super) fn look(&self) -> Suspended {
+        pub(super) fn read(&self) -> Suspended {
             let wait = || {
                 let (waits, sleeps) = self.pauses.borrow_mut().pop_front().unwrap_or((30, 0));
                 self.running.set(self.running.get() + waits);
@@ -181,8 +183,8 @@ mod tests {
         machine
             .pauses
             .replace([(30, 3 * ms), (5 * ms, 0), (5 * ms, 0)].into());
-        let seen = machine.look();
-        assert!(seen.at_least <= 3 * ms && seen.at_most >= 3 * ms && seen.width() <= TIGHT);
+        let read = machine.read();
+        assert!(read.at_least <= 3 * ms && read.at_most >= 3 * ms && read.width() <= TIGHT);
     }
 
     #[test]

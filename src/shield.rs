@@ -1,11 +1,11 @@
-//! [`shielded`]: runs code of others.
+//! [`shielded`]: runs code of the service, which may panic.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs what may panic and must not take its caller along: wakers and subscribers that belong to the
-/// service. Returns `None` if it did. Its message has been printed by the panic hook.
+/// Runs work that calls wakers and subscribers of the service, whose panic must not unwind the
+/// caller. Returns `None` if the work panicked. The panic hook has printed the message by then.
 ///
-/// What it changes must make sense at whatever point it stops.
+/// Whatever the work changes must make sense at any point at which it may stop.
 pub(crate) fn shielded<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work)).ok()
 }

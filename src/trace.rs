@@ -1,4 +1,4 @@
-//! What the `tracing` feature tells. Without it, nothing is left of these functions.
+//! The events of the `tracing` feature. Without it, these functions do nothing.
 //!
 //! A key is never shown, only its [fingerprint](crate::LockKey::fingerprint).
 
@@ -16,7 +16,7 @@ use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
 
-/// Measures how long a request waits, or holds a lock, if the `tracing` feature is on.
+/// Measures how long a request waits for a lock or holds it, if the `tracing` feature is on.
 pub(crate) struct Stopwatch {
     #[cfg(feature = "tracing")]
     started: Time,
@@ -36,14 +36,15 @@ impl Stopwatch {
     }
 }
 
-/// Has a task of its own belong to the span in which it was made.
+/// Makes a future that gets a task of its own belong to the current span.
 pub(crate) fn in_current_span<F: Future>(work: F) -> impl Future<Output = F::Output> {
     #[cfg(feature = "tracing")]
     let work = tracing::Instrument::in_current_span(work);
     work
 }
 
-/// Has a thread of its own tell its events to the subscriber of this one, if there is any.
+/// Makes the work of another thread send its events to the subscriber of this thread, if there is
+/// one.
 pub(crate) fn with_this_subscriber(work: impl FnOnce()) -> impl FnOnce() {
     #[cfg(feature = "tracing")]
     let work = {
@@ -83,11 +84,11 @@ pub(crate) fn recorded(key: &LockKey, waited: &Stopwatch) {
     tracing::debug!(
         key = %Fingerprint(key),
         waited_ms = waited.elapsed_ms(),
-        "answer found"
+        "record found"
     );
 }
 
-/// The work was done, and a duplicate may do it again.
+/// The work was done, but has no record: a duplicate may do it again.
 pub(crate) fn not_recorded(key: &LockKey, error: &Error) {
     #[cfg(feature = "tracing")]
     tracing::error!(
@@ -97,7 +98,7 @@ pub(crate) fn not_recorded(key: &LockKey, error: &Error) {
     );
 }
 
-/// A duplicate gets no more than the head of the answer.
+/// The body could not be kept: a duplicate gets only the head of the response.
 pub(crate) fn not_kept(key: &LockKey, error: &Error) {
     #[cfg(feature = "tracing")]
     tracing::warn!(
@@ -107,7 +108,7 @@ pub(crate) fn not_kept(key: &LockKey, error: &Error) {
     );
 }
 
-/// Nobody gets an answer until it is gone.
+/// Duplicates fail until the record is gone.
 pub(crate) fn unreadable(key: &LockKey, reason: &dyn Display) {
     #[cfg(feature = "tracing")]
     tracing::error!(
@@ -138,7 +139,7 @@ pub(crate) fn lost(key: &LockKey, fencing_token: u64, held: &Stopwatch, reason: 
     );
 }
 
-/// A mistake in this crate, kept to one key.
+/// There is a mistake in this crate. It affects only this key.
 pub(crate) fn slot_given_up(key: &LockKey) {
     #[cfg(feature = "tracing")]
     tracing::error!(
@@ -173,7 +174,7 @@ pub(crate) fn span(key: &LockKey, fencing_token: u64) -> tracing::Span {
     )
 }
 
-/// Hashes only if a subscriber wants the field.
+/// Hashes the key only if a subscriber reads the field.
 #[cfg(feature = "tracing")]
 struct Fingerprint<'a>(&'a LockKey);
 

@@ -9,7 +9,7 @@ pub fn nanos() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// The same moment on this process's own clock. In the past, it is now.
+/// Returns the same moment on this process's own clock, or now if it has passed.
 pub fn instant(nanos: u64) -> Instant {
     Instant::now() + Duration::from_nanos(nanos.saturating_sub(self::nanos()))
 }

@@ -1,4 +1,4 @@
-//! The locks that are compared, behind one face.
+//! The locks that are compared, behind one interface.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
@@ -50,7 +50,7 @@ impl Kind {
         }
     }
 
-    /// The one of this name, with `_` for blanks.
+    /// Finds the kind of this name, which has `_` for blanks.
     pub fn parse(word: &str) -> Option<Self> {
         Self::ON_REDIS.into_iter().find(|kind| kind.word() == word)
     }
@@ -114,7 +114,7 @@ impl Contender {
                 };
                 Ok(Held::Local(mutex.lock_owned().await))
             }
-            // In a box, so that what these need makes the others' futures no larger.
+            // In a box, so that the futures of the others are no larger for it.
             others => Box::pin(others.acquire_by_polling(key)).await,
         }
     }
@@ -155,7 +155,7 @@ impl Contender {
 }
 
 impl Held {
-    /// Zero where there is none.
+    /// Returns the fencing token, or zero for a lock that has none.
     pub fn fencing_token(&self) -> u64 {
         match self {
             Self::Ours(guard) => guard.fencing_token(),
@@ -163,7 +163,7 @@ impl Held {
         }
     }
 
-    /// The way that does not make the holder wait, where there is one.
+    /// Releases the lock, without waiting for it where the contender allows that.
     pub async fn release(self) -> Result<(), String> {
         match self {
             Self::Ours(guard) => drop(guard),
@@ -191,7 +191,7 @@ impl Held {
     }
 }
 
-/// What the recipes do between two tries.
+/// Waits for as long as the recipes do between two tries.
 async fn pause() {
     let time = Duration::from_micros(1000 + random::shared() % 4000);
     tokio::time::sleep(time).await;

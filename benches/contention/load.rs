@@ -1,4 +1,4 @@
-//! Tasks that contend, and what became of them.
+//! Tasks that contend for a lock, and the tally of what they got.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,9 +19,9 @@ pub struct Load {
     pub tasks: usize,
     pub keys: Keys,
     pub work: Work,
-    /// What begins before is a warm-up, and counts for nothing.
+    /// What begins earlier is a warm-up and does not count.
     pub from: Instant,
-    /// Then nobody begins to wait any more.
+    /// When tasks stop to begin new waits.
     pub until: Instant,
 }
 
@@ -32,24 +32,24 @@ pub enum Keys {
     Zipf(String, Arc<Zipf>),
 }
 
-/// What a section does.
+/// The work of a section.
 #[derive(Clone)]
 pub enum Work {
     Sleep(Duration),
-    /// Counts up in Redis, without any atomicity but the lock's.
+    /// Counts up in Redis. Only the lock makes that atomic.
     Count(MultiplexedConnection, String, Duration),
 }
 
-/// What tasks did.
+/// The tally of one or more tasks.
 #[derive(Clone, Default)]
 pub struct Tally {
     /// Sections that ended between `from` and `until`.
     pub sections: u64,
-    /// How long these sections took, in seconds, all together.
+    /// How long these sections took in all, in seconds.
     pub held: f64,
     /// Sections at any time.
     pub all: u64,
-    /// How long those waited, in µs, who began to wait between `from` and `until`.
+    /// The waits, in µs, that began between `from` and `until`.
     pub waits: Vec<f64>,
     /// Since when the task has been waiting.
     asked: Option<Instant>,
@@ -87,7 +87,7 @@ impl Tally {
     }
 }
 
-/// A line for another process.
+/// Writes a line that another process can [parse](Tally::parse).
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.sections, self.held, self.all)?;
@@ -97,7 +97,7 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Runs a load. An error is the first that a task had.
+/// Runs a load. Returns the first error that a task had.
 pub async fn run(contender: &Contender, load: &Load) -> Result<Tally, String> {
     let tallies: Vec<_> = (0..load.tasks)
         .map(|_| Arc::new(Mutex::new(Tally::default())))
@@ -111,7 +111,7 @@ pub async fn run(contender: &Contender, load: &Load) -> Result<Tally, String> {
     while let Ok(Some(done)) = tokio::time::timeout_at(end.into(), tasks.join_next()).await {
         done.map_err(text)??;
     }
-    // Those that starve are left.
+    // The tasks that are left starve.
     tasks.shutdown().await;
     let mut sum = Tally::default();
     for tally in &tallies {
@@ -164,7 +164,8 @@ async fn contend(
     }
 }
 
-/// Lets each of so many waiters have the lock once. Returns sections a second, and the share of the time that it was held.
+/// Lets each of so many waiters have the lock once. Returns the sections per second, and the share
+/// of the time for which the lock was held.
 pub async fn once(
     contender: &Contender,
     waiters: usize,

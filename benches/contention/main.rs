@@ -1,18 +1,19 @@
-//! What the lock is like when many want it at once: `cargo bench --bench contention`.
+//! Locks that many want at once: `cargo bench --bench contention`.
 //!
-//! In one run, on one redis-server: this crate, the textbook recipe (`SET NX PX`, compare-and-delete, tried again after 1 to 5
-//! ms), the published crates `rslock` (its delay between tries set to up to 5 ms, in place of 200) and
-//! `distributed-lock-redis` (which does not wait for a held lock, and is tried again like the recipe); and the limits: a
-//! `tokio::sync::Mutex`, a `PING`. Figures are medians over several rounds, in turns with their references.
+//! In one run, on one redis-server: this crate, the textbook recipe (`SET NX PX`,
+//! compare-and-delete, tried again after 1 to 5 ms), the published crates `rslock` (its delay
+//! between tries set to up to 5 ms, in place of 200) and `distributed-lock-redis` (which does not
+//! wait for a held lock, and is tried again like the recipe); and the limits: a
+//! `tokio::sync::Mutex`, a `PING`. Figures are medians over several rounds, in turns with their
+//! references.
 //!
-//! Words behind `--` choose parts: one, once, gap, four, zipf, distinct, http, queue, memory. `--svg <path>` says where the plot
-//! goes (`contention.svg` in cargo's target directory).
+//! Words behind `--` choose parts: one, once, gap, four, zipf, distinct, http, queue, memory.
+//! `--svg <path>` says where the plot goes, from the top of the repository (default:
+//! `contention.svg` in cargo's target directory).
 
 #![allow(unreachable_pub)]
 
 mod clock;
-#[path = "../../tests/common/mod.rs"]
-mod common;
 mod contenders;
 mod load;
 mod memory;
@@ -26,14 +27,16 @@ mod rounds;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
+#[path = "../../tests/support/mod.rs"]
+mod test_support;
 mod worker;
 mod workers;
 
 use std::path::{Path, PathBuf};
 
-use common::RedisServer;
 use plot::Panel;
 use support::{Figures, Goal, over_http};
+use test_support::RedisServer;
 
 fn main() {
     if let Ok(url) = std::env::var(workers::URL) {
@@ -57,13 +60,15 @@ impl Chosen {
     fn from_args() -> Self {
         let mut chosen = Self {
             parts: Vec::new(),
-            // Beside it, in cargo's target directory, wherever that is.
+            // `tmp` lies in cargo's target directory, wherever that is.
             svg: Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("contention.svg"),
         };
         let mut args = std::env::args().skip(1);
         while let Some(arg) = args.next() {
             if arg == "--svg" {
-                chosen.svg = args.next().expect("a path follows --svg").into();
+                let path = args.next().expect("a path follows --svg");
+                // Cargo starts a benchmark in its package's folder, which is one below the top.
+                chosen.svg = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
             } else if !arg.starts_with('-') {
                 chosen.parts.push(arg);
             }

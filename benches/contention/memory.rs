@@ -1,4 +1,4 @@
-//! What waiters and held locks take in memory and CPU time, each in a process of its own: `memory`.
+//! The memory and CPU time of waiters and held locks, each in a process of its own: `memory`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tower_distributed_lock::LockManager;
 
-use crate::common::RedisServer;
 use crate::contenders::text;
 use crate::support::{Figures, Goal, cpu_time};
+use crate::test_support::RedisServer;
 use crate::workers::Worker;
 
 const WAITERS: usize = 10_000;
 const KEYS: [usize; 2] = [10_000, 100_000];
-/// How long it may take to get them all.
+/// How long it may take to acquire all of them.
 const BOUND: Duration = Duration::from_secs(15);
-/// In which every held lock is renewed once.
+/// The time in which every held lock is renewed once.
 const RENEWAL: Duration = Duration::from_millis(10_000 / 3);
 
 pub async fn measure(figures: &mut Figures) {
@@ -51,7 +51,7 @@ pub async fn measure(figures: &mut Figures) {
     figures.add("idle_cpu_100k_keys", last, &Goal::AtMost(0.5));
 }
 
-/// What a new worker answers, with a new server.
+/// Returns the answer of a new worker, with a new server.
 async fn numbers<const COUNT: usize>(command: &str) -> Result<[f64; COUNT], String> {
     let server = RedisServer::start().await;
     let answer = Worker::start(&server).ask(command).await?;
@@ -60,14 +60,14 @@ async fn numbers<const COUNT: usize>(command: &str) -> Result<[f64; COUNT], Stri
     numbers.try_into().map_err(|_| format!("what is {answer}?"))
 }
 
-/// The worker's side: bytes for each task that waits.
+/// The worker's side. Returns the bytes for each task that waits.
 pub async fn wait(url: &str, count: usize) -> Result<String, String> {
     let locks = LockManager::connect(url).await.map_err(text)?;
     let guard = locks.try_acquire("a").await.map_err(text)?;
     let waiting = Arc::new(AtomicUsize::new(0));
     let wait = |locks: LockManager, waiting: Arc<AtomicUsize>| async move {
         waiting.fetch_add(1, Ordering::Relaxed);
-        // It ends with the process.
+        // It runs until the process ends.
         let _ = locks.acquire("a", Duration::from_secs(3600)).await;
     };
     let before = resident()?;
@@ -83,7 +83,8 @@ pub async fn wait(url: &str, count: usize) -> Result<String, String> {
     Ok(bytes.to_string())
 }
 
-/// The worker's side: keys taken a second, bytes for each that is held, and the share of a core while they are.
+/// The worker's side. Returns the keys acquired per second, the bytes for each held key, and the
+/// share of a core that holding them takes.
 pub async fn hold(url: &str, count: usize) -> Result<String, String> {
     let locks = LockManager::connect(url).await.map_err(text)?;
     let at_a_time = Arc::new(Semaphore::new(256));
@@ -107,7 +108,7 @@ pub async fn hold(url: &str, count: usize) -> Result<String, String> {
     }
     let rate = count as f64 / started.elapsed().as_secs_f64();
     let bytes = (resident()? - before) / count as f64;
-    // The first look at each comes soon after it was taken.
+    // The first look at each lock comes soon after it was acquired.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let cpu = cpu_time().ok_or("this system does not tell the CPU time")?;
     tokio::time::sleep(RENEWAL).await;
@@ -125,7 +126,7 @@ pub async fn hold(url: &str, count: usize) -> Result<String, String> {
     }
 }
 
-/// Resident memory of this process, in bytes.
+/// Returns the resident memory of this process, in bytes.
 fn resident() -> Result<f64, String> {
     let status = std::fs::read_to_string("/proc/self/status").map_err(text)?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

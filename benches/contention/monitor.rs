@@ -1,4 +1,4 @@
-//! How many commands clients send, as Redis itself sees them.
+//! The number of commands that clients send, as Redis itself sees it.
 
 use redis::aio::MultiplexedConnection;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -6,12 +6,12 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::task::JoinHandle;
 
-use crate::common::RedisServer;
+use crate::test_support::RedisServer;
 
 const END: &str = "the-end-of-the-count";
 
-/// Counts commands from its start to its end, by `MONITOR`: unlike the counters of `INFO`, that tells what a client sent from
-/// what a script called, which is part of the script's call.
+/// Counts commands from its start to its end, by `MONITOR`. Unlike the counters of `INFO`, that
+/// tells the commands of clients from those of scripts, which are part of the script's call.
 pub struct Monitor {
     counting: JoinHandle<u64>,
     redis: MultiplexedConnection,
@@ -19,7 +19,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Commands about keys that begin with `count` are the workload's own, and left out.
+    /// Leaves out commands about keys that begin with `count`: they are the workload's own.
     pub async fn start(server: &RedisServer) -> Self {
         let redis = server.client().await;
         let stream = TcpStream::connect(("127.0.0.1", server.port))

@@ -1,4 +1,4 @@
-//! What contention costs within one process: `one`, `once`, `zipf`, `distinct`.
+//! The cost of contention within one process: `one`, `once`, `zipf`, `distinct`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tower_distributed_lock::LockManager;
 
-use crate::common::RedisServer;
 use crate::contenders::{Contender, Kind, text};
 use crate::load::{self, Keys, Load, Work};
 use crate::monitor::Monitor;
@@ -15,6 +14,7 @@ use crate::rounds::Rounds;
 use crate::support::recipe::Recipe;
 use crate::support::{self, Figures, Goal, median};
 use crate::table::{Table, Values};
+use crate::test_support::RedisServer;
 
 const HOLD: Duration = Duration::from_millis(1);
 /// No workload may take longer, by far.
@@ -54,7 +54,8 @@ fn with(local: Kind) -> Vec<Kind> {
     kinds
 }
 
-/// Sections a second, and commands for each of them, which are counted apart: that costs Redis time.
+/// Returns the sections per second, and the commands per section. Those are counted in a run of
+/// their own, as counting costs Redis time.
 async fn race(server: &RedisServer, kind: Kind, key: &str) -> Values {
     const TIME: Duration = Duration::from_millis(400);
     let contender = Contender::connect(kind, &server.url()).await?;
@@ -68,7 +69,7 @@ async fn race(server: &RedisServer, kind: Kind, key: &str) -> Values {
     Ok(vec![rate, commands as f64 / counted? as f64])
 }
 
-/// How many sections 64 tasks get through.
+/// Returns how many sections 64 tasks get through.
 async fn sections(contender: &Contender, key: &str, time: Duration) -> Result<u64, String> {
     let mut tasks = JoinSet::new();
     let started = Instant::now();
@@ -113,7 +114,8 @@ pub async fn once(server: &RedisServer, figures: &mut Figures) -> Table {
     let goal = Goal::AtLeast(0.98);
     let rate = rounds.ratio(Kind::Ours, Kind::Mutex, 0);
     figures.add("once_256_waiters_vs_mutex", rate, &goal);
-    // The timers of tokio hide a gap in the next tick. The share of the time does not.
+    // tokio's timers end with a tick, which hides a gap that is shorter. The share of the time that
+    // the lock was held shows it.
     let share = rounds.ratio(Kind::Ours, Kind::Mutex, 1);
     figures.add("once_256_waiters_held_share_vs_mutex", share, &goal);
     table
@@ -171,7 +173,7 @@ async fn mix(server: &RedisServer, kind: Kind, prefix: &str) -> Values {
     Ok(vec![rate, tally.p99_wait() / 1000.0])
 }
 
-/// Nobody contends: every lock is wanted once.
+/// Every lock is wanted once, so that no task waits.
 pub async fn distinct(server: &RedisServer, figures: &mut Figures) {
     println!("\none process, distinct keys, against two commands by hand");
     for (clients, goal) in [(64, 1.1), (256, 1.5)] {

@@ -1,4 +1,4 @@
-//! A plot of bars on logarithmic scales, as SVG: legible on light and dark ground.
+//! A plot of bars on logarithmic scales, as SVG, for light and dark backgrounds.
 
 use std::fmt::Write as _;
 
@@ -49,7 +49,7 @@ impl Panel {
         HEAD + BAR * self.bars.len() as f64 + FOOT
     }
 
-    /// The decades that hold all values, with room for the smallest bar.
+    /// Returns the decades that hold all values, with room for the smallest bar.
     fn scale(&self) -> Scale {
         let values = self.bars.iter().map(|(_, value)| *value);
         let values = values.filter(|value| *value > 0.0);
@@ -130,7 +130,7 @@ fn draw_bar(svg: &mut String, scale: &Scale, y: f64, kind: Kind, value: f64) {
     );
 }
 
-/// With three significant digits, and thin spaces between thousands.
+/// Writes three significant digits, with thin spaces between thousands.
 fn number(value: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();

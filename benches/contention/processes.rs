@@ -1,16 +1,16 @@
-//! What contention costs between processes: `gap`, `four`.
+//! The cost of contention between processes: `gap`, `four`.
 
 use std::time::Duration;
 
 use redis::RedisResult;
 
-use crate::common::{RedisServer, eventually, value};
 use crate::contenders::{Kind, text};
 use crate::load::Tally;
 use crate::monitor::Monitor;
 use crate::rounds::Rounds;
 use crate::support::{Figures, Goal, median};
 use crate::table::{Table, Values};
+use crate::test_support::{RedisServer, eventually, value};
 use crate::workers::{Worker, ask_all, moment, start};
 
 /// Two processes take the lock in turns, and do nothing under it.
@@ -42,7 +42,8 @@ pub async fn gap(server: &RedisServer, figures: &mut Figures) {
     let goal = Goal::AtMost(1.3);
     let ours = |column| table.value(Kind::Ours, column);
     figures.add("two_processes_gap_vs_ping", ours(2), &goal);
-    // A PING has one process, which may share its core with Redis. What passes from one process to another does not.
+    // A PING involves one process, which may share its core with Redis. A message between two
+    // processes cannot.
     figures.add("two_processes_gap_vs_publish", ours(4), &goal);
     let disorder = rounds.sum(Kind::Ours, 7);
     let goal = Goal::AtMost(0.0);
@@ -61,7 +62,7 @@ async fn alternate(server: &RedisServer, kind: Kind, key: &str) -> Values {
             sections.push(Section::parse(process, section)?);
         }
     }
-    // Sections do not overlap: in the order of time, that of the tokens shows.
+    // Sections do not overlap: sorted by time, their tokens must be sorted as well.
     sections.sort_by_key(|section| section.acquired);
     let pairs = || sections.iter().zip(sections.iter().skip(1));
     let disorder = pairs().filter(|(one, next)| one.token > next.token).count();
@@ -86,7 +87,7 @@ async fn alternate(server: &RedisServer, kind: Kind, key: &str) -> Values {
     ])
 }
 
-/// How long a bare message takes from one process to the other, in ns.
+/// Measures how long a bare message takes from one process to the other, in ns.
 async fn hop(server: &RedisServer, workers: &mut [Worker]) -> Result<f64, String> {
     let [one, other] = workers else {
         return Err("not two processes".to_owned());
@@ -181,7 +182,7 @@ pub async fn four(server: &RedisServer, figures: &mut Figures) -> Table {
 async fn compete(server: &RedisServer, kind: Kind, key: &str) -> Values {
     const TIME: Duration = Duration::from_millis(2300);
     let tallies = count(server, kind, key, TIME, None).await?;
-    // In a run of its own: to count them costs Redis time.
+    // In a run of its own, as counting commands costs Redis time.
     let mut commands = 0;
     let counted_key = format!("{key}:counted");
     let counted = count(server, kind, &counted_key, TIME / 4, Some(&mut commands)).await?;
@@ -211,7 +212,7 @@ async fn compete(server: &RedisServer, kind: Kind, key: &str) -> Values {
     ])
 }
 
-/// Lets all of them count for a while, and tells how many `commands` that took.
+/// Lets all workers count for a while, and tells how many `commands` that took.
 async fn count(
     server: &RedisServer,
     kind: Kind,

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit};
 use tower_distributed_lock::LockManager;
 
-use crate::common::{RedisServer, queue_length};
 use crate::contenders::text;
 use crate::monitor::Monitor;
 use crate::support::{Figures, Goal};
+use crate::test_support::{RedisServer, queue_length};
 
 const BOUND: Duration = Duration::from_secs(8);
 
@@ -32,9 +32,9 @@ pub async fn measure(figures: &mut Figures) {
     figures.add("commands_per_hand_off_1000_vs_10_waiters", growth, &goal);
 }
 
-/// Commands, and µs, for each hand-off from one to the next.
+/// Returns the commands and the µs for each hand-off.
 async fn pass_on(waiters: usize) -> Result<(f64, f64), String> {
-    // Redis keeps some for itself, and is started with the same limit.
+    // Redis is started with the same limit, and keeps some descriptors for itself.
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     if files < waiters as u64 + 100 {
         return Err(format!("only {files} files may be open: ulimit -n"));
@@ -48,7 +48,7 @@ async fn pass_on(waiters: usize) -> Result<(f64, f64), String> {
         let locks = LockManager::connect(&server.url()).await.map_err(text)?;
         tasks.push(tokio::spawn(async move {
             let guard = locks.acquire("a", Duration::from_secs(3600)).await;
-            // The manager lives on, so that its end is no part of what is measured.
+            // The manager lives on, so that its end is not measured as well.
             guard.map(|guard| {
                 drop(guard);
                 locks

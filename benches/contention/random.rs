@@ -17,13 +17,13 @@ impl Random {
         mix(self.0)
     }
 
-    /// From 0 up to, but not including, 1.
+    /// Returns a number from 0 up to, but not including, 1.
     pub fn fraction(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 
-/// The next of one sequence that all tasks of a process share.
+/// Returns the next number of a sequence that all tasks of a process share.
 pub fn shared() -> u64 {
     static STATE: AtomicU64 = AtomicU64::new(0);
     mix(STATE.fetch_add(STEP, Ordering::Relaxed) ^ u64::from(std::process::id()))
@@ -37,7 +37,7 @@ fn mix(mut number: u64) -> u64 {
 
 /// Zipf's law with exponent 1: the item of rank `r` comes with a frequency proportional to `1 / r`.
 pub struct Zipf {
-    /// How much of all comes up to this rank.
+    /// By rank: the share of all items up to it.
     cumulated: Vec<f64>,
 }
 
@@ -54,7 +54,7 @@ impl Zipf {
         Self { cumulated }
     }
 
-    /// Counted from zero, the most frequent first.
+    /// Returns a rank, counted from zero. The most frequent comes first.
     pub fn sample(&self, random: &mut Random) -> usize {
         let fraction = random.fraction();
         let item = self.cumulated.partition_point(|sum| *sum <= fraction);

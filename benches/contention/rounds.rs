@@ -1,4 +1,4 @@
-//! Several rounds of one workload, in turns, and what is in their middle.
+//! Several rounds of one workload, in turns, and their medians.
 
 use crate::contenders::Kind;
 use crate::support::median;
@@ -16,7 +16,7 @@ impl Rounds {
         of_kind.expect("a known contender").1.push(values);
     }
 
-    /// A row of medians for each contender.
+    /// Adds a row of medians for each contender.
     pub fn fill(&self, table: &mut Table) {
         for (kind, rounds) in &self.0 {
             let rounds: Result<Vec<&Vec<f64>>, String> = rounds
@@ -33,7 +33,8 @@ impl Rounds {
         }
     }
 
-    /// The median, over the rounds, of one contender's value divided by the other's in the same round.
+    /// Returns the median, over the rounds, of one contender's value divided by the other's in the
+    /// same round.
     pub fn ratio(&self, kind: Kind, reference: Kind, column: usize) -> f64 {
         let of = |kind| self.0.iter().find(|(other, _)| *other == kind);
         let (Some((_, ours)), Some((_, theirs))) = (of(kind), of(reference)) else {
@@ -46,7 +47,7 @@ impl Rounds {
         }))
     }
 
-    /// All rounds together.
+    /// Returns the sum over all rounds.
     pub fn sum(&self, kind: Kind, column: usize) -> f64 {
         let rounds = self.0.iter().filter(|(other, _)| *other == kind);
         let rounds = rounds.flat_map(|(_, rounds)| rounds);

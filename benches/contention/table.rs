@@ -1,8 +1,8 @@
-//! What was measured, one row for each contender.
+//! A table of measured values, one row for each contender.
 
 use crate::contenders::Kind;
 
-/// What a contender achieved, or the reason why it did not.
+/// The values of a contender, or the reason why there are none.
 pub type Values = Result<Vec<f64>, String>;
 
 pub struct Table {
@@ -38,7 +38,7 @@ impl Table {
         self.rows.push(Row { kind, values });
     }
 
-    /// The value of a contender in a column.
+    /// Returns the value of a contender in a column.
     pub fn value(&self, kind: Kind, column: usize) -> f64 {
         let row = self.rows.iter().find(|row| row.kind == kind);
         match row.map(|row| &row.values) {

@@ -1,6 +1,7 @@
-//! The worker's side of a process of its own: it does what its standard input says, and ends with it.
+//! The worker's side of a process of its own: it carries out the commands of its standard input,
+//! and ends when that is closed.
 //!
-//! A command is a line, and is answered by a line.
+//! A command is a line, and so is its answer.
 
 use std::io::{BufRead, Write};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use crate::support::median;
 use crate::support::recipe::{client, connection};
 
 pub fn run(url: &str) {
-    // Of one thread: several processes share few cores.
+    // One thread, as several processes share few cores.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -31,7 +32,7 @@ pub fn run(url: &str) {
         // The benchmark is over, however it ended.
         std::process::exit(0);
     });
-    // It never ends: what goes on in the background does so between the commands as well.
+    // The runtime never stops, so that background tasks go on between the commands.
     runtime.block_on(obey_all(url, received));
 }
 
@@ -63,7 +64,7 @@ impl Worker {
             ["connect", kind] => {
                 let kind = Kind::parse(kind).ok_or("no such contender")?;
                 let contender = Contender::connect(kind, &self.url).await?;
-                // Some connect, or load their scripts, only when they are first used.
+                // Some contenders connect, or load their scripts, only at their first use.
                 let key = format!("first:{}", std::process::id());
                 contender.acquire(&key).await?.release().await?;
                 let redis = connection(&self.url).await.map_err(text)?;
@@ -105,7 +106,7 @@ impl Worker {
     }
 }
 
-/// The median round trip, in ns.
+/// Returns the median round trip, in ns.
 async fn ping(url: &str, count: usize) -> Result<String, String> {
     let mut redis = connection(url).await.map_err(text)?;
     let mut times = Vec::new();
@@ -118,7 +119,8 @@ async fn ping(url: &str, count: usize) -> Result<String, String> {
     Ok(median(&mut times).to_string())
 }
 
-/// Sends a message back and forth between two processes. The times, in ns, that one way takes.
+/// Sends a message back and forth between two processes. Returns the times that one way takes, in
+/// ns.
 async fn hop(url: &str, inbox: &str, other: &str, count: usize) -> RedisResult<Vec<f64>> {
     let mut redis = connection(url).await?;
     let mut pubsub = client(url)?.get_async_pubsub().await?;
@@ -127,7 +129,7 @@ async fn hop(url: &str, inbox: &str, other: &str, count: usize) -> RedisResult<V
     let publish = redis::cmd("PUBLISH").arg(other).arg("").to_owned();
     let mut times = Vec::new();
     let mut started = Instant::now();
-    // The first to come speaks to nobody, the second begins.
+    // The first process to come has no one to speak to yet: the second begins.
     publish.exec_async(&mut redis).await?;
     while times.len() < count && messages.next().await.is_some() {
         times.push(started.elapsed().as_nanos() as f64 / 2.0);
@@ -137,8 +139,8 @@ async fn hop(url: &str, inbox: &str, other: &str, count: usize) -> RedisResult<V
     Ok(times)
 }
 
-/// Takes the lock again as soon as it has released it. Tells of each section the moments at which it began and ended,
-/// and its fencing token.
+/// Takes the lock again as soon as it has released it. Returns for each section when it began, when
+/// it ended, and its fencing token.
 async fn alternate(contender: &Contender, key: &str, until: Instant) -> Result<String, String> {
     let mut sections = Vec::new();
     while Instant::now() < until {

@@ -1,4 +1,4 @@
-//! Processes of their own: this program, started again.
+//! Workers in processes of their own: this program, started again.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::clock;
-use crate::common::RedisServer;
 use crate::contenders::Kind;
+use crate::test_support::RedisServer;
 
 /// Set for a worker only.
 pub const URL: &str = "TOWER_DISTRIBUTED_LOCK_BENCH_URL";
@@ -16,7 +16,7 @@ pub const URL: &str = "TOWER_DISTRIBUTED_LOCK_BENCH_URL";
 /// No workload takes so long.
 const BOUND: Duration = Duration::from_secs(40);
 
-/// A process, killed with this value.
+/// A process that is killed when this value is dropped.
 pub struct Worker {
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
@@ -72,7 +72,7 @@ pub async fn start(server: &RedisServer, kind: Kind, count: usize) -> Result<Vec
     Ok(workers)
 }
 
-/// Has all do the same at the same time. Returns their answers.
+/// Gives all workers the same command at the same time. Returns their answers.
 pub async fn ask_all(workers: &mut [Worker], line: &str) -> Result<Vec<String>, String> {
     for worker in &mut *workers {
         worker.tell(line).await?;
@@ -84,7 +84,7 @@ pub async fn ask_all(workers: &mut [Worker], line: &str) -> Result<Vec<String>, 
     Ok(answers)
 }
 
-/// The moment, for all processes, that comes after so much time.
+/// Returns the moment after so much time, on the clock that all processes share.
 pub fn moment(after: Duration) -> u64 {
     clock::nanos() + after.as_nanos() as u64
 }

@@ -1,4 +1,4 @@
-//! What the benchmarks share: figures with goals, and the cost of things in CPU time.
+//! Shared by the benchmarks: figures with goals, and the measuring of CPU time.
 
 #![allow(
     dead_code,
@@ -46,7 +46,7 @@ pub fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// What 99 of 100 values do not exceed.
+/// Returns the value that 99 of 100 do not exceed.
 pub fn p99(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
@@ -55,7 +55,7 @@ pub fn p99(values: &mut [f64]) -> f64 {
     }
 }
 
-/// CPU time that this process has used, all threads together. Only Linux tells.
+/// Returns the CPU time that all threads of this process have used. Only Linux tells.
 pub fn cpu_time() -> Option<Duration> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     // The name, in brackets, may hold blanks.
@@ -65,7 +65,8 @@ pub fn cpu_time() -> Option<Duration> {
     Some(Duration::from_millis(ticks * 10))
 }
 
-/// Runs `clients` copies of an endless loop of requests for a while. Returns requests a second, and CPU µs a request.
+/// Runs `clients` copies of an endless loop of requests for a while. Returns the requests per
+/// second, and the CPU µs per request.
 pub async fn load<F, R>(clients: usize, time: Duration, request: F) -> (f64, f64)
 where
     F: Fn(usize, u64) -> R + Clone + Send + 'static,

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tower_distributed_lock::{DistributedLockLayer, LockManager};
 
 use super::{Figures, Goal, cpu_time, median};
-use crate::common::{self, RedisServer};
+use crate::test_support::{self, RedisServer};
 
 const WRK_SECONDS: u32 = 2;
 
-/// An axum server with the layer and one without, each request for a key of its own, and wrk with 64 connections.
+/// Compares an axum server that has the layer with one that does not, under wrk with 64
+/// connections. Each request locks a key of its own.
 pub async fn compare(server: &RedisServer, figures: &mut Figures, goal: &Goal) {
     if Command::new("wrk").arg("--version").output().is_err() {
         println!("over HTTP: not measured, wrk is not installed (Debian: apt-get install wrk)");
@@ -32,13 +33,13 @@ pub async fn compare(server: &RedisServer, figures: &mut Figures, goal: &Goal) {
     let (mut costs, mut commands) = (vec![f64::NAN], Vec::new());
     for _ in 0..5 {
         bare_rates.push(wrk(bare).await);
-        let (cpu, calls) = (cpu_time(), common::script_calls(&redis).await);
+        let (cpu, calls) = (cpu_time(), test_support::script_calls(&redis).await);
         let rate = wrk(locked).await;
         let requests = rate * f64::from(WRK_SECONDS);
         if let (Some(before), Some(after)) = (cpu, cpu_time()) {
             costs.push((after - before).as_secs_f64() * 1e6 / requests);
         }
-        commands.push((common::script_calls(&redis).await - calls) as f64 / requests);
+        commands.push((test_support::script_calls(&redis).await - calls) as f64 / requests);
         locked_rates.push(rate);
     }
     let (bare, locked) = (median(&mut bare_rates), median(&mut locked_rates));
@@ -58,7 +59,7 @@ async fn serve(app: axum::Router) -> SocketAddr {
     address
 }
 
-/// Requests a second.
+/// Returns the requests per second.
 async fn wrk(address: SocketAddr) -> f64 {
     let mut wrk = tokio::process::Command::new("wrk");
     let output = wrk

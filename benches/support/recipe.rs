@@ -5,10 +5,10 @@ use std::sync::Arc;
 use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
 
-use crate::common::RedisServer;
+use crate::test_support::RedisServer;
 
-/// `SET name token NX PX ttl` to take the lock, a compare-and-delete by `EVALSHA` to release it, both awaited, on one
-/// multiplexed connection that all clones share.
+/// `SET name token NX PX ttl` takes the lock, a compare-and-delete by `EVALSHA` releases it. Both
+/// are awaited, on one multiplexed connection that all clones share.
 #[derive(Clone)]
 pub struct Recipe {
     redis: MultiplexedConnection,
@@ -28,7 +28,7 @@ impl Recipe {
         })
     }
 
-    /// The token that the lock was taken with, if it was free.
+    /// Takes the lock if it is free, and returns the token.
     pub async fn try_acquire(&mut self, name: &str) -> RedisResult<Option<String>> {
         let token = uuid::Uuid::new_v4().simple().to_string();
         let taken: bool = redis::cmd("SET")
@@ -42,7 +42,7 @@ impl Recipe {
         Ok(taken.then_some(token))
     }
 
-    /// Whether there was something to release.
+    /// Returns whether there was something to release.
     pub async fn release(&mut self, name: &str, token: &str) -> RedisResult<bool> {
         let released: u32 = self
             .release
@@ -54,7 +54,7 @@ impl Recipe {
     }
 }
 
-/// A connection with the settings that the crate gives its own.
+/// Opens a connection with the settings that the crate gives its own.
 pub async fn connection(url: &str) -> RedisResult<MultiplexedConnection> {
     client(url)?.get_multiplexed_async_connection().await
 }

@@ -1,4 +1,4 @@
-//! A request's headers.
+//! The headers of a request.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| tower_distributed_lock::fuzzing::header(data));

@@ -1,4 +1,4 @@
-//! What Redis sends unasked.
+//! Messages that Redis pushes.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| tower_distributed_lock::fuzzing::push(data));

@@ -1,4 +1,4 @@
-//! What stands in Redis as a record.
+//! Records that are read from Redis.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| tower_distributed_lock::fuzzing::record(data));

@@ -10,20 +10,20 @@ fn a_short_suspension_is_noticed_once_however_the_readings_are_pulled_apart() {
         prop_oneof![4 => 20_u64..100, 1 => 0_u64..100_000_000],
         prop_oneof![8 => Just(0), 1 => 0_u64..100_000_000],
     );
-    // For fewer readings than there are attempts: one of those is tight.
-    let look = vec(pause, 0..ATTEMPTS as usize);
-    proptest!(|(looks in vec(look, 1..20), before in 0_u64..1_000_000_000)| {
+    // Pauses for fewer readings than there are attempts: one attempt is tight.
+    let reading = vec(pause, 0..ATTEMPTS as usize);
+    proptest!(|(readings in vec(reading, 1..20), before in 0_u64..1_000_000_000)| {
         let machine = Machine::default();
         machine.suspended.set(before);
-        let (first, mut noticed) = (machine.look(), 0);
-        for pauses in looks {
+        let (first, mut noticed) = (machine.read(), 0);
+        for pauses in readings {
             machine.pauses.replace(pauses.into());
-            noticed = noticed.max(machine.look().since(&first));
+            noticed = noticed.max(machine.read().since(&first));
             machine.pauses.take();
             let suspended = machine.suspended.get() - before;
             prop_assert!(noticed <= suspended, "{noticed} of {suspended}");
-            // A suspension between the readings is for the next look.
-            noticed = noticed.max(machine.look().since(&first));
+            // A suspension between two readings of the clocks is found by the next read.
+            noticed = noticed.max(machine.read().since(&first));
             prop_assert!(suspended - noticed <= 2 * TIGHT, "{noticed} of {suspended}");
         }
     });

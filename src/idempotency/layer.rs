@@ -26,7 +26,7 @@ use crate::manager::LockManager;
 /// use tower_distributed_lock::{IdempotencyLayer, LockManager};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-/// let locks = LockManager::in_memory(); // or LockManager::connect("redis://127.0.0.1:6379").await?
+/// let locks = LockManager::in_memory(); // or connect("redis://127.0.0.1:6379").await?
 /// let app: Router = Router::new()
 ///     .route("/payments", post(|| async { "paid" }))
 ///     .route_layer(IdempotencyLayer::new(locks).require_key(true));

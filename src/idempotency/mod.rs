@@ -18,7 +18,7 @@
 //! use tower_distributed_lock::{IdempotencyLayer, LockManager};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
-//! let locks = LockManager::in_memory(); // or LockManager::connect("redis://127.0.0.1:6379").await?
+//! let locks = LockManager::in_memory(); // or connect("redis://127.0.0.1:6379").await?
 //! let app: Router = Router::new()
 //!     .route("/payments", post(|| async { "paid" }))
 //!     .route_layer(IdempotencyLayer::new(locks));

@@ -11,7 +11,7 @@ pub(crate) struct Grant {
     pub(crate) fencing_token: u64,
     /// The lease is valid until then, unless it is extended.
     pub(crate) until: Time,
-    /// It is not extended beyond this.
+    /// The lease is not extended beyond this.
     pub(crate) limit: Time,
 }
 

@@ -20,7 +20,7 @@
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
-//! let locks = LockManager::in_memory(); // or LockManager::connect("redis://127.0.0.1:6379").await?
+//! let locks = LockManager::in_memory(); // or connect("redis://127.0.0.1:6379").await?
 //! let app: Router = Router::new()
 //!     .route("/accounts/{id}/transfer", post(transfer))
 //!     .route_layer(DistributedLockLayer::new(locks, key::path("/accounts/{id}/{*rest}")));

@@ -1,4 +1,4 @@
-//! The one task of a manager: renews leases, tells of losses, and drives the store.
+//! The background task of a manager: it renews leases, tells of losses, and drives the store.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,13 +14,14 @@ use crate::shield::shielded;
 use crate::store::Connected;
 use crate::trace;
 
-/// Slots are not looked at more often than this…
+/// The slots are not visited more often than this…
 const MIN_PAUSE: Duration = Duration::from_millis(1);
-/// …and with many of them, only so often that looking takes a small part of the time.
+/// …and if there are many, only so often that the visits take a small part of the time.
 const PAUSE_FACTOR: u32 = 20;
-/// While there is something to do later, the time is looked at this often: the machine may have been suspended.
+/// As long as any slot has something to do later, the clock is read this often: the machine may
+/// have been suspended.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// Time after which others get their turn.
+/// A visit of one shard that takes longer lets other tasks run.
 const LONG: Duration = Duration::from_micros(20);
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
 
@@ -31,7 +32,7 @@ impl Core {
         }
     }
 
-    /// Starts the background task, and returns when it has connected to the store.
+    /// Starts the background task, and waits until it has connected to the store.
     pub(super) async fn connect(self: &Arc<Self>) -> Result<(), Error> {
         let (sender, connected) = oneshot::channel();
         self.start(Some(sender));
@@ -57,8 +58,9 @@ impl Core {
         }
     }
 
-    /// A runtime of one thread may not be driven when a lock is to be renewed, or when a request
-    /// that runs on another is to be answered: it runs one handler, which may block.
+    /// Returns whether the background task may run on that runtime. One of a single thread may be
+    /// blocked by a handler, or not be driven at all, when a lock is to be renewed or a request of
+    /// another runtime waits for a reply.
     fn may_run_on(&self, runtime: &Handle) -> bool {
         !self.store.needs_to_run() || runtime.runtime_flavor() != RuntimeFlavor::CurrentThread
     }
@@ -67,7 +69,7 @@ impl Core {
         self: &Arc<Self>,
         connected: Option<Connected>,
     ) -> impl Future<Output = ()> + Send + use<> {
-        // Made here, not inside: a runtime that is shut down drops a task without ever running it.
+        // Made here, not in the task: a runtime that is shut down may drop the task before it ran.
         let relay = Relay {
             core: Arc::clone(self),
             is_done: false,
@@ -77,7 +79,7 @@ impl Core {
             let core = &relay.core;
             let events = StoreEvents(core);
             let is_finished = || core.is_ending() && core.is_at_rest();
-            // Each knows when there is nothing left to do, for both.
+            // Each ends only when neither has anything left to do.
             tokio::select! {
                 () = tick_slots(core) => {}
                 () = core.store.run(connected, &events, is_finished) => {}
@@ -101,7 +103,7 @@ impl Core {
                 }
                 self.ensure_running();
                 if !self.is_running.load(Ordering::SeqCst) {
-                    // No thread can be had at this moment.
+                    // No thread can be started at this moment.
                     tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
                 }
             }
@@ -110,7 +112,7 @@ impl Core {
     }
 }
 
-/// Sees to what is left when the task ends.
+/// Starts the background task again if it ends before everything is done.
 struct Relay {
     core: Arc<Core>,
     is_done: bool,
@@ -125,11 +127,11 @@ impl Drop for Relay {
             return;
         }
         if self.is_done {
-            // Something came in at the last moment, and saw the task still running.
+            // An event came in at the last moment, and found the task still running.
             core.ensure_running();
         } else if !core.is_running.swap(true, Ordering::SeqCst) {
-            // The task panicked, or the runtime is being shut down. Guards may outlive it: what they hold is to be renewed
-            // and released, and requests of other runtimes are to be answered.
+            // The task panicked, or the runtime is being shut down. Guards may outlive it: their
+            // locks must be renewed and released. And requests of other runtimes wait for replies.
             let start = match std::thread::panicking() {
                 true => Start::AfterPanic,
                 false => Start::AfterShutdown,
@@ -146,13 +148,14 @@ enum Start {
     AfterPanic,
 }
 
-/// Runs the task on a thread of its own. If none can be had, requests are told so in the end, and locks that are held expire.
+/// Runs the task on a thread of its own. If none can be started, requests fail when their time is
+/// over, and held locks expire.
 fn on_own_thread(core: Arc<Core>, connected: Option<Connected>, start: Start) {
     let thread = std::thread::Builder::new().name("distributed-lock".to_owned());
     let starting = Arc::clone(&core);
     let run = trace::with_this_subscriber(move || {
         if start == Start::AfterPanic {
-            // What made it panic may do so again.
+            // The cause of the panic may still be there.
             std::thread::sleep(PAUSE_AFTER_FAILURE);
             shielded(trace::restarted);
         }
@@ -186,7 +189,7 @@ pub(super) async fn tick_slots(core: &Arc<Core>) {
             let one_took = Time::now().since(now);
             took += one_took;
             if one_took > LONG {
-                // This task has other things to do.
+                // The same task drives the store.
                 tokio::task::yield_now().await;
             }
         }
@@ -197,17 +200,18 @@ pub(super) async fn tick_slots(core: &Arc<Core>) {
             *at = (*at).min(Time::now() + MAX_PAUSE);
             core.next_visit.set(at.as_nanos());
         }
-        let rested = Time::now() + pause(took, core.rules.renewal);
+        let paused = Time::now() + pause(took, core.rules.renewal);
         tokio::select! {
             () = sleep_until(next) => {}
             () = core.next_visit.notified() => {}
         }
-        tokio::time::sleep_until(rested.instant()).await;
+        tokio::time::sleep_until(paused.instant()).await;
     }
 }
 
-/// How long the slots are left alone after a look that took so long. It may have taken long because the process was
-/// stopped: renewals must not wait for that.
+/// Returns how long the slots are left alone after a visit of all that took so long. At most an
+/// eighth of the renewal interval: the visit may have taken long only because the process was
+/// stopped, and renewals must not wait for that.
 fn pause(took: Duration, renewal: Duration) -> Duration {
     (took * PAUSE_FACTOR).min(renewal / 8).max(MIN_PAUSE)
 }

@@ -1,4 +1,4 @@
-//! [`LockManager`]: who may hold what, and when, in this process.
+//! [`LockManager`]: takes locks for the requests of this process.
 
 mod background;
 mod builder;
@@ -24,7 +24,7 @@ use crate::key::LockKey;
 use crate::store::Damage;
 use crate::trace::{self, Stopwatch};
 
-/// How long an answer may be in flight inside the process.
+/// How long a decision may take from the slot to its request.
 const A_MOMENT: Duration = Duration::from_millis(10);
 
 /// Takes locks. A process needs one: it owns the connection to Redis, the queues of waiting
@@ -187,7 +187,7 @@ impl LockManager {
             Ok(Taken::Lock(guard)) => Ok(guard),
             Ok(Taken::Record(_)) => Err(Error::new(
                 ErrorKind::Unavailable,
-                "the store answered with a record where only a lock can be",
+                "the store replied with a record where only a lock can be",
             )),
             Err(error) => Err(error),
         };
@@ -195,7 +195,7 @@ impl LockManager {
         result
     }
 
-    /// Takes the lock of a record, or what is in its place.
+    /// Takes the lock of a record, or returns the record that is in its place.
     pub(crate) async fn claim(
         &self,
         key: LockKey,
@@ -219,27 +219,27 @@ impl LockManager {
 
     async fn request(&self, key: &LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
         let mut request = self.core.request(key, wait.is_some())?;
-        let limit = wait.or_else(|| self.core.store.answers_within());
-        let answer = match limit {
-            Some(limit) => timeout(limit, &mut request.answer).await,
-            None => Ok((&mut request.answer).await),
+        let limit = wait.or_else(|| self.core.store.replies_within());
+        let decision = match limit {
+            Some(limit) => timeout(limit, &mut request.decision).await,
+            None => Ok((&mut request.decision).await),
         };
-        let answer = match answer {
-            Ok(answer) => Some(answer),
-            // A process that was stopped sees that time has passed before it sees the answer.
-            Err(_) if wait.is_none() => timeout(A_MOMENT, &mut request.answer).await.ok(),
+        let decision = match decision {
+            Ok(decision) => Some(decision),
+            // A process that was stopped sees that the time is over before it sees the decision.
+            Err(_) if wait.is_none() => timeout(A_MOMENT, &mut request.decision).await.ok(),
             Err(_) => None,
         };
-        // The answer may have come at the last moment, and would be lost with the request.
-        let answer = answer.map(Result::ok).or_else(|| {
-            request.answer.close();
-            request.answer.try_recv().ok().map(Some)
+        // The decision may have come at the last moment, and would be lost with the request.
+        let decision = decision.map(Result::ok).or_else(|| {
+            request.decision.close();
+            request.decision.try_recv().ok().map(Some)
         });
-        match answer {
-            Some(answer) => {
-                request.is_answered = true;
-                // Without an answer, the slot was given up.
-                answer.unwrap_or_else(|| Err(Error::of(ErrorKind::Unavailable)))
+        match decision {
+            Some(decision) => {
+                request.is_decided = true;
+                // The sender is gone: the slot was given up after a panic.
+                decision.unwrap_or_else(|| Err(Error::of(ErrorKind::Unavailable)))
             }
             None => {
                 let overdue = request.give_up();
@@ -288,7 +288,7 @@ fn trace_result(key: &LockKey, result: Result<&LockGuard, &Error>, waited: &Stop
     }
 }
 
-/// What is had of a key that may have a record.
+/// What a request gets for the key of a record.
 pub(crate) enum Claimed {
     Lock(LockGuard),
     Record(Bytes),

@@ -1,16 +1,18 @@
-//! [`Waiters`]: who waits for a key in this process, in order of arrival.
+//! [`Waiters`]: the requests that wait for a key in this process, in order of arrival.
 
 use std::collections::VecDeque;
 
-/// A queue from whose middle one can leave. Numbers rise with every arrival.
+/// A queue that a waiter can leave from the middle. Numbers rise with every arrival.
 ///
-/// The first has a place of its own: most keys never have a second, and need no memory for it.
+/// The first waiter has a place of its own: most keys never have a second, and so need no memory on
+/// the heap.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Waiters<T> {
     first: Option<(u64, T)>,
-    /// All behind the first, with the empty places of those who left. Neither end is empty.
+    /// All behind the first, with the empty places of those that left. The places at both ends are
+    /// never empty.
     others: VecDeque<(u64, Option<T>)>,
-    /// How many of them left.
+    /// How many of these places are empty.
     empty: usize,
 }
 
@@ -67,7 +69,7 @@ impl<T> Waiters<T> {
         }
     }
 
-    /// Takes out, in order, all for which `is_out` holds.
+    /// Takes out all for which `is_out` holds, and returns them in order.
     pub(super) fn take_if(&mut self, is_out: impl Fn(&T) -> bool) -> Vec<T> {
         let (mut kept, mut out) = (Self::default(), Vec::new());
         let Self { first, others, .. } = std::mem::take(self);
@@ -84,7 +86,8 @@ impl<T> Waiters<T> {
         out
     }
 
-    /// No empty places at the ends, and not more of them in between than waiters.
+    /// Removes the empty places at both ends, and all of them if they are more than the waiters in
+    /// between.
     fn tidy_up(&mut self) {
         while self
             .others

@@ -1,6 +1,5 @@
-//! A store for tests of the manager. [`FakeStore`] takes the commands of one manager, and a test
-//! speaks for the server: it decides when they get there, and what comes back. [`Truth`] is what
-//! the server has.
+//! A store for tests of the manager. [`FakeStore`] takes the commands of one manager. The test
+//! decides when they get to the server, and what comes back. [`Truth`] is what the server has.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,12 +36,12 @@ impl Pending {
         self.command.ends_hold()
     }
 
-    /// Whether the server may have carried it out.
+    /// Returns whether the server may have carried the command out.
     pub(crate) fn is_known_there(&self) -> bool {
         self.attempts > 0 || matches!(self.command, Command::Acquire { again: true, .. })
     }
 
-    /// What the caller of a release or a completion is told.
+    /// Returns what the caller of a release or a completion is told.
     pub(crate) fn settled(&self, result: &Result<Reply, Failure>) -> Result<(), Error> {
         match result {
             Ok(Reply::Released { had_it: false, .. }) if self.attempts > 1 => {
@@ -63,7 +62,7 @@ impl FakeStore {
         }
     }
 
-    pub(crate) fn answers_within(&self) -> Duration {
+    pub(crate) fn replies_within(&self) -> Duration {
         3 * self.command_timeout
     }
 
@@ -76,9 +75,11 @@ impl FakeStore {
         });
     }
 
-    /// What was not sent yet, in order.
+    /// Returns the commands that were not sent yet, in order.
     pub(crate) fn commands(&self) -> MutexGuard<'_, Vec<Pending>> {
-        self.commands.lock().expect("a test does not panic with it")
+        self.commands
+            .lock()
+            .expect("no test panics while it is locked")
     }
 
     pub(crate) fn set_connected(&self, is_connected: bool) {
@@ -89,7 +90,7 @@ impl FakeStore {
         self.is_connected.load(Ordering::Relaxed)
     }
 
-    /// Whether commands that were sent have no reply yet.
+    /// Sets whether commands that were sent have no reply yet.
     pub(crate) fn set_busy(&self, is_busy: bool) {
         self.is_busy.store(is_busy, Ordering::Relaxed);
     }
@@ -109,7 +110,7 @@ pub(crate) struct Token {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Value {
     Token(Token),
-    /// Of a client of another kind.
+    /// The value of a client of another kind.
     Foreign,
     Record(Bytes),
 }
@@ -126,27 +127,27 @@ struct Queue {
     expires: Time,
 }
 
-/// How long a process has the server keep things.
+/// How long the server keeps locks and grants for a process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
     pub(crate) ttl: Duration,
     pub(crate) grant_ttl: Duration,
 }
 
-/// What the server has: what the scripts do, on a map.
+/// The server: does on maps what the script does in Redis.
 #[derive(Debug)]
 pub(crate) struct Truth {
     locks: HashMap<LockKey, Entry>,
     queues: HashMap<LockKey, Queue>,
-    /// The processes that want to know of a change.
+    /// By key, the processes that the server tells of the next change.
     watchers: HashMap<LockKey, Vec<usize>>,
     last_fence: u64,
-    /// When a lock expired last, by key.
+    /// By key, when a lock last expired.
     pub(crate) expired: HashMap<LockKey, Time>,
-    /// By process.
+    /// By process, whether it listens to its inbox.
     pub(crate) is_there: Vec<bool>,
-    /// What was told to processes, and is not on its way yet.
-    pub(crate) told: Vec<(usize, LockKey, Notice)>,
+    /// Notices that are not in flight yet.
+    pub(crate) notices: Vec<(usize, LockKey, Notice)>,
 }
 
 impl Truth {
@@ -158,7 +159,7 @@ impl Truth {
             last_fence: 1000,
             expired: HashMap::new(),
             is_there: vec![true; processes],
-            told: Vec::new(),
+            notices: Vec::new(),
         }
     }
 
@@ -182,7 +183,7 @@ impl Truth {
         self.queues.get(key).map_or(&[], |queue| &queue.tokens)
     }
 
-    /// A client of another kind takes what it wants, deletes it, or all is lost.
+    /// A client of another kind writes or deletes the lock.
     pub(crate) fn overwrite(&mut self, key: &LockKey, value: Option<(Value, Option<Time>)>) {
         self.changed(key, None);
         match value {
@@ -266,7 +267,7 @@ impl Truth {
                     let notice = Notice::Contended {
                         token: holder.number,
                     };
-                    self.told.push((holder.process, key.clone(), notice));
+                    self.notices.push((holder.process, key.clone(), notice));
                 }
                 false
             }
@@ -335,7 +336,7 @@ impl Truth {
                     after: None,
                 };
                 let notice = Notice::Granted(granted);
-                self.told.push((next.process, key.clone(), notice));
+                self.notices.push((next.process, key.clone(), notice));
                 return true;
             }
         }
@@ -352,7 +353,7 @@ impl Truth {
             let expires = Some(now + record.retention);
             self.locks.insert(key.clone(), Entry { value, expires });
             for waiting in self.queue(key, now).to_vec() {
-                self.told
+                self.notices
                     .push((waiting.process, key.clone(), Notice::Changed));
             }
             self.queues.remove(key);
@@ -382,11 +383,11 @@ impl Truth {
         }
     }
 
-    /// All who watch are told once, but for the process that did it.
+    /// Tells each process that watches, once, except the one that made the change.
     fn changed(&mut self, key: &LockKey, by: Option<usize>) {
         for process in self.watchers.remove(key).unwrap_or_default() {
             if Some(process) != by {
-                self.told.push((process, key.clone(), Notice::Changed));
+                self.notices.push((process, key.clone(), Notice::Changed));
             }
         }
     }

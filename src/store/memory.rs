@@ -10,7 +10,8 @@ use super::{Command, Done, Granted, Notice, Outcome, Record, Reply, settled};
 use crate::clock::Time;
 use crate::key::LockKey;
 
-/// What the Redis scripts do, on a map. Its only client is one manager, whose commands it answers at once.
+/// Does on a map what the script does in Redis. Its only client is one manager, which has every
+/// reply at once.
 #[derive(Debug)]
 pub(crate) struct MemoryStore {
     ttl: Duration,
@@ -21,7 +22,7 @@ pub(crate) struct MemoryStore {
 struct State {
     locks: HashMap<LockKey, Lock>,
     records: HashMap<LockKey, Bytes>,
-    /// When they expire, with a number to tell equal times apart.
+    /// When records expire, with a number to tell equal times apart.
     expiries: BTreeMap<(Time, u64), LockKey>,
     last_fence: u64,
 }
@@ -35,7 +36,8 @@ struct Lock {
 
 impl MemoryStore {
     pub(crate) fn new(ttl: Duration) -> Self {
-        // As in Redis: fences begin at the clock, so that they rise from one run of the process to the next.
+        // As in Redis, fences begin at the clock, so that they rise from one run of the process to
+        // the next.
         let since_epoch = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -53,14 +55,14 @@ impl MemoryStore {
     pub(crate) fn execute(&self, now: Time, key: &LockKey, command: Command) -> Done {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.drop_expired_records(now);
-        let (answer, notice, reply) = match command {
+        let (result, notice, sender) = match command {
             Command::Acquire { token, queue, .. } => {
-                let answer = state.acquire(key, token, queue, now, self.ttl);
-                (answer, None, None)
+                let result = state.acquire(key, token, queue, now, self.ttl);
+                (result, None, None)
             }
             Command::Release { token, reply, .. } => {
-                let (answer, notice) = state.release(key, token, now, self.ttl);
-                (answer, notice, reply)
+                let (result, notice) = state.release(key, token, now, self.ttl);
+                (result, notice, reply)
             }
             Command::Complete {
                 token,
@@ -70,9 +72,9 @@ impl MemoryStore {
             Command::Renew { token } => (state.renew(key, token, now + self.ttl), None, None),
             Command::Check { token } => (state.check(key, token), None, None),
         };
-        let result = Ok(answer);
+        let result = Ok(result);
         Done {
-            settled: reply.map(|reply| (reply, settled(&result))),
+            settled: sender.map(|sender| (sender, settled(&result))),
             outcome: Outcome {
                 sent_at: now,
                 result,
@@ -158,7 +160,7 @@ impl State {
     }
 
     fn complete(&mut self, key: &LockKey, token: u64, now: Time, record: Record) -> Reply {
-        // Nobody needs to be told: the only ones who can wait are this process's.
+        // No notice: only requests of this process can wait, and their slot knows.
         match self.locks.get(key) {
             Some(lock) if lock.token == token && lock.expires > now => {
                 self.locks.remove(key);

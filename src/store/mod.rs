@@ -1,33 +1,48 @@
 //! Where locks are kept, and what a store must do.
 //!
-//! The manager submits [`Command`]s to its [`Store`], which tells the [`Outcome`] of each to the
-//! manager's [`Events`], and, unasked, sends [`Notice`]s. A store knows nothing of requests or of
-//! HTTP, and the manager does not know which kind of store it has.
+//! The manager submits [`Command`]s to its [`Store`], which reports the [`Outcome`] of each to the
+//! manager's [`Events`], and sends [`Notice`]s of its own accord. A store knows nothing of requests
+//! or of HTTP, and the manager does not know which kind of store it has.
 //!
 //! # Writing another store
 //!
 //! Another store is a folder here and a variant of [`Store`]. It does what the comments of
 //! [`Command`] say, and keeps these rules, on which the [slot](crate::manager::slot) relies:
 //!
-//! - **Order.** It carries out the commands for one key in the order in which they were submitted.
-//!   A command may be carried out twice, as after a reply that was lost, but not after a later one
-//!   for its key; only a release may be late, as its token is never used again.
-//! - **Outcomes.** It tells one outcome for every command, and `sent_at` is taken before the
-//!   command is sent: the lease counts from there. A command that may have been carried out fails
-//!   as `unknown`. A command that [ends a hold](Command::ends_hold) is tried again for as long as
-//!   there may be a lock.
-//! - **Nothing comes into being by accident.** A renewal prolongs what is there and never creates a
-//!   lock. A check writes nothing.
-//! - **Fences** rise for each key, also when the store has lost its data.
-//! - **What it tells unasked.** That the lock went to a token in the queue, that another process
-//!   waits for a lock held here, and, from the first check or renewal on, that another client has
-//!   changed a lock; [`reconnected`](Events::reconnected) when such notices may have been missed.
-//!   A store that cannot watch a lock says `foreign` of it only with a `remaining` that is short.
-//! - **Time.** Without a reply, a command that does not end a hold fails within
-//!   [`answers_within`](Store::answers_within). A grant expires by itself after its time to live,
-//!   and then goes to the next in the queue.
+//! - **Order.** The commands for one key are carried out in the order in which they were submitted,
+//!   with two exceptions.
+//!   - After a connection broke, what was sent there without a reply may be sent again, and so be
+//!     carried out twice. The copy on the old connection may even be carried out late, behind later
+//!     commands for its key. The manager submits no later acquire with the token of one that
+//!     failed. If a late copy gets something for a token that was given up, the manager releases it
+//!     as soon as a notice tells of it. Without a notice, it expires.
+//!   - A release or a completion that the store refused is tried again. Later commands for its key
+//!     may be carried out before it. It can end no other hold, as its token has no later one.
+//! - **Repetition.** A completion that is carried out twice has the reply [`Reply::Completed`] both
+//!   times. A release that was sent twice and finds nothing is
+//!   [unavailable](ErrorKind::Unavailable) to its caller, not lost: the first copy may have
+//!   released the lock.
+//! - **Outcomes.** Every command has one outcome. Its `sent_at` is taken before the command is
+//!   sent: the lease counts from there. An acquire that may have been carried out, or may still be,
+//!   fails as `unknown`: the manager then releases its token. A command that [ends a
+//!   hold](Command::ends_hold) is tried again for as long as there may be a lock.
+//! - **Renewals and checks** never create a lock. A renewal prolongs the one that is there. A check
+//!   writes nothing.
+//! - **Fences** rise for each key, also after the store has lost its data.
+//! - **Notices.** The store tells a process that the lock went to its token in the queue, that
+//!   another process began to wait for the lock that it holds, and that a record took the place of
+//!   the lock for which it queues. After each check, renewal and watching acquire, it tells of the
+//!   next change that another client makes to the lock. A store that cannot watch a lock says
+//!   `foreign` of it only with a short `remaining`, after which the manager acquires again.
+//! - **Lost notices.** When notices may have been missed, the store calls
+//!   [`reconnected`](Events::reconnected).
+//! - **Time.** As long as the store runs, a command that does not end a hold has its outcome within
+//!   [`replies_within`](Store::replies_within). A grant that its process does not renew expires
+//!   after its time to live. Then the next in the queue gets the lock, unless an acquire comes
+//!   first: without a notice, waiting processes acquire again when `remaining` is over.
 //!
-//! `tests/it/manager` runs over every store; the [fake](fake) store shows all that may go wrong.
+//! `tests/it/manager` runs over every store. `manager::core::tests` puts a fake server behind the
+//! manager, and everything that may go wrong in between.
 
 #[cfg(all(test, feature = "properties"))]
 pub(crate) mod fake;
@@ -50,46 +65,48 @@ use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 
-/// A record of more bytes may not go with its completion: see [`Store::put_aside`].
+/// The most bytes of a record that may go with its completion. A longer one is [put
+/// aside](Store::put_aside) first.
 pub(crate) const LONG: usize = 16 << 10;
 
-/// What a store needs to know of its manager's settings.
+/// The settings of the manager that a store needs.
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) prefix: String,
     pub(crate) ttl: Duration,
     pub(crate) grant_ttl: Duration,
     pub(crate) command_timeout: Duration,
-    /// Whether no lock is given for a while after data was lost.
+    /// Whether no lock is given for a time to live after data was lost.
     pub(crate) quarantine: bool,
     /// The authority to trust in place of the system's, in PEM form.
     pub(crate) root_certificate: Option<Vec<u8>>,
 }
 
-/// What a store calls back.
+/// The calls that a store makes to its manager.
 pub(crate) trait Events {
-    /// A command has ended. It is told without what it carried.
+    /// A command has ended: `command` is what it was, without what it carried.
     fn replied(&self, key: &LockKey, command: Command<(), ()>, outcome: Outcome);
     fn notice(&self, key: &LockKey, notice: Notice);
     /// The store may have missed notices, and is ready again.
     fn reconnected(&self);
     /// Any lock may have been changed by another client.
     fn all_changed(&self);
-    /// Whether this token's lease goes on: its completion is worth trying for as long.
+    /// Returns whether the slot still keeps the lock for this token: for as long, its completion is
+    /// worth trying.
     fn is_held(&self, key: &LockKey, token: u64) -> bool;
-    /// Whether a key of this manager is in a queue of the store.
+    /// Returns whether this manager waits for a grant of any key.
     fn awaits_grants(&self) -> bool;
 }
 
-/// Is told when the store is connected for the first time, or why it is not.
+/// Tells a caller when the store is connected for the first time, or why it cannot be.
 pub(crate) type Connected = oneshot::Sender<Result<(), Error>>;
 
-/// A command that a store was done with at once.
+/// The outcome of a command that a store carried out at once.
 pub(crate) struct Done {
     pub(crate) outcome: Outcome,
-    /// What else there is to tell of the key.
+    /// A notice about the same key.
     pub(crate) notice: Option<Notice>,
-    /// Who is to be told what of the end of a hold.
+    /// The caller of a release or a completion, and its result.
     pub(crate) settled: Option<(ReplySender, Result<(), Error>)>,
 }
 
@@ -118,7 +135,7 @@ impl Store {
         Self::Memory(memory::MemoryStore::new(options.ttl))
     }
 
-    /// Returns the store at that URL. [`run`](Self::run) connects to it.
+    /// Returns the store at that URL, to which [`run`](Self::run) connects.
     ///
     /// # Errors
     ///
@@ -127,7 +144,7 @@ impl Store {
         Ok(Self::Redis(redis::RedisStore::new(url, options)?))
     }
 
-    /// Takes over a command. If the store is done with it at once, it says so here; otherwise it
+    /// Takes over a command. Returns its outcome if there is one at once. Otherwise, the store
     /// calls its [`Events`] later.
     pub(crate) fn submit(&self, now: Time, key: &LockKey, command: Command) -> Option<Done> {
         match self {
@@ -141,9 +158,9 @@ impl Store {
         }
     }
 
-    /// Does what the store has to do in the background, until `is_finished`. If it is dropped
-    /// before, it can be run again. Where a caller waits to be told that the store is `connected`,
-    /// it ends if it cannot connect.
+    /// Does the store's work in the background, until `is_finished`. If the future is dropped
+    /// before then, the store can be run again. If a caller waits for `connected`, the future also
+    /// ends when the first attempt to connect fails.
     pub(crate) async fn run(
         &self,
         connected: Option<Connected>,
@@ -158,15 +175,16 @@ impl Store {
         }
     }
 
-    /// Makes [`run`](Self::run) see whether it is finished.
+    /// Makes [`run`](Self::run) ask whether it is finished.
     pub(crate) fn wake(&self) {
         if let Self::Redis(redis) = self {
             redis.wake();
         }
     }
 
-    /// Whether nothing goes on while [`run`](Self::run) is not polled. The time of a store in
-    /// memory is that of the runtime, which a test may hold still.
+    /// Returns whether commands make progress only while [`run`](Self::run) is polled. If they do
+    /// not need that, as in memory, the background task may run on any runtime, and a test can hold
+    /// its time still.
     pub(crate) fn needs_to_run(&self) -> bool {
         match self {
             Self::Redis(_) => true,
@@ -176,18 +194,19 @@ impl Store {
         }
     }
 
-    /// Returns how long it may take until an acquire is answered, as long as the store runs.
-    /// `None`: it is answered at once.
-    pub(crate) fn answers_within(&self) -> Option<Duration> {
+    /// Returns how long it may take until an acquire has its outcome, as long as the store runs.
+    /// `None`: it has it at once.
+    pub(crate) fn replies_within(&self) -> Option<Duration> {
         match self {
-            Self::Redis(redis) => Some(redis.answers_within()),
+            Self::Redis(redis) => Some(redis.replies_within()),
             Self::Memory(_) => None,
             #[cfg(all(test, feature = "properties"))]
-            Self::Fake(fake) => Some(fake.answers_within()),
+            Self::Fake(fake) => Some(fake.replies_within()),
         }
     }
 
-    /// Returns how long it may take to put a record aside, if that is to be done.
+    /// Returns how long it may take to put this record aside, `None` if it is short enough to go
+    /// with its completion.
     pub(crate) fn time_to_put_aside(&self, record: &Record) -> Option<Duration> {
         match self {
             Self::Redis(redis) if record.content.len() > LONG => Some(redis.patience()),
@@ -197,10 +216,10 @@ impl Store {
         }
     }
 
-    /// Puts a record aside that is too long to go with its completion. Returns what is to take the
-    /// lock's place instead.
+    /// Writes a record that is too long to go with its completion. Returns the manifest that is to
+    /// take the lock's place in its stead.
     ///
-    /// `hold` is how much longer the lock can be held at most. Gives up when it is `lost`.
+    /// `hold` is how much longer the lock can be held at most. Gives up when the lock is `lost`.
     pub(crate) async fn put_aside(
         &self,
         key: &LockKey,
@@ -210,20 +229,21 @@ impl Store {
     ) -> Result<Manifest, Error> {
         match self {
             Self::Redis(redis) => redis.put_aside(key, record, hold, lost).await,
-            Self::Memory(_) => unreachable!("it takes records of any length"),
+            Self::Memory(_) => unreachable!("this store takes records of any length"),
             #[cfg(all(test, feature = "properties"))]
-            Self::Fake(_) => unreachable!("it takes records of any length"),
+            Self::Fake(_) => unreachable!("this store takes records of any length"),
         }
     }
 
-    /// Deletes what was put aside, where the manifest did not take the lock's place.
+    /// Deletes a record that was put aside, if its manifest did not take the lock's place.
     pub(crate) async fn discard(&self, key: &LockKey, manifest: Manifest) {
         if let Self::Redis(redis) = self {
             redis.discard(key, manifest.parts()).await;
         }
     }
 
-    /// Returns the record that was put in the lock's place, for what was `found` there.
+    /// Returns the record for what was `found` in the lock's place: the record itself, or its
+    /// manifest.
     pub(crate) async fn fetch(
         &self,
         key: &LockKey,
@@ -237,7 +257,7 @@ impl Store {
         }
     }
 
-    /// Whether the store can be asked at this moment, as far as is known.
+    /// Returns whether commands can get to the store at this moment, as far as is known.
     pub(crate) fn is_available(&self) -> bool {
         match self {
             Self::Memory(_) => true,
@@ -247,7 +267,7 @@ impl Store {
         }
     }
 
-    /// Whether no command that was submitted is still in flight.
+    /// Returns whether every command that was submitted has its outcome.
     pub(crate) fn is_drained(&self) -> bool {
         match self {
             Self::Memory(_) => true,
@@ -258,7 +278,7 @@ impl Store {
     }
 }
 
-/// Returns what the end of a release or a completion means for who waits for it.
+/// Returns what the outcome of a release or a completion means for its caller.
 fn settled(result: &Result<Reply, Failure>) -> Result<(), Error> {
     match result {
         Ok(Reply::Released { had_it: true, .. } | Reply::Completed) => Ok(()),

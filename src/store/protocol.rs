@@ -1,4 +1,4 @@
-//! What a manager and its store say to each other, key by key.
+//! Commands, replies and notices between a manager and its store. Each is about one key.
 
 use std::time::Duration;
 
@@ -8,55 +8,57 @@ use tokio::sync::oneshot;
 use crate::clock::Time;
 use crate::error::Error;
 
-/// What the manager asks of a store, for one key.
+/// A command of the manager to its store, for one key.
 ///
-/// A token names a holder of the lock, and is never used for two. The manager gives it a number,
-/// to which a store that others share adds the manager's UUID.
+/// A token stands for one hold of a lock in the store, and is never used for another. For the
+/// manager, it is a number. A store that several processes share adds the manager's UUID.
 ///
-/// `R` is a record, and `S` is told how the end of a hold went. Both are `()` where a command is
-/// only spoken of: see [`bare`](Self::bare).
+/// `R` is a record, and `S` tells a caller how its release or completion went. Both are `()` where
+/// a command only names what was sent: see [`bare`](Self::bare).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Command<R = Record, S = Option<ReplySender>> {
     /// Takes the lock if it is free or is this token's already. Reply: [`Reply::Acquired`],
     /// [`Reply::HeldElsewhere`] or [`Reply::Recorded`].
     Acquire {
         token: u64,
-        /// If the lock is held, puts the token into the key's queue (once), and tells the holder.
+        /// If the lock is held, puts the token into the key's queue (once). If it is the first
+        /// there, tells the holder by [`Notice::Contended`].
         queue: bool,
-        /// If the lock is held, sends [`Notice::Changed`] when that changes: for a holder whose
-        /// release is not announced.
+        /// If the lock is held, sends [`Notice::Changed`] when that changes: for a lock of a client
+        /// of another kind, whose release grants it to no token.
         watch: bool,
-        /// The token was asked for before, and may be in the queue.
+        /// An earlier acquire had the same token, which may be in the queue.
         again: bool,
     },
-    /// Gives up whatever this token has: the lock, or its place in the queue. A lock that is free
-    /// then goes to the next in the queue. Reply: [`Reply::Released`].
+    /// Gives up whatever this token has: the lock, or its place in the queue. If the lock is free
+    /// then, it goes to the next in the queue. Reply: [`Reply::Released`].
     Release {
         token: u64,
-        /// Another process is known to wait for the lock: not to be kept back.
+        /// Another process is known to wait for the lock: this release must not let other commands
+        /// go first.
         contended: bool,
         reply: S,
     },
-    /// If the lock still is this token's, puts the record in its place, and tells all in the queue,
-    /// which is no more. Reply: [`Reply::Completed`] or [`Reply::Gone`].
+    /// If the lock still is this token's, puts the record in its place, sends [`Notice::Changed`]
+    /// to all in the queue, and deletes the queue. Reply: [`Reply::Completed`] or [`Reply::Gone`].
     Complete { token: u64, record: R, reply: S },
-    /// Lets the lease last for a whole time to live again, if it still is this token's; never
-    /// creates one. Reply: [`Reply::Renewed`] or [`Reply::Gone`].
+    /// If the lock still is this token's, lets its lease last for a whole time to live again. Never
+    /// creates a lock. Reply: [`Reply::Renewed`] or [`Reply::Gone`].
     Renew { token: u64 },
-    /// Reads whether the lock still is this token's. It writes nothing: what is written may be told
-    /// to another process as a change, which would check in its turn.
-    /// Reply: [`Reply::Intact`] or [`Reply::Gone`].
+    /// Reads whether the lock still is this token's. Writes nothing: a write might be told to
+    /// another process as a change, which would check in its turn. Reply: [`Reply::Intact`] or
+    /// [`Reply::Gone`].
     Check { token: u64 },
 }
 
-/// Is told how a release or a completion went.
+/// Tells a caller how its release or completion went.
 pub(crate) type ReplySender = oneshot::Sender<Result<(), Error>>;
 
-/// What takes the place of a lock.
+/// A record, which takes the place of a lock.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
     pub(crate) content: Bytes,
-    /// How long it stays there.
+    /// How long the record stays there.
     pub(crate) retention: Duration,
 }
 
@@ -103,13 +105,14 @@ impl<R, S> Command<R, S> {
         }
     }
 
-    /// Whether the command is worth trying for as long as there may be a lock.
+    /// Returns whether the command ends a hold, and so is worth trying for as long as there may be
+    /// a lock.
     pub(crate) fn ends_hold(&self) -> bool {
         matches!(self, Self::Release { .. } | Self::Complete { .. })
     }
 }
 
-/// What a store replies to a command.
+/// The reply of a store to a command.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Reply {
     Acquired {
@@ -120,13 +123,13 @@ pub(crate) enum Reply {
     },
     /// Another token, or a client of another kind, has the lock.
     HeldElsewhere {
-        /// When to ask again at the latest: the holder's remaining time to live, `None` if it has
-        /// no limit.
+        /// The holder's remaining time to live, after which to acquire again. `None`: it has no
+        /// limit.
         remaining: Option<Duration>,
         /// Whether the holder is a client of another kind, whose release is not announced.
         foreign: bool,
     },
-    /// The lock of a record cannot be had any more, for this was put in its place.
+    /// This record was put in the lock's place.
     Recorded(Bytes),
     Completed,
     Released {
@@ -144,10 +147,10 @@ pub(crate) enum Reply {
     Gone,
 }
 
-/// What a store tells of a key unasked.
+/// What a store tells of a key of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Notice {
-    /// The lock went to a token that was first in the queue.
+    /// The lock went to the token that was first in the queue.
     Granted(Granted),
     /// Another process began to wait for the lock that this token holds.
     Contended { token: u64 },
@@ -155,34 +158,34 @@ pub(crate) enum Notice {
     Changed,
 }
 
-/// A lock that was given to a token in the queue, for a while: it is to be renewed before that is
-/// over.
+/// A lock that was given to a token in the queue, for a short time to live: its process must renew
+/// it before that is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Granted {
     pub(crate) token: u64,
     /// See [`Reply::Acquired`].
     pub(crate) fence: u64,
-    /// How long the store keeps it, as the process that gave it has set: another's settings may
-    /// differ.
+    /// How long the store keeps the grant. It is a setting of the process that released the lock,
+    /// which may differ from this one's.
     pub(crate) ttl: Duration,
     /// Whether other processes wait for this key.
     pub(crate) contended: bool,
-    /// A time at which the lock had certainly not been given yet: the lease counts from here.
-    /// Without one, it has to be confirmed by an acquire.
+    /// A time at which the lock had certainly not been granted yet: the lease counts from here.
+    /// Without such a time, an acquire has to confirm the grant.
     pub(crate) after: Option<Time>,
 }
 
 /// How a command ended.
 pub(crate) struct Outcome {
-    /// Taken before the command was sent: a lease counts from here.
+    /// A time before the command was sent: a lease counts from here.
     pub(crate) sent_at: Time,
     pub(crate) result: Result<Reply, Failure>,
 }
 
-/// A command without a reply.
+/// A command that failed.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) error: Error,
-    /// Whether the command may have been carried out all the same.
+    /// Whether the command may have been carried out all the same, or may still be.
     pub(crate) unknown: bool,
 }

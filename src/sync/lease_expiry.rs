@@ -1,8 +1,9 @@
-//! [`LeaseExpiry`]: how long a lease lasts.
+//! [`LeaseExpiry`]: until when a lease is valid, and why it ended.
 
 use super::primitives::{AtomicU8, AtomicU64, Notify, Ordering};
 
-/// A time that can be put off until it has come, and an end that can come before.
+/// The time until which a lease is valid, which can be put off until it has come, and the end,
+/// which can come before.
 pub(crate) struct LeaseExpiry {
     valid_until: AtomicU64,
     ended: AtomicU8,
@@ -25,14 +26,14 @@ impl LeaseExpiry {
         self.valid_until.load(Ordering::Acquire)
     }
 
-    /// Returns why the lease has ended, or [`VALID`]. `late` says why, if the time that it is given
-    /// has passed.
+    /// Returns why the lease has ended, or [`VALID`]. `late` gets the time until which the lease is
+    /// valid, and returns the reason if that has passed.
     pub(crate) fn ended(&self, late: impl FnOnce(u64) -> Option<u8>) -> u8 {
         match self.ended.load(Ordering::Acquire) {
             VALID => match late(self.valid_until()) {
                 None => VALID,
-                // Written down: it may be put off at this moment, and would be found valid after
-                // all.
+                // Stored: otherwise, if the time is put off at this moment, the next call would
+                // find the lease valid after all.
                 Some(why) => {
                     self.end(why);
                     self.ended.load(Ordering::Acquire)
@@ -50,15 +51,15 @@ impl LeaseExpiry {
         }
     }
 
-    /// Puts the time off, unless the lease has ended: a holder that was told so must not hold a
-    /// valid one.
+    /// Puts the time off, unless the lease has ended: a holder that knows of the end must not find
+    /// the lease valid again.
     pub(crate) fn extend(&self, valid_until: u64, late: impl FnOnce(u64) -> Option<u8>) {
         if self.ended(late) == VALID {
             self.valid_until.store(valid_until, Ordering::Release);
         }
     }
 
-    /// Resolves when the lease [ends](Self::end) after this call.
+    /// Resolves when the lease [ends](Self::end), if that is after this call.
     pub(crate) fn notified(&self) -> impl Future<Output = ()> {
         self.notify.notified()
     }

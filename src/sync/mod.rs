@@ -1,4 +1,4 @@
-//! What is synchronised by hand.
+//! Primitives that are synchronised by hand.
 //!
 //! Each of these files also belongs to `proofs/tests/loom.rs`, which has its own `primitives` and
 //! tries every order of events.

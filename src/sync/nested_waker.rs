@@ -19,14 +19,14 @@ struct Inner {
     state: AtomicU8,
 }
 
-/// Tokio tells a task that has done much to pause, by a wake-up: to go on polling would be no
-/// pause.
+/// Tokio makes a task that has done much pause: its futures are pending, and wake it at once. To go
+/// on polling would defeat that.
 const MAX_ROUNDS: usize = 4;
 
 const ASLEEP: u8 = 0;
-/// A bit: a round is on.
+/// A bit: a round of polls is going on.
 const RUNNING: u8 = 1;
-/// A bit: something was woken since the round began. Without a round, it says nothing.
+/// A bit: a future was woken since the round began. Without a round, it means nothing.
 const WOKEN: u8 = 2;
 
 impl Wake for Inner {
@@ -35,7 +35,7 @@ impl Wake for Inner {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Written even if it was woken already: so the task sees what this one wakes it for.
+        // Written even if the bit is set: the task then sees all that was done before this wake-up.
         let before = self.state.fetch_or(WOKEN, Ordering::AcqRel);
         if before & RUNNING == 0 {
             self.task.wake();
@@ -52,8 +52,8 @@ impl NestedWaker {
         }
     }
 
-    /// Calls `poll` until it is ready, or has woken nothing meanwhile. Once it was ready, the task
-    /// has to come here again before it sleeps.
+    /// Calls `poll` until it is ready, or nothing was woken meanwhile. After a result that is
+    /// ready, the task has to call this again before it sleeps.
     pub(crate) fn poll<T>(
         &self,
         cx: &Context<'_>,

@@ -2,11 +2,11 @@
 
 use super::primitives::{AtomicU64, Notify, Ordering};
 
-/// When a task next visits many things, each of which has a time and a mutex.
+/// The time at which a task next visits many items, each of which has a time and a mutex.
 ///
-/// The task [clears](Self::clear) it, visits all of them, and sleeps until the earliest time that it
-/// saw, or until it is [notified](Self::notified). Whoever changes a time calls
-/// [`wake_by`](Self::wake_by) afterwards.
+/// The task [clears](Self::clear) this time, visits all items, and sleeps until the earliest time
+/// that it saw, or until it is [notified](Self::notified). Code that changes the time of an item
+/// calls [`wake_by`](Self::wake_by) afterwards.
 #[derive(Debug)]
 pub(crate) struct WakeAt {
     next: AtomicU64,
@@ -21,17 +21,18 @@ impl WakeAt {
         }
     }
 
-    /// From now on, all who want a visit have to say so: the task may have passed them already.
+    /// Forgets the time. From now on, every item whose time changes has to wake the task, which may
+    /// have visited it already.
     pub(crate) fn clear(&self) {
         self.next.store(u64::MAX, Ordering::Release);
     }
 
-    /// The task wakes up then anyway.
+    /// Notes that the task wakes up then by itself.
     pub(crate) fn set(&self, at: u64) {
         self.next.fetch_min(at, Ordering::AcqRel);
     }
 
-    /// Makes the task wake up then, or earlier.
+    /// Makes the task wake up by then.
     pub(crate) fn wake_by(&self, at: u64) {
         if at < self.next.load(Ordering::Relaxed) && at < self.next.fetch_min(at, Ordering::AcqRel)
         {
@@ -44,7 +45,7 @@ impl WakeAt {
         self.notify.notify_one();
     }
 
-    /// Waits until the task is to wake up earlier than it knew.
+    /// Waits until the task must wake up earlier than it knew.
     pub(crate) async fn notified(&self) {
         self.notify.notified().await;
     }

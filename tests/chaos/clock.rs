@@ -11,7 +11,7 @@ pub fn nanos() -> u64 {
     read(ClockId::Monotonic)
 }
 
-/// How far the clock on the wall, which Redis reads, is ahead of ours.
+/// Returns how far the wall clock, which Redis reads, is ahead of ours.
 pub fn wall_ahead() -> u64 {
     // The closest of a few looks: the process may be interrupted between two clocks.
     let look = || {

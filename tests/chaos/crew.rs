@@ -1,18 +1,18 @@
 //! The worker processes of a phase, each behind a proxy of its own.
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use crate::harness;
 use crate::history::{Log, What};
 use crate::proxy::Proxy;
-use crate::random::Random;
+use crate::support::random::Random;
 use crate::worker::Orders;
 use crate::{PATIENCE, WORKER};
 
@@ -34,10 +34,8 @@ pub struct Crew {
 
 impl Worker {
     fn start(orders: Orders) -> Self {
-        let child = Command::new(std::env::current_exe().unwrap())
+        let child = harness::worker()
             .env(WORKER, orders.line())
-            .stdin(Stdio::piped())
-            .kill_on_drop(true)
             .spawn()
             .unwrap();
         Self { child, orders }
@@ -86,7 +84,7 @@ impl Crew {
         self.log.of(orders.number).note(What::Killed, 0, 0, "");
         let step = self.places.len() as u32;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        // Of the same kind: see `Runtimes::of`.
+        // The new worker is of the same kind: see `Runtimes::of`.
         orders.number = number * step * 4 + orders.number % 4;
         orders.seed ^= u64::from(orders.number);
         *worker = Worker::start(orders);
@@ -103,12 +101,12 @@ impl Crew {
         }
     }
 
-    /// Waits until all have ended by themselves. Returns how many did not, or not well.
+    /// Waits until all have ended by themselves. Returns how many did not, or failed.
     pub async fn ended(&self) -> usize {
         let mut stuck = 0;
         for place in &self.places {
             let mut worker = place.worker.lock().await;
-            // `wait` would close it, and the worker end at once.
+            // `wait` would close it, and the worker would end at once.
             let _input = worker.child.stdin.take();
             let ended = timeout(PATIENCE, worker.child.wait()).await;
             stuck +=

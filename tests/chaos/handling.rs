@@ -15,13 +15,13 @@ use tower_distributed_lock::{DistributedLockLayer, IdempotencyLayer, Lease, Lock
 use crate::clock::{MS, nanos};
 use crate::history::{Log, What};
 use crate::holding::look;
-use crate::random::Random;
 use crate::requests::keys;
+use crate::support::random::Random;
 use crate::variety::Variety;
 use crate::worker::Me;
 
 type Body = Full<Bytes>;
-/// What it answers, as the history has it.
+/// Answers with the outcome, as the history has it.
 type Handler = BoxCloneService<Request<Body>, String, Infallible>;
 
 const WAIT: Duration = Duration::from_millis(700);
@@ -29,7 +29,7 @@ const WAIT: Duration = Duration::from_millis(700);
 const WORK_MS: u64 = 400;
 /// For how long a handler blocks its thread at the most: longer than most leases.
 const BLOCK_MS: u64 = 900;
-/// The length of a long answer.
+/// The length of a long response.
 const LONG: usize = 8 << 20;
 
 #[derive(Clone)]
@@ -111,7 +111,7 @@ impl Handling {
         let mut service = handler.lock().await.clone();
         let answer = service.ready().await.unwrap().call(request);
         let give_up = if random.chance(20) {
-            random.ms(0, 200)
+            random.millis(0, 200)
         } else {
             Duration::from_secs(60)
         };
@@ -127,9 +127,9 @@ impl Task {
         let orders = &me.worker.orders;
         let blocks = orders.has(Variety::Blocking) && random.chance(10);
         let time = match random.below(100) {
-            _ if blocks => random.ms(0, BLOCK_MS),
-            0..80 => random.ms(0, 60),
-            _ => random.ms(60, WORK_MS),
+            _ if blocks => random.millis(0, BLOCK_MS),
+            0..80 => random.millis(0, 60),
+            _ => random.millis(60, WORK_MS),
         };
         let status = if random.chance(85) { 200 } else { 500 };
         let length = match orders.has(Variety::LongAnswers) && random.chance(20) {
@@ -156,7 +156,7 @@ impl Task {
             if self.blocks {
                 self.me.block(self.time);
             } else {
-                tokio::time::sleep(self.random.ms(0, 8)).await;
+                tokio::time::sleep(self.random.millis(0, 8)).await;
             }
         }
     }

@@ -21,9 +21,10 @@ macro_rules! whats {
 }
 
 whats! {
-    /// A request for a lock, that waits (`number`: ns within which it must be answered; `text`: the key).
+    /// A request for a lock, that waits (`number`: ns within which it must be answered; `text`: the
+    /// key).
     Asked
-    /// The same, without waiting.
+    /// A request that does not wait, otherwise like `Asked`.
     Tried
     /// It has the lock (`number`: the fencing token).
     Granted
@@ -41,7 +42,8 @@ whats! {
     Ended
     /// `release()`, called at `before`, has answered (`text`: what).
     Released
-    /// The store took a write (`number`: its token; `text`: "careless" if the holder knew that it had lost the lock).
+    /// The store took a write (`number`: its token; `text`: "careless" if the holder knew that it
+    /// had lost the lock).
     Accepted
     /// It had seen a higher token.
     Rejected
@@ -53,7 +55,8 @@ whats! {
     Answered
     /// Its handler runs (`number`: the fencing token).
     Began
-    /// The handler has done its work (`number`: the status; `before`: until when its lease is good).
+    /// The handler has done its work (`number`: the status; `before`: until when its lease is
+    /// good).
     Done
     /// A thread of the process panicked (`text`).
     Panicked
@@ -112,7 +115,7 @@ impl Log {
         Self { file, by }
     }
 
-    /// In one call: whoever is killed leaves whole lines.
+    /// In one call, so that a process that is killed leaves whole lines.
     pub fn write(&self, at: u64, what: What, id: u64, number: u64, before: u64, text: &str) {
         let by = self.by;
         let line = format!("{at} {by} {what:?} {id} {number} {before} {text}\n");

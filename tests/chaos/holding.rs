@@ -1,15 +1,15 @@
-//! What a holder does: looks whether it still has the lock, and writes.
+//! A holder's work: it looks whether it still has the lock, and writes.
 
 use std::time::Duration;
 
 use crate::client::{Client, Held};
 use crate::clock::nanos;
 use crate::history::{Log, What};
-use crate::random::Random;
+use crate::support::random::Random;
 use crate::variety::Variety;
 use crate::worker::{Me, Mood};
 
-/// Whether the lock is held; and when that was found, into the history.
+/// Returns whether the lock is held, and notes in the history when that was found.
 pub fn look(log: &Log, id: u64, is_held: impl FnOnce() -> bool) -> bool {
     let before = nanos();
     let is_held = is_held();
@@ -25,14 +25,14 @@ pub async fn hold(me: &Me, id: u64, key: &str, held: Held, random: &mut Random) 
         Client::Crate(_) => (84, 97),
         Client::Textbook(_) => (65, 88),
     };
-    // Of the textbook's, a renewal that was late may find the lock to be held after all.
+    // With the textbook's lock, a late renewal may find that it is held after all.
     let ends_when_lost = matches!(me.client, Client::Crate(_));
     let time = match random.below(100) {
-        _ if me.mood() != Mood::Wild => random.ms(0, 10),
-        percent if percent < short => random.ms(0, 50),
-        percent if percent < long => random.ms(50, 400),
+        _ if me.mood() != Mood::Wild => random.millis(0, 10),
+        percent if percent < short => random.millis(0, 50),
+        percent if percent < long => random.millis(50, 400),
         // Over more than one renewal, and sometimes over more than `max_hold`.
-        _ => random.ms(400, 2000),
+        _ => random.millis(400, 2000),
     };
     let (log, lost) = (me.log.clone(), held.lost());
     let watching = tokio::spawn(async move {
@@ -45,27 +45,27 @@ pub async fn hold(me: &Me, id: u64, key: &str, held: Held, random: &mut Random) 
     while (is_held || !ends_when_lost) && nanos() < until {
         if is_held && random.chance(40) {
             if random.chance(10) {
-                // The write takes its time, beyond the loss maybe.
-                tokio::time::sleep(random.ms(0, 150)).await;
+                // The write takes its time, perhaps beyond the loss.
+                tokio::time::sleep(random.millis(0, 150)).await;
             }
             write(me, id, key, held.token(), "").await;
         } else if random.chance(10) {
             // It works for a while without a look.
-            tokio::time::sleep(random.ms(50, 400)).await;
+            tokio::time::sleep(random.millis(50, 400)).await;
         } else {
-            tokio::time::sleep(random.ms(0, 12)).await;
+            tokio::time::sleep(random.millis(0, 12)).await;
         }
         is_held = look(&me.log, id, || held.is_held());
     }
     if !is_held && random.chance(30) {
-        // This one does not care: the store has to refuse it.
+        // This holder writes all the same: the store has to refuse it.
         for _ in 0..5 {
             write(me, id, key, held.token(), "careless").await;
-            tokio::time::sleep(random.ms(0, 60)).await;
+            tokio::time::sleep(random.millis(0, 60)).await;
         }
     }
     me.log.note(What::Ended, id, 0, "");
-    // Whoever drops the textbook's releases nothing.
+    // Dropping the textbook's lock releases nothing.
     if random.chance(50) || !ends_when_lost {
         let before = nanos();
         let answer = held.release().await;
@@ -73,7 +73,7 @@ pub async fn hold(me: &Me, id: u64, key: &str, held: Held, random: &mut Random) 
     } else {
         drop(held);
     }
-    // It ends by itself when the lock is released; only of the textbook's nobody tells.
+    // The task ends when the lock is released. The textbook's lock never tells.
     let _ = tokio::time::timeout(Duration::from_secs(20), watching).await;
 }
 

@@ -1,18 +1,24 @@
-//! Real processes, a real Redis and all that can go wrong between them, at random, from a seed that is printed. What happened
-//! is written down, and a checker proves from that history alone what the crate promises.
+//! Real processes, a real Redis and all that can go wrong between them, at random, from a seed that
+//! is printed. The processes write down what happens, and a checker proves from that history alone
+//! what the crate promises.
 //!
-//! This program is its own worker: started with [`WORKER`] set, it makes requests. Started without, it runs the phases:
-//! `CHAOS_SECONDS` (90) in total, with `CHAOS_SEED`, or a seed from the clock. The seed fixes what is tried, not how the
-//! processes run: the same one again is likely, not sure, to show the same. `CHAOS_PHASE` chooses the
-//! phases whose names contain it; `CHAOS_KEEP` keeps the history.
+//! This program is its own worker: started with [`WORKER`] set, it makes requests. Started without,
+//! it runs the phases: `CHAOS_SECONDS` (90) in total, with `CHAOS_SEED`, or a seed from the clock.
+//! The seed fixes what is tried, not how the processes run, so the same seed is likely, not sure,
+//! to show the same again. `CHAOS_PHASE` chooses the phases whose names contain it; `CHAOS_KEEP`
+//! keeps the history.
 
 #![allow(unreachable_pub)]
+
+#[macro_use]
+#[path = "../support/harness.rs"]
+mod harness;
+#[path = "../support/mod.rs"]
+mod support;
 
 mod checker;
 mod client;
 mod clock;
-#[path = "../common/mod.rs"]
-mod common;
 mod crew;
 mod faults;
 mod handling;
@@ -21,7 +27,6 @@ mod holding;
 mod mutants;
 mod phases;
 mod proxy;
-mod random;
 mod report;
 mod requests;
 mod runtimes;
@@ -36,10 +41,10 @@ mod worker;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use common::PATIENCE;
 use faults::Gremlin;
 use phases::{Outcome, Phase};
-use random::Random;
+use support::PATIENCE;
+use support::random::Random;
 use variety::Variety;
 
 /// Set in the environment: this is a worker, and these are its orders.
@@ -62,7 +67,7 @@ fn phases() -> Vec<Phase> {
     let quarantines = [
         (false, "its data is lost"),
         // No two hold a lock even then.
-        (true, "the same, quarantine"),
+        (true, "its data is lost, quarantine"),
     ];
     let losses = quarantines.map(|(quarantine, name)| Phase {
         name,
@@ -82,7 +87,7 @@ fn phases() -> Vec<Phase> {
             workers: 3,
             ..phase
         },
-        // The server lets locks expire too early then. Nobody can know.
+        // The server lets locks expire too early then, and no client can know.
         Phase {
             name: "its clock is set forward",
             part: 5.0,
@@ -137,7 +142,7 @@ fn phases() -> Vec<Phase> {
 }
 
 async fn run(seconds: f64, seed: u64) -> bool {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let dir = std::env::temp_dir().join(format!(
         "tower-distributed-lock-chaos-{}",
         std::process::id()
@@ -186,37 +191,35 @@ impl Drop for Remove {
     }
 }
 
+async fn the_checker_judges_histories_made_by_hand_rightly() {
+    let wrong = selftest::wrong();
+    assert!(
+        wrong.is_empty(),
+        "the checker is wrong\n{}",
+        wrong.join("\n")
+    );
+}
+
+async fn chaos() {
+    let seed = harness::seed("CHAOS_SEED");
+    let seconds = std::env::var("CHAOS_SECONDS").map_or(90.0, |seconds| {
+        let seconds: u64 = seconds.parse().expect("CHAOS_SECONDS");
+        seconds as f64
+    });
+    println!("CHAOS_SECONDS={seconds}");
+    let is_as_expected = run(seconds, seed).await;
+    assert!(is_as_expected, "see above: CHAOS_SEED={seed}");
+}
+
+tests! {
+    the_checker_judges_histories_made_by_hand_rightly
+    chaos
+}
+
 fn main() -> ExitCode {
     if let Ok(orders) = std::env::var(WORKER) {
         worker::main(&orders);
         return ExitCode::SUCCESS;
     }
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    // Of `cargo test NAME`: is it this one?
-    let filter = args.iter().find(|arg| !arg.starts_with('-'));
-    if filter.is_some_and(|filter| !"chaos".contains(filter.as_str())) {
-        return ExitCode::SUCCESS;
-    }
-    if args.iter().any(|arg| arg == "--list") {
-        println!("chaos: test");
-        return ExitCode::SUCCESS;
-    }
-    let number = |name| {
-        std::env::var(name)
-            .ok()
-            .map(|value| value.parse().expect(name))
-    };
-    let seed = number("CHAOS_SEED").unwrap_or_else(|| clock::nanos() ^ clock::wall_ahead());
-    let seconds = number("CHAOS_SECONDS").unwrap_or(90);
-    println!("CHAOS_SEED={seed} CHAOS_SECONDS={seconds}");
-    let wrong = selftest::wrong();
-    if !wrong.is_empty() {
-        println!("FAILED: the checker is wrong\n{}", wrong.join("\n"));
-        return ExitCode::from(101);
-    }
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    match runtime.block_on(run(seconds as f64, seed)) {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::from(101),
-    }
+    harness::run(TESTS)
 }

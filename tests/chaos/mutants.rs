@@ -1,5 +1,5 @@
-//! Shows that the checker can fail: the textbook's lock passes it, and none of its classic mistakes does. Under the same
-//! workload and the same faults, all at the same time.
+//! Shows that the checker can fail: the textbook's lock passes it, and none of its classic mistakes
+//! does. Under the same workload and the same faults, all at the same time.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::faults::Gremlin;
 use crate::is_chosen;
 use crate::phases::{Outcome, Phase};
-use crate::random::Random;
+use crate::support::random::Random;
 use crate::textbook::Flaw;
 
 /// Of the time, in percent.

@@ -11,14 +11,14 @@ use tokio::sync::watch;
 
 use crate::checker::{self, Demands, Report, Violation};
 use crate::clock::wall_ahead;
-use crate::common::RedisServer;
 use crate::crew::Crew;
 use crate::faults::{self, Gremlin, Scene, clock, loss};
 use crate::history::{self, Log};
-use crate::random::Random;
 use crate::requests::KEYS;
 use crate::settings::{LONGEST_TTL, Settings};
 use crate::store::Store;
+use crate::support::RedisServer;
+use crate::support::random::Random;
 use crate::textbook::Flaw;
 use crate::variety::Variety;
 use crate::watch::watch;
@@ -71,9 +71,9 @@ impl Phase {
         }
     }
 
-    /// Within what time a lock that nobody has goes to somebody who waits. It was locked by somebody
-    /// who cannot release it (a time to live), then granted to somebody who is not there any more
-    /// (another), and whoever asks may do so in vain once.
+    /// Within what time a lock that is free goes to a waiter. Its holder may be unable to release
+    /// it (a time to live), it may then be granted to a process that is gone (another), and an
+    /// attempt may be in vain once.
     pub fn stuck(&self) -> Duration {
         2 * self.longest_ttl() + Settings::USUAL.command_timeout + Duration::from_millis(600)
     }
@@ -205,7 +205,8 @@ impl Phase {
         }
     }
 
-    /// Locks and queues that should not be there any more, when even those of killed workers have expired.
+    /// Locks and queues that should not be there any more, when even those of killed workers have
+    /// expired.
     async fn left_in_redis(&self, scene: &Scene) -> Vec<String> {
         if self.textbook.is_some() || self.gremlins.contains(&Gremlin::Loss) || self.sets_clock() {
             return Vec::new();

@@ -36,7 +36,8 @@ const SMALL: usize = 4096;
 pub enum Cut {
     Close,
     Reset,
-    /// One side is told, the other is not: its connection stays open, and silent, until the weather changes.
+    /// One side is told, the other is not: its connection stays open, and silent, until the weather
+    /// changes.
     TellOnlyClient,
     TellOnlyServer,
 }
@@ -87,7 +88,7 @@ impl Proxy {
     }
 
     pub fn cut(&self, cut: Cut) {
-        // Nobody listens if there are no connections.
+        // There is no receiver if there are no connections.
         let _ = self.cuts.send(cut);
     }
 }

@@ -8,7 +8,7 @@ use crate::client::Held;
 use crate::handling::Handling;
 use crate::history::What;
 use crate::holding::hold;
-use crate::random::Random;
+use crate::support::random::Random;
 use crate::variety::Variety;
 use crate::worker::{Me, Mood, Orders};
 
@@ -38,7 +38,7 @@ pub async fn make(me: Me, handling: Option<Handling>, mut random: Random) {
             }
             Mood::Finished => return,
         }
-        let patience = random.ms(100, 2500);
+        let patience = random.millis(100, 2500);
         let most = match me.worker.orders.has(Variety::Events) {
             true => 250,
             false => 100,
@@ -49,7 +49,8 @@ pub async fn make(me: Me, handling: Option<Handling>, mut random: Random) {
                 let key = random.pick(keys(&me.worker.orders));
                 attempt(&me, key, &mut random).await;
             }
-            // Only the crate's has an idempotency layer, and requests that can be dropped at any time.
+            // Only the crate's has an idempotency layer, and requests that can be dropped at any
+            // time.
             (_, None) => wait(&me, patience, &mut random).await,
             (50..60, Some(_)) => give_up_soon(&me, &mut random).await,
             (60..64, Some(_)) => {
@@ -64,7 +65,7 @@ pub async fn make(me: Me, handling: Option<Handling>, mut random: Random) {
             (76..82, Some(handling)) => handling.serve(&me, &mut random).await,
             (_, Some(handling)) => handling.deliver(&me, &mut random).await,
         }
-        tokio::time::sleep(random.ms(0, 10)).await;
+        tokio::time::sleep(random.millis(0, 10)).await;
     }
 }
 
@@ -78,7 +79,7 @@ async fn wait(me: &Me, patience: Duration, random: &mut Random) {
 
 async fn attempt(me: &Me, key: &str, random: &mut Random) {
     let id = me.next_id();
-    // It may have to wait for the connection first, and then for the answer.
+    // It may have to wait for the connection first, and then for the reply.
     let within = 2 * me.settings().command_timeout;
     me.log
         .note(What::Tried, id, within.as_nanos() as u64, &me.name(key));
@@ -89,21 +90,21 @@ async fn attempt(me: &Me, key: &str, random: &mut Random) {
 async fn give_up_soon(me: &Me, random: &mut Random) {
     let key = random.pick(keys(&me.worker.orders));
     let limit = if random.chance(30) {
-        random.ms(0, 2)
+        random.millis(0, 2)
     } else {
-        random.ms(0, 300)
+        random.millis(0, 300)
     };
     let polls = 1 + random.below(4);
     give_up(me, key, limit, polls, random).await;
 }
 
-/// For one lock, at the same time: a request that waits, and leaves at some moment, and several that
-/// do not wait.
+/// For one lock, at the same time: a request that waits, and leaves at some moment, and several
+/// that do not wait.
 async fn mingle(me: &Me, random: &mut Random) {
     let key = random.pick(RARE_KEYS);
-    let (mut own, leaves) = (random.fork(), random.ms(0, 1200));
+    let (mut own, leaves) = (random.fork(), random.millis(0, 1200));
     let waits = give_up(me, key, leaves, u64::MAX, &mut own);
-    let attempts = (0..12).map(|_| (random.fork(), random.ms(0, 1200)));
+    let attempts = (0..12).map(|_| (random.fork(), random.millis(0, 1200)));
     let attempts = attempts.map(|(mut random, after)| async move {
         tokio::time::sleep(after).await;
         attempt(me, key, &mut random).await;

@@ -1,4 +1,5 @@
-//! Histories made by hand, each of which breaks one rule: the checker says so, and says nothing of one that breaks none.
+//! Histories made by hand, each of which breaks one rule: the checker says so, and says nothing of
+//! one that breaks none.
 
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ const DEMANDS: Demands = Demands {
     wall_ahead: 0,
 };
 
-/// Each: the rule, and what happened. Times are in ms: when, process, what, request, number, before, text; a fencing token is the
-/// time of its grant.
+/// Each: the rule, and what happened. Times are in ms: when, process, what, request, number,
+/// before, text; a fencing token is the time of its grant.
 const CASES: &[(Option<&str>, &str)] = &[
     (None, "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 90 2 Held 1 0 90; 91 2 Ended 1 0 0;
             30 4 Asked 1 500 0 a; 96 4 Granted 1 95 0; 97 4 Held 1 0 97; 140 4 Held 1 0 140; 150 4 Signal 1 0 0 Expired;
@@ -46,7 +47,7 @@ const CASES: &[(Option<&str>, &str)] = &[
     (Some("told before the server gives it away"),
            "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 90 2 Held 1 0 90; 180 2 Signal 1 0 0 Expired;
             30 4 Asked 1 500 0 a; 96 4 Granted 1 95 0; 97 4 Held 1 0 97; 140 4 Held 1 0 140; 141 4 Ended 1 0 0"),
-    (Some("whoever is refused has lost the lock"),
+    (Some("a holder that is refused has lost the lock"),
            "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 30 2 Rejected 1 15 22; 40 2 Held 1 0 40; 41 2 Ended 1 0 0"),
     (Some("answered in time"), "10 2 Asked 1 500 0 a; 900 2 Refused 1 0 0 TimedOut"),
     (Some("answered in time"), "10 2 Asked 1 500 0 a"),
@@ -81,7 +82,7 @@ const CASES: &[(Option<&str>, &str)] = &[
             42 2 Answered 1 0 0 200; 50 4 Delivered 1 700 0 event:1; 600 4 Began 1 590 0 event:1; 601 4 Held 1 0 601; 602 4 Held 1 0 602;
             610 4 Done 1 500 1100; 611 4 Ended 1 0 0; 612 4 Answered 1 0 0 500; 613 6 Delivered 1 500 0 event:1; 620 6 Began 1 615 0 event:1;
             621 6 Held 1 0 621; 622 6 Ended 1 0 0; 623 6 Answered 1 0 0 503"),
-    (Some("whoever held for too long gives the lock back"),
+    (Some("a holder that held for too long gives the lock back"),
            "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 500 2 Signal 1 0 0 MaxHold; 100 4 Asked 1 2000 0 a;
             1000 4 Granted 1 990 0; 1001 4 Ended 1 0 0"),
     (None, "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 500 2 Signal 1 0 0 MaxHold; 100 4 Asked 1 2000 0 a;
@@ -93,7 +94,7 @@ const CASES: &[(Option<&str>, &str)] = &[
     // The locks of two databases have nothing to do with each other.
     (None, "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 99 2 Held 1 0 99; 100 2 Ended 1 0 0;
             30 3 Asked 1 500 0 1:a; 46 3 Granted 1 45 0; 47 3 Held 1 0 47; 140 3 Held 1 0 140; 141 3 Ended 1 0 0"),
-    (Some("no lock is held by nobody"),
+    (Some("no lock is an orphan"),
            "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 30 0 Seen 0 500 29 a p:1; 90 2 Held 1 0 90; 91 2 Ended 1 0 0;
             800 0 Seen 0 500 800 a p:2; 900 0 Seen 0 500 900 a p:2; 1100 0 Seen 0 500 1100 a p:2; 1300 0 Seen 0 500 1300 a p:2"),
     // It has a holder, of that process. It is not renewed, or every time another's.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tower_distributed_lock::{LockManager, LockManagerBuilder};
 
-use crate::random::Random;
+use crate::support::random::Random;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {

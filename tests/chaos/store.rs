@@ -1,5 +1,5 @@
-//! The storage that the lock protects: it remembers the highest fencing token of each key, and refuses a lower one. It is in
-//! a redis-server of its own, that no fault touches.
+//! The storage that the lock protects: it remembers the highest fencing token of each key, and
+//! refuses a lower one. It is in a redis-server of its own, that no fault touches.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub struct Store(MultiplexedConnection);
 
 impl Store {
     pub async fn connect(url: &str) -> Self {
-        // A process that was stopped would find that its answers are late.
+        // A process that was stopped would find that its replies are late.
         let patient = AsyncConnectionConfig::new()
             .set_response_timeout(None)
             .set_connection_timeout(Some(Duration::from_secs(20)));

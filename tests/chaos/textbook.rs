@@ -1,14 +1,15 @@
-//! The textbook's lock: `SET NX PX`, a script that compares and deletes, one that compares and prolongs. And its classic
-//! mistakes, to show that the checker finds them.
+//! The textbook's lock: `SET NX PX`, a script that compares and deletes, one that compares and
+//! prolongs. And its classic mistakes, to show that the checker finds them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use redis::Script;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Script};
 
 use crate::clock::nanos;
+use crate::support::connect_patiently;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
@@ -17,7 +18,7 @@ pub enum Flaw {
     ReleasesBlindly,
     /// Renews with `SET PX`: that creates the lock again if it has gone, or is another's.
     RenewsBlindly,
-    /// Counts the time to live from the answer rather than from before the question.
+    /// Counts the time to live from the reply rather than from before the command.
     TrustsFromTheReply,
     /// Fences by `INCR`, which starts again from one when the data is lost.
     CountsFences,
@@ -51,11 +52,11 @@ const RENEW: &str = "
     if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
     return redis.call('PEXPIRE', KEYS[1], ARGV[2])";
 
-/// It knows no hurry.
+/// It is never in a hurry.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 pub struct Textbook {
-    client: redis::Client,
+    url: String,
     connection: Mutex<Option<MultiplexedConnection>>,
     ttl: Duration,
     flaw: Flaw,
@@ -64,7 +65,7 @@ pub struct Textbook {
 impl Textbook {
     pub fn new(url: &str, ttl: Duration, flaw: Flaw) -> Arc<Self> {
         Arc::new(Self {
-            client: redis::Client::open(url).unwrap(),
+            url: url.to_owned(),
             connection: Mutex::default(),
             ttl,
             flaw,
@@ -124,7 +125,7 @@ impl Textbook {
         self.ttl.as_millis().to_string()
     }
 
-    /// The script's number, if it comes in time.
+    /// Returns the script's number, if it comes in time.
     async fn call(&self, script: &str, keys: &[&str], args: &[&str]) -> Option<u64> {
         let answer = tokio::time::timeout(TIMEOUT, async {
             let mut connection = self.connect().await?;
@@ -150,11 +151,7 @@ impl Textbook {
         if let Some(connection) = &*self.connection.lock().unwrap() {
             return Some(connection.clone());
         }
-        let patient = AsyncConnectionConfig::new().set_response_timeout(None);
-        let connection = self
-            .client
-            .get_multiplexed_async_connection_with_config(&patient);
-        let connection = connection.await.ok()?;
+        let connection = connect_patiently(&self.url).await.ok()?;
         *self.connection.lock().unwrap() = Some(connection.clone());
         Some(connection)
     }

@@ -8,13 +8,13 @@ pub enum Variety {
     Runtimes,
     /// The databases of the server.
     Databases,
-    /// Some handlers block their thread, beyond the lease maybe.
+    /// Some handlers block their thread, perhaps beyond the lease.
     Blocking,
     /// Locks are held for longer than otherwise.
     LongHolds,
     /// Most requests are events, and there are more of them.
     Events,
-    /// Some answers to events are long.
+    /// Some responses to events are long.
     LongAnswers,
 }
 

@@ -8,9 +8,10 @@ use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisResult};
 
 use crate::clock::{MS, nanos};
-use crate::faults::{Scene, admin};
+use crate::faults::Scene;
 use crate::history::What;
 use crate::requests::KEYS;
+use crate::support::connect_patiently;
 use crate::worker::named;
 
 const PAUSE: Duration = Duration::from_millis(40);
@@ -42,9 +43,7 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     async fn look(&mut self, url: &str, databases: u32) -> RedisResult<()> {
-        let Some(mut redis) = admin(url).await else {
-            return Ok(());
-        };
+        let mut redis = connect_patiently(url).await?;
         let mut last = self.count(&mut redis).await?;
         loop {
             for _ in 0..COUNTS {

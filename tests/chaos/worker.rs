@@ -1,6 +1,6 @@
-//! A process that takes locks, writes what it sees into its history, and ends with its standard input.
+//! A process that takes locks, writes what it sees into its history, and ends with its standard
+//! input.
 
-use std::io::BufRead;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,12 +12,13 @@ use tower_distributed_lock::LockManagerBuilder;
 use crate::client::Client;
 use crate::clock::{MS, nanos};
 use crate::handling::Handling;
+use crate::harness;
 use crate::history::{Log, What};
-use crate::random::Random;
 use crate::requests;
 use crate::runtimes::{self, Runtimes};
 use crate::settings::Settings;
 use crate::store::Store;
+use crate::support::random::Random;
 use crate::textbook::{Flaw, Textbook};
 use crate::variety::Variety;
 
@@ -97,7 +98,7 @@ impl Orders {
 
     fn settings(&self) -> Settings {
         match self.has(Variety::Settings) {
-            true => Settings::of(self.number, &mut Random(self.seed)),
+            true => Settings::of(self.number, &mut Random::new(self.seed)),
             false => Settings::USUAL,
         }
     }
@@ -181,15 +182,11 @@ pub fn main(line: &str) {
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(end).unwrap();
     let (mood, watch) = watch::channel(Mood::Wild);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines() {
-            match line.unwrap().as_str() {
-                "patient" => mood.send_replace(Mood::Patient),
-                _ => mood.send_replace(Mood::Finished),
-            };
-        }
-        // The test is over, however it ended.
-        std::process::exit(1);
+    harness::obey_input(move |line| {
+        match line.as_str() {
+            "patient" => mood.send_replace(Mood::Patient),
+            _ => mood.send_replace(Mood::Finished),
+        };
     });
     let path = orders.dir.join(format!("{}.history", orders.number));
     let log = Log::create(&path, orders.number);
@@ -204,7 +201,7 @@ pub fn main(line: &str) {
     std::process::exit(0);
 }
 
-/// Whatever the panic is caught by: this program's handlers do not panic.
+/// Even if the panic is caught: this program's handlers do not panic.
 fn tell_of_panics(log: Log) {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -228,7 +225,7 @@ pub async fn work(worker: &Arc<Worker>, client: Client, runtime: u64) -> Me {
         Client::Crate(locks) => Some(Handling::new(locks)),
         Client::Textbook(_) => None,
     };
-    let mut random = Random(orders.seed ^ runtime);
+    let mut random = Random::new(orders.seed ^ runtime);
     let tasks: Vec<_> = (0..TASKS)
         .map(|_| tokio::spawn(requests::make(me.clone(), handling.clone(), random.fork())))
         .collect();

@@ -1,26 +1,29 @@
 //! What may have happened, and what may not.
 //!
-//! An event's run tells the storage that it began, that it took effect, and how it ended, in this order and before the
-//! layer has its answer. The layer records the answer of a run that succeeded, *before* a client gets it. From that:
+//! An event's run tells the storage that it began, that it took effect, and how it ended, in this
+//! order and before the layer has its response. The layer records the response of a run that
+//! succeeded, *before* a client gets it. From that:
 //!
-//! 1. A run begins only when that of the same event before it has ended, or its process was killed: **never two at a
-//!    time**. A process is told to be killed before it is; so for as long as a SIGKILL takes, a run that begins too early
-//!    passes for one that begins after the kill.
-//! 2. A run begins after one that **took effect** only if that one's process was killed: between its effect and its
-//!    record, a process can be cut off (also after the run has ended, and before the record is there). So an event's
-//!    effects are one, and one more for each run that was cut off there; without kills, one.
+//! 1. A run begins only when that of the same event before it has ended, or its process was killed:
+//!    **never two at a time**. The log has the kill before it happens, so for as long as a SIGKILL
+//!    takes, a run that begins too early passes for one that begins after the kill.
+//! 2. A run begins after one that **took effect** only if that one's process was killed: between
+//!    its effect and its record, a process can be cut off (also after the run has ended, and before
+//!    the record is there). So an event's effects are one, and one more for each run that was cut
+//!    off there; without kills, one.
 //! 3. A run does nothing after another has begun.
-//! 4. Once a client has a 200, **no run begins any more**, kills or no kills: the record was there before.
-//! 5. All 200 of an event are the answer of the same run, the last one that took effect; the first of them is no
-//!    replay, and all others are. Where Redis is out of memory for moments, a replay may lack the body of
-//!    a long answer.
+//! 4. Once a client has a 200, **no run begins any more**, kills or no kills: the record was there
+//!    before.
+//! 5. All 200 of an event are the response of the same run, the last one that took effect; the
+//!    first of them is no replay, and all others are. Where Redis is out of memory for moments, a
+//!    replay may lack the body of a long response.
 //! 6. A run goes on to its end when its client leaves: only a kill can cut it off.
-//! 7. A run that **outlives its lease**, as its handler blocks its thread, is like one that was cut off: another may
-//!    begin. Then the client of the first has no 200.
+//! 7. A run that **outlives its lease**, as its handler blocks its thread, is like one that was cut
+//!    off: another may begin. Then the client of the first has no 200.
 //! 8. Only what is to be remembered is replayed: no failure is.
 //!
-//! All that is so as long as no lease is lost. A process that the machine keeps from running loses its leases:
-//! `storm/stall.rs` tells when that may have been so.
+//! All this holds as long as no lease is lost. A process that the machine keeps from running loses
+//! its leases; `stall.rs` tells when that may have happened.
 
 use std::collections::{HashMap, HashSet};
 
@@ -35,9 +38,9 @@ pub struct Findings {
     pub failures: usize,
     pub panics: usize,
     pub kills: usize,
-    /// Runs that were cut off before they took effect, and after: these had no record.
+    /// Runs that were cut off before they took effect, and after it but before their record.
     pub cut_off: (u64, u64),
-    /// For how long a node did not run at the most, in ms.
+    /// The longest time that a node did not run, in ms.
     pub stood_still: u64,
     pub events: HashMap<u64, Event>,
     killed: HashSet<u64>,
@@ -45,7 +48,7 @@ pub struct Findings {
     pub outlived: HashSet<Run>,
 }
 
-/// What the storage was told of one event.
+/// What the storage was told about one event.
 #[derive(Default)]
 pub struct Event {
     running: Option<Run>,
@@ -147,7 +150,7 @@ impl Event {
         }
     }
 
-    /// Looks at all answers that were given to an event's deliveries.
+    /// Looks at all responses that were given to an event's deliveries.
     pub fn answers(
         &self,
         event: u64,

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::node::{ID, PADDING};
-use crate::random::Random;
+use crate::support::random::Random;
 
 pub struct Answer {
     pub status: u16,
@@ -19,9 +19,9 @@ pub struct Answer {
 
 pub enum Outcome {
     Answered(Answer),
-    /// The connection was refused, or closed before there was a whole answer.
+    /// The connection was refused, or closed before there was a whole response.
     NoAnswer,
-    /// By us, before there was an answer.
+    /// The client closed the connection before there was a response.
     Disconnected,
 }
 

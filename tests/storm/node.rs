@@ -1,7 +1,6 @@
 //! A node of the service: a process with an HTTP server, whose handler has effects, fails, panics,
 //! and blocks its thread.
 
-use std::io::Read;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +14,11 @@ use tokio::runtime::{Builder, Handle};
 use tokio::time::sleep;
 use tower_distributed_lock::{IdempotencyLayer, Lease, LockManagerBuilder};
 
-use crate::common::short_lived;
-use crate::random::Random;
+use crate::harness;
 use crate::stall;
 use crate::storage::{Entry, Run, Storage};
+use crate::support::random::Random;
+use crate::support::short_lived;
 
 /// Its settings, in its environment.
 pub const LOCKS: &str = "STORM_LOCKS";
@@ -26,7 +26,7 @@ pub const STORAGE: &str = "STORM_STORAGE";
 pub const NODE: &str = "STORM_NODE";
 pub const SEED: &str = "STORM_SEED";
 pub const TTL_MS: &str = "STORM_TTL_MS";
-/// Set: nodes have different settings, some handlers block their thread, some answers are long.
+/// Set: nodes have different settings, some handlers block their thread, some responses are long.
 pub const IS_ROUGH: &str = "STORM_IS_ROUGH";
 
 pub const ID: &str = "webhook-id";
@@ -35,7 +35,7 @@ pub const AT_ONCE: &str = "/at-once";
 /// …and where it waits.
 pub const WAITING: &str = "/waiting";
 
-/// What makes an answer long.
+/// What makes a response long.
 pub const PADDING: char = '~';
 const LONG: usize = 2 << 20;
 
@@ -54,13 +54,14 @@ struct Node {
 /// Ends with the process's standard input.
 pub fn serve() {
     let is_rough = std::env::var_os(IS_ROUGH).is_some();
-    // One thread: whoever blocks it blocks all of the node but its locks.
+    // One thread: a handler that blocks it blocks all of the node but its locks.
     let mut runtime = match is_rough {
         true => Builder::new_current_thread(),
         false => Builder::new_multi_thread(),
     };
     let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
-    // What was sent to the storage does not wait until a handler has unblocked its thread.
+    // Commands for the storage have a runtime of their own, so that they do not wait for a handler
+    // that blocks its thread.
     let mut beside = Builder::new_multi_thread();
     let beside = beside.worker_threads(1).enable_all().build().unwrap();
     let storage = beside.block_on(Storage::connect(&setting(STORAGE)));
@@ -93,16 +94,12 @@ async fn listen(is_rough: bool, storage: Storage, beside: Handle) {
         .with_state(Arc::new(node));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     println!("{}", listener.local_addr().unwrap().port());
-    std::thread::spawn(|| {
-        let _ = std::io::stdin().read(&mut [0]);
-        // The test is over, however it ended.
-        std::process::exit(1);
-    });
+    harness::obey_input(drop);
     axum::serve(listener, app).await.unwrap();
 }
 
 impl Node {
-    /// Those of nodes in a row differ, as during a deployment.
+    /// The settings differ from node to node, as during a deployment.
     fn builder(&self) -> LockManagerBuilder {
         let ttl = Duration::from_millis(self.ttl_ms);
         let builder = match self.number % 3 {
@@ -148,10 +145,10 @@ async fn handle(
     };
     let mut unfinished = begins.await.unwrap();
     let run = unfinished.run;
-    // What becomes of it does not hang on which node it is.
-    let mut random = Random::new(node.seed, &[1, run.event, run.number]);
-    let before = match random.percent(5) {
-        // Its lease must be renewed.
+    // The outcome of a run does not depend on the node.
+    let mut random = Random::at(node.seed, &[1, run.event, run.number]);
+    let before = match random.chance(5) {
+        // The lease must be renewed meanwhile.
         true => random.millis(node.ttl_ms, node.ttl_ms * 3 / 2),
         false => random.millis(1, 150),
     };
@@ -163,20 +160,20 @@ async fn handle(
         20..30 if may_fail => Entry::Panicked(run),
         _ => {
             node.storage.take_effect(run).await;
-            match node.is_rough && random.percent(5) {
-                // Beyond its lease, maybe.
+            match node.is_rough && random.chance(5) {
+                // Perhaps beyond its lease.
                 true => std::thread::sleep(random.millis(0, 3 * node.ttl_ms)),
                 false => sleep(random.millis(0, 250)).await,
             }
             Entry::Succeeded(run)
         }
     };
-    // What comes too late is told without a pause, in which it would be stopped.
+    // A run that is late must not pause here, as it would be stopped then: `Unfinished` tells.
     if lease.is_held() {
         node.storage.log(end).await;
         unfinished.node = None;
     }
-    let padding = match node.is_rough && random.percent(5) {
+    let padding = match node.is_rough && random.chance(5) {
         true => LONG,
         false => 0,
     };
@@ -186,12 +183,12 @@ async fn handle(
             (StatusCode::OK, format!("{run}{padding}"))
         }
         Entry::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, run.to_string()),
-        // As a panic, but without its message.
+        // Like a panic, but without its message.
         _ => resume_unwind(Box::new("the handler panics")),
     }
 }
 
-/// Tells if it is dropped with the run.
+/// Tells the storage if it is dropped before the run's end was told.
 struct Unfinished {
     node: Option<Arc<Node>>,
     run: Run,

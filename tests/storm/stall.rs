@@ -1,7 +1,7 @@
-//! Whether the machine itself stood still: a lease runs out when its process does not run, or Redis does not, and a
-//! storm in which that was so says nothing.
+//! Whether the machine itself stood still. A lease runs out when its process or Redis does not run,
+//! and a storm in which that happened says nothing.
 //!
-//! Nothing of the crate is asked.
+//! This does not use the crate at all.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,7 +53,7 @@ impl Pings {
         Self { longest, tasks }
     }
 
-    /// The longest that one took, with the pause before it, in ms.
+    /// The longest time that a PING took, and its pause before it was late, in ms.
     pub fn longest(&self) -> u64 {
         self.longest.load(Ordering::Relaxed)
     }

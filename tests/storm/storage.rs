@@ -1,11 +1,15 @@
-//! What the events have their effects on: a Redis of its own, which knows nothing of the locks, with a log.
+//! What the events have their effects on: a Redis of its own, which knows nothing of the locks,
+//! with a log.
 //!
-//! Each line of the log is written in one step with what it tells of, so that the log is *the* order of the storm.
+//! Each line of the log is written in one step with what it tells of, so that the log is *the*
+//! order of the storm.
 
 use std::fmt;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Script, ToRedisArgs};
+use redis::{Script, ToRedisArgs};
+
+use crate::support::connect_patiently;
 
 /// One run of the handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,11 +17,11 @@ pub struct Run {
     pub event: u64,
     /// Which run of that event it is, from 1.
     pub number: u64,
-    /// The process that it ran in: none has another's number.
+    /// The process that it ran in. No two have the same number.
     pub node: u64,
 }
 
-/// Also what a run answers.
+/// This is also the response body of a run.
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}@{}", self.event, self.number, self.node)
@@ -44,9 +48,9 @@ pub enum Entry {
     Succeeded(Run),
     Failed(Run),
     Panicked(Run),
-    /// It was dropped before it came to one of these ends.
+    /// The run was dropped before it came to one of these ends.
     Dropped(Run),
-    /// Whatever its end was, it came when its lease was over.
+    /// The run's end, whatever it was, came when its lease was over.
     Outlived(Run),
     /// The node did not run for so many ms.
     StoodStill(u64),
@@ -94,20 +98,12 @@ impl Entry {
     }
 }
 
-/// A connection that waits for as long as it takes.
-pub async fn connect(url: &str) -> MultiplexedConnection {
-    let client = redis::Client::open(url).unwrap();
-    let patient = AsyncConnectionConfig::new().set_response_timeout(None);
-    let connecting = client.get_multiplexed_async_connection_with_config(&patient);
-    connecting.await.unwrap()
-}
-
 #[derive(Clone)]
 pub struct Storage(MultiplexedConnection);
 
 impl Storage {
     pub async fn connect(url: &str) -> Self {
-        Self(connect(url).await)
+        Self(connect_patiently(url).await.unwrap())
     }
 
     pub async fn begin(&self, event: u64, node: u64) -> Run {

@@ -1,4 +1,5 @@
-//! One event of a key: its slot is locked, what follows is carried out, others are told.
+//! One event of a key: the slot is locked, its effects are carried out, and callers are told
+//! afterwards.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +22,7 @@ use crate::trace;
 type Effects = slot::Effects<Waiter, Record, Option<ReplySender>>;
 pub(in crate::manager) type Machine<'a> = slot::Machine<'a, Waiter, Record, Option<ReplySender>>;
 
-/// What others are told when the slot is unlocked.
+/// What callers are told once the slot is unlocked.
 #[derive(Default)]
 struct Outbox {
     settled: SmallVec<[(ReplySender, Result<(), Error>); 1]>,
@@ -39,10 +40,10 @@ enum Decision {
 }
 
 impl Core {
-    /// Lets an event happen to a key's slot, and carries out what follows from it.
+    /// Lets an event happen to a key's slot, and carries out the effects.
     ///
-    /// It does not panic. A slot that does is given up, and with it what it holds and who waits
-    /// there: no other key is to suffer from it.
+    /// This function does not panic. A slot that does is given up, with the lock that it holds and
+    /// the requests that wait there: no other key must suffer from it.
     pub(super) fn with_slot<T: Default>(
         self: &Arc<Self>,
         key: &LockKey,
@@ -146,7 +147,8 @@ impl Core {
                     }
                     Effect::Lose { reason } => {
                         if let Some(lease) = entry.lease.take() {
-                            // Now, and not when the slot is unlocked: another may get the lock.
+                            // Now, while the slot is locked: afterwards, another holder may get the
+                            // lock.
                             lease.end(reason);
                             outbox.lost.push((lease, reason));
                         }
@@ -159,7 +161,8 @@ impl Core {
         }
     }
 
-    /// Puts an idle slot in the place of one that panicked, and releases what that may hold.
+    /// Puts an idle slot in the place of one that panicked, and releases the lock that the broken
+    /// one may hold.
     fn give_up(&self, key: &LockKey, entry: &mut Entry, now: Time) -> Entry {
         let broken = std::mem::take(entry);
         if let Some(lease) = &broken.lease {
@@ -178,7 +181,8 @@ impl Core {
         count(&self.queued, before.in_store.into(), after.in_store.into());
     }
 
-    /// Tells others what happened, when the slot is unlocked: what they do then is up to them.
+    /// Tells callers what happened. The slot is unlocked by now: their wakers and subscribers may
+    /// do anything.
     fn tell(self: &Arc<Self>, key: &LockKey, outbox: Outbox) {
         for (reply, result) in outbox.settled {
             shielded(|| reply.send(result));
@@ -187,7 +191,7 @@ impl Core {
             shielded(|| trace::lost(key, lease.fencing_token(), lease.age(), reason));
         }
         for (waiter, decision) in outbox.decided {
-            // A waiter that is gone drops its guard, which passes the lock on.
+            // If the waiter is gone, its guard is dropped, which passes the lock on.
             shielded(|| {
                 waiter.send(match decision {
                     Decision::Granted(lease) => {
@@ -203,7 +207,7 @@ impl Core {
             if let Some(lease) = broken.lease {
                 lease.end(LostReason::Expired);
             }
-            // Its waiters are told as they are dropped.
+            // Its waiters fail as their senders are dropped.
             shielded(|| drop(broken.slot));
         }
     }

@@ -1,6 +1,6 @@
 //! [`Core`]: what all clones of a manager share.
 //!
-//! Each request, holder, reply of the store and tick of the clock is an [event](event) of one key.
+//! Each request, holder, reply of the store and tick of the clock is an [event] of one key.
 
 mod event;
 mod slots;
@@ -36,7 +36,7 @@ pub(crate) struct Core {
     ids: AtomicU64,
     /// Requests that wait.
     waiting: AtomicUsize,
-    /// How many may.
+    /// How many requests may wait.
     max_waiters: usize,
     /// Keys that are in a queue of the store.
     queued: AtomicUsize,
@@ -44,7 +44,8 @@ pub(crate) struct Core {
     pub(super) handles: AtomicUsize,
     pub(super) is_closed: AtomicBool,
     pub(super) is_running: AtomicBool,
-    /// The background task has done everything that there was to do after the manager was closed.
+    /// Notified whenever the background task ends. After the manager was closed, it ends when
+    /// everything is done.
     pub(super) stopped: Notify,
     /// When the background task next visits the slots, as [`Time`] in nanoseconds.
     pub(super) next_visit: WakeAt,
@@ -56,23 +57,23 @@ type Waiter = oneshot::Sender<TakeResult>;
 /// What a request gets.
 pub(super) enum Taken {
     Lock(LockGuard),
-    /// There is this in the lock's place: see [`Store::fetch`].
+    /// What is in the lock's place: see [`Store::fetch`].
     Record(Bytes),
 }
 
-/// A request for a lock, as long as it has no answer. Cancelled if it is dropped.
+/// A request for a lock that its slot has not decided on yet. Cancelled if it is dropped.
 pub(super) struct Request<'a> {
     core: &'a Arc<Core>,
     key: &'a LockKey,
     number: u64,
-    pub(super) answer: oneshot::Receiver<TakeResult>,
-    pub(super) is_answered: bool,
+    pub(super) decision: oneshot::Receiver<TakeResult>,
+    pub(super) is_decided: bool,
 }
 
 impl Request<'_> {
-    /// Gives up waiting. Returns what there is to say then.
+    /// Gives up waiting. Returns the kind of error for a caller whose time is over.
     pub(super) fn give_up(mut self) -> ErrorKind {
-        self.is_answered = true;
+        self.is_decided = true;
         let number = self.number;
         let overdue = self.core.with_slot(self.key, |machine| {
             let overdue = machine.overdue();
@@ -89,9 +90,9 @@ impl Request<'_> {
 
 impl Drop for Request<'_> {
     fn drop(&mut self) {
-        if !self.is_answered {
-            // Otherwise its waker, which may panic, would be called while the slot is locked.
-            self.answer.close();
+        if !self.is_decided {
+            // A dropped sender would call the waker, which may panic, while the slot is locked.
+            self.decision.close();
             let number = self.number;
             self.core
                 .with_slot(self.key, |machine| machine.cancel(number));
@@ -133,9 +134,9 @@ impl Core {
         if self.is_closed.load(Ordering::Acquire) {
             return Err(Error::of(ErrorKind::Closed));
         }
-        let (waiter, answer) = oneshot::channel();
+        let (waiter, decision) = oneshot::channel();
         let number = self.with_slot(key, |machine| {
-            // Taken here: numbers rise in order of arrival.
+            // Taken while the slot is locked: numbers rise in order of arrival.
             let number = machine.next_id();
             machine.request(number, waiter, patient);
             number
@@ -145,8 +146,8 @@ impl Core {
             core: self,
             key,
             number,
-            answer,
-            is_answered: false,
+            decision,
+            is_decided: false,
         })
     }
 
@@ -158,7 +159,7 @@ impl Core {
         self.lease_ended(lease);
     }
 
-    /// Lets a holder keep its lease while its record is written, for so much time at most.
+    /// Lets a holder keep its lease while its record is written, for at most `time`.
     pub(super) fn recording(self: &Arc<Self>, lease: &Lease, time: Duration) {
         let grant = lease.grant();
         self.with_slot(lease.key(), |machine| machine.recording(grant.lease, time));
@@ -183,18 +184,18 @@ impl Core {
 
     fn lease_ended(self: &Arc<Self>, lease: &Lease) {
         shielded(|| trace::released(lease.key(), lease.fencing_token(), lease.age()));
-        // The task had ended if the manager was closed and this lease was all that was left, and
-        // lost.
+        // The background task may have ended: the manager was closed, and only this lease was left,
+        // which was lost.
         self.ensure_running();
     }
 
-    /// How many shards there are to [tick](Self::tick).
+    /// Returns how many shards there are to [tick](Self::tick).
     pub(super) fn shards(&self) -> usize {
         self.slots.shards()
     }
 
-    /// Tells the slots of a shard the time, if they have something to do by now. Returns when the
-    /// first of the others has.
+    /// Ticks the slots of a shard that have something to do by now. Returns when the first of the
+    /// others will have.
     pub(super) fn tick(self: &Arc<Self>, shard: usize, now: Time) -> Option<Time> {
         let (mut due, mut next) = (Vec::new(), None);
         for (key, entry) in self.slots.shard(shard).iter() {
@@ -211,24 +212,24 @@ impl Core {
         next
     }
 
-    /// No more locks will be asked for.
+    /// Returns whether no more requests can come.
     pub(super) fn is_ending(&self) -> bool {
         self.is_closed.load(Ordering::Acquire) || self.handles.load(Ordering::Acquire) == 0
     }
 
-    /// Nothing is held, waited for, or in flight.
+    /// Returns whether nothing is held, waited for, or in flight.
     pub(super) fn is_at_rest(&self) -> bool {
         self.slots.is_empty() && self.store.is_drained()
     }
 
-    /// Makes the background task see whether its time has come.
+    /// Wakes the background task, which may have nothing left to do.
     pub(super) fn wake(&self) {
         self.next_visit.wake();
         self.store.wake();
     }
 }
 
-/// What the store calls.
+/// Passes what the store tells on to the slots.
 pub(super) struct StoreEvents<'a>(pub(super) &'a Arc<Core>);
 
 impl Events for StoreEvents<'_> {

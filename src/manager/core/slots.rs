@@ -22,7 +22,7 @@ pub(super) type Shard = HashMap<LockKey, Entry, BuildHasherDefault<Prehashed>>;
 #[derive(Default)]
 pub(super) struct Entry {
     pub(super) slot: Slot<Waiter>,
-    /// The current holder's.
+    /// The current holder's lease.
     pub(super) lease: Option<Lease>,
 }
 
@@ -35,12 +35,12 @@ impl Slots {
 
     /// Locks the shard in which a key's slot is.
     pub(super) fn shard_of(&self, key: &LockKey) -> MutexGuard<'_, Shard> {
-        // Bits that the map itself does not begin with.
+        // Other bits than those that the map uses first.
         let index = (key.hashed() >> 32) as usize % SHARDS;
         lock(&self.shards[index])
     }
 
-    /// How many shards there are.
+    /// Returns how many shards there are.
     pub(super) fn shards(&self) -> usize {
         self.shards.len()
     }

@@ -1,4 +1,4 @@
-//! [`AcquireAttempt`]: one acquire, from its submission to its reply.
+//! [`AcquireAttempt`]: one acquire, from its submission to its outcome.
 
 use crate::store::Command;
 
@@ -9,15 +9,15 @@ pub(super) struct AcquireAttempt {
     pub(super) queue: bool,
     pub(super) watch: bool,
     again: bool,
-    /// No request has been told to wait yet: they have just come.
+    /// The requests have just come: before the reply, it is not known whether they must wait.
     pub(super) first: bool,
-    /// The store has not said anything since the requests came, or since it failed them: the lock
-    /// may well be free.
+    /// The store has not replied since the requests came, or since the last acquire failed: the
+    /// lock may well be free.
     pub(super) unanswered: bool,
 }
 
 impl AcquireAttempt {
-    /// For requests that have just come.
+    /// Returns an acquire for requests that have just come.
     pub(super) fn first(token: u64, queue: bool) -> Self {
         Self {
             token,
@@ -29,7 +29,8 @@ impl AcquireAttempt {
         }
     }
 
-    /// For requests that wait already, with a token that the store has not seen yet.
+    /// Returns an acquire for requests that wait already, with a token that the store has not seen
+    /// yet.
     pub(super) fn anew(token: u64) -> Self {
         Self {
             first: false,
@@ -38,7 +39,7 @@ impl AcquireAttempt {
         }
     }
 
-    /// Like [`anew`](Self::anew), after the store has failed to answer.
+    /// Like [`anew`](Self::anew), after an acquire that failed.
     pub(super) fn after_failure(token: u64) -> Self {
         Self {
             unanswered: true,
@@ -46,7 +47,8 @@ impl AcquireAttempt {
         }
     }
 
-    /// For requests that wait already, with a token that may be in the store's queue.
+    /// Returns an acquire for requests that wait already, with a token that may be in the store's
+    /// queue.
     pub(super) fn again(token: u64, watch: bool) -> Self {
         Self {
             token,

@@ -1,4 +1,4 @@
-//! [`Holding`]: the lock is this process's.
+//! [`Holding`]: a lock that this process has.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use super::Env;
 use crate::clock::Time;
 use crate::lease::Grant;
 
-/// How many fencing tokens one fence of the store stands for: one for each hand-off in this
-/// process.
+/// How many fencing tokens come out of one fence of the store: the first for the acquire or the
+/// grant, one more for each hand-off in this process.
 const HANDOFFS_PER_FENCE: u64 = 1 << 10;
 
 /// A lock that the store has given to a token of this process.
@@ -16,28 +16,29 @@ pub(super) struct Holding {
     pub(super) token: u64,
     pub(super) lease: u64,
     fencing_token: u64,
-    /// The last fencing token before the store has to give a new fence.
+    /// The last fencing token that comes out of this fence. After it, the store must give another
+    /// one.
     last_fencing_token: u64,
-    /// Until then, the store will certainly not give the lock away.
+    /// Until then, the store certainly does not give the lock to another token.
     pub(super) valid_until: Time,
-    /// Its holder knows from the clock that it is lost then.
+    /// From then on, the holder knows from the clock that it has lost the lock.
     pub(super) limit: Time,
-    /// The lock is let go then: the holder has had the time to stop.
+    /// Then the slot releases the lock: the holder has had the time to stop.
     pub(super) over_at: Time,
     pub(super) renew_at: Time,
     pub(super) renewing: bool,
     pub(super) checking: bool,
-    /// Check once more after the renewal or check in flight: something changed in the meantime.
+    /// Check once more after the renewal or check that is in flight: the lock may have changed in
+    /// the meantime.
     pub(super) recheck: bool,
-    /// The holder is done, and its record is in flight to the lock's place. Until the store has
-    /// said what became of that, the lock stays this token's: released, it would let another run
-    /// begin.
+    /// The holder is done, and the completion with its record is in flight. Until that has ended,
+    /// this token keeps the lock: a release would let another run begin.
     pub(super) completing: bool,
     /// Set while another process waits.
     pub(super) contended: Option<Burst>,
 }
 
-/// The hand-offs that still go before another process.
+/// The hand-offs in this process that may still go before another process that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Burst {
     left: u32,
@@ -89,7 +90,7 @@ impl Holding {
                 .is_none_or(|burst| burst.left > 0 && env.now < burst.ends)
     }
 
-    /// Begins the lease of the next request.
+    /// Begins the lease of the next request in this process.
     pub(super) fn hand_on(&mut self, env: &Env<'_>) {
         self.lease = env.next_id();
         self.fencing_token += 1;
@@ -99,13 +100,13 @@ impl Holding {
         }
     }
 
-    /// Lets the holder hold for so much longer from now, if that is more than it has left.
+    /// Lets the holder hold for `time` from now, if it has less left.
     pub(super) fn prolong(&mut self, env: &Env<'_>, time: Duration) {
         let limit = self.limit.max(env.now + time);
         (self.limit, self.over_at) = env.rules.ends_of_hold(limit);
     }
 
-    /// Another process waits.
+    /// Begins the burst, now that another process waits, unless one has begun.
     pub(super) fn contend(&mut self, env: &Env<'_>) {
         self.contended.get_or_insert_with(|| Burst::begin(env));
     }
@@ -120,7 +121,7 @@ impl Holding {
         }
     }
 
-    /// Until when the holder's lease is valid.
+    /// Returns until when the holder's lease is valid.
     pub(super) fn until(&self) -> Time {
         self.valid_until.min(self.limit)
     }

@@ -1,27 +1,45 @@
-//! The state machine of one key in one process: who holds, who waits, what the store is asked.
+//! The state machine of one key in one process: which request holds the lock, which requests wait
+//! for it, and which commands go to the store.
 //!
 //! It is pure: it gets events and the time, and returns [`Effect`]s. It has no I/O, no clock and no
 //! mutex of its own, so that tests can put its events into any order.
 //!
 //! ```text
-//!                 request               Acquired
-//!        Idle ──────────────▶ Acquiring ─────────────▶ Holding ──┐ finished: the next
-//!         ▲                    │ ▲ ▲ │                  ▲ │ ▲    │ waiter gets the lease
-//!         │      HeldElsewhere │ │ │ │ failed           │ │ └────┘
-//!         │                    ▼ │ │ ▼                  │ │
-//!         │        ┌───────── Queued Backoff            │ │ finished, completed, or lost,
-//!         │        │ Granted         (until it is over) │ │ while requests wait: Acquiring
-//!         │        └────────────────────────────────────┘ │
-//!         └───────────────────────────────────────────────┘
-//!           from any state, as soon as no request waits and none holds
+//!           request               Acquired
+//!    Idle ───────────▶ Acquiring ──────────▶ Holding ──┐ finished: the next request
+//!                      │ ▲  ▲ │ ▲             │ ▲  ▲   │ here gets the lease
+//!                      │ │  │ │ └─────────────┘ │  └───┘
+//!        HeldElsewhere │ │  │ │ ended, while    │
+//!                      │ │  │ │ requests wait   │
+//!                      │ │  │ │                 │
+//!                      ▼ │  │ ▼ failed          │
+//!                    Queued Backoff             │
+//!                      │                        │
+//!                      └────────────────────────┘
+//!                                Granted
 //! ```
 //!
-//! At any moment, at most one token of this process holds the lock in the store, waits in the
-//! store's queue, or is in an acquire that is in flight. Requests wait here, in order of arrival,
-//! and the lease passes from one to the next.
+//! - Any state becomes `Idle` as soon as no request waits, none holds, and no record is in flight.
+//! - `Acquiring`, where the lock is held elsewhere: acquires once more if the first acquire did not
+//!   queue, if a client of another kind has the lock and is not watched yet, or if the lock was
+//!   granted or changed in the meantime.
+//! - `Acquiring`, where the acquire failed: requests that have just come are refused. Those that
+//!   waited before back off.
+//! - `Queued` acquires again, with the same token: at `poll_at`, after the store has reconnected,
+//!   when a notice says that the lock has changed or that the token has it, and when too little of
+//!   a grant is left.
+//! - `Backoff` acquires with a new token: when it is over, or when the store has reconnected.
+//! - `Holding` ends when its holder has finished and the lease cannot go to the next request here,
+//!   when a completion has ended, and when the lock is lost. Requests that wait then acquire with a
+//!   new token.
+//!
+//! A slot has one token at a time: it holds the lock in the store, waits in the store's queue, or
+//! is in an acquire that is in flight. Every other token of this process has been given up, and is
+//! in no later acquire. Requests wait here, in order of arrival, and the lease passes from one to
+//! the next.
 //!
 //! [`Slot::on`] begins an event, and returns the [`Machine`] with one method for each. A slot that
-//! [is idle](Slot::is_idle) afterwards may be forgotten; another wants a [tick](Machine::tick) at
+//! [is idle](Slot::is_idle) afterwards may be forgotten. Any other needs a [tick](Machine::tick) at
 //! its [`next_tick`](Slot::next_tick).
 
 mod acquiring;
@@ -44,11 +62,11 @@ use crate::error::Error;
 use crate::lease::{Grant, LostReason};
 use crate::store::Command;
 
-/// What the machine needs from around it.
+/// What the machine needs to know besides its slot.
 pub(crate) struct Env<'a> {
     pub(crate) now: Time,
     pub(crate) rules: &'a Rules,
-    /// Source of tokens and lease numbers; never gives the same number twice.
+    /// Source of the numbers of tokens, leases and requests. Each is used once.
     pub(crate) ids: &'a AtomicU64,
     /// Whether more requests of this process may wait, whatever their keys.
     pub(crate) has_room: bool,
@@ -60,13 +78,13 @@ impl Env<'_> {
     }
 }
 
-/// What the machine wants done.
+/// What is to be done after an event.
 ///
-/// `W` stands for a waiting request. A record `R`, and `S`, which is told how a release or a
-/// completion went, pass through the machine untouched.
+/// `W` stands for a waiting request. `R` is a record, and `S` tells a caller how its release or
+/// completion went: both pass through the machine untouched.
 #[derive(Debug)]
 pub(crate) enum Effect<W, R, S> {
-    /// Submit this to the store.
+    /// The command goes to the store.
     Send(Command<R, S>),
     /// The waiter holds the lock.
     Grant { waiter: W, grant: Grant },
@@ -74,15 +92,15 @@ pub(crate) enum Effect<W, R, S> {
     Reject { waiter: W, error: Error },
     /// The waiter gets the record that is in the lock's place.
     Replay { waiter: W, record: Bytes },
-    /// The current holder's lease is valid until then.
+    /// The current holder's lease is valid until `until`.
     Extend { until: Time },
     /// The current holder has lost the lock.
     Lose { reason: LostReason },
-    /// The lock went to the next request of this process: the release that was asked for is done.
+    /// A release is done without the store: the lock went to the next request of this process.
     HandedOn { reply: S },
 }
 
-/// What follows from one event: rarely more than this.
+/// The effects of one event: rarely more than two.
 pub(crate) type Effects<W, R, S> = SmallVec<[Effect<W, R, S>; 2]>;
 
 /// One key in this process.
@@ -97,7 +115,7 @@ pub(crate) struct Slot<W> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Waiter<W> {
     handle: W,
-    /// Whether it waits for its turn. Otherwise it wants to know whether the lock is free now.
+    /// Whether the request waits for its turn. Otherwise it is refused unless the lock is free now.
     patient: bool,
 }
 
@@ -107,18 +125,18 @@ enum State {
     /// An acquire is in flight.
     Acquiring {
         attempt: AcquireAttempt,
-        /// Acquire once more if the lock turns out to be held elsewhere: it was granted or freed in
-        /// the meantime.
+        /// Acquire once more if the reply says that the lock is held elsewhere: it was granted or
+        /// changed in the meantime.
         recheck: bool,
-        /// Another process began to wait in the meantime.
+        /// Another process began to wait for this token's lock in the meantime.
         contended: bool,
     },
-    /// The store has this token in its queue. Acquire again at `poll_at`, should no grant come.
+    /// The store has this token in its queue. Acquire again at `poll_at` if no grant has come.
     Queued {
         token: u64,
         poll_at: Time,
     },
-    /// The store did not answer. Acquire anew then.
+    /// The acquire failed. The next one, with a new token, follows at `until`.
     Backoff {
         until: Time,
     },
@@ -126,7 +144,7 @@ enum State {
 }
 
 impl State {
-    /// The hold of the holder with this lease, unless it is completing.
+    /// Returns the hold with this lease, unless its record is in flight.
     fn held_by(&mut self, lease: u64) -> Option<&mut Holding> {
         match self {
             Self::Holding(holding) if holding.lease == lease && !holding.completing => {
@@ -136,7 +154,7 @@ impl State {
         }
     }
 
-    /// The hold that the store knows by this token: for a holder, or for a record in flight.
+    /// Returns the hold with this token: that of a holder, or of a record in flight.
     fn held_as(&mut self, token: u64) -> Option<&mut Holding> {
         match self {
             Self::Holding(holding) if holding.token == token => Some(holding),
@@ -150,7 +168,7 @@ impl State {
 pub(crate) struct Waiting {
     /// How many there are.
     pub(crate) requests: usize,
-    /// Whether a token of theirs is in the store's queue.
+    /// Whether their token is in the store's queue.
     pub(crate) in_store: bool,
 }
 
@@ -165,7 +183,7 @@ impl<W> Default for Slot<W> {
 }
 
 impl<W> Slot<W> {
-    /// Begins an event. What follows from it is added to `effects`.
+    /// Begins an event, which adds its effects to `effects`.
     pub(crate) fn on<'a, R, S>(
         &'a mut self,
         env: &'a Env<'a>,
@@ -174,22 +192,23 @@ impl<W> Slot<W> {
         Machine::new(self, env, effects)
     }
 
-    /// Returns who waits.
+    /// Returns how many requests wait, and whether in the store's queue.
     pub(crate) fn waiting(&self) -> Waiting {
-        let asks = matches!(self.state, State::Acquiring { attempt, .. } if attempt.first)
+        // Until the first reply, the lock may be free: the request that acquires does not wait yet.
+        let acquires_only = matches!(self.state, State::Acquiring { attempt, .. } if attempt.first)
             && self.waiters.first().is_some_and(|first| first.patient);
         Waiting {
-            requests: self.waiters.len() - self.impatient - usize::from(asks),
+            requests: self.waiters.len() - self.impatient - usize::from(acquires_only),
             in_store: matches!(self.state, State::Queued { .. }),
         }
     }
 
-    /// Whether nothing would be lost if this slot were forgotten.
+    /// Returns whether nothing would be lost if this slot were forgotten.
     pub(crate) fn is_idle(&self) -> bool {
         matches!(self.state, State::Idle)
     }
 
-    /// Whether the lock is this token's, for a holder or for a record in flight.
+    /// Returns whether the lock is this token's, for a holder or for a record in flight.
     pub(crate) fn holds(&self, token: u64) -> bool {
         matches!(&self.state, State::Holding(holding) if holding.token == token)
     }

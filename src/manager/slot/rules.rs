@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::clock::Time;
 
-/// How long waiters back off at most when the store did not answer: the lock may be free.
+/// How long waiters back off at most after an acquire that failed: the lock may be free.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
 /// The settings that decide what a slot does.
@@ -16,67 +16,68 @@ pub(crate) struct Rules {
     pub(crate) renewal: Duration,
     /// How long one holder may hold.
     pub(crate) max_hold: Duration,
-    /// Time to live of a grant in the store, until its process says that it is there.
+    /// Time to live of a grant in the store, until its process renews it.
     pub(crate) grant_ttl: Duration,
     /// Waiters of this process for one key.
     pub(crate) max_waiters: usize,
-    /// While another process waits: how many hand-offs in this process may go before it…
+    /// How many hand-offs in this process may go before another process that waits…
     pub(crate) burst: u32,
     /// …and for how long.
     pub(crate) burst_time: Duration,
 }
 
 impl Rules {
-    /// Returns how long a lease with that time to live is valid, counted from before the store gave
-    /// it.
+    /// Returns how long a lease with that time to live is valid, counted from before the command
+    /// that got it was sent.
     ///
     /// That is less than the time to live by the rate at which two clocks may drift apart (1 % and
-    /// 2 ms, the figures of the Redlock description) and by the time that the signal of a loss may
-    /// take to be acted upon.
+    /// 2 ms, the figures of the Redlock description) and by the time that a holder may take to act
+    /// upon the signal of a loss.
     pub(crate) fn validity(ttl: Duration) -> Duration {
         let drift = ttl / 100 + Duration::from_millis(2);
         ttl.saturating_sub(drift + Self::margin(ttl))
     }
 
-    /// How long the signal of a loss may take to be acted upon.
+    /// Returns how long it may take until a holder acts upon the signal of a loss.
     pub(super) fn margin(ttl: Duration) -> Duration {
         (ttl / 20).min(Duration::from_millis(100))
     }
 
-    /// Returns when a holder that may hold until `limit` is told so by the clock, and when the lock
-    /// can go to another then.
+    /// Returns when a holder that may hold until `limit` knows from the clock that its hold is
+    /// over, and when the lock can then go to another.
     pub(super) fn ends_of_hold(&self, limit: Time) -> (Time, Time) {
         (limit, limit + Self::margin(self.ttl))
     }
 
-    /// How long after a fresh lease its first check comes: soon, because from then on the store
+    /// Returns how long after a fresh lease its first renewal comes. Soon: from then on, the store
     /// tells at once when another client changes the lock.
-    pub(super) fn first_check(&self) -> Duration {
+    pub(super) fn first_renewal(&self) -> Duration {
         self.renewal.min(Duration::from_millis(100))
     }
 
-    /// How long after a grant its first renewal comes: soon, as little of it may be left. Most
-    /// holders of a contended lock have passed it on before.
+    /// Returns how long after a grant its first renewal comes. Soon, as little of the grant may be
+    /// left. Most holders of a contended lock have passed it on before then.
     pub(super) fn first_renewal_of_grant(ttl: Duration) -> Duration {
         ttl / 40
     }
 
-    /// A grant that is valid for less than this is confirmed before it is acted upon.
+    /// Returns how long a grant must still be valid to be acted upon without an acquire that
+    /// confirms it.
     pub(super) fn worth_acting_upon(ttl: Duration) -> Duration {
         ttl / 2
     }
 
-    /// A lease that is valid for less than this is not handed on.
+    /// Returns how long a lease must still be valid to be handed on.
     pub(super) fn worth_handing_on(&self) -> Duration {
         self.grant_ttl / 4
     }
 
-    /// How long until what failed is tried again.
+    /// Returns how long until a command that failed is tried again.
     pub(super) fn soon(&self) -> Duration {
         self.renewal / 8
     }
 
-    /// How long waiters back off after an acquire that failed.
+    /// Returns how long waiters back off after an acquire that failed.
     pub(super) fn backoff(&self) -> Duration {
         self.soon().min(MAX_BACKOFF)
     }

@@ -8,7 +8,7 @@ use crate::store::{Failure, Granted, Notice, Outcome, Reply};
 
 const TTL: Duration = Duration::from_secs(10);
 
-/// Who acts on what a slot has or wants. For the model, of which this file is a part.
+/// For whom a slot has or acquires its token. The model, which includes this file, uses it too.
 #[allow(dead_code)]
 pub(crate) enum Standing {
     Nothing,
@@ -35,7 +35,7 @@ impl<W> Slot<W> {
     }
 }
 
-/// A slot, with a clock that stands still and a store that a test speaks for.
+/// A slot, with a clock that stands still. The test speaks for the store.
 struct Table {
     slot: Slot<char>,
     rules: Rules,
@@ -87,7 +87,7 @@ impl Table {
         self.on(|machine| machine.notice(notice))
     }
 
-    /// The store answers what it was asked with this token, sent so long ago.
+    /// The store replies to an acquire with this token, sent so long ago.
     fn acquire_replied(
         &mut self,
         token: u64,
@@ -153,7 +153,7 @@ impl Table {
         })
     }
 
-    /// The lock was given to this token, certainly no longer ago than that.
+    /// The store has granted the lock to this token, certainly no longer ago than that.
     fn granted(&mut self, token: u64, ago: Duration) -> Vec<String> {
         let granted = self.grant(token, ago);
         self.notice(Notice::Granted(granted))
@@ -243,7 +243,7 @@ fn describe(effect: Effect<char, (), ()>) -> String {
 }
 
 #[test]
-fn one_question_for_all_and_the_first_gets_the_lock() {
+fn one_acquire_for_all_and_the_first_gets_the_lock() {
     let mut table = Table::new();
     assert_eq!(table.request('a', false), ["acquire 1"]);
     assert!(table.request('b', false).is_empty());
@@ -288,7 +288,7 @@ fn a_grant_needs_no_confirmation_while_enough_of_it_is_left_and_is_renewed_soon(
 }
 
 #[test]
-fn a_grant_that_nobody_can_date_is_confirmed() {
+fn a_grant_without_a_date_is_confirmed() {
     let mut table = Table::queued();
     let granted = Granted {
         after: None,
@@ -314,7 +314,7 @@ fn a_grant_says_whether_others_wait() {
 }
 
 #[test]
-fn without_a_grant_it_asks_again_when_the_holder_must_have_expired() {
+fn without_a_grant_a_slot_acquires_again_when_the_holder_must_have_expired() {
     let mut table = Table::new();
     table.request('a', true);
     table.acquire_replied(1, Duration::ZERO, HELD);
@@ -323,7 +323,7 @@ fn without_a_grant_it_asks_again_when_the_holder_must_have_expired() {
 }
 
 #[test]
-fn a_grant_that_comes_before_the_answer_is_not_lost() {
+fn a_grant_that_comes_before_the_reply_is_not_lost() {
     let mut table = Table::new();
     table.request('a', true);
     assert!(table.granted(1, Duration::ZERO).is_empty());
@@ -356,14 +356,14 @@ fn a_foreign_holder_is_watched() {
 }
 
 #[test]
-fn the_last_one_to_give_up_takes_the_question_back() {
+fn the_last_one_to_give_up_releases_what_it_acquires() {
     let mut table = Table::new();
     table.request('a', true);
     table.request('b', true);
     assert!(table.cancel('a').is_empty());
     assert_eq!(table.cancel('b'), ["release 1"]);
     assert!(table.slot.is_idle());
-    // Whatever order they were carried out in, nothing stays behind.
+    // Whatever the order in which the two were carried out, nothing stays behind.
     assert_eq!(
         table.acquire_replied(1, Duration::ZERO, ACQUIRED),
         ["release 1"]
@@ -372,7 +372,7 @@ fn the_last_one_to_give_up_takes_the_question_back() {
 }
 
 #[test]
-fn a_grant_that_nobody_wants_goes_to_the_next() {
+fn a_grant_that_no_request_waits_for_goes_to_the_next() {
     let mut table = Table::new();
     assert_eq!(table.granted(9, Duration::ZERO), ["release 9"]);
     let mut table = Table::held();
@@ -381,7 +381,7 @@ fn a_grant_that_nobody_wants_goes_to_the_next() {
 }
 
 #[test]
-fn a_lock_that_nobody_here_knows_of_is_given_up_when_somebody_wants_it() {
+fn a_lock_that_this_process_does_not_know_of_is_released_when_it_is_contended() {
     assert_eq!(
         Table::new().notice(Notice::Contended { token: 9 }),
         ["release 9"]
@@ -398,7 +398,7 @@ fn a_lock_that_nobody_here_knows_of_is_given_up_when_somebody_wants_it() {
 }
 
 #[test]
-fn an_answer_that_comes_too_late_is_not_trusted() {
+fn a_lease_whose_reply_comes_too_late_is_not_valid() {
     let mut table = Table::new();
     table.now = table.now + TTL;
     table.request('a', true);
@@ -409,7 +409,7 @@ fn an_answer_that_comes_too_late_is_not_trusted() {
 }
 
 #[test]
-fn a_question_that_may_have_been_carried_out_is_taken_back() {
+fn a_failed_acquire_that_may_have_been_carried_out_is_released() {
     for (unknown, expected) in [
         (true, &["release 1", "reject a Unavailable"][..]),
         (false, &["reject a Unavailable"]),
@@ -427,7 +427,7 @@ fn a_question_that_may_have_been_carried_out_is_taken_back() {
 fn who_waits_already_goes_on_to_wait_when_the_store_is_away() {
     let mut table = Table::queued();
     assert_eq!(table.pass(Duration::from_secs(5)), ["acquire 1 queue"]);
-    // The store may get the release at any time: the token is not used again.
+    // The release may get to the store late: the token is not used again.
     let effects = table.acquire_replied(1, Duration::ZERO, failed(true));
     assert_eq!(effects, ["release 1"]);
     assert_eq!(table.request('b', false), ["reject b Unavailable"]);
@@ -459,7 +459,7 @@ fn who_does_not_wait_is_told_when_the_store_is_away() {
 }
 
 #[test]
-fn a_slot_whose_last_waiter_left_asks_for_nobody_when_the_store_is_back() {
+fn a_slot_whose_last_waiter_left_acquires_for_nobody_when_the_store_is_back() {
     let mut table = Table::queued();
     table.pass(Duration::from_secs(5));
     table.request('b', false);
@@ -474,7 +474,7 @@ fn a_slot_whose_last_waiter_left_asks_for_nobody_when_the_store_is_back() {
 fn a_lock_that_nobody_takes_is_released() {
     let mut table = Table::new();
     table.request('a', true);
-    // No event does this: the slot is to be right all the same.
+    // No event does this. The slot must be right all the same.
     table.slot.waiters.pop();
     let effects = table.acquire_replied(1, Duration::ZERO, ACQUIRED);
     assert_eq!(effects, ["release 1"]);
@@ -482,14 +482,14 @@ fn a_lock_that_nobody_takes_is_released() {
 }
 
 #[test]
-fn who_waits_already_goes_on_to_wait_after_an_answer_that_came_too_late() {
+fn who_waits_already_goes_on_to_wait_after_a_reply_that_came_too_late() {
     let mut table = Table::queued();
     table.pass(Duration::from_secs(5));
     let too_late = Rules::validity(TTL);
     assert_eq!(table.acquire_replied(1, too_late, ACQUIRED), ["release 1"]);
     assert_eq!(table.pass(TTL / 24), ["acquire 2 queue"]);
 
-    // Who has just come is told.
+    // A request that has just come is told.
     let mut table = Table::new();
     table.now = table.now + TTL;
     table.request('a', true);
@@ -499,7 +499,7 @@ fn who_waits_already_goes_on_to_wait_after_an_answer_that_came_too_late() {
 }
 
 #[test]
-fn an_answer_that_is_none_to_an_acquire_counts_as_a_failure() {
+fn a_reply_that_does_not_fit_an_acquire_counts_as_a_failure() {
     let mut table = Table::new();
     table.request('a', true);
     let effects = table.acquire_replied(1, Duration::ZERO, Ok(Reply::Completed));
@@ -508,13 +508,13 @@ fn an_answer_that_is_none_to_an_acquire_counts_as_a_failure() {
 }
 
 #[test]
-fn a_wait_that_is_over_is_told_as_unavailable_while_the_store_has_not_answered() {
+fn a_wait_that_is_over_is_told_as_unavailable_while_the_store_has_not_replied() {
     let mut table = Table::new();
     table.request('a', true);
     assert_eq!(table.overdue(), ErrorKind::Unavailable);
     table.acquire_replied(1, Duration::ZERO, HELD);
     assert_eq!(table.overdue(), ErrorKind::TimedOut);
-    // The holder is known to have held it until now.
+    // Until now, the lock is known to have been held.
     assert_eq!(table.pass(Duration::from_secs(5)), ["acquire 1 queue"]);
     assert_eq!(table.overdue(), ErrorKind::TimedOut);
     table.acquire_replied(1, Duration::ZERO, failed(true));
@@ -527,7 +527,7 @@ fn a_wait_that_is_over_is_told_as_unavailable_while_the_store_has_not_answered()
 #[test]
 fn the_smaller_of_two_times_to_live_counts_for_a_grant() {
     let short = Duration::from_millis(300);
-    for (given, trusted) in [(short, short), (TTL, Duration::from_secs(2))] {
+    for (given, counts) in [(short, short), (TTL, Duration::from_secs(2))] {
         let mut table = Table::queued();
         let granted = Granted {
             ttl: given,
@@ -539,19 +539,19 @@ fn the_smaller_of_two_times_to_live_counts_for_a_grant() {
         };
         assert_eq!(
             holding.valid_until.since(table.now),
-            Rules::validity(trusted)
+            Rules::validity(counts)
         );
         // Before half of it is over.
-        assert_eq!(table.pass(trusted / 40), ["renew 1"]);
+        assert_eq!(table.pass(counts / 40), ["renew 1"]);
     }
-    // No process gives one as short as this, but a message may say so.
+    // No process gives a grant as short as this, but a message may say so.
     let mut table = Table::queued();
     let granted = Granted {
         ttl: Duration::ZERO,
         ..table.grant(1, Duration::ZERO)
     };
     assert_eq!(table.notice(Notice::Granted(granted)), ["acquire 1 queue"]);
-    // Of so short a one, too little is left.
+    // Too little is left of so short a grant.
     let mut table = Table::queued();
     let granted = Granted {
         ttl: short,
@@ -561,7 +561,7 @@ fn the_smaller_of_two_times_to_live_counts_for_a_grant() {
 }
 
 #[test]
-fn who_completes_leaves_a_record_and_those_who_wait_ask_for_it_when_it_is_there() {
+fn who_completes_leaves_a_record_and_those_who_wait_acquire_when_it_is_there() {
     let mut table = Table::held();
     assert!(table.request('b', true).is_empty());
     assert!(table.request('c', true).is_empty());
@@ -582,7 +582,7 @@ fn who_completes_a_lock_that_was_lost_leaves_nothing() {
     let mut table = Table::held();
     table.request('b', true);
     table.complete();
-    // It had expired, and somebody else has it now.
+    // The lock had expired, and another process has it now.
     assert_eq!(table.complete_replied(Ok(Reply::Gone)), ["acquire 3 queue"]);
     assert!(table.acquire_replied(3, Duration::ZERO, HELD).is_empty());
     assert_eq!(table.slot.waiting().requests, 1);
@@ -606,12 +606,12 @@ fn without_waiters_nothing_is_left_of_a_completed_lock() {
 }
 
 #[test]
-fn a_lock_whose_record_is_on_its_way_is_renewed_and_released_to_nobody() {
+fn a_lock_whose_record_is_in_flight_is_renewed_and_released_to_nobody() {
     let mut table = Table::held();
     let renew = Command::Renew { token: 1 };
     let grant = table.grant_held();
     table.complete();
-    // Nobody here, and no other process, can have it.
+    // No request here, and no other process, can have the lock.
     assert_eq!(table.request('b', false), ["reject b Held"]);
     assert!(table.request('c', true).is_empty());
     assert!(table.notice(Notice::Contended { token: 1 }).is_empty());
@@ -622,7 +622,7 @@ fn a_lock_whose_record_is_on_its_way_is_renewed_and_released_to_nobody() {
     let renewed = Ok(Reply::Renewed { contended: true });
     assert_eq!(table.replied(renew, Duration::ZERO, renewed), ["extend"]);
     assert!(table.slot.holds(1));
-    // The record is there, which a renewal finds first.
+    // The record is in the lock's place. A renewal finds that before the completion has its reply.
     assert_eq!(table.pass(TTL / 3), ["renew 1"]);
     assert!(
         table
@@ -644,7 +644,7 @@ fn a_record_that_the_store_refuses_to_the_end_leaves_a_free_lock() {
     let effects = table.complete_replied(failed(true));
     assert_eq!(effects, ["release 1", "acquire 3 queue"]);
 
-    // A lease that is over ends it as well, and tells nobody: its holder is done.
+    // A lease that runs out ends it as well. No holder is told: it is done.
     let mut table = Table::held();
     table.complete();
     assert_eq!(table.pass(Duration::from_secs(1)), ["renew 1"]);
@@ -696,7 +696,7 @@ fn waiters_in_the_stores_queue_get_the_record_that_they_are_told_of() {
 }
 
 #[test]
-fn what_changes_while_a_renewal_is_on_its_way_is_looked_at_after_it() {
+fn what_changes_while_a_renewal_is_in_flight_is_checked_after_it() {
     let mut table = Table::held();
     let renew = Command::Renew { token: 1 };
     let check = Command::Check { token: 1 };
@@ -709,7 +709,7 @@ fn what_changes_while_a_renewal_is_on_its_way_is_looked_at_after_it() {
     assert!(table.notice(Notice::Changed).is_empty());
     assert_eq!(table.replied(check, Duration::ZERO, intact()), ["check 1"]);
     assert!(table.replied(check, Duration::ZERO, intact()).is_empty());
-    // What cannot be told now, the next renewal tells.
+    // What a failed check does not find, the next renewal finds.
     assert_eq!(table.notice(Notice::Changed), ["check 1"]);
     assert!(
         table
@@ -720,10 +720,10 @@ fn what_changes_while_a_renewal_is_on_its_way_is_looked_at_after_it() {
 }
 
 #[test]
-fn what_changes_is_looked_at_without_a_write() {
+fn what_changes_is_checked_without_a_write() {
     let mut table = Table::held();
     assert_eq!(table.notice(Notice::Changed), ["check 1"]);
-    // A connection that is new has missed renewals.
+    // While there was no connection, nothing was renewed.
     assert_eq!(table.reconnected(), ["renew 1"]);
 }
 
@@ -770,7 +770,7 @@ fn a_renewal_counts_from_when_it_was_sent() {
 }
 
 #[test]
-fn a_renewal_that_is_answered_after_the_loss_was_told_brings_nothing_back() {
+fn a_renewal_whose_reply_comes_after_the_loss_brings_nothing_back() {
     let mut table = Table::held();
     table.pass(Duration::from_secs(1));
     table.now = table.now + TTL;
@@ -787,7 +787,7 @@ fn a_lock_that_is_another_s_is_lost_at_once_and_the_waiters_go_on() {
     let effects = table.replied(Command::Check { token: 1 }, Duration::ZERO, Ok(Reply::Gone));
     assert_eq!(effects.len(), 2);
     assert_eq!(effects[0], "lose Taken");
-    // With a token of its own: the lost one may still be somewhere.
+    // With a new token: the lost one may still be in the store.
     assert!(effects[1].starts_with("acquire ") && effects[1] != "acquire 1 queue");
 }
 
@@ -800,7 +800,7 @@ fn while_another_process_waits_only_a_burst_goes_first() {
     table.notice(Notice::Contended { token: 1 });
     assert_eq!(table.finish(), ["grant b 7169", "handed on"]);
     assert_eq!(table.finish(), ["grant c 7170", "handed on"]);
-    // In line before the lock goes to the next, who so learns of it.
+    // It queues before the lock goes to the next holder, which so learns that it waits.
     assert_eq!(table.finish(), ["acquire 5 queue", "release 1"]);
 }
 
@@ -828,7 +828,7 @@ fn the_lines_for_all_keys_together_are_bounded() {
     table.has_room = false;
     assert_eq!(table.request('b', true), ["reject b QueueFull"]);
 
-    // Who finds the lock free need not wait.
+    // A request that finds the lock free need not wait.
     let mut table = Table::new();
     table.has_room = false;
     assert_eq!(table.request('a', true), ["acquire 1 queue"]);
@@ -837,7 +837,7 @@ fn the_lines_for_all_keys_together_are_bounded() {
     assert_eq!(effects, ["reject a QueueFull", "release 1"]);
     assert!(table.slot.is_idle());
 
-    // Only whoever asked is one too many: those behind it were counted when they came.
+    // Only the request that acquired is one too many: those behind it were counted when they came.
     let mut table = Table::new();
     table.request('a', true);
     table.request('b', true);
@@ -848,7 +848,7 @@ fn the_lines_for_all_keys_together_are_bounded() {
     assert_eq!(effects, ["reject c Held", "reject a QueueFull"]);
     assert_eq!(table.slot.waiting().requests, 1);
 
-    // Who asked without waiting does not take the place of one who waits.
+    // A request that does not wait takes no place from one that does.
     let mut table = Table::new();
     table.request('a', false);
     table.request('b', true);
@@ -856,7 +856,7 @@ fn the_lines_for_all_keys_together_are_bounded() {
     let effects = table.acquire_replied(1, Duration::ZERO, HELD);
     assert_eq!(effects, ["reject a Held", "acquire 1 queue"]);
 
-    // Who waits already stays.
+    // A request that waits already stays.
     let mut table = Table::held();
     table.request('b', true);
     table.has_room = false;
@@ -880,7 +880,7 @@ fn max_hold_ends_a_hold_however_often_it_was_renewed() {
             break;
         }
     }
-    // Its holder knows the end from the clock: others need not wait until the lease expires.
+    // The holder knows the end from the clock: others need not wait until the lease expires.
     let effects = table.pass(Duration::from_secs(6));
     assert_eq!(effects, ["lose MaxHold", "release 1"]);
 }
@@ -894,7 +894,7 @@ fn a_holder_has_time_to_stop_between_the_end_of_max_hold_and_the_release() {
     table.request('b', true);
     // The holder is told by its own clock, at this moment.
     table.pass(TTL / 4);
-    assert!(table.slot.holds(1), "nobody else may have it yet");
+    assert!(table.slot.holds(1), "no other holder may have it yet");
     let margin = Rules::margin(TTL);
     assert_eq!(
         table.slot.next_tick(),
@@ -906,7 +906,7 @@ fn a_holder_has_time_to_stop_between_the_end_of_max_hold_and_the_release() {
 }
 
 #[test]
-fn waiters_that_redis_refused_ask_again_soon_however_long_the_time_to_live() {
+fn waiters_that_redis_refused_acquire_again_soon_however_long_the_time_to_live() {
     let mut table = Table::queued();
     (table.rules.ttl, table.rules.renewal) = (3600 * TTL, 1200 * TTL);
     table.notice(Notice::Changed);

@@ -1,4 +1,4 @@
-//! Several commands as one script call, and back.
+//! Several commands as one script call, and the replies to them.
 
 use std::fmt::Write as _;
 use std::sync::OnceLock;
@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::key::{Kind, LockKey};
 use crate::store::{Command, Failure, Granted, Notice, Reply};
 
-/// The crate's script, with the SHA-1 that Redis knows it by.
+/// The crate's script, and the SHA-1 by which Redis knows it.
 pub(super) struct Script {
     source: &'static str,
     script: redis::Script,
@@ -36,7 +36,7 @@ pub(super) fn script() -> &'static Script {
     })
 }
 
-/// Whether Redis is to find the script by its hash, or gets it again.
+/// Whether Redis finds the script by its hash, or gets its source again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
     ByHash,
@@ -46,16 +46,16 @@ pub(super) enum Call {
 const QUARANTINED: &str = "Redis lost data, or another server took over: no lock is given until those who had one before must have \
                            lost it";
 
-/// How the name of a record ends.
+/// The end of every record's name.
 const RECORD: &str = ":record";
 
 /// More bytes than the longest token has.
 const MAX_TOKEN: usize = 64;
 
-/// Lua's numbers are exact up to here.
+/// Lua's numbers are exact up to this one.
 const MAX_FENCE: u64 = 1 << 53;
 
-/// One call for all commands, which are carried out in order.
+/// Returns one call for all commands, which Redis carries out in order.
 pub(super) fn call<'a>(
     settings: &Settings,
     commands: impl ExactSizeIterator<Item = (&'a LockKey, &'a Command)> + Clone,
@@ -113,13 +113,14 @@ pub(super) fn call<'a>(
     call
 }
 
-/// Reads the locks that these commands want to be told about when they change, one by one: Redis
-/// tracks what is read, if the command before told it to. No more is read than a token has,
-/// whatever stands there.
+/// Returns one read for each lock whose next change these commands ask to be told of. Redis tracks
+/// the key of a read that follows `CLIENT CACHING YES`. A read takes no more bytes than a token
+/// has, whatever is in the lock's place.
 ///
-/// These are commands of their own, behind the script. What a script reads is tracked as well, but
-/// Redis 7.0 would go through all keys of the batch for each one that the script reads. They are
-/// not one transaction, which would need another right of an ACL user and keys of one Cluster slot.
+/// The reads are commands of their own, behind the script. Redis tracks the reads of a script as
+/// well, but Redis 7.0 would go through all keys of the batch for each key that the script reads.
+/// The reads and the script are no transaction: an ACL user would need one more right, and all keys
+/// would have to be in one Cluster slot.
 pub(super) fn track<'a>(
     settings: &Settings,
     commands: impl Iterator<Item = (&'a LockKey, &'a Command)>,
@@ -129,7 +130,7 @@ pub(super) fn track<'a>(
         let lock_name = lock_name(&settings.prefix, key);
         let mut read = Cmd::new();
         match command {
-            // Empty is not absent.
+            // GETRANGE cannot tell an empty value from none.
             Command::Acquire { .. } => read.arg("EXISTS").arg(lock_name),
             _ => read.arg("GETRANGE").arg(lock_name).arg(0).arg(MAX_TOKEN),
         };
@@ -144,8 +145,8 @@ pub(super) fn is_tracked<R, S>(command: &Command<R, S>) -> bool {
     )
 }
 
-/// Whether what [`track`] read behind the script is what the reply to a command says: no other
-/// client was in between.
+/// Returns whether the read of [`track`] behind the script has found what the reply to the command
+/// says. Otherwise, another client has changed the lock in between.
 pub(super) fn is_as_left(
     settings: &Settings,
     command: &Command,
@@ -163,7 +164,8 @@ pub(super) fn is_as_left(
     }
 }
 
-/// A lock is named as other clients would name it; a record with a brace in front, as no lock is (a prefix holds none).
+/// Writes the name of a key's lock. A lock has the name that other clients would give it. A record
+/// has a brace in front, as no lock has: a prefix holds no brace.
 fn write_lock_name(name: &mut String, prefix: &str, key: &LockKey) {
     let key_text = key.as_str();
     let _ = match key.kind() {
@@ -178,15 +180,15 @@ pub(super) fn lock_name(prefix: &str, key: &LockKey) -> String {
     name
 }
 
-/// Names a part of a long record: in the record's slot of a Redis Cluster, and outside of the names
-/// that locks and queues have.
+/// Returns the name of a part of a long record. It is in the record's slot of a Redis Cluster, and
+/// no name of a lock or a queue.
 pub(super) fn part_name(prefix: &str, key: &LockKey, id: &Uuid, number: usize) -> String {
     let key = key.as_str();
     format!("{{{prefix}{key}}}:part:{}:{number}", id.simple())
 }
 
-/// Turns a lock's name into that of its queue: outside of the names that locks have (a prefix holds
-/// no brace), and in the lock's slot of a Redis Cluster.
+/// Turns a lock name into the name of its queue. That is no name of a lock, as a prefix holds no
+/// brace, and it is in the lock's slot of a Redis Cluster.
 fn write_queue_name(lock_name: &mut String) {
     let tag = lock_name.find('{').and_then(|open| {
         let length = lock_name[open + 1..].find('}')?;
@@ -202,8 +204,8 @@ fn write_queue_name(lock_name: &mut String) {
     }
 }
 
-/// Reads what the script returned: a reply to each of the commands, in order. A value of a form that
-/// the script does not document is an error, whatever it may mean.
+/// Reads what the script returned: a reply to each command, in order. A value of a form that the
+/// script does not document is an error, whatever it may mean.
 pub(super) fn replies<'a, R: 'a, S: 'a>(
     commands: impl ExactSizeIterator<Item = (&'a LockKey, &'a Command<R, S>)>,
     returned: Value,
@@ -246,7 +248,7 @@ fn failure(message: impl Into<Box<str>>, unknown: bool) -> Failure {
     }
 }
 
-/// What the integer says that stands above the operation's function in the script.
+/// Reads an integer, which the script documents above the function of each operation.
 fn reply<R, S>(command: &Command<R, S>, returned: i64) -> Option<Reply> {
     let number = returned.unsigned_abs();
     Some(match (command, returned) {
@@ -281,7 +283,8 @@ fn unexpected() -> RedisError {
     ))
 }
 
-/// Reads what came into the inbox, and was sent `after` that time: the key it is about, and what happened.
+/// Reads a message from the inbox that was sent `after` that time: which key it is about, and what
+/// happened.
 pub(super) fn message(
     prefix: &str,
     payload: &[u8],
@@ -327,7 +330,7 @@ pub(super) fn key_of(prefix: &str, lock_name: &str) -> Option<LockKey> {
     LockKey::from_store(kind, name.strip_prefix(prefix)?)
 }
 
-/// Whether that may be the reply to a command.
+/// Returns whether that may be the reply to the command.
 #[cfg(any(fuzzing, all(test, feature = "properties")))]
 pub(super) fn fits<R, S>(
     key: &LockKey,

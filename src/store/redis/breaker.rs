@@ -1,12 +1,12 @@
-//! [`Breaker`]: answers at once while Redis is known to be away.
+//! [`Breaker`]: fails commands at once while Redis is known to be away.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::Error;
 
-/// Open, it refuses what would only wait for the timeout: that has passed several times in a row, and the driver has not
-/// got through yet.
+/// While it is open, commands that would only wait for the timeout fail at once. The driver opens
+/// it after several timeouts in a row, and closes it when it has connected.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     is_open: AtomicBool,
@@ -24,7 +24,7 @@ impl Breaker {
         self.keep(None);
     }
 
-    /// Why nothing need be tried.
+    /// Returns why a command need not be tried, if the breaker is open.
     pub(super) fn refuses(&self) -> Option<Error> {
         if !self.is_open.load(Ordering::Acquire) {
             return None;

@@ -26,9 +26,9 @@ pub(super) struct Link {
     pub(super) commands: MultiplexedConnection,
     pub(super) pushes: mpsc::UnboundedReceiver<Push>,
     pub(super) observed: Observed,
-    /// Whether the age of a grant is known.
+    /// Whether grants come with a time before which they were not given.
     pub(super) dates_grants: bool,
-    /// Whether the server tells when another client changes what was read.
+    /// Whether the server tells when another client changes a key that was read.
     pub(super) watches: bool,
     pub(super) driver: ConnectionDriver,
 }
@@ -40,9 +40,7 @@ impl std::fmt::Debug for Link {
 }
 
 impl Address {
-    /// Reads a URL.
-    ///
-    /// No error of it repeats the URL, which may hold a password.
+    /// Reads a URL. No error repeats it, as it may hold a password.
     pub(super) fn parse(url: &str, root_certificate: Option<&[u8]>) -> Result<Self, Error> {
         let config = |message: &str| Error::new(ErrorKind::Config, message);
         let Some(parsed) = redis::parse_redis_url(url) else {
@@ -80,7 +78,7 @@ impl Address {
         })
     }
 
-    /// Host and port, without user and password.
+    /// Returns host and port, without user and password.
     fn display(&self) -> String {
         match self.client.get_connection_info().addr() {
             ConnectionAddr::Tcp(host, port) => format!("{host}:{port}"),
@@ -99,7 +97,7 @@ impl Address {
         }
     }
 
-    /// A connection for commands only, which is not kept to what a subscriber may be sent.
+    /// Returns a connection for commands only, to which the limits of a subscriber do not apply.
     pub(super) async fn connect_for_long(&self) -> Result<MultiplexedConnection, RedisError> {
         let client = &self.resp2;
         client
@@ -128,7 +126,7 @@ impl Address {
     }
 }
 
-/// One connection: what the server sends unasked comes between the replies.
+/// Makes one connection, on which messages and invalidations come between the replies.
 async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, RedisError> {
     let observed = Observed::now();
     let (sender, pushes) = mpsc::unbounded_channel();
@@ -146,7 +144,7 @@ async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, Red
     })
 }
 
-/// A second connection for the inbox, which can do nothing else.
+/// Makes two connections: in RESP2, one that is subscribed to the inbox can do nothing else.
 async fn connect_resp2(client: &Client, settings: &Settings) -> Result<Link, RedisError> {
     let mut inbox = client.get_async_pubsub().await?;
     inbox.subscribe(settings.inbox()).await?;
@@ -208,7 +206,8 @@ fn closed() -> RedisError {
     std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()
 }
 
-/// Whether the server does not know the command `HELLO`, forbids it, or does not know the protocol.
+/// Returns whether the server does not know the command `HELLO`, forbids it, or does not know the
+/// protocol.
 fn refuses_resp3(error: &RedisError) -> bool {
     let is_about_hello = || {
         let detail = error.detail().unwrap_or_default();
@@ -221,7 +220,8 @@ fn refuses_resp3(error: &RedisError) -> bool {
     }
 }
 
-/// Loads the script, and with RESP3 subscribes to the inbox and has the server watch keys for us. Returns whether it does.
+/// Loads the script. With RESP3, also subscribes to the inbox, and turns on the tracking of keys.
+/// Returns whether the server tracks them.
 async fn prepare(
     mut commands: MultiplexedConnection,
     inbox: Option<String>,
@@ -240,7 +240,7 @@ async fn prepare(
     if !can_push {
         return Ok(false);
     }
-    // Without it, a lock that somebody else deletes is noticed by the next renewal.
+    // Without tracking, the next renewal notices that another client has deleted a lock.
     let tracking: Result<(), RedisError> = redis::cmd("CLIENT")
         .arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"])
         .query_async(&mut commands)
@@ -252,18 +252,18 @@ async fn prepare(
 }
 
 impl Settings {
-    /// What the name of every inbox of this prefix begins with.
+    /// Returns what the name of every inbox of this prefix begins with.
     pub(super) fn inbox_prefix(&self) -> String {
         format!("{}inbox:", self.prefix)
     }
 
-    /// The channel on which this process is told of grants.
+    /// Returns the channel on which this process is told of grants.
     fn inbox(&self) -> String {
         format!("{}{}", self.inbox_prefix(), self.manager.simple())
     }
 }
 
-/// The cause in words that say what to do, where the server's own do not.
+/// Describes the cause, and what to do about it where the server's own words do not say.
 fn explain(error: &RedisError) -> String {
     match error.kind() {
         RedisKind::AuthenticationFailed => {
@@ -293,8 +293,8 @@ fn open(
     if !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
         return Client::open(info);
     }
-    // rustls cannot choose by itself when a program is built with several providers. Ours is used if none was chosen;
-    // an error means that one was, just now.
+    // rustls cannot choose by itself when a program is built with several providers. This crate's
+    // is used if the program has chosen none. An error means that it has chosen one just now.
     if rustls::crypto::CryptoProvider::get_default().is_none() {
         let _ = rustls::crypto::ring::default_provider().install_default();
     }

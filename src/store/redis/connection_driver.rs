@@ -10,9 +10,9 @@ use crate::sync::NestedWaker;
 
 /// Moves the bytes of a connection. It ends when the connection does.
 ///
-/// In a task of its own, it would cost every command two more changes of task. In one task with
-/// what waits for the replies, each wakes the other, and so its own task, while that runs: the
-/// runtime would take that for work to be done on another thread. [`NestedWaker`] keeps such
+/// In a task of its own, it would cost every command two more changes of task. In one task, the
+/// connection and the futures that wait for replies wake each other, and so their own task while it
+/// runs: the runtime would take that for work for another thread. [`NestedWaker`] keeps such
 /// wake-ups to itself.
 pub(super) struct ConnectionDriver {
     connection: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -27,13 +27,13 @@ impl ConnectionDriver {
         }
     }
 
-    /// Moves bytes until the first of the replies is there. `None`: the connection was closed.
+    /// Moves bytes until the first reply is there. `None`: the connection was closed.
     pub(super) async fn next_reply<R: Future>(
         &mut self,
         replies: &mut FuturesOrdered<R>,
     ) -> Option<R::Output> {
         std::future::poll_fn(|cx| {
-            // A task that gets a reply asks for the next one before it sleeps.
+            // A task that has got a reply calls this again before it sleeps.
             self.nested
                 .poll(cx, |cx| match replies.poll_next_unpin(cx) {
                     Poll::Ready(Some(reply)) => Poll::Ready(Some(reply)),
@@ -43,7 +43,8 @@ impl ConnectionDriver {
         .await
     }
 
-    /// Moves bytes until something is done that needs the connection, or the connection is closed.
+    /// Moves bytes until `done` is ready, which needs the connection. `None`: the connection was
+    /// closed.
     pub(super) async fn run_until<T>(&mut self, done: impl Future<Output = T>) -> Option<T> {
         let mut replies = FuturesOrdered::new();
         replies.push_back(done);

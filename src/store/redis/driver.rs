@@ -1,4 +1,4 @@
-//! Sends the queued commands, and takes what Redis replies and tells unasked.
+//! Sends the queued commands, and takes the replies and messages of Redis.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,8 +11,10 @@ use super::RedisStore;
 use super::batch::{self, Call};
 use super::connection::Link;
 use super::grants::Grants;
+use super::in_flight::InFlight;
+use super::pending::Pending;
 use super::pushes::Push;
-use super::queue::{InFlight, Pending, no_answer};
+use super::queue::no_reply;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
@@ -20,12 +22,13 @@ use crate::store::{Command, Connected, Events, Failure, Notice, Reply};
 
 /// How long until a release, or a completion, that Redis refused is tried again.
 const RETRY: Duration = Duration::from_millis(100);
-/// For what lies in the socket already.
+/// Time to read what is in the socket already.
 const A_MOMENT: Duration = Duration::from_millis(1);
-/// How often to ask for a lock of a client of another kind, where Redis does not tell that it is
-/// released.
+/// How often to acquire a lock that a client of another kind has, where Redis does not tell when it
+/// is released.
 const FOREIGN: Duration = Duration::from_millis(100);
-/// How long Redis is left alone after a failure, unless a request wants it: first…
+/// How long after a failure until the next attempt to connect, unless an acquire is submitted: at
+/// first…
 const MIN_BACKOFF: Duration = Duration::from_millis(20);
 /// …and at most.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
@@ -34,7 +37,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 struct Returned {
     /// What the script returned.
     values: Value,
-    /// What was [read](batch::track) behind it.
+    /// What was [read](batch::track) behind the script.
     seen: Result<Vec<Value>, RedisError>,
 }
 
@@ -43,11 +46,12 @@ struct Returned {
 enum End {
     Finished,
     Closed(Error),
-    /// No reply came in time. What was sent may still arrive there.
+    /// No reply came in time. Redis may still carry out what was sent.
     Silent,
 }
 
-/// Says that there is a connection, until it is dropped: by a panic, too, or with its runtime.
+/// Marks the store as connected until it is dropped, which a panic and the end of the runtime do,
+/// too.
 struct Up<'a>(&'a AtomicBool);
 
 impl<'a> Up<'a> {
@@ -99,7 +103,7 @@ impl RedisStore {
                             self.fail_first(|pending| pending.attempts >= 2, &error, events);
                             error
                         }
-                        End::Silent => no_answer(&self.settings.command_timeout),
+                        End::Silent => no_reply(&self.settings.command_timeout),
                     }
                 }
                 Err(error) => {
@@ -111,8 +115,8 @@ impl RedisStore {
             if is_finished() {
                 return;
             }
-            // Opens only if this was not the first failure since Redis has answered, and if it took
-            // as long as a timeout: a refusal costs no request any time.
+            // Opens only if this is not the first failure since the last reply of Redis, and if it
+            // took as long as a timeout: a refusal costs no request any time.
             if backoff > MIN_BACKOFF && Time::now().since(began) >= self.settings.command_timeout {
                 self.breaker.open(error);
             }
@@ -121,14 +125,14 @@ impl RedisStore {
         }
     }
 
-    /// Waits before the next attempt to connect, unless a request wants the connection now.
+    /// Waits before the next attempt to connect. An acquire that is submitted ends the wait.
     async fn back_off(&self, backoff: Duration) {
         let backed_off = tokio::time::sleep(backoff);
         tokio::pin!(backed_off);
         let mut seen = 0;
         loop {
-            let is_wanted = || self.queue().has_new_acquire(&mut seen);
-            if self.submitted.drain(is_wanted) {
+            let has_acquire = || self.queue().has_new_acquire(&mut seen);
+            if self.submitted.drain(has_acquire) {
                 return;
             }
             tokio::select! {
@@ -158,7 +162,8 @@ impl RedisStore {
         let mut retry = interval(RETRY);
         let mut how = Call::ByHash;
         if self.settings.quarantine {
-            // It begins now, if there is to be one, and not when a request wants a lock.
+            // An empty call. If there is to be a quarantine, it begins now, and not with the first
+            // acquire.
             replies.push_back(self.send(&link, &[], how));
             in_flight.push(last_sent, Vec::new());
         }
@@ -187,8 +192,9 @@ impl RedisStore {
                 reply = link.driver.next_reply(&mut replies) => match reply {
                     None => return End::Closed(closed()),
                     Some(Err(error)) if error.kind() == ServerErrorKind::NoScript.into() => {
-                        // The scripts were flushed. All is sent again, in order: another process may
-                        // have loaded the script meanwhile, and the second call been carried out.
+                        // The scripts were flushed. All calls are sent again, in order. The second
+                        // one may have been carried out, if another process has loaded the script
+                        // meanwhile.
                         replies = FuturesOrdered::new();
                         in_flight.recall();
                         how = Call::BySource;
@@ -227,8 +233,8 @@ impl RedisStore {
                         self.give_up(link, &mut in_flight, events);
                         return End::Silent;
                     }
-                    // A process that was stopped sees that time has passed before it sees what came
-                    // meanwhile.
+                    // A process that was stopped sees that the time is over before it sees the
+                    // replies that have come meanwhile.
                     was_late = is_late;
                     let next = if is_late { now + A_MOMENT } else { due };
                     overdue.as_mut().reset(next.instant());
@@ -253,9 +259,9 @@ impl RedisStore {
         }
     }
 
-    /// For how long nothing need be sent. A dead connection is to be found before the next request
-    /// needs it, and before a middlebox takes an idle one for dead. And a grant is worth the more
-    /// the newer the last reply before it.
+    /// Returns for how long nothing need be sent. A dead connection should be found before the next
+    /// request needs it, and an idle one used before a middlebox takes it for dead. And the newer
+    /// the last reply before a grant, the longer that grant is valid.
     fn longest_silence(&self, link: &Link, events: &impl Events) -> Duration {
         if link.dates_grants && events.awaits_grants() {
             return self.settings.grant_ttl / 8;
@@ -264,7 +270,7 @@ impl RedisStore {
         (self.settings.ttl / 3).clamp(second, most)
     }
 
-    /// Sends one call, and resolves to its reply.
+    /// Sends one call. The future resolves to its reply.
     fn send(
         &self,
         link: &Link,
@@ -317,7 +323,8 @@ impl RedisStore {
             let values = replies.next().unwrap_or(Ok(Value::Nil))?;
             let mut seen = Vec::new();
             while let (Some(caching), Some(read)) = (replies.next(), replies.next()) {
-                // A value of another type is none that was left there.
+                // A value of another type is an error of the read, and is not what this process
+                // left.
                 seen.push(caching.map(|_| read.unwrap_or(Value::Nil)));
             }
             Ok(Returned {
@@ -327,8 +334,8 @@ impl RedisStore {
         }
     }
 
-    /// No reply came in time. No request waits for one any longer, but what was sent may arrive
-    /// yet: a release follows it on the same connection, and so cannot be carried out before it.
+    /// Fails the calls that had no reply in time. Redis may still carry out their acquires:
+    /// releases follow on the same connection, and so cannot be carried out before them.
     fn give_up(&self, mut link: Link, in_flight: &mut InFlight<'_>, events: &impl Events) {
         let releases: Vec<(LockKey, Command)> = in_flight
             .calls
@@ -341,14 +348,14 @@ impl RedisStore {
                 _ => None,
             })
             .collect();
-        let error = no_answer(&self.settings.command_timeout);
+        let error = no_reply(&self.settings.command_timeout);
         while !in_flight.calls.is_empty() {
             self.fail(in_flight.pop(), &error, true, events);
         }
         if !releases.is_empty() {
             let commands = releases.iter().map(|(key, command)| (key, command));
             let call = batch::call(&self.settings, commands, Call::BySource);
-            // What arrives later than that, if anything does, expires by itself.
+            // Whatever Redis carries out later than that expires by itself.
             let patience = Duration::from_secs(30);
             tokio::spawn(async move {
                 let releasing = timeout(patience, link.commands.send_packed_command(&call));
@@ -357,7 +364,8 @@ impl RedisStore {
         }
     }
 
-    /// Takes what the server sent unasked. An error says that there is nothing more to come.
+    /// Tells the manager what the server has sent of its own accord. An error says that the
+    /// connection is closed.
     fn pushed(&self, push: Option<Push>, events: &impl Events) -> Result<(), ()> {
         let prefix = &self.settings.prefix;
         match push.ok_or(())? {
@@ -382,7 +390,8 @@ impl RedisStore {
     }
 }
 
-/// Hands out the replies to the oldest call. An error says that the connection is of no use.
+/// Ends the commands of the oldest call with their replies. An error says that the connection is of
+/// no use.
 fn deliver(
     returned: Returned,
     in_flight: &mut InFlight<'_>,
@@ -424,7 +433,7 @@ fn deliver(
                 }
             }
             Err(Failure { error, unknown }) => {
-                // A replica stays one, but behind the same address there may be a primary now.
+                // This server stays a replica, but the address may lead to a primary by now.
                 if error.to_string().contains("READONLY") {
                     of_no_use = Err(error.clone());
                 }
@@ -432,7 +441,7 @@ fn deliver(
                     in_flight.keep(pending);
                     continue;
                 }
-                // An earlier attempt may have got it something.
+                // An earlier attempt may have got the token something.
                 let unknown = unknown || pending.may_have_been_carried_out_before();
                 pending.finish(sent_at, Err(Failure { error, unknown }), events);
             }
@@ -441,7 +450,7 @@ fn deliver(
     of_no_use
 }
 
-/// A release that no caller waits for.
+/// Returns a release that no caller waits for.
 fn release(token: u64, contended: bool) -> Command {
     Command::Release {
         token,
@@ -450,7 +459,8 @@ fn release(token: u64, contended: bool) -> Command {
     }
 }
 
-/// Redis does not tell when a client of another kind releases its lock: ask again every so often.
+/// Shortens the remaining time of a lock that a client of another kind has, so that the manager
+/// acquires again often: Redis does not tell when that client releases it.
 fn unwatched(reply: Reply) -> Reply {
     match reply {
         Reply::HeldElsewhere {
@@ -464,12 +474,12 @@ fn unwatched(reply: Reply) -> Reply {
     }
 }
 
-/// Whether the server answered, and carried out nothing.
+/// Returns whether the server replied with an error, and carried out nothing.
 pub(super) fn is_refusal(error: &RedisError) -> bool {
     matches!(error.kind(), RedisKind::Server(_) | RedisKind::Extension)
 }
 
-/// Ticks that were missed are not made up for.
+/// Returns an interval that does not make up for ticks that were missed.
 fn interval(period: Duration) -> tokio::time::Interval {
     let mut interval = tokio::time::interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,4 +1,4 @@
-//! What Redis sends, read from whatever bytes there are: see [`crate::fuzzing`].
+//! What Redis sends, read from any bytes: see [`crate::fuzzing`].
 
 #![allow(missing_docs)]
 
@@ -9,7 +9,7 @@ use crate::store::Command;
 
 const PREFIX: &str = "lock:";
 
-/// A message in the inbox, or the name of a key that was changed.
+/// Reads a message of the inbox, or the name of a key that was changed.
 pub fn push(bytes: &[u8]) {
     if let Some((key, _)) = batch::message(PREFIX, bytes, None) {
         assert!(!key.as_str().is_empty());
@@ -21,14 +21,14 @@ pub fn push(bytes: &[u8]) {
     }
 }
 
-/// What may stand in a lock's place, and lead to a record.
+/// Reads a manifest, which may be in a lock's place.
 pub(crate) fn manifest(bytes: &[u8]) {
     if let Some(Ok(manifest)) = Manifest::decode(bytes) {
         assert_eq!(manifest.encode(), bytes);
     }
 }
 
-/// A reply of the script, as it comes over the driver.
+/// Reads a reply of the script, as it comes to the driver.
 pub fn reply(bytes: &[u8]) {
     let token = 1;
     let commands = [

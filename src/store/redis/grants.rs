@@ -1,8 +1,8 @@
-//! [`Grants`]: locks that this process passed on to another.
+//! [`Grants`]: locks that this process passed on to the next in the queue.
 //!
-//! The process that got one may have stopped without a word, and Redis tells nobody that its grant has expired.
-//! So the process that passed the lock on sees to it once the grant must have expired: it releases
-//! the lock once more, which gives a lock that is free to the next in the queue.
+//! The process that got the grant may have died, and Redis does not tell when the grant expires. So
+//! the process that passed the lock on releases it once more when the grant must have expired. If
+//! the lock is free then, it goes to the next in the queue.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,15 +11,15 @@ use crate::key::LockKey;
 
 #[derive(Debug, Default)]
 pub(super) struct Grants {
-    /// For each key, the token that had it last, and when the last grant must have expired.
+    /// For each key, the token that last passed the lock on, and when that grant must have expired.
     last: HashMap<LockKey, (u64, Time)>,
-    /// When to check which key. Each stands here once, with a number to tell equal times apart.
+    /// When to check which key. Each key is here once, with a number to tell equal times apart.
     order: BTreeMap<(Time, u64), LockKey>,
     next_number: u64,
 }
 
 impl Grants {
-    /// A lock that this token had was passed on. Of several for one key, only the last one matters.
+    /// Notes that the lock of this token was passed on. Only the last grant of a key matters.
     pub(super) fn passed_on(&mut self, key: LockKey, token: u64, expires: Time) {
         if self.last.insert(key.clone(), (token, expires)).is_none() {
             self.check_at(expires, key);
@@ -31,12 +31,12 @@ impl Grants {
         self.next_number += 1;
     }
 
-    /// When the next one is to be checked.
+    /// Returns when the next key is to be checked.
     pub(super) fn next(&self) -> Option<Time> {
         self.order.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Takes one whose grant must have expired by now.
+    /// Takes a key whose grant must have expired by now, and the token that passed the lock on.
     pub(super) fn expired(&mut self, now: Time) -> Option<(LockKey, u64)> {
         while self.next().is_some_and(|at| at <= now) {
             let (_, key) = self.order.pop_first()?;
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_was_passed_on_is_looked_at_once_when_the_last_grant_must_have_expired() {
+    fn a_lock_that_was_passed_on_is_checked_once_when_the_last_grant_must_have_expired() {
         let at = Time::from_nanos;
         let mut grants = Grants::default();
         grants.passed_on(key("a"), 1, at(10));

@@ -1,9 +1,10 @@
-//! [`LongRecords`]: the way of records that are too long for the connection of the locks.
+//! [`LongRecords`]: the connection for records that are too long for the connection of the locks.
 //!
 //! The holder first writes a long record in [`Parts`], one after the other, over a connection that
-//! the process has for that alone. A short [`Manifest`] then takes the lock's place, as a short
-//! record would. A duplicate that finds it there reads the parts over that other connection. No
-//! lock waits behind megabytes, and Redis is never busy for long with one command.
+//! the process has for long records alone. A short [`Manifest`] then takes the lock's place, as a
+//! short record would. A duplicate that finds the manifest reads the parts over that same
+//! connection. So no lock waits behind megabytes, and Redis is never busy for long with one
+//! command.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,10 +23,10 @@ use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::store::{LONG, Record};
 
-/// Bytes of a part.
+/// Bytes of a part, except the last one.
 const PART: usize = 1 << 20;
 /// Bytes of parts in flight at once. Readers and writers wait in line for their share, part by
-/// part: so all of them get on, and little is in front of a part while its timeout runs.
+/// part. So all of them make progress, and few bytes are ahead of a part while its timeout runs.
 const WINDOW: usize = 2 * PART;
 /// How often in a row a command is tried. The first attempt may find a connection that was closed
 /// while it was idle, so the second follows at once; the third follows after a pause.
@@ -39,8 +40,8 @@ const UNCLAIMED: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct LongRecords {
-    /// Not the locks' connection, for one more reason: Redis closes that of a subscriber when too
-    /// much is to be sent there (`client-output-buffer-limit pubsub`).
+    /// There is one more reason not to use the locks' connection: Redis closes the connection of a
+    /// subscriber for which it has to buffer too much (`client-output-buffer-limit pubsub`).
     connection: Mutex<Kept>,
     window: Arc<Semaphore>,
 }
@@ -48,14 +49,14 @@ pub(super) struct LongRecords {
 #[derive(Debug, Default)]
 struct Kept {
     connection: Option<MultiplexedConnection>,
-    /// Tells it from those before it.
+    /// Tells this connection from those before it.
     number: u64,
 }
 
-/// Why there is no reply.
+/// Why commands have failed.
 struct Failed {
     error: Error,
-    /// Whether another connection may do better.
+    /// Whether another attempt, over a new connection, may succeed.
     again: bool,
 }
 
@@ -86,8 +87,8 @@ impl RedisStore {
                 "the record is too long for Redis",
             ));
         };
-        // The parts outlive the manifest, however late it is put there; and a duplicate that has
-        // seen it at its last moment reads them to the end.
+        // The parts outlive the manifest, however late that is put in the lock's place. And a
+        // duplicate that has found the manifest at its last moment can read them to the end.
         let margin = hold + self.settings.ttl + self.patience() * 2;
         let written = tokio::select! {
             _ = lost => Err(Error::of(ErrorKind::Lost)),
@@ -112,18 +113,19 @@ impl RedisStore {
             let part = &record.content[range];
             hash.update(part);
             let mut set = redis::pipe();
-            // NX: what a connection delivers after it was given up must not shorten the expiry
-            // again. If an earlier attempt got through, the same content is there.
+            // NX: a command that Redis carries out late, over a connection that was given up, must
+            // not shorten the expiry again. If an earlier attempt got through, the same content is
+            // there.
             set.cmd("SET").arg(name).arg(part).arg("NX");
             set.arg("PX").arg(expiry.as_millis() as u64);
-            self.ask(set, part.len(), WRITES).await?;
+            self.execute(set, part.len(), WRITES).await?;
         }
         let mut expire = redis::pipe();
         for name in self.names(key, parts) {
             let expire = expire.cmd("PEXPIRE").arg(name);
             expire.arg((record.retention + margin).as_millis() as u64);
         }
-        let kept = self.ask(expire, 0, WRITES).await?;
+        let kept = self.execute(expire, 0, WRITES).await?;
         match kept.iter().all(|kept| *kept == Value::Int(1)) {
             true => Ok(Manifest {
                 parts,
@@ -142,7 +144,7 @@ impl RedisStore {
         for name in self.names(key, parts) {
             unlink.arg(name);
         }
-        let unlinked = self.ask(unlink, 0, READS);
+        let unlinked = self.execute(unlink, 0, READS);
         let _ = timeout(self.settings.command_timeout, unlinked).await;
     }
 
@@ -173,7 +175,7 @@ impl RedisStore {
                 let lock_name = batch::lock_name(&self.settings.prefix, key);
                 return match self.get(&lock_name, LONG).await? == found {
                     true => Ok(Err(Damage::Missing)),
-                    // The record went while it was read. There may be a new run.
+                    // The record went away while it was read. There may be a new run.
                     false => Err(Error::of(ErrorKind::Unavailable)),
                 };
             }
@@ -186,12 +188,12 @@ impl RedisStore {
         })
     }
 
-    /// Reads a string, up to one byte more than the `length` it should have. It is empty if it is
-    /// not there.
+    /// Reads a string, up to one byte more than the `length` that it should have. The result is
+    /// empty if there is no string.
     async fn get(&self, name: &str, length: usize) -> Result<Vec<u8>, Error> {
         let mut get = redis::pipe();
         get.cmd("GETRANGE").arg(name).arg(0).arg(length);
-        match self.ask(get, length, READS).await?.pop() {
+        match self.execute(get, length, READS).await?.pop() {
             Some(Value::BulkString(value)) => Ok(value),
             _ => Err(self.address.unavailable("a reply has an unexpected form")),
         }
@@ -202,7 +204,7 @@ impl RedisStore {
             .map(move |number| batch::part_name(&self.settings.prefix, key, &parts.id, number))
     }
 
-    /// How long it may take to write a record, or to read one.
+    /// Returns how long it may take to write a record, or to read one.
     pub(crate) fn patience(&self) -> Duration {
         self.settings.command_timeout * TIMEOUTS
     }
@@ -215,9 +217,9 @@ impl RedisStore {
         })
     }
 
-    /// Sends commands that carry, or ask for, so many `bytes`. Where Redis does not reply, they are
-    /// sent again over a new connection.
-    async fn ask(
+    /// Sends commands that carry, or read, so many `bytes`. If Redis does not reply, they are sent
+    /// again over a new connection.
+    async fn execute(
         &self,
         commands: Pipeline,
         bytes: usize,
@@ -227,7 +229,7 @@ impl RedisStore {
         let mut left = attempts;
         loop {
             left -= 1;
-            match self.try_to_ask(&commands, bytes).await {
+            match self.try_to_execute(&commands, bytes).await {
                 Ok(replies) => return Ok(replies),
                 Err(failed) if left == 0 || !failed.again => return Err(failed.error),
                 Err(_) if left + 1 == attempts => {}
@@ -236,7 +238,7 @@ impl RedisStore {
         }
     }
 
-    async fn try_to_ask(
+    async fn try_to_execute(
         &self,
         commands: &Arc<Pipeline>,
         bytes: usize,
@@ -254,20 +256,20 @@ impl RedisStore {
             let error = self.address.unavailable(why);
             Failed { error, again }
         };
-        let silent = || failed(&format!("no answer within {limit:?}"), true);
+        let no_reply = || failed(&format!("no reply within {limit:?}"), true);
         let connecting = timeout(limit, self.long_connection()).await;
-        let (number, mut connection) = connecting.map_err(|_| silent())??;
+        let (number, mut connection) = connecting.map_err(|_| no_reply())??;
         let commands = Arc::clone(commands);
-        // A task of its own: what is in flight keeps its share of the window until it is through,
-        // even if the client that wanted it has left.
-        let asking = tokio::spawn(async move {
+        // In a task of its own: the bytes in flight keep their share of the window until the reply,
+        // even if the request has been given up.
+        let executing = tokio::spawn(async move {
             let count = commands.len();
             let replies = connection.send_packed_commands(&commands, 0, count);
             let replies = timeout(limit, replies).await;
             drop(turn);
             replies
         });
-        let replies = match asking.await {
+        let replies = match executing.await {
             Ok(Ok(replies)) => replies
                 .and_then(|replies| {
                     let replies = replies.into_iter().map(Value::extract_error);
@@ -277,7 +279,7 @@ impl RedisStore {
                     again: !is_refusal(&error),
                     error: self.address.failed(error),
                 }),
-            Ok(Err(_)) => Err(silent()),
+            Ok(Err(_)) => Err(no_reply()),
             Err(_) => Err(failed("the runtime ends", false)),
         };
         if replies.is_err() {
@@ -289,7 +291,7 @@ impl RedisStore {
         replies
     }
 
-    /// The connection for long records, made when it is first wanted.
+    /// Returns the connection for long records, which is made when it is first needed.
     async fn long_connection(&self) -> Result<(u64, MultiplexedConnection), Failed> {
         let mut kept = self.long_records.connection.lock().await;
         if kept.connection.is_none() {

@@ -1,4 +1,4 @@
-//! [`Manifest`]: what stands in the lock's place for a record that is kept in parts.
+//! [`Manifest`]: what is in the lock's place for a record that is kept in parts.
 //!
 //! Binary, in this order; numbers are big-endian:
 //!
@@ -20,13 +20,13 @@ use uuid::Uuid;
 const MAGIC: &[u8] = b"TDLM";
 const VERSION: u8 = 1;
 const LENGTH: usize = 4 + 1 + 16 + 8 + 4 + 32;
-/// More bytes than any record has: the layer keeps no body of more than half of that.
+/// More bytes than any record has: the layer keeps no body of more than half of this.
 const MAX_RECORD: usize = 512 << 20;
 
 /// A record that is cut into parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Parts {
-    /// In the names of all of them, and of no other record's.
+    /// Is in the names of all these parts, and of no others.
     pub(super) id: Uuid,
     /// Bytes of the record.
     pub(super) length: usize,
@@ -40,12 +40,12 @@ pub(crate) struct Manifest {
     pub(super) checksum: [u8; 32],
 }
 
-/// Why there is no record to be had, though Redis has its manifest.
+/// Why a record cannot be read, though Redis has its manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Damage {
     /// A newer version of this crate wrote the manifest.
     Version(u8),
-    /// It is no manifest that this crate writes.
+    /// This crate writes no such manifest.
     Corrupt,
     /// A part is not there, or has another length.
     Missing,
@@ -54,7 +54,7 @@ pub(crate) enum Damage {
 }
 
 impl Parts {
-    /// `None` if it is too long.
+    /// Returns the parts of a record of so many bytes, `None` if it is too long.
     pub(super) fn of(length: usize, each: usize) -> Option<Self> {
         let id = Uuid::new_v4();
         (length <= MAX_RECORD).then_some(Self { id, length, each })
@@ -64,7 +64,7 @@ impl Parts {
         self.length.div_ceil(self.each)
     }
 
-    /// Where in the record each part is.
+    /// Returns where in the record each part is.
     pub(super) fn ranges(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let Self { length, each, .. } = *self;
         (0..length)
@@ -89,7 +89,7 @@ impl Manifest {
         out.freeze()
     }
 
-    /// `None`: this is not a manifest, but perhaps a record.
+    /// Reads a manifest. `None`: these bytes are none, but perhaps a record.
     pub(super) fn decode(bytes: &[u8]) -> Option<Result<Self, Damage>> {
         let rest = bytes.strip_prefix(MAGIC)?;
         Some(match rest.first() {
@@ -118,7 +118,7 @@ impl fmt::Display for Damage {
         match self {
             Self::Version(version) => write!(
                 f,
-                "its manifest has version {version}, and this crate reads version {VERSION}: a newer one wrote it"
+                "its manifest has version {version}, and this crate reads version {VERSION}: a newer version of the crate wrote it"
             ),
             Self::Corrupt => f.write_str("its manifest is not what this crate wrote"),
             Self::Missing => f.write_str(

@@ -1,7 +1,8 @@
 //! Locks kept in Redis.
 //!
-//! [`RedisStore`] is a queue of commands and, run by the manager's background task, the [driver](driver) that sends
-//! them in batches over one connection, re-connects, and takes what the server tells unasked.
+//! [`RedisStore`] is a queue of commands and the [driver], which the manager's background task
+//! runs. The driver sends the commands in batches over one connection, reconnects, and receives
+//! what the server tells of its own accord.
 
 mod batch;
 mod breaker;
@@ -11,8 +12,10 @@ mod driver;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod grants;
+mod in_flight;
 mod long;
 mod manifest;
+mod pending;
 mod pushes;
 mod queue;
 
@@ -26,7 +29,8 @@ use self::breaker::Breaker;
 use self::connection::{Address, Link};
 use self::long::LongRecords;
 pub(crate) use self::manifest::{Damage, Manifest};
-use self::queue::{Pending, Queue};
+use self::pending::Pending;
+use self::queue::Queue;
 use super::{Command, Failure, Options, Outcome};
 use crate::clock::Time;
 use crate::error::Error;
@@ -41,7 +45,7 @@ struct Settings {
     ttl: Duration,
     grant_ttl: Duration,
     command_timeout: Duration,
-    /// Whether no lock is given for a while after data was lost.
+    /// Whether no lock is given for a time to live after data was lost.
     quarantine: bool,
 }
 
@@ -52,7 +56,7 @@ pub(crate) struct RedisStore {
     queue: Mutex<Queue>,
     /// Commands taken from the queue that have no reply yet.
     in_flight: AtomicUsize,
-    /// Wakes the driver when the queue has something for it.
+    /// Wakes the driver when a command was queued.
     submitted: Doorbell,
     /// Whether there is a connection.
     connected: AtomicBool,
@@ -61,7 +65,7 @@ pub(crate) struct RedisStore {
 }
 
 impl RedisStore {
-    /// Reads the URL. Nothing is connected to before [`run`](Self::run).
+    /// Reads the URL. [`run`](Self::run) connects.
     pub(crate) fn new(url: &str, options: Options) -> Result<Self, Error> {
         let address = Address::parse(url, options.root_certificate.as_deref())?;
         let settings = Settings {
@@ -88,7 +92,7 @@ impl RedisStore {
         }
     }
 
-    /// Queues a command, or says at once that it fails.
+    /// Queues a command, or returns its failure at once.
     pub(crate) fn submit(&self, now: Time, key: &LockKey, command: Command) -> Option<Outcome> {
         if let Command::Acquire { again, .. } = command
             && let Some(error) = self.breaker.refuses()
@@ -111,10 +115,10 @@ impl RedisStore {
         None
     }
 
-    /// How long an acquire may be without an answer, as long as the driver runs: a connection is
-    /// made within the command timeout, and a reply comes, or does not, within another. The third
-    /// is for the driver.
-    pub(crate) fn answers_within(&self) -> Duration {
+    /// Returns how long it may take until an acquire has its outcome, as long as the driver runs. A
+    /// connection is made within one command timeout, and a reply comes, or is given up, within
+    /// another. The third is for the driver.
+    pub(crate) fn replies_within(&self) -> Duration {
         3 * self.settings.command_timeout
     }
 
@@ -126,12 +130,13 @@ impl RedisStore {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Wakes the driver, as if something had been submitted.
+    /// Wakes the driver, as if a command had been submitted.
     pub(crate) fn wake(&self) {
         self.submitted.wake();
     }
 
-    /// Connects, and readies the connection: the inbox is subscribed to before any command is sent.
+    /// Connects, and prepares the connection: it subscribes to the inbox before any command is
+    /// sent.
     async fn connect(&self) -> Result<Link, Error> {
         self.address.connect(&self.settings).await
     }

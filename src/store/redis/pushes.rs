@@ -1,4 +1,4 @@
-//! What the server sends unasked.
+//! What the server sends of its own accord.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,32 +14,32 @@ use crate::clock::Time;
 
 #[derive(Debug)]
 pub(super) enum Push {
-    /// A message came into the inbox, and was sent after that time, if that can be told.
+    /// A message came into the inbox. The server sent it `after` that time, if that is known.
     Message {
         payload: Vec<u8>,
         after: Option<Time>,
     },
-    /// Somebody changed these keys.
+    /// Another client changed these keys.
     Changed(Vec<Value>),
-    /// The whole database was flushed, or Redis forgets what it watched.
+    /// The whole database was flushed, or Redis no longer tracks any key.
     AllChanged,
     Closed,
 }
 
-/// When the newest of the commands was sent whose reply has been seen.
+/// When the newest command was sent of those that have their reply.
 ///
-/// On one connection, replies and pushes come in the order in which the server produced them. What is
-/// pushed after that reply was therefore produced after that time.
+/// On one connection, replies and pushes come in the order in which the server produced them. A
+/// push that comes after that reply was therefore produced after that time.
 #[derive(Clone, Debug)]
 pub(super) struct Observed(Arc<AtomicU64>);
 
 impl Observed {
-    /// To be called before the connection is made: all that it brings is newer.
+    /// Must be called before the connection is made: all that comes over it is newer.
     pub(super) fn now() -> Self {
         Self(Arc::new(AtomicU64::new(Time::now().as_nanos())))
     }
 
-    /// The reply to a command that was sent at that time is here.
+    /// Notes that the reply to a command that was sent at that time is here.
     pub(super) fn reply_to(&self, sent_at: Time) {
         self.0.fetch_max(sent_at.as_nanos(), Ordering::AcqRel);
     }
@@ -49,8 +49,8 @@ impl Observed {
     }
 }
 
-/// Passes on what comes between the replies. To be called as it comes, and not when a task gets around to it: by then,
-/// newer replies may have been seen.
+/// Passes on the pushes that come between the replies. The returned function must be called as each
+/// push comes, and not when a task gets around to it: newer replies may have been noted by then.
 pub(super) fn forward(
     pushes: UnboundedSender<Push>,
     observed: Observed,
@@ -75,8 +75,8 @@ fn read(push: PushInfo, after: Time) -> Option<Push> {
     }
 }
 
-/// Passes on what comes into the inbox on a connection of its own, until that fails or nobody listens any more. It says
-/// nothing about the order of messages and replies.
+/// Passes on the messages of an inbox that has a connection of its own, until that fails or the
+/// receiver is gone. Nothing is known of their order among the replies, so they have no time.
 pub(super) async fn listen(inbox: PubSub, pushes: UnboundedSender<Push>, limit: Duration) {
     let (mut sink, mut messages) = inbox.split();
     let mut heartbeat = tokio::time::interval(limit.max(Duration::from_secs(1)));

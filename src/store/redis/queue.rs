@@ -1,51 +1,53 @@
-//! The commands for Redis: which go next, which are kept, which have failed.
+//! [`Queue`]: the commands for Redis that are to be sent.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::RedisStore;
+use super::pending::Pending;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::key::{Kind, LockKey};
-use crate::shield::shielded;
-use crate::store::{Command, Events, Failure, Outcome, Reply, settled};
+use crate::key::LockKey;
+use crate::store::{Command, Events, Failure};
 
-/// Script calls in flight at once. What is submitted meanwhile goes out together, in the next.
+/// Script calls in flight at once. Commands that are submitted meanwhile go out together, in the
+/// next call.
 const FEW_CALLS: usize = 2;
-/// As many may be, while each of them is full and about locks alone: or what is queued would have
-/// to wait for one round trip after the other. Records are longer, and Redis closes a connection
-/// for which it has to keep too much.
+/// Up to so many calls may be in flight while each of them is full, and about locks alone:
+/// otherwise, a long queue would wait for one round trip after the other. Records are longer, and
+/// Redis closes a connection for which it has to buffer too much.
 const MAX_CALLS: usize = 16;
-/// Commands in one call: bounds how long the script keeps Redis from its other clients, and, as no
-/// record that comes along is long, its bytes.
+/// Commands in one call. This bounds how long the script keeps Redis from its other clients, and
+/// how many bytes the call has, as no record in it is long.
 const MAX_COMMANDS: usize = 128;
 /// With more commands queued than this, all go out together.
 const FEW: usize = 8;
 
-/// What is to be sent: two lines, each in order of submission, of which the command with the lower
-/// number goes first.
+/// The commands that are to be sent, in two lines, each in order of submission. Of the two commands
+/// in front, the one with the lower number goes first.
 ///
-/// Apart, so that whatever fails, or expires, is at the front of one of them: an outage may leave
-/// any number of releases behind, and they are not to be gone through time and again.
+/// There are two lines so that commands that fail or expire are always at the front of one. An
+/// outage may leave any number of releases behind, which must not be gone through for every
+/// command.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// What ends a hold. It stays for as long as there may be a lock.
+    /// Releases and completions. They stay for as long as there may be a lock.
     ends: VecDeque<Pending>,
     others: VecDeque<Pending>,
     next_number: u64,
 }
 
 impl Queue {
-    /// The last in order of submission.
+    /// Adds a command behind all others.
     pub(super) fn push(&mut self, mut pending: Pending) {
         pending.number = self.next_number;
         self.next_number += 1;
         self.line(&pending).push_back(pending);
     }
 
-    /// Back to where they were. Commands that were sent are older than most that are queued.
+    /// Puts commands back where they were. They were sent, and so are older than most that are
+    /// queued.
     fn put_back(&mut self, commands: Vec<Pending>) {
         for pending in commands.into_iter().rev() {
             let line = self.line(&pending);
@@ -77,8 +79,8 @@ impl Queue {
         self.len() == 0
     }
 
-    /// Whether an acquire came in since the last look, which had `seen` all that was submitted
-    /// before.
+    /// Returns whether an acquire was submitted since the last call, which had `seen` all commands
+    /// before that number.
     pub(super) fn has_new_acquire(&self, seen: &mut u64) -> bool {
         let since = std::mem::replace(seen, self.next_number);
         let newest_first = self.others.iter().rev();
@@ -87,8 +89,8 @@ impl Queue {
             .any(|pending| matches!(pending.command, Command::Acquire { .. }))
     }
 
-    /// Takes the releases of acquires that have failed and were never sent. They were submitted
-    /// behind those.
+    /// Takes the releases of acquires that have failed and were never sent. Each was submitted
+    /// behind its acquire.
     fn take_needless(&mut self, failed: &[Pending]) -> Vec<Pending> {
         let unsent = failed.iter().filter_map(|pending| match pending.command {
             Command::Acquire { token, .. } if !pending.is_known_there() => {
@@ -111,7 +113,7 @@ impl Queue {
     }
 }
 
-/// Takes from the front of a line.
+/// Takes commands from the front of a line.
 fn take_while(
     line: &mut VecDeque<Pending>,
     is_one: impl Fn(&Pending) -> bool,
@@ -122,120 +124,40 @@ fn take_while(
     })
 }
 
-/// A command that has no reply yet.
-#[derive(Debug)]
-pub(super) struct Pending {
-    /// In order of submission.
-    pub(super) number: u64,
-    pub(super) key: LockKey,
-    pub(super) command: Command,
-    pub(super) submitted: Time,
-    /// How often it has been sent. It may have been carried out as often.
-    pub(super) attempts: u32,
-    /// A release that let others go first, once.
-    pub(super) has_waited: bool,
-}
-
-/// The calls that have no reply yet, in the order in which they were sent and will be replied to.
-///
-/// Dropped, it puts them back into the queue: whatever they did, they may do again.
-pub(super) struct InFlight<'a> {
-    pub(super) store: &'a RedisStore,
-    pub(super) calls: VecDeque<(Time, Vec<Pending>)>,
-    /// Releases that Redis refused. They are tried again.
-    pub(super) refused: Vec<Pending>,
-}
-
-impl<'a> InFlight<'a> {
-    pub(super) fn new(store: &'a RedisStore) -> Self {
-        Self {
-            store,
-            calls: VecDeque::new(),
-            refused: Vec::new(),
-        }
-    }
-
-    pub(super) fn pop(&mut self) -> (Time, Vec<Pending>) {
-        let call = self.calls.pop_front().expect("a reply belongs to a call");
-        self.store
-            .in_flight
-            .fetch_sub(call.1.len(), Ordering::AcqRel);
-        call
-    }
-
-    pub(super) fn push(&mut self, sent_at: Time, commands: Vec<Pending>) {
-        self.store
-            .in_flight
-            .fetch_add(commands.len(), Ordering::AcqRel);
-        self.calls.push_back((sent_at, commands));
-    }
-
-    /// Gives up waiting for the replies: all calls go back into the queue, to be sent again.
-    pub(super) fn recall(&mut self) {
-        let mut commands = Vec::new();
-        while !self.calls.is_empty() {
-            commands.extend(self.pop().1);
-        }
-        self.store.put_back(commands);
-    }
-
-    /// Keeps a release to try it again. Later commands for its key overtake it: to them, the lock is
-    /// held until then. Its token is never used again, so it can end nothing that began meanwhile.
-    pub(super) fn keep(&mut self, release: Pending) {
-        self.store.in_flight.fetch_add(1, Ordering::AcqRel);
-        self.refused.push(release);
-    }
-
-    pub(super) fn retry(&mut self) {
-        let refused = std::mem::take(&mut self.refused);
-        self.store
-            .in_flight
-            .fetch_sub(refused.len(), Ordering::AcqRel);
-        self.store.put_back(refused);
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.recall();
-        self.retry();
-    }
-}
-
 impl RedisStore {
     pub(super) fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts back what was sent on a connection that is gone, in order.
+    /// Puts back commands that were sent, or taken to be sent, in order.
     pub(super) fn put_back(&self, commands: Vec<Pending>) {
         self.queue().put_back(commands);
     }
 
-    /// Fails what has been in the queue for too long.
+    /// Fails the commands that have been in the queue for longer than the command timeout.
     pub(super) fn fail_overdue(&self, events: &impl Events) {
         let limit = self.settings.command_timeout;
         let now = Time::now();
         let overdue = |pending: &Pending| now.since(pending.submitted) > limit;
         let failed = self.take_failing(overdue, events);
         if !failed.is_empty() {
-            finish_all(failed, &no_answer(&limit), events);
+            finish_all(failed, &no_reply(&limit), events);
         }
     }
 
-    /// Whether releases were held back just now.
+    /// Returns whether releases stay in the queue so that other commands go first.
     pub(super) fn has_releases_waiting(&self) -> bool {
         let queue = self.queue();
         queue.ends.front().is_some_and(|first| first.has_waited)
     }
 
-    /// Takes what goes out with the next call, behind the `calls` that are in flight, if it may
-    /// go now: all that is queued, in order. While that is little, releases that nobody is known to
-    /// wait for let others go first, once, and while one of the calls is in flight.
+    /// Takes the commands of the next call, in order, if a call may go out behind the `calls` that
+    /// are in flight. If few commands are queued, releases for which no process and no caller is
+    /// known to wait let others go first: once, and only behind other commands or a call in flight.
     ///
-    /// Commands for one key go in order of submission: all that are taken are older than all that
-    /// stay, but for those that let others go first, and these stay with all that are queued for
-    /// their key.
+    /// Commands for one key go in order of submission. All commands that are taken are older than
+    /// all that stay, except the releases that let others go first, and with those stay all
+    /// commands of this call for their keys.
     pub(super) fn take_commands(&self, calls: usize) -> Option<Vec<Pending>> {
         let mut queue = self.queue();
         let length = queue.len();
@@ -243,7 +165,8 @@ impl RedisStore {
         if !may_go {
             return None;
         }
-        // Shared out among the calls that may go now, so that Redis works on one while we do on another.
+        // Shared out among the calls that may go now, so that Redis works on one of them while this
+        // process works on another.
         let share = length.div_ceil(FEW_CALLS.saturating_sub(calls).max(1));
         let count = share.clamp(FEW, MAX_COMMANDS);
         let mut taken: Vec<Pending> = std::iter::from_fn(|| queue.pop()).take(count).collect();
@@ -258,7 +181,7 @@ impl RedisStore {
                 .map(|pending| pending.key.clone())
                 .collect();
             if !urgent.is_empty() || calls > 0 {
-                // By key: two commands for one stay in order.
+                // By key, so that two commands for one key stay in order.
                 let (go, mut wait): (Vec<_>, Vec<_>) = taken
                     .into_iter()
                     .partition(|pending| urgent.contains(&pending.key));
@@ -276,8 +199,8 @@ impl RedisStore {
         (!taken.is_empty()).then_some(taken)
     }
 
-    /// Fails what `fails` at the front of the queue, but not what ends a hold: that stays for as
-    /// long as there may be a lock.
+    /// Fails the commands at the front of the queue for which `fails` holds. Those that end a hold
+    /// stay for as long as there may be a lock.
     pub(super) fn fail_first(
         &self,
         fails: impl Fn(&Pending) -> bool,
@@ -293,10 +216,10 @@ impl RedisStore {
         let mut failing: Vec<Pending> = take_while(&mut queue.others, fails).collect();
         let over = take_while(&mut queue.ends, |end| self.has_expired(end, now));
         let over: Vec<Pending> = over.collect();
-        // What was never sent needs no release.
+        // An acquire that was never sent needs no release.
         let needless = queue.take_needless(&failing);
         failing.extend(needless);
-        // The slots are asked, and a slot that submits a command waits for the queue.
+        // `is_over` locks a slot, and a locked slot that submits a command locks the queue.
         drop(queue);
         let (over, go_on) = over
             .into_iter()
@@ -306,7 +229,8 @@ impl RedisStore {
         failing
     }
 
-    /// Whether there is no lock left to release or to complete. A lease that is renewed lasts for longer than a time to live.
+    /// Returns whether no lock is left to release or to complete. For a completion, the slot is
+    /// asked: it renews the lease, which then lasts for longer than a time to live.
     pub(super) fn is_over(&self, pending: &Pending, now: Time, events: &impl Events) -> bool {
         let is_held = || match pending.command {
             Command::Complete { token, .. } => events.is_held(&pending.key, token),
@@ -319,7 +243,7 @@ impl RedisStore {
         now.since(pending.submitted) > self.settings.ttl
     }
 
-    /// The commands of a call fail, but for those that end a hold: they are put back.
+    /// Fails the commands of a call. Those that end a hold are put back.
     pub(super) fn fail(
         &self,
         (sent_at, commands): (Time, Vec<Pending>),
@@ -337,67 +261,7 @@ impl RedisStore {
     }
 }
 
-impl Pending {
-    pub(super) fn ends_hold(&self) -> bool {
-        self.command.ends_hold()
-    }
-
-    fn is_about_record(&self) -> bool {
-        self.key.kind() == Kind::Record
-    }
-
-    /// Whether no process and no caller is known to wait for what this does.
-    fn can_wait(&self) -> bool {
-        let is_awaited = !matches!(
-            self.command,
-            Command::Release {
-                contended: false,
-                reply: None,
-                ..
-            }
-        );
-        !is_awaited && !self.has_waited
-    }
-
-    /// Whether the token of an acquire may be known to Redis.
-    fn is_known_there(&self) -> bool {
-        self.attempts > 0 || self.is_asked_again()
-    }
-
-    /// By an attempt before the one that failed.
-    pub(super) fn may_have_been_carried_out_before(&self) -> bool {
-        self.attempts > 1 || self.is_asked_again()
-    }
-
-    fn is_asked_again(&self) -> bool {
-        matches!(self.command, Command::Acquire { again: true, .. })
-    }
-
-    pub(super) fn finish(
-        self,
-        sent_at: Time,
-        result: Result<Reply, Failure>,
-        events: &impl Events,
-    ) {
-        let settled = match result {
-            // Perhaps by an earlier attempt, whose reply was lost.
-            Ok(Reply::Released { had_it: false, .. }) if self.attempts > 1 => {
-                Err(Error::of(ErrorKind::Unavailable))
-            }
-            _ => settled(&result),
-        };
-        let outcome = Outcome { sent_at, result };
-        events.replied(&self.key, self.command.bare(), outcome);
-        // After that: the next request of the caller is to find the slot as it now is.
-        if let Command::Release { reply, .. } | Command::Complete { reply, .. } = self.command
-            && let Some(reply) = reply
-        {
-            shielded(|| reply.send(settled));
-        }
-    }
-}
-
-/// They stayed in the queue, this time.
+/// Fails commands that are in the queue, and not in flight.
 fn finish_all(failed: Vec<Pending>, error: &Error, events: &impl Events) {
     let now = Time::now();
     for pending in failed {
@@ -407,10 +271,10 @@ fn finish_all(failed: Vec<Pending>, error: &Error, events: &impl Events) {
     }
 }
 
-pub(super) fn no_answer(limit: &Duration) -> Error {
+pub(super) fn no_reply(limit: &Duration) -> Error {
     Error::new(
         ErrorKind::Unavailable,
-        format!("Redis did not answer within {limit:?}"),
+        format!("Redis did not reply within {limit:?}"),
     )
 }
 

@@ -1,16 +1,16 @@
-//! Redis carries out what requests and held locks cost, and not more.
+//! Redis has no more commands to carry out than requests and held locks cost.
 
 use super::holds::Wanted;
 use super::{Demands, Report, Violation};
 use crate::clock::MS;
 use crate::history::{Event, What};
 
-/// Commands that it costs at the most when something happens to a request, or goes wrong: those in
-/// scripts included.
+/// The most commands that it costs when something happens to a request, or goes wrong, with those
+/// in scripts.
 const PER_EVENT: u64 = 8;
-/// In a second, for each lock that is held or waited for.
+/// Commands in a second for each lock that is held or waited for.
 const PER_LOCK: u64 = 30;
-/// In a second, for the connections and in between.
+/// Commands in a second for the connections and all else.
 const BASE: u64 = 100;
 /// What happened just before may cost something now.
 const BEFORE: u64 = 300 * MS;

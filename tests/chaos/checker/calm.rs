@@ -5,9 +5,9 @@ use super::{Demands, Report, Violation};
 use crate::clock::MS;
 use crate::history::{Event, What};
 
-/// A machine that does not get to run what is due is something wrong, for so long after.
+/// A machine that did not run what was due counts as something wrong, for so long afterwards.
 const AFTER: u64 = 1000 * MS;
-/// From so much on.
+/// How long it must have stood still to count.
 const BUSY: u64 = 100 * MS;
 
 pub(super) fn check(events: &[Event], demands: &Demands, stalls: &Stalls, report: &mut Report) {

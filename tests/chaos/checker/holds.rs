@@ -9,21 +9,22 @@ pub struct Hold {
     pub by: u32,
     pub id: u64,
     pub key: String,
-    /// Of an event's handler, rather than of a lock.
+    /// It is the run of an event's handler, and not the hold of a lock.
     pub is_run: bool,
     pub token: u64,
     pub asked: u64,
     pub granted: u64,
-    /// What it was trusted for, in between `is_held()` said so: from after the first time it did to before the last.
-    /// Whoever was stopped in the middle of a look did not see more than that.
+    /// The time for which the lock was trusted: from after the first time that `is_held()` said so
+    /// until before the last. A process that was stopped in the middle of a look did not see more
+    /// than that.
     pub trusted: Option<(u64, u64)>,
-    /// When it was over at the latest: given back, known as lost, or its process dead.
+    /// The latest time at which it was over: given back, known as lost, or its process dead.
     pub over: Option<u64>,
-    /// When it was given back, or its process dead.
+    /// When it was given back, or its process died.
     pub ended: Option<u64>,
     /// When `lost()` told of the loss.
     pub signal: Option<u64>,
-    /// It told that the lock was held for too long.
+    /// `lost()` said that the lock was held for too long.
     pub is_past_limit: bool,
     /// `is_held()` was false before the handler was done, or the lock given back.
     pub is_known_to_be_over: bool,
@@ -33,7 +34,7 @@ pub struct Hold {
 /// The end of a handler that was not stopped.
 #[derive(Clone, Copy, Debug)]
 pub struct Done {
-    /// In time: its lease was good.
+    /// In time, while its lease was good.
     pub succeeded: bool,
     /// Until when.
     pub good_until: u64,
@@ -124,7 +125,7 @@ pub(super) fn build(events: &[Event]) -> Vec<Hold> {
     holds
 }
 
-/// By key, when a process wanted the lock or had it.
+/// For each key, when a process wanted the lock or had it.
 pub(super) type Wanted<'a> = HashMap<&'a str, Vec<(u64, u64)>>;
 
 pub(super) fn wanted<'a>(events: &'a [Event], holds: &'a [Hold]) -> Wanted<'a> {

@@ -5,7 +5,7 @@ use super::{Demands, Hold, Report, Violation};
 use crate::clock::MS;
 use crate::history::{Event, What};
 
-/// Within what time whoever waits has the lock. Less than what is left of most leases.
+/// Within what time a waiter has the lock. Less than what is left of most leases.
 const LIMIT: u64 = 200 * MS;
 
 pub(super) fn check(
@@ -23,7 +23,7 @@ pub(super) fn check(
     for hold in limited {
         let Some(at) = hold.signal else { continue };
         let until = at + LIMIT;
-        // Whoever has it next, and began to wait before: did that take too long?
+        // The next holder, if it began to wait before: did that take too long?
         let next = holds.iter().filter(|next| next.granted > at);
         let Some(next) = next.min_by_key(|next| next.granted) else {
             continue;
@@ -34,13 +34,13 @@ pub(super) fn check(
                 .any(|(begin, end)| *begin < until && from < *end)
         };
         let has_waited = next.asked + 50 * MS < at;
-        // What came before may still be on its way.
+        // Commands from before may still be on their way.
         if has_waited
             && next.granted > until + stalls.of_all_between(at, next.granted)
             && !is_disturbed(at.saturating_sub(1000 * MS), next.granted)
         {
             report.violations.push(Violation {
-                rule: "whoever held for too long gives the lock back",
+                rule: "a holder that held for too long gives the lock back",
                 what: format!(
                     "{}: {} ms until {} had it",
                     hold.name(),

@@ -1,4 +1,4 @@
-//! Says from the history alone what was not as it should be.
+//! Tells from the history alone what was not as it should be.
 
 mod busy;
 mod calm;
@@ -22,15 +22,15 @@ pub use holds::Hold;
 /// What may be demanded in a phase.
 #[derive(Clone, Copy, Debug)]
 pub struct Demands {
-    /// No two hold at a time. Else that is only counted.
+    /// No two hold a lock at a time. Otherwise that is only counted.
     pub exclusive: bool,
-    /// Redis keeps the answers to events.
+    /// Redis keeps the responses to events.
     pub keeps_data: bool,
     /// Redis' clock is the machine's, and fencing tokens tell it.
     pub tokens_tell_time: bool,
     /// A token of the crate stands for a grant of the server, followed by hand-offs in one process.
     pub has_handoffs: bool,
-    /// Answers come in time.
+    /// Requests are answered in time.
     pub prompt: bool,
     /// A lock that was held for too long is released.
     pub releases_at_limit: bool,
@@ -38,11 +38,11 @@ pub struct Demands {
     pub frugal: bool,
     /// Nothing is wrong all along.
     pub calm: bool,
-    /// Within what time a lock that nobody has goes to somebody who waits, if nothing is wrong.
+    /// Within what time a lock that is free goes to a waiter, if nothing is wrong.
     pub stuck_after: Option<Duration>,
-    /// How far the wall's clock and ours went apart in the course of the phase.
+    /// How far the wall clock and ours drifted apart during the phase.
     pub drift: u64,
-    /// The wall's clock less ours.
+    /// The wall clock less ours.
     pub wall_ahead: u64,
 }
 
@@ -65,11 +65,12 @@ pub struct Report {
     pub refused_writes: u64,
     pub overlaps: u64,
     pub cancelled: u64,
-    /// By how much an answer was late, beyond what the process did not run.
+    /// By how much an answer was late, besides the time in which the process did not run.
     pub latest_answer: u64,
     /// The longest that a lock was free, and wanted, while nothing was wrong.
     pub longest_stuck: u64,
-    /// The shortest time from the last moment of trust until the server gave a lost lock to another.
+    /// The shortest time from the last moment of trust until the server gave a lost lock to
+    /// another.
     pub closest_loss: Option<u64>,
     /// The most that Redis had to do, in percent of what is allowed.
     pub busiest: u64,

@@ -5,14 +5,15 @@ use std::collections::{HashMap, HashSet};
 use super::{Demands, Hold, Report, Violation};
 use crate::history::{Event, What};
 
-/// How many tokens one fence of the server stands for: the first is for whoever it gave the lock to, the others for hand-offs in
-/// that process.
+/// How many tokens one fence of the server stands for: the first is for the request that it gave
+/// the lock to, the others for hand-offs in that process.
 const HANDOFFS: u64 = 1024;
 
-/// Whoever began to ask when another had the lock already, or had had it, gets a higher token.
+/// A request that began when another had the lock already, or had had it, gets a higher token.
 ///
-/// Whatever happens, with one exception: when data was lost, a process that has not heard of it may hand the lock on within, while
-/// another has it from Redis. The tokens of these hand-offs belong to the grant before the loss, and the store refuses them as such.
+/// There is one exception: when data was lost, a process that has not heard of it may hand the lock
+/// on within itself, while another has it from Redis. The tokens of these hand-offs belong to the
+/// grant before the loss, and the store refuses them as such.
 pub(super) fn check(holds: &[&Hold], demands: &Demands, report: &mut Report) {
     let mut seen = HashSet::new();
     let mut moments: Vec<(u64, bool, &Hold)> = Vec::new();
@@ -20,8 +21,8 @@ pub(super) fn check(holds: &[&Hold], demands: &Demands, report: &mut Report) {
         if !seen.insert(hold.token) {
             violated(report, "each token once", hold, hold);
         }
-        // The order of two that trusted the lock one after the other is known even if both waited all the time. (Of a hold with
-        // one look, the lock was had at some moment of that look.)
+        // The order of two that trusted the lock one after the other is known even if both waited
+        // all the time. (Of a hold with one look, the lock was had at some moment of that look.)
         let (from, until) = match hold.trusted {
             Some((one, other)) if demands.exclusive => (one.min(other), one.max(other)),
             _ => (hold.asked, hold.granted),
@@ -59,7 +60,7 @@ fn violated(report: &mut Report, rule: &'static str, before: &Hold, hold: &Hold)
     });
 }
 
-/// As it tells itself.
+/// According to the store itself.
 pub(super) fn check_store(stored: &[(String, Vec<u64>)], report: &mut Report) {
     for (key, tokens) in stored {
         for pair in tokens.windows(2).filter(|pair| pair[0] > pair[1]) {
@@ -74,7 +75,7 @@ pub(super) fn check_store(stored: &[(String, Vec<u64>)], report: &mut Report) {
     }
 }
 
-/// Whoever is refused has lost the lock, and knows it when it looks.
+/// A holder that the store refuses has lost the lock, and knows it when it looks.
 pub(super) fn check_refusals(
     events: &[Event],
     holds: &[Hold],
@@ -88,12 +89,17 @@ pub(super) fn check_refusals(
     for event in events.iter().filter(|event| event.what == What::Rejected) {
         let hold = holds[&(event.by, event.id)];
         if hold.trusted.is_some_and(|(_, until)| until > event.at) {
-            violated(report, "whoever is refused has lost the lock", hold, hold);
+            violated(
+                report,
+                "a holder that is refused has lost the lock",
+                hold,
+                hold,
+            );
         }
     }
 }
 
-/// An event whose answer was there once is not handled again.
+/// An event that had a response once is not handled again.
 pub(super) fn check_replays(
     events: &[Event],
     holds: &[Hold],

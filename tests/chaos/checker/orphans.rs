@@ -1,4 +1,4 @@
-//! No lock is held by nobody: renewed in Redis by a process in which no request has it.
+//! No lock is an orphan: renewed in Redis by a process in which no request has it.
 
 use std::collections::HashMap;
 
@@ -7,11 +7,11 @@ use super::{Hold, Report, Violation};
 use crate::clock::MS;
 use crate::history::{Event, What};
 
-/// For how long a renewal may be on its way.
+/// How long a renewal may be on its way.
 const LATE: u64 = 600 * MS;
 /// Two renewals that are further apart were not sent at the same time.
 const APART: u64 = 100 * MS;
-/// What the server's clock and ours make of the same time.
+/// How much the server's clock and ours may differ about the same time.
 const ROUNDING: u64 = 20 * MS;
 
 /// A look at a lock, after which it was there for so much longer.
@@ -59,7 +59,7 @@ pub(super) fn check(
                 continue;
             }
             let is_renewed = after.from + after.left > before.until + before.left + ROUNDING;
-            // Who has it may not have had a chance to say so.
+            // Its holder may not have had a chance to say so.
             let is_apart = |first: &&Look<'_>| {
                 let stalled = stalls.of_process_between(*worker, first.from, after.until);
                 before.from > first.until + APART + stalled
@@ -114,7 +114,7 @@ fn workers<'a>(
 
 fn violated(report: &mut Report, key: &str, worker: u32, look: &Look<'_>) {
     report.violations.push(Violation {
-        rule: "no lock is held by nobody",
+        rule: "no lock is an orphan",
         what: format!(
             "process {worker} renews {}, which no request of it has",
             look.token

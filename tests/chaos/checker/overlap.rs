@@ -1,8 +1,9 @@
 //! No two trust that they hold the lock of one key at the same time.
 //!
-//! `is_held()` said so once before the interval of a hold, and once after: if it is right, the lock was this holder's for
-//! all of it, whatever its process was stopped for in between. So there is nothing to be made allowance for but what takes
-//! the lock out of Redis: data that is lost, and a clock that is set forward, by which the server lets it expire early.
+//! `is_held()` said so once before the interval of a hold, and once after: if it is right, the lock
+//! was this holder's for all of it, whatever its process was stopped for in between. So the only
+//! allowance is for what takes the lock out of Redis: data that is lost, and a clock that is set
+//! forward, by which the server lets it expire early.
 
 use super::{Demands, Hold, Report, Violation};
 

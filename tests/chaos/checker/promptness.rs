@@ -7,7 +7,7 @@ use crate::clock::MS;
 use crate::history::{Event, What};
 use crate::runtimes;
 
-/// What a busy machine may add, beside the time in which a process did not run at all.
+/// What a busy machine may add, besides the time in which a process did not run at all.
 pub const SLACK: u64 = 300 * MS;
 
 /// When the runtimes of processes did not run.
@@ -18,7 +18,7 @@ impl Stalls {
         let mut stalls: HashMap<_, Vec<(u64, u64)>> = HashMap::new();
         for event in events.iter().filter(|event| event.what == What::Stall) {
             let stalls = stalls.entry((event.by, event.id)).or_default();
-            // One that blocks its thread says so, and the pulse does too.
+            // A handler that blocks its thread notes that, and the pulse does too.
             match stalls.last_mut() {
                 Some((begin, end)) if event.before < *end => {
                     (*begin, *end) = ((*begin).min(event.before), event.at);

@@ -6,7 +6,7 @@ use super::promptness::Stalls;
 use super::{Demands, Hold, Report, Violation};
 use crate::clock::MS;
 
-/// For how late a signal may come in a process that had the processor all the time.
+/// How late a signal may come in a process that had the processor all the time.
 const SLACK: u64 = 15 * MS;
 
 pub(super) fn check(holds: &[&Hold], demands: &Demands, stalls: &Stalls, report: &mut Report) {
@@ -15,7 +15,8 @@ pub(super) fn check(holds: &[&Hold], demands: &Demands, stalls: &Stalls, report:
     }
     let mut in_order = holds.to_vec();
     in_order.sort_by_key(|hold| hold.token);
-    // Among those with lower tokens: who trusted it last, and who was told of its loss last.
+    // Among the holds with lower tokens: which was trusted last, and which was told of its loss
+    // last.
     let mut last: Option<(u64, &Hold)> = None;
     let mut told: Option<(u64, &Hold)> = None;
     for hold in in_order {

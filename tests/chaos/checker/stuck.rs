@@ -1,4 +1,4 @@
-//! A lock that nobody has, and somebody waits for, goes to somebody before long, once nothing is wrong any more.
+//! A lock that is free and waited for goes to a waiter before long, once nothing is wrong any more.
 
 use std::collections::HashMap;
 
@@ -23,7 +23,7 @@ pub(super) fn check(events: &[Event], holds: &[Hold], demands: &Demands, report:
         if longest > limit.as_nanos() as u64 {
             report.violations.push(Violation {
                 rule: "no lock is stuck",
-                what: format!("nobody had it for {} ms, and somebody waited", longest / MS),
+                what: format!("it was free for {} ms while a request waited", longest / MS),
                 key: key.to_owned(),
                 at: since,
                 requests: Vec::new(),
@@ -32,7 +32,7 @@ pub(super) fn check(events: &[Event], holds: &[Hold], demands: &Demands, report:
     }
 }
 
-/// How long nobody had the lock while somebody waited and nothing was wrong; and since when.
+/// How long the lock was free while a request waited and nothing was wrong; and since when.
 fn longest_gap(key: &str, events: &[Event], holds: &[Hold]) -> (u64, u64) {
     // Each begins (+1) or ends (-1): a fault, a hold, a wait.
     let mut changes: Vec<(u64, [i64; 3])> = Vec::new();

@@ -1,4 +1,4 @@
-//! What a handler's lease has to do with what its client is told, and with the next run.
+//! How a handler's lease bears on what its client is told, and on the next run.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use super::{Demands, Hold, Report, Violation};
 use crate::history::{Event, What};
 
 /// A handler that saw that its lease was over, and then returned, has not succeeded: another may
-/// have run. An event's has if its answer could still be kept. Then no other runs.
+/// have run. An event's has if its response could still be kept. Then no other runs.
 pub(super) fn check_success(events: &[Event], holds: &[Hold], report: &mut Report) {
     let outlived = holds
         .iter()

@@ -9,9 +9,10 @@ use tokio::process::Command;
 use tokio::sync::OnceCell;
 
 use super::Scene;
-use crate::random::Random;
+use crate::support::random::Random;
 
-/// The library (Debian: apt-get install faketime), if it is installed and this redis-server runs with it.
+/// The library (Debian: apt-get install faketime), if it is installed and this redis-server runs
+/// with it.
 pub async fn library() -> Option<&'static Path> {
     static LIBRARY: OnceCell<Option<PathBuf>> = OnceCell::const_new();
     LIBRARY.get_or_init(look).await.as_deref()
@@ -43,8 +44,8 @@ async fn look() -> Option<PathBuf> {
 
 /// The environment of a server whose clock can be set: see [`set`].
 pub fn environment(library: &Path, dir: &Path) -> Vec<(String, String)> {
-    // The first of them has the C library's own `malloc`: jemalloc, which Redis is linked with, looks at the clock itself,
-    // and libfaketime needs memory to tell it.
+    // The first of them has the C library's own `malloc`: jemalloc, which Redis is linked with,
+    // looks at the clock itself, and libfaketime needs memory to tell it.
     let preload = format!("libc_malloc_debug.so.0 {}", library.display());
     let file = dir.join("clock").display().to_string();
     [
@@ -66,7 +67,7 @@ pub fn set(dir: &Path, ms: i64) {
 
 pub async fn disturb(scene: Arc<Scene>, forward: bool, mut random: Random) {
     let mut offset = 0;
-    while scene.pause(random.ms(100, 900)).await {
+    while scene.pause(random.millis(100, 900)).await {
         let step = match forward {
             true if random.chance(30) => random.below(3_600_000),
             true => random.below(1000),

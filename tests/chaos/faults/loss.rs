@@ -1,11 +1,12 @@
-//! Redis loses data: it starts again without, is emptied, or gives way to a replica that has missed the last writes.
+//! Redis loses data: it starts again without, is emptied, or gives way to a replica that has missed
+//! the last writes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Scene;
 use crate::proxy::Cut;
-use crate::random::Random;
+use crate::support::random::Random;
 
 /// A pair: the replica can be promoted at once.
 pub const PAIR: &[&str] = &[
@@ -17,14 +18,14 @@ pub const PAIR: &[&str] = &[
 
 pub async fn disturb(scene: Arc<Scene>, mut random: Random) {
     let mut primary = 0;
-    while scene.pause(random.ms(100, 900)).await {
+    while scene.pause(random.millis(100, 900)).await {
         match random.below(4) {
             0 => scene.fault("FLUSHALL", flush(&scene, primary)).await,
             1 => {
                 scene
                     .fault(
                         "Redis killed, empty",
-                        restart(&scene, primary, random.ms(0, 200)),
+                        restart(&scene, primary, random.millis(0, 200)),
                     )
                     .await;
             }
@@ -67,13 +68,13 @@ async fn promote(scene: &Scene, primary: usize, random: &mut Random) {
     }
     // From here on, it misses what is written.
     scene.command(replica, "REPLICAOF NO ONE").await;
-    tokio::time::sleep(random.ms(0, 300)).await;
+    tokio::time::sleep(random.millis(0, 300)).await;
     let port = scene.servers[replica].lock().await.port;
     // Not all hear of it at the same moment.
     for place in &scene.crew.places {
         place.proxy.target.send_replace(port);
         place.proxy.cut(random.pick(&[Cut::Close, Cut::Reset]));
-        tokio::time::sleep(random.ms(0, 200)).await;
+        tokio::time::sleep(random.millis(0, 200)).await;
     }
     pair(scene, replica).await;
 }

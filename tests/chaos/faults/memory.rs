@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Scene;
-use crate::random::Random;
+use crate::support::random::Random;
 
 pub async fn disturb(scene: Arc<Scene>, mut random: Random) {
-    while scene.pause(random.ms(50, 500)).await {
+    while scene.pause(random.millis(50, 500)).await {
         scene
-            .fault("out of memory", full(&scene, random.ms(10, 250)))
+            .fault("out of memory", full(&scene, random.millis(10, 250)))
             .await;
     }
 }

@@ -13,15 +13,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client};
 use tokio::sync::watch;
 
-use crate::common::RedisServer;
 use crate::crew::Crew;
 use crate::history::{Log, What};
+use crate::support::{RedisServer, connect_patiently};
 
-/// What those who make the faults of a phase share.
+/// What the gremlins of a phase share.
 pub struct Scene {
     pub crew: Crew,
     pub servers: Vec<tokio::sync::Mutex<RedisServer>>,
@@ -62,27 +60,17 @@ impl Scene {
             cmd.arg(word);
         });
         // Some of them end this connection too.
-        match admin(&url).await {
-            Some(mut connection) => match cmd.query_async::<redis::Value>(&mut connection).await {
+        match connect_patiently(&url).await {
+            Ok(mut connection) => match cmd.query_async::<redis::Value>(&mut connection).await {
                 Ok(value) => redis::from_redis_value(value).unwrap_or_default(),
                 Err(_) => String::new(),
             },
-            None => String::new(),
+            Err(_) => String::new(),
         }
     }
 }
 
-/// A connection that waits for as long as it takes.
-pub async fn admin(url: &str) -> Option<MultiplexedConnection> {
-    let patient = AsyncConnectionConfig::new().set_response_timeout(None);
-    let client = Client::open(url).unwrap();
-    client
-        .get_multiplexed_async_connection_with_config(&patient)
-        .await
-        .ok()
-}
-
-/// Those who make faults, each at its own pace.
+/// They make faults, each at its own pace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gremlin {
     Network,
@@ -101,7 +89,7 @@ pub enum Gremlin {
 pub fn spawn(
     gremlin: Gremlin,
     scene: &Arc<Scene>,
-    random: &mut crate::random::Random,
+    random: &mut crate::support::random::Random,
 ) -> Vec<tokio::task::JoinHandle<()>> {
     let scene = || Arc::clone(scene);
     match gremlin {

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::Scene;
 use crate::proxy::{Cut, Way, Weather};
-use crate::random::Random;
+use crate::support::random::Random;
 
 pub async fn disturb(scene: Arc<Scene>, place: usize, mut random: Random) {
     let proxy = Arc::clone(&scene.crew.places[place].proxy);
-    while scene.pause(random.ms(50, 1500)).await {
-        let late = Way::Late(random.ms(5, 300));
+    while scene.pause(random.millis(50, 1500)).await {
+        let late = Way::Late(random.millis(5, 300));
         let (name, weather, cut, longest) = match random.below(12) {
             0 => ("latency", both(late), None, 1000),
             1 => ("latency one way", one(late, &mut random), None, 1000),
@@ -70,10 +70,10 @@ pub async fn disturb(scene: Arc<Scene>, place: usize, mut random: Random) {
                     proxy.cut(cut);
                 }
                 proxy.weather.send_replace(weather);
-                tokio::time::sleep(random.ms(0, longest)).await;
+                tokio::time::sleep(random.millis(0, longest)).await;
                 if name == "black hole, then reset" {
                     proxy.cut(Cut::Reset);
-                    tokio::time::sleep(random.ms(1, 5)).await;
+                    tokio::time::sleep(random.millis(1, 5)).await;
                 }
                 proxy.weather.send_replace(Weather::FINE);
             })
@@ -83,12 +83,12 @@ pub async fn disturb(scene: Arc<Scene>, place: usize, mut random: Random) {
 
 pub async fn outages(scene: Arc<Scene>, place: usize, mut random: Random) {
     let proxy = Arc::clone(&scene.crew.places[place].proxy);
-    while scene.pause(random.ms(200, 900)).await {
+    while scene.pause(random.millis(200, 900)).await {
         let weather = one(Way::Hold, &mut random);
         scene
             .fault("outage one way", async {
                 proxy.weather.send_replace(weather);
-                tokio::time::sleep(random.ms(400, 800)).await;
+                tokio::time::sleep(random.millis(400, 800)).await;
                 proxy.weather.send_replace(Weather::FINE);
             })
             .await;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::Scene;
-use crate::random::Random;
+use crate::support::random::Random;
 use crate::worker::TTL;
 
 pub async fn disturb(scene: Arc<Scene>, mut random: Random) {
     let ttl = TTL.as_millis() as u64;
-    while scene.pause(random.ms(50, 900)).await {
+    while scene.pause(random.millis(50, 900)).await {
         let place = random.below(scene.crew.places.len() as u64) as usize;
         match random.below(5) {
             0 => {
@@ -20,7 +20,7 @@ pub async fn disturb(scene: Arc<Scene>, mut random: Random) {
                 scene
                     .fault(
                         "worker stopped briefly",
-                        scene.crew.stop(place, random.ms(5, ttl)),
+                        scene.crew.stop(place, random.millis(5, ttl)),
                     )
                     .await;
             }
@@ -28,7 +28,7 @@ pub async fn disturb(scene: Arc<Scene>, mut random: Random) {
                 scene
                     .fault(
                         "worker stopped > TTL",
-                        scene.crew.stop(place, random.ms(ttl, 2 * ttl)),
+                        scene.crew.stop(place, random.millis(ttl, 2 * ttl)),
                     )
                     .await;
             }

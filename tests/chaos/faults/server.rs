@@ -4,21 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Scene;
-use crate::random::Random;
+use crate::support::random::Random;
 use crate::worker::TTL;
 
 pub async fn disturb(scene: Arc<Scene>, mut random: Random) {
     let ttl = TTL.as_millis() as u64;
-    while scene.pause(random.ms(100, 1200)).await {
+    while scene.pause(random.millis(100, 1200)).await {
         match random.below(9) {
             0..2 => {
                 scene
-                    .fault("Redis stopped < TTL", stop(&scene, random.ms(5, ttl)))
+                    .fault("Redis stopped < TTL", stop(&scene, random.millis(5, ttl)))
                     .await;
             }
             2 => {
                 scene
-                    .fault("Redis stopped > TTL", stop(&scene, random.ms(ttl, 2 * ttl)))
+                    .fault(
+                        "Redis stopped > TTL",
+                        stop(&scene, random.millis(ttl, 2 * ttl)),
+                    )
                     .await;
             }
             3..5 => {

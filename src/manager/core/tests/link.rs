@@ -1,5 +1,5 @@
-//! What is in flight between a manager and the server: what the driver of a real store does, command
-//! by command.
+//! [`Link`]: what is in flight between a manager and the server. It does what the driver of a real
+//! store does, command by command, and goes wrong in every way in which that may.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -15,43 +15,42 @@ use crate::manager::slot::Rules;
 use crate::store::fake::{FakeStore, Pending, Times, Truth};
 use crate::store::{Command, Events, Failure, Granted, Notice, Outcome, Record, Reply, Store};
 
-/// How long until what the server refused is tried again.
+/// How long until a release or completion that the server refused is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
 pub(super) struct Link {
     pub(super) core: Arc<Core>,
     process: usize,
     times: Times,
-    /// Sent, and not carried out.
+    /// Sent, and not carried out yet.
     calls: VecDeque<Call>,
-    /// Sent by the server, and not here yet.
+    /// Replies and notices that have not arrived yet.
     incoming: VecDeque<Incoming>,
-    /// Sent on a connection that broke, and not carried out.
+    /// Commands that were sent on a connection that broke, and not carried out yet.
     late: VecDeque<(LockKey, Command<Record, ()>)>,
-    /// What ends a hold, and the server refused.
+    /// Releases and completions that the server refused.
     refused: Vec<Pending>,
     retry_at: Option<Time>,
-    /// By key: the token whose lock was passed on to another process last, and when that is to be
-    /// looked after.
+    /// By key: the token from which the lock last passed to another process, and when that grant
+    /// must have expired.
     passed_on: HashMap<LockKey, (u64, Time)>,
-    /// When the newest command was sent whose reply is here.
+    /// When the newest command with a reply was sent.
     observed: Time,
     pub(super) dates_grants: bool,
     pub(super) refuses_records: bool,
-    /// No reply, or none that is of use, has come where a server that is there would have given
-    /// one.
+    /// The connection has broken, or a command has failed: a request may then fail, too.
     pub(super) had_trouble: bool,
     /// When that was the last time.
     pub(super) last_trouble: Time,
-    /// The server may have something for nobody: a command was carried out late, or a release
-    /// given up.
+    /// The server may have something for a token that no slot has: a command was carried out late,
+    /// or a release given up.
     pub(super) left_something: bool,
-    /// Replys and notices did not tell what the server has.
+    /// Replies or notices were not true.
     pub(super) was_deceived: bool,
-    /// By token: how long a slot trusts its lease at the least, from the replies that it got.
-    pub(super) trusted: HashMap<u64, Time>,
-    /// The reply to every so many commands is lost, and nobody notices.
-    pub(super) drops_answers: bool,
+    /// By token: until when its lease is valid at least, by the replies that its slot got.
+    pub(super) valid_until: HashMap<u64, Time>,
+    /// The reply to the second command of each call is lost, and its outcome never told.
+    pub(super) drops_replies: bool,
 }
 
 struct Call {
@@ -88,8 +87,8 @@ impl Link {
             last_trouble: Time::now(),
             left_something: false,
             was_deceived: false,
-            trusted: HashMap::new(),
-            drops_answers: false,
+            valid_until: HashMap::new(),
+            drops_replies: false,
         };
         link.store().set_connected(true);
         link
@@ -132,8 +131,8 @@ impl Link {
             })
         });
         let replies = replies.collect();
-        // What the server tells this process meanwhile goes before its reply.
-        for (_, key, notice) in truth.told.extract_if(.., |(to, ..)| *to == self.process) {
+        // The notices that the call led to arrive before its reply.
+        for (_, key, notice) in truth.notices.extract_if(.., |(to, ..)| *to == self.process) {
             self.incoming.push_back(Incoming::Notice(key, notice));
         }
         self.incoming.push_back(Incoming::Replies(call, replies));
@@ -152,7 +151,7 @@ impl Link {
         Some(())
     }
 
-    /// The server tells this process something.
+    /// The server sends this process a notice.
     pub(super) fn push(&mut self, key: LockKey, notice: Notice) {
         if self.store().is_connected() {
             self.incoming.push_back(Incoming::Notice(key, notice));
@@ -171,7 +170,7 @@ impl Link {
             && (self.store().commands().is_empty() || !self.store().is_connected())
     }
 
-    /// What the server sent first comes in.
+    /// The oldest reply or notice in flight arrives.
     pub(super) fn deliver(&mut self, tamper: Tamper) -> Option<()> {
         match self.incoming.pop_front()? {
             Incoming::Replies(call, replies) => self.deliver_reply(call, replies, tamper),
@@ -195,7 +194,7 @@ impl Link {
             match tamper {
                 Tamper::Unfit {
                     command,
-                    answer: number,
+                    reply: number,
                 } if command % count == place => {
                     self.was_deceived = true;
                     reply = Some(unfit(number));
@@ -213,7 +212,7 @@ impl Link {
                     self.trouble();
                     reply = None;
                 }
-                _ if self.drops_answers && place == 1 => continue,
+                _ if self.drops_replies && place == 1 => continue,
                 _ => {}
             }
             match reply {
@@ -238,14 +237,14 @@ impl Link {
                 self.passed_on.insert(pending.key.clone(), (token, expires));
             }
             (Command::Acquire { token, .. }, Ok(Reply::Acquired { .. })) => {
-                self.trusted
+                self.valid_until
                     .insert(token, sent_at + Rules::validity(self.times.ttl));
             }
             (Command::Renew { token }, Ok(Reply::Renewed { .. })) => {
                 let until = sent_at + Rules::validity(self.times.ttl);
-                let trusted = self.trusted.get_mut(&token);
-                if let Some(trusted) = trusted.filter(|trusted| **trusted > now) {
-                    *trusted = until.max(*trusted);
+                let valid_until = self.valid_until.get_mut(&token);
+                if let Some(valid_until) = valid_until.filter(|valid_until| **valid_until > now) {
+                    *valid_until = until.max(*valid_until);
                 }
             }
             _ => {}
@@ -272,8 +271,7 @@ impl Link {
         StoreEvents(&self.core).is_held(key, token)
     }
 
-    /// The connection breaks. What the server was sent and has not carried out may get there
-    /// `late`.
+    /// The connection breaks. The server may carry out `late` what was sent on it.
     pub(super) fn break_off(&mut self, truth: &mut Truth, fate: Fate, late: bool) {
         if !self.store().is_connected() {
             return;
@@ -281,10 +279,10 @@ impl Link {
         self.trouble();
         self.store().set_connected(false);
         truth.is_there[self.process] = false;
-        let mut unanswered = Vec::new();
+        let mut without_reply = Vec::new();
         for incoming in std::mem::take(&mut self.incoming) {
             if let Incoming::Replies(call, _) = incoming {
-                unanswered.push(call);
+                without_reply.push(call);
             }
         }
         let calls = std::mem::take(&mut self.calls);
@@ -307,9 +305,9 @@ impl Link {
         if fate == Fate::GivenUp && late {
             self.late.extend(releases);
         }
-        unanswered.extend(calls);
+        without_reply.extend(calls);
         let mut again = Vec::new();
-        for call in unanswered {
+        for call in without_reply {
             for pending in call.commands {
                 let is_kept = match fate {
                     Fate::SentAgain => pending.attempts < 2,
@@ -340,8 +338,7 @@ impl Link {
         }
     }
 
-    /// Fails what is queued, but for what ends a hold, which stays for as long as there may be a
-    /// lock.
+    /// Fails queued commands. Those that end a hold stay for as long as there may be a lock.
     pub(super) fn fail_queued(&mut self, fails: impl Fn(&Pending) -> bool) {
         self.trouble();
         let now = Time::now();
@@ -373,7 +370,7 @@ impl Link {
         }
     }
 
-    /// When [`pass_time`](Self::pass_time) next has something to do.
+    /// Returns when [`pass_time`](Self::pass_time) next has something to do.
     pub(super) fn next(&self) -> Option<Time> {
         let timeout = self.core.command_timeout;
         let oldest_call = self.incoming.iter().filter_map(|incoming| match incoming {
@@ -392,8 +389,8 @@ impl Link {
         regrants.chain(overdue).chain(self.retry_at).min()
     }
 
-    /// The store tells what became of a command within the command timeout, or that it cannot
-    /// say.
+    /// Does what is due by now: commands that are late fail, those that were refused are tried
+    /// again, and grants that expired are passed on.
     pub(super) fn pass_time(&mut self, truth: &mut Truth) {
         let now = Time::now();
         let timeout = self.core.command_timeout;
@@ -430,7 +427,7 @@ impl Link {
         }
     }
 
-    /// Commands that have no reply yet, wherever they are.
+    /// Visits all commands that have no outcome yet, wherever they are.
     pub(super) fn pending(&self, mut visit: impl FnMut(&Pending)) {
         self.store().commands().iter().for_each(&mut visit);
         self.refused.iter().for_each(&mut visit);
@@ -462,7 +459,7 @@ fn failure(unknown: bool) -> Failure {
     }
 }
 
-/// Some reply, which may or may not be one to the command.
+/// Returns some reply, which may or may not fit the command.
 fn unfit(number: usize) -> Reply {
     match number {
         0 => Reply::Intact,

@@ -1,7 +1,8 @@
-//! Random programs on whole managers, with a [server](crate::store::fake) that a test speaks for
-//! and a clock that it sets.
+//! Random programs on whole managers. The test speaks for the [server](crate::store::fake), and
+//! sets the clock.
 //!
-//! They run in the member `proofs`. `CORE_CASES` says how many (10 000). A million:
+//! They run in the member `proofs`, 10 000 of them unless `CORE_CASES` says another number. A
+//! million:
 //!
 //! ```sh
 //! CORE_CASES=1000000 cargo test --release -p tower-distributed-lock-proofs --all-features --lib \
@@ -19,7 +20,7 @@ use program::{Step, Tamper};
 use tasks::Watch;
 use world::World;
 
-fn run(steps: &[Step], drops_answers: bool) -> Result<(), TestCaseError> {
+fn run(steps: &[Step], drops_replies: bool) -> Result<(), TestCaseError> {
     #[cfg(feature = "tracing")]
     let _subscriber = tracing::subscriber::set_default(tasks::Subscriber);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -29,7 +30,7 @@ fn run(steps: &[Step], drops_answers: bool) -> Result<(), TestCaseError> {
         .expect("a runtime");
     let _watch = Watch::begin();
     let wrong = runtime.block_on(tokio::task::unconstrained(async {
-        let mut world = World::new(drops_answers);
+        let mut world = World::new(drops_replies);
         for step in steps {
             world.step(step).await;
             if let Some(wrong) = world.wrong() {
@@ -46,7 +47,7 @@ fn config(cases: u32) -> Config {
         cases,
         failure_persistence: None,
         max_shrink_iters: 20_000,
-        // Half of the time would go into a better one.
+        // A better generator would take half of the time.
         rng_algorithm: RngAlgorithm::XorShift,
         ..Config::default()
     }
@@ -64,7 +65,7 @@ fn whatever_happens_locks_are_held_once_requests_are_answered_and_nothing_is_lef
 }
 
 #[test]
-fn an_answer_that_is_lost_without_a_word_is_noticed() {
+fn a_reply_that_is_lost_without_a_word_is_noticed() {
     let rng = TestRng::deterministic_rng(RngAlgorithm::XorShift);
     let mut runner = TestRunner::new_with_rng(config(10_000), rng);
     let result = runner.run(&program::programs(), |steps| run(&steps, true));
@@ -84,7 +85,7 @@ const TAKE: Step = Step::Take {
 
 #[test]
 fn a_request_that_is_cancelled_wakes_nobody_while_its_slot_is_locked() {
-    // Its waker would panic there, and the slot be given up.
+    // If its waker were called there, it would panic, and the slot would be given up.
     let touchy = Step::Take {
         manager: 0,
         key: 0,
@@ -95,15 +96,15 @@ fn a_request_that_is_cancelled_wakes_nobody_while_its_slot_is_locked() {
 }
 
 #[test]
-fn a_record_where_a_lock_should_be_is_an_error_to_whoever_asked() {
+fn a_record_where_a_lock_should_be_is_an_error_of_the_request() {
     let tamper = Tamper::Unfit {
         command: 0,
-        answer: 5,
+        reply: 5,
     };
-    let reply = Step::Deliver {
+    let deliver = Step::Deliver {
         manager: 0,
         count: 1,
         tamper,
     };
-    holds(&[TAKE, Step::Send(0), Step::CarryOut(0), reply]);
+    holds(&[TAKE, Step::Send(0), Step::CarryOut(0), deliver]);
 }

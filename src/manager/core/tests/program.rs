@@ -16,28 +16,29 @@ pub(super) enum Step {
         wait: Option<u64>,
         touchy: bool,
     },
-    /// The future of a request, of a release or of a completion is dropped. Whom a number means
-    /// is up to what there is.
+    /// The future of a request, of a release or of a completion is dropped: the one with this place
+    /// among those that there are.
     Cancel(usize),
     End {
         guard: usize,
         end: End,
         touchy: bool,
     },
-    /// Somebody waits for the loss of a lock.
+    /// A task waits for the loss of a lock.
     Watch {
         guard: usize,
         touchy: bool,
     },
-    /// Time passes, in ms. Meanwhile the server may be `served`: all commands get there, and all
-    /// answers back.
+    /// Time passes, in ms. If it is `served`, all commands get to the server meanwhile, and all
+    /// replies back.
     Pass {
         ms: u64,
         served: bool,
     },
-    /// All that is on its way to this manager or from it gets there, and what follows from that.
+    /// Everything that is in flight to this manager or from it arrives, and so does what follows
+    /// from that.
     Exchange(usize),
-    /// So does one call, whose reply takes its time.
+    /// One call is carried out. Its reply arrives after that time.
     Slowly {
         manager: usize,
         ms: u64,
@@ -45,7 +46,7 @@ pub(super) enum Step {
     /// All commands that were not sent yet go out together.
     Send(usize),
     CarryOut(usize),
-    /// What the server sent comes in, one after the other, before any request gets to run.
+    /// The next replies and notices arrive, one after the other, before any request gets to run.
     Deliver {
         manager: usize,
         count: usize,
@@ -56,12 +57,12 @@ pub(super) enum Step {
         fate: Fate,
         late: bool,
     },
-    /// There is no new connection.
+    /// No new connection can be made: what is queued fails.
     FailQueued(usize),
     Reconnect(usize),
     /// The server carries out the next command that was sent on a connection that broke.
     CarryOutLate(usize),
-    /// From now on, the server refuses to put records in place, or no longer.
+    /// From now on, the server refuses completions, or accepts them again.
     Refuse {
         manager: usize,
         refuses: bool,
@@ -84,7 +85,7 @@ pub(super) enum Step {
     Overwrite(usize),
     /// The server loses its data.
     Flush,
-    /// From now on, whoever is told of events panics, or no longer.
+    /// From now on, the subscriber of events panics, or no longer does.
     Subscriber {
         panics: bool,
     },
@@ -101,26 +102,26 @@ pub(super) enum End {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Tamper {
     Nothing,
-    /// Its answer belongs to another kind of command.
+    /// It is replaced by some other reply, which may not fit the command.
     Unfit {
         command: usize,
-        answer: usize,
+        reply: usize,
     },
     Twice {
         command: usize,
     },
-    /// The server says that it failed.
+    /// The server says that the command failed.
     Error {
         command: usize,
     },
 }
 
-/// What becomes of the commands without an answer when a connection breaks.
+/// What becomes of the commands without a reply when a connection breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     SentAgain,
     Fail,
-    /// No answer came in time: behind them, on the old connection, go releases.
+    /// No reply came in time: they fail, and releases follow them on the old connection.
     GivenUp,
 }
 
@@ -129,20 +130,17 @@ pub(super) enum Fate {
 pub(super) enum Unasked {
     Changed,
     AllChanged,
-    /// To the token that has the lock, to one that waits for it, or to one that nobody knows.
-    Wanted(Whom),
-    Granted {
-        whom: Whom,
-        dated: bool,
-        ttl: u64,
-    },
+    Contended(Whom),
+    Granted { whom: Whom, dated: bool, ttl: u64 },
 }
 
+/// The token that a notice is about.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Whom {
-    Owner,
+    Holder,
     Waiter,
-    Nobody,
+    /// A token that was never used.
+    Unknown,
 }
 
 pub(super) fn programs() -> impl Strategy<Value = Vec<Step>> {
@@ -206,7 +204,7 @@ fn tamper() -> impl Strategy<Value = Tamper> {
     prop_oneof![
         12 => Just(Tamper::Nothing),
         1 => (0..3_usize, 0..8_usize)
-            .prop_map(|(command, answer)| Tamper::Unfit { command, answer }),
+            .prop_map(|(command, reply)| Tamper::Unfit { command, reply }),
         1 => (0..3_usize).prop_map(|command| Tamper::Twice { command }),
         2 => (0..3_usize).prop_map(|command| Tamper::Error { command }),
     ]
@@ -217,11 +215,11 @@ fn fate() -> impl Strategy<Value = Fate> {
 }
 
 fn unasked() -> impl Strategy<Value = Unasked> {
-    let whom = || prop_oneof![Just(Whom::Owner), Just(Whom::Waiter), Just(Whom::Nobody)];
+    let whom = || prop_oneof![Just(Whom::Holder), Just(Whom::Waiter), Just(Whom::Unknown)];
     prop_oneof![
         2 => Just(Unasked::Changed),
         1 => Just(Unasked::AllChanged),
-        2 => whom().prop_map(Unasked::Wanted),
+        2 => whom().prop_map(Unasked::Contended),
         1 => (whom(), any::<bool>(), 1..3000_u64)
             .prop_map(|(whom, dated, ttl)| Unasked::Granted { whom, dated, ttl }),
     ]

@@ -1,5 +1,5 @@
-//! Futures that a case polls itself, with wakers that may panic, and what is told of a panic that
-//! nobody meant.
+//! Futures that a case polls itself, with wakers that may panic, and reports of panics that are no
+//! part of the case.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -14,14 +14,15 @@ use futures_util::task::AtomicWaker;
 thread_local! {
     /// Whether a case runs on this thread.
     static WATCHED: Cell<bool> = const { Cell::new(false) };
-    /// Whether this crate may be running, and not the runtime, whose timers wake as well.
+    /// Whether wakers and subscribers may panic: not while the runtime runs, whose timers wake,
+    /// too.
     static ARMED: Cell<bool> = const { Cell::new(false) };
     static SUBSCRIBER_PANICS: Cell<bool> = const { Cell::new(false) };
     static SUBSCRIBER_PANICKED: Cell<bool> = const { Cell::new(false) };
     static PANICKED: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// What a panic that is part of a case carries. It does not reach the panic hook.
+/// The payload of a panic that is part of a case. Such a panic does not reach the panic hook.
 struct Meant;
 
 /// Watches this thread for as long as a case runs.
@@ -56,7 +57,7 @@ pub(super) fn report(what: String) {
     PANICKED.with_borrow_mut(|panicked| panicked.get_or_insert(what).truncate(400));
 }
 
-/// What went wrong out of the case's sight: a panic that was caught and that nobody meant.
+/// Returns what went wrong out of the case's sight: a panic that was caught and is no part of it.
 pub(super) fn reported() -> Option<String> {
     PANICKED.take()
 }
@@ -69,7 +70,7 @@ pub(super) fn subscriber_panics(panics: bool) {
     SUBSCRIBER_PANICS.set(panics);
 }
 
-/// Runs what must not panic, whatever wakers and subscribers do.
+/// Runs `work`, and reports a panic: none may get out, whatever wakers and subscribers do.
 pub(super) fn unwinds<T>(work: impl FnOnce() -> T) -> Option<T> {
     let result = catch_unwind(AssertUnwindSafe(work));
     result.map_err(|panic| report(message(&*panic))).ok()
@@ -84,17 +85,17 @@ fn message(panic: &(dyn Any + Send)) -> String {
 
 pub(super) struct Task<T> {
     future: Pin<Box<dyn Future<Output = T>>>,
-    bell: Arc<Bell>,
+    flag: Arc<TaskWaker>,
     waker: Waker,
 }
 
-struct Bell {
+struct TaskWaker {
     is_woken: AtomicBool,
     is_touchy: bool,
     all: Arc<AtomicWaker>,
 }
 
-impl Wake for Bell {
+impl Wake for TaskWaker {
     fn wake(self: Arc<Self>) {
         self.is_woken.store(true, Ordering::Relaxed);
         self.all.wake();
@@ -118,24 +119,24 @@ impl<T> Task<T> {
         is_touchy: bool,
         all: &Arc<AtomicWaker>,
     ) -> Self {
-        let bell = Arc::new(Bell {
+        let flag = Arc::new(TaskWaker {
             is_woken: AtomicBool::new(true),
             is_touchy,
             all: Arc::clone(all),
         });
         Self {
             future: Box::pin(future),
-            waker: Waker::from(Arc::clone(&bell)),
-            bell,
+            waker: Waker::from(Arc::clone(&flag)),
+            flag,
         }
     }
 
     pub(super) fn is_woken(&self) -> bool {
-        self.bell.is_woken.load(Ordering::Relaxed)
+        self.flag.is_woken.load(Ordering::Relaxed)
     }
 
     pub(super) fn poll(&mut self) -> Polled<T> {
-        self.bell.is_woken.store(false, Ordering::Relaxed);
+        self.flag.is_woken.store(false, Ordering::Relaxed);
         SUBSCRIBER_PANICKED.set(false);
         let mut context = Context::from_waker(&self.waker);
         let future = self.future.as_mut();
@@ -152,7 +153,7 @@ impl<T> Task<T> {
     }
 }
 
-/// Told of this crate's events.
+/// Gets this crate's events.
 #[cfg(feature = "tracing")]
 pub(super) struct Subscriber;
 

@@ -149,7 +149,7 @@ fn replies_say_what_the_script_means() {
     }
 }
 
-/// What the script's reply to one command says.
+/// Reads the script's reply to one command.
 fn one(key: &LockKey, command: Command<(), ()>, returned: Value) -> Option<Result<Reply, Failure>> {
     let mut replies = replies([(key, &command)].into_iter(), returned).ok()?;
     assert_eq!(replies.len(), 1);
@@ -177,7 +177,7 @@ fn a_reply_that_the_script_does_not_document_is_refused() {
         ] {
             assert!(refuses(Value::Array(vec![value])), "{command:?}");
         }
-        // Behind it comes a text, and nothing else.
+        // Only a text may follow the replies.
         assert!(refuses(Value::Array(vec![Value::Int(2); 2])));
     }
     let refuses = |key, command, replies: &[i64]| {

@@ -1,4 +1,4 @@
-//! The order of commands, whatever happens to them.
+//! The order of commands, whatever fails.
 
 use std::collections::HashSet;
 
@@ -8,19 +8,21 @@ use proptest::prelude::*;
 use super::tests::{MINUTE, Outcomes, closed, store};
 use super::*;
 use crate::store::Record;
+use crate::store::redis::in_flight::InFlight;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Submit(usize, Command<(), ()>),
     Send,
-    /// The oldest call has its reply. Redis refused what ends a hold: some of it, by these bits.
+    /// The oldest call has its reply. By these bits, Redis refused some of its commands that end a
+    /// hold.
     Replied(u8),
-    /// The oldest call fails, but for what ends a hold.
+    /// The oldest call fails, except its commands that end a hold.
     Fails,
     /// All calls are to be sent again.
     Recall,
     Retry,
-    /// Both, and some commands fail: the connection broke.
+    /// The connection breaks: all calls and refused commands are to be sent again, and some fail.
     Breaks,
 }
 
@@ -55,7 +57,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Takes the next call, and checks all that it could have overtaken.
+/// Takes the next call, and checks that its commands overtake none for the same key.
 fn send(store: &RedisStore, in_flight: &mut InFlight<'_>, refused: &HashSet<u64>) {
     let Some(commands) = store.take_commands(in_flight.calls.len()) else {
         return;
@@ -71,7 +73,7 @@ fn send(store: &RedisStore, in_flight: &mut InFlight<'_>, refused: &HashSet<u64>
                 "{pending:?} overtook {later:?}"
             );
         }
-        // A refused one alone comes late.
+        // Only a command that was refused comes late.
         let before = in_flight.calls.iter().flat_map(|(_, commands)| commands);
         for earlier in before.filter(of_key) {
             assert!(
@@ -123,7 +125,7 @@ proptest! {
                 }
             }
         }
-        // All of it goes out in the end.
+        // All commands go out in the end.
         drop(in_flight);
         let mut in_flight = InFlight::new(&store);
         while !store.queue().is_empty() {

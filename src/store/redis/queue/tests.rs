@@ -1,4 +1,4 @@
-//! What fails, what stays, and how much goes out at once.
+//! Which commands fail, which stay, and how many go out at once.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::super::{Address, Settings};
 use super::*;
-use crate::store::Notice;
+use crate::store::{Notice, Outcome};
 
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
@@ -51,7 +51,7 @@ impl RedisStore {
         assert!(done.is_none());
     }
 
-    /// Where each queued command lies.
+    /// Returns where in memory each queued command is.
     fn places(&self) -> HashSet<*const Pending> {
         let queue = self.queue();
         let all = queue.ends.iter().chain(&queue.others);
@@ -95,14 +95,14 @@ fn releases_that_an_outage_left_behind_are_not_gone_through_for_each_call() {
     for number in releases..releases + fresh {
         store.put(number, acquire(number as u64));
     }
-    // All of them are overdue. Those that fail are found without a look at the others.
-    let looks = Cell::new(0);
+    // All of them are overdue. Those that fail are found without going through the others.
+    let visits = Cell::new(0);
     let fails = |_: &Pending| {
-        looks.set(looks.get() + 1);
-        looks.get() <= fresh / 2
+        visits.set(visits.get() + 1);
+        visits.get() <= fresh / 2
     };
     let failing = store.take_failing(fails, &outcomes);
-    assert_eq!((failing.len(), looks.get()), (fresh / 2, fresh / 2 + 1));
+    assert_eq!((failing.len(), visits.get()), (fresh / 2, fresh / 2 + 1));
     store.fail_overdue(&outcomes);
     assert_eq!(outcomes.0.get(), fresh / 2);
     assert_eq!(store.places(), left, "none was moved");
@@ -143,19 +143,19 @@ pub(super) fn closed() -> Error {
 }
 
 #[test]
-fn a_look_for_acquires_goes_no_further_back_than_the_last_one() {
+fn a_search_for_acquires_goes_no_further_back_than_the_last_one() {
     let (store, mut seen) = (store(MINUTE), 0);
-    let mut look = || store.queue().has_new_acquire(&mut seen);
-    assert!(!look());
+    let mut search = || store.queue().has_new_acquire(&mut seen);
+    assert!(!search());
     store.put(1, acquire(1));
-    assert!(look());
-    assert!(!look());
+    assert!(search());
+    assert!(!search());
     store.put(2, Command::Renew { token: 2 });
     store.put(3, release(3));
-    assert!(!look());
+    assert!(!search());
     store.put(4, acquire(4));
     store.put(5, Command::Renew { token: 5 });
-    assert!(look());
+    assert!(search());
 }
 
 #[test]

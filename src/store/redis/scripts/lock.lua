@@ -1,27 +1,30 @@
 -- Carries out a batch of lock operations, in order.
 --
--- KEYS  1: the highest fence given out so far. 2: the epoch. Then for each operation: lock name,
---       queue.
+-- KEYS  1: the highest fence given out so far. 2: the epoch.
+--       Then for each operation: the lock name, and the name of the queue.
 --       A lock is a plain string, the token of its holder, with an expiry: what SET NX PX makes.
 --       A queue is a list of the tokens that wait, one for each process.
 --       The epoch says which server has the data, and since when it may give locks: see
 --       is_quarantined.
--- ARGV  1: what the name of a process's inbox channel begins with. 2: time to live of a lease, in ms.
---       3: time to live of a grant that its process has not taken up yet, in ms. 4: how long no lock
---       is given after data was lost, in ms; 0: loss of data is not looked for.
---       Then for each operation: what to do, token; to complete, also the record, and how long to
---       keep it, in ms.
--- Returns one integer for each operation: what stands above its function, or 0 for an error; -2 for
--- an error of an acquire whose token has got something all the same. Behind them all comes the text
--- of the error, if there was one (of the last one, if there were several).
+-- ARGV  1: what the name of a process's inbox channel begins with.
+--       2: time to live of a lease, in ms.
+--       3: time to live of a grant that its process has not renewed yet, in ms.
+--       4: how long no lock is given after data was lost, in ms; 0: a loss of data is not noticed.
+--       Then for each operation: what to do, and the token; to complete, also the record, and how
+--       long to keep it, in ms.
+--
+-- Returns one value for each operation, which the comment above its function explains; 0 for an
+-- error; -2 for an error of an acquire whose token has got something all the same. If there was an
+-- error, its text follows behind all of them (that of the last one, if there were several).
 --
 -- A token is the process's id, a colon, and a number. Any other value of a lock is that of a client
 -- of another kind; or, where records are kept, the record.
 
 local call = redis.call
--- No token and no record has more bytes: a longer record is kept in parts, and its manifest stands
--- in the lock's place. Of what another client wrote there, one byte more is read, which makes it no
--- record: Lua takes its time over long strings, and keeps Redis from its other clients.
+-- No token and no record has more bytes: a longer record is kept in parts, and its manifest is in
+-- the lock's place. A longer value that another client wrote there is read up to one byte more,
+-- which shows that it is no record: Lua is slow with long strings, and keeps Redis from its other
+-- clients.
 local LONG = 16384
 local clock, epoch = KEYS[1], KEYS[2]
 local inbox, ttl, grant_ttl, quarantine = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -48,7 +51,7 @@ local function is_quarantined()
 end
 
 -- Fences follow the server's clock, in µs, so that they go on rising when all keys are lost. The
--- highest one is remembered, so that they go on rising when the clock is set back.
+-- highest one is stored, so that they go on rising when the clock is set back.
 local fence, stored
 local function next_fence()
   if fence then
@@ -75,12 +78,13 @@ local function tell(process, message)
   call('PUBLISH', inbox .. process, message)
 end
 
--- Whether a process listens to its inbox. (PUBLISH would also count clients that watch all channels.)
+-- Whether a process listens to its inbox. (PUBLISH would also count clients that subscribe to all
+-- channels by a pattern.)
 local function is_there(process)
   return call('PUBSUB', 'NUMSUB', inbox .. process)[2] > 0
 end
 
--- What stands in the lock's place; false if nothing does.
+-- What is in the lock's place; false if nothing is.
 local function read(lock_name)
   local current = call('GETRANGE', lock_name, 0, LONG)
   return (current ~= '' or call('EXISTS', lock_name) == 1) and current
@@ -90,14 +94,15 @@ local function some(count)
   return math.min(count, 1)
 end
 
--- Whether the acquire that is being carried out has got its token the lock, or a place in the queue.
+-- Whether the current acquire has got its token the lock, or a place in the queue.
 local got
 
--- Acquired: 2 × fence, + 1 if processes wait. (An acquire that does not queue does not look whether
--- they do: a lock that was free has waiters only after an accident, and the first renewal tells.)
+-- Acquired: 2 × fence, + 1 if processes wait. (An acquire that may not queue does not find out
+-- whether they do: a lock that was free has waiters only after an accident, and the first renewal
+-- tells.)
 -- Held elsewhere: - (5 + 2 × remaining ms, -1 being no limit, + 1 if the holder is a client of
 -- another kind).
--- Quarantined: -1. The record, if there is one.
+-- Quarantined: -1. The record itself, if there is one.
 local function acquire(lock_name, queue, token, may_queue, may_be_record)
   if is_quarantined() then
     return -1
@@ -127,8 +132,9 @@ local function acquire(lock_name, queue, token, may_queue, may_be_record)
     if length == 1 and process then
       tell(process, 'w' .. number .. ':' .. lock_name)
     end
-    -- Every waiter asks again within the holder's time to live, or its own, so all in a queue that
-    -- expires are dead. Its expiry is never shortened: another process may ask less often than this.
+    -- Every waiter acquires again within the holder's time to live, or its own. So by the time a
+    -- queue expires, all processes in it are dead. Its expiry is never shortened: another process,
+    -- with a longer time to live, may acquire less often than this one.
     local lasts = math.max(remaining, 0) + 3 * ttl
     if call('PTTL', queue) < lasts then
       call('PEXPIRE', queue, lasts)
@@ -137,7 +143,8 @@ local function acquire(lock_name, queue, token, may_queue, may_be_record)
   return -(5 + 2 * remaining + (process and 0 or 1))
 end
 
--- Gives the lock to the first in the queue whose process is there. Returns whether there was one.
+-- Gives the lock to the first token in the queue whose process listens. Returns whether there was
+-- one.
 local function grant(lock_name, queue)
   if is_quarantined() then
     return false
@@ -158,7 +165,7 @@ local function grant(lock_name, queue)
   return false
 end
 
--- 1, + 1 if the token had the lock, + 2 if the lock went to the next.
+-- 1, + 1 if the token had the lock, + 2 if the lock went to the next in the queue.
 local function release(lock_name, queue, token)
   local current = read(lock_name)
   if current ~= token then
@@ -177,8 +184,8 @@ local function release(lock_name, queue, token)
   return reply
 end
 
--- 2: the record is there, by this call or by one whose reply was lost. 1: the lock is not this
--- token's.
+-- 2: the record is in the lock's place, by this call or by an earlier one whose reply was lost.
+-- 1: the lock is not this token's.
 local function complete(lock_name, queue, token, record, retention)
   local current = read(lock_name)
   if current == record then
@@ -197,7 +204,7 @@ local function complete(lock_name, queue, token, record, retention)
   return 2
 end
 
--- 2: renewed. 3: renewed, and processes wait. 1: it is not this token's.
+-- 2: renewed. 3: renewed, and processes wait. 1: the lock is not this token's.
 local function renew(lock_name, queue, token)
   if read(lock_name) ~= token then
     return 1
@@ -206,8 +213,9 @@ local function renew(lock_name, queue, token)
   return 2 + some(call('LLEN', queue))
 end
 
--- 2: the lock is this token's. 1: it is not. It writes nothing: Redis tells the clients that track a
--- name of every write to it, in whatever database, and another's check would follow.
+-- 2: the lock is this token's. 1: it is not. This writes nothing: Redis tells the clients that
+-- track a name of every write to it, in whatever database, and another process would check in its
+-- turn.
 local function check(lock_name, token)
   return read(lock_name) == token and 2 or 1
 end
@@ -235,7 +243,7 @@ local function carry_out_the_rest()
   end
 end
 
--- A call without operations looks after the epoch.
+-- A call without operations only checks the epoch: a quarantine that is due begins.
 if at > last then
   is_quarantined()
 end

@@ -1,4 +1,4 @@
-//! What must be true, at any moment and in the end.
+//! What must be true of every case, at any moment and in the end.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::store::Command;
 use crate::store::fake::{Token, Value};
 
 impl World {
-    /// What is true at any moment.
+    /// Judges what must be true at any moment.
     pub(super) fn judge(&mut self) {
         if self.wrong.is_some() {
             return;
@@ -26,7 +26,7 @@ impl World {
                 .is_some_and(|deadline| deadline + A_TICK < now)
         };
         let late = self.tasks.iter().filter(is_late).count();
-        self.must(late == 0, || format!("{late} without an answer"));
+        self.must(late == 0, || format!("{late} are not done in time"));
         self.judge_guards(now);
         self.judge_losses(now);
         self.judge_meaning();
@@ -58,7 +58,7 @@ impl World {
             let same = |held: &Held| held.guard.key() == guard.key();
             let others = self.guards[..at].iter().filter(|held| same(held));
             if others.clone().any(|held| held.guard.lease().is_held()) && !is_excused {
-                wrong = Some("another has it, too");
+                wrong = Some("another guard holds it, too");
             }
             if let Some(wrong) = wrong {
                 let what = format!("{guard:?} says that it is held, and {wrong}");
@@ -89,7 +89,7 @@ impl World {
         self.must(wrong.is_none(), || wrong.unwrap_or_default());
     }
 
-    /// Who waits for a lock that expires gets it.
+    /// A request that waits for a lock gets it when the lock has expired.
     pub(super) fn judge_patience(&mut self, manager: usize, key: usize, kind: ErrorKind) {
         let (name, now) = (&NAMES[key], Time::now());
         let is_free = self.truth.value(name, now).is_none();
@@ -98,7 +98,7 @@ impl World {
         };
         let link = &self.links[manager];
         let since = expired.max(link.last_trouble).max(self.unserved);
-        // It waits for as long as it was told, from when it was told.
+        // The process waits for the remaining time that a reply named, counted from that reply.
         let soon = since + COMMAND_TIMEOUT + A_WHILE;
         let is_excused = self.lost_data || self.was_deceived() || now <= soon;
         let is_wrong = kind == ErrorKind::TimedOut && is_free && !is_excused;
@@ -107,7 +107,7 @@ impl World {
         });
     }
 
-    /// A slot that is not idle stands for a request, a holder or a record.
+    /// A slot that is not idle has a request, a holder or a record in flight.
     fn judge_meaning(&mut self) {
         for number in 0..MANAGERS {
             for (key, name) in NAMES.iter().enumerate() {
@@ -126,24 +126,26 @@ impl World {
                             && held.guard.lease().grant().token == token
                     }),
                     Standing::Record { token } => {
-                        let mut is_on_its_way = false;
+                        let mut is_in_flight = false;
                         self.links[number].pending(|pending| {
-                            is_on_its_way |= pending.key == *name
+                            is_in_flight |= pending.key == *name
                                 && pending.command.bare() == completion_of(token);
                         });
-                        is_on_its_way
+                        is_in_flight
                     }
                 };
                 self.must(is_meant, || {
-                    format!("the slot of key {key} in manager {number} stands for nobody")
+                    format!(
+                        "the slot of key {key} in manager {number} has no request, holder or record"
+                    )
                 });
             }
         }
     }
 
-    fn waits(&self, number: usize, wanted: usize) -> bool {
+    fn waits(&self, number: usize, key: usize) -> bool {
         self.tasks.iter().any(|running| match running.kind {
-            Kind::Take { manager, key } => manager == number && key == wanted,
+            Kind::Take { manager, key: of } => manager == number && of == key,
             _ => false,
         })
     }
@@ -151,8 +153,8 @@ impl World {
     fn judge_watchers(&mut self) {
         let watched = self.tasks.iter().filter_map(|running| match &running.kind {
             Kind::Watch { manager, lease } if !lease.is_held() => {
-                let is_beside_touchy = self.touchy.contains(&(*manager, lease.grant().lease));
-                (!is_beside_touchy).then_some(lease)
+                let shares_touchy = self.touchy.contains(&(*manager, lease.grant().lease));
+                (!shares_touchy).then_some(lease)
             }
             _ => None,
         });
@@ -162,8 +164,7 @@ impl World {
         });
     }
 
-    /// The slot of a record that is on its way keeps the lock, for as long as its lease is
-    /// trusted.
+    /// The slot of a record that is in flight keeps the lock, for as long as its lease is valid.
     fn judge_completions(&mut self, now: Time) {
         let links = &self.links;
         let mut given_up = false;
@@ -174,18 +175,18 @@ impl World {
                 is_pending |= pending.key == completion.key
                     && pending.command.bare() == completion_of(completion.token);
             });
-            let trusted = link.trusted.get(&completion.token);
-            let is_trusted = now < completion.until && trusted.is_some_and(|until| now < *until);
+            let valid_until = link.valid_until.get(&completion.token);
+            let is_valid = now < completion.until && valid_until.is_some_and(|until| now < *until);
             let is_kept = link.holds(&completion.key, completion.token);
-            given_up |= is_pending && is_trusted && !is_kept;
-            is_pending && is_trusted
+            given_up |= is_pending && is_valid && !is_kept;
+            is_pending && is_valid
         });
         self.must(!given_up, || {
-            "a slot forgot a record that is on its way".to_owned()
+            "a slot gave up a lock whose record is in flight".to_owned()
         });
     }
 
-    /// Nothing is renewed for nobody: who has the lock may release it later.
+    /// A token is renewed only for a holder, or for a record in flight.
     fn judge_renewals(&mut self) {
         let before = std::mem::take(&mut self.renewed);
         for (number, link) in self.links.iter().enumerate() {
@@ -205,7 +206,7 @@ impl World {
             let new = self.renewed.difference(&before);
             let mut needless = new.filter(|renewed| renewed.0 == number && !is_meant(renewed));
             if let (Some((_, token)), None) = (needless.next(), &self.wrong) {
-                self.wrong = Some(format!("token {token} is renewed for nobody"));
+                self.wrong = Some(format!("token {token} is renewed without a holder"));
             }
         }
     }
@@ -231,8 +232,8 @@ impl World {
         }
     }
 
-    /// Once all answers are in, and before any time passes: what is held has a holder, who waits
-    /// is in the queue, and nobody else is.
+    /// Once all replies are in, and before any time passes: each lock that the server has for a
+    /// manager has a holder, managers whose requests wait are in the queue, and no other is.
     pub(super) fn judge_quiet(&mut self) {
         let is_excused = |link: &Link| link.left_something || link.was_deceived;
         if self.lost_data || self.links.iter().any(is_excused) || self.wrong.is_some() {
@@ -240,9 +241,9 @@ impl World {
         }
         let now = Time::now();
         for (key, name) in NAMES.iter().enumerate() {
-            let owner = self.truth.value(name, now).cloned();
+            let current = self.truth.value(name, now).cloned();
             let queue = self.truth.queue(name, now).to_vec();
-            if let Some(Value::Token(token)) = owner {
+            if let Some(Value::Token(token)) = current {
                 let holds = |held: &Held| {
                     held.manager == token.process
                         && held.guard.key() == name
@@ -250,18 +251,20 @@ impl World {
                 };
                 let mut is_held = token.process == NEIGHBOUR || self.guards.iter().any(holds);
                 if let Some(link) = self.links.get(token.process) {
-                    // Refused a while ago, and tried again soon.
+                    // Its release was refused a while ago, and is tried again soon.
                     link.pending(|pending| is_held |= pending.ends_hold() && pending.key == *name);
                 }
-                self.must(is_held, || format!("{token:?} has key {key} for nobody"));
+                self.must(is_held, || {
+                    format!("{token:?} has key {key} without a holder")
+                });
             }
-            // Nobody tells of an expiry: who waits asks again soon.
-            let may_be_free = owner.is_some() || self.truth.expired.contains_key(name);
+            // No notice tells of an expiry: a waiting process acquires again soon.
+            let may_be_free = current.is_some() || self.truth.expired.contains_key(name);
             for number in 0..MANAGERS {
                 let is_in_queue = queue.iter().any(|token| token.process == number);
                 let waits = self.waits(number, key);
                 self.must(waits || !is_in_queue, || {
-                    format!("manager {number} is in the queue of key {key} for nobody")
+                    format!("manager {number} is in the queue of key {key}, and no request waits")
                 });
                 let had_trouble = self.links[number].had_trouble;
                 self.must(may_be_free || had_trouble || !waits, || {
@@ -285,10 +288,10 @@ impl World {
         self.must(left == 0, || format!("{left} tasks are not done"));
         let now = Time::now();
         for name in NAMES.iter() {
-            let owner = self.truth.value(name, now).cloned();
+            let current = self.truth.value(name, now).cloned();
             let queue = self.truth.queue(name, now).to_vec();
-            self.must(owner.is_none() && queue.is_empty(), || {
-                format!("{name:?}: the server still has {owner:?}, and waiting {queue:?}")
+            self.must(current.is_none() && queue.is_empty(), || {
+                format!("{name:?}: the server still has {current:?}, and waiting {queue:?}")
             });
         }
         for number in 0..MANAGERS {

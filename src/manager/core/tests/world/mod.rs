@@ -1,5 +1,4 @@
-//! Managers, the server and all that is between them, and what must be true of them at any
-//! moment.
+//! [`World`]: the managers of a case, the server and the links between them.
 
 mod judge;
 
@@ -27,18 +26,18 @@ use crate::manager::{A_MOMENT, Claimed, LockManager};
 use crate::store::fake::{FakeStore, Times, Token, Truth, Value};
 use crate::store::{Command, Granted, Notice, Record, Store};
 
-/// The processes that are no manager of ours.
+/// Another process, whose commands are carried out at once.
 const NEIGHBOUR: usize = MANAGERS;
 const TTL: Duration = Duration::from_secs(1);
 const COMMAND_TIMEOUT: Duration = Duration::from_millis(200);
 const RETENTION: Duration = Duration::from_millis(1500);
-/// No request waits longer.
+/// No request waits for longer than this.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// Timers are as exact as this.
 const A_TICK: Duration = Duration::from_millis(2);
-/// As long as it takes to renew a lease, or to ask for a lock, where the server is there.
+/// Within this time, a lease is renewed, or a lock acquired again, where the server is there.
 const A_WHILE: Duration = Duration::from_millis(150);
-/// A token that nobody ever had.
+/// A token that was never used.
 const UNKNOWN: u64 = u64::MAX;
 
 static NAMES: LazyLock<[LockKey; KEYS]> = LazyLock::new(|| {
@@ -60,14 +59,14 @@ pub(super) struct World {
     /// The numbers of the neighbour's tokens.
     last_number: u64,
     any_woken: Arc<AtomicWaker>,
-    /// Leases whose loss is watched with a waker that panics: tokio then wakes none of the
-    /// others, and those learn of it from the clock.
+    /// Leases whose loss is watched by a task whose waker panics. Tokio then wakes none of the
+    /// other watchers. They learn of the loss from the clock.
     touchy: HashSet<(usize, u64)>,
-    /// The tokens whose renewal is on its way.
+    /// The tokens whose renewal is in flight.
     renewed: HashSet<(usize, u64)>,
-    /// Something happened to locks in the server that no manager did.
+    /// Locks in the server were overwritten or lost.
     lost_data: bool,
-    /// When time passed last in which the server was not served.
+    /// When time last passed in which commands and replies did not arrive.
     unserved: Time,
     wrong: Option<String>,
 }
@@ -106,8 +105,8 @@ struct Completion {
 }
 
 impl World {
-    pub(super) fn new(drops_answers: bool) -> Self {
-        // The clock begins before any case makes time pass.
+    pub(super) fn new(drops_replies: bool) -> Self {
+        // The crate's clock must begin before any case makes time pass.
         Time::now();
         let any_woken = Arc::new(AtomicWaker::new());
         let mut world = Self {
@@ -132,18 +131,18 @@ impl World {
             world
                 .managers
                 .push(LockManager::from_core(Arc::clone(&core)));
-            let looking = Arc::clone(&core);
-            let looking = async move { tick_slots(&looking).await };
-            let task = Task::new(looking, false, &world.any_woken);
+            let ticking = Arc::clone(&core);
+            let ticking = async move { tick_slots(&ticking).await };
+            let task = Task::new(ticking, false, &world.any_woken);
             world.background.push(task);
             let mut link = Link::new(core, number);
-            link.drops_answers = drops_answers;
+            link.drops_replies = drops_replies;
             world.links.push(link);
         }
         world
     }
 
-    /// What went wrong, if anything did.
+    /// Returns what went wrong, if anything did.
     pub(super) fn wrong(&mut self) -> Option<String> {
         self.wrong.take().or_else(tasks::reported)
     }
@@ -263,7 +262,7 @@ impl World {
         self.judge();
     }
 
-    /// Everything that was begun comes to its end, and nothing is left.
+    /// Lets everything that was begun come to its end, and judges that nothing is left.
     pub(super) async fn settle(mut self) -> Option<String> {
         tasks::subscriber_panics(false);
         for link in &mut self.links {
@@ -380,11 +379,11 @@ impl World {
             kind,
             deadline,
         });
-        // It begins now.
+        // The task begins now.
         self.let_run();
     }
 
-    /// Polls whatever was woken, until nothing is.
+    /// Polls the tasks that were woken, until none is.
     fn let_run(&mut self) {
         loop {
             let mut taken = Vec::new();
@@ -431,7 +430,7 @@ impl World {
         match result {
             Ok(guard) => {
                 let (last, next) = (self.fencing_tokens[key], guard.fencing_token());
-                // A grant may be on its way while the lock is lost, and taken by another.
+                // A grant may be in flight while the lock is lost, and taken by another process.
                 let is_excused = self.lost_data || self.was_deceived();
                 self.must(next > last || is_excused, || {
                     format!("fencing token {next} of key {key} comes after {last}")
@@ -447,7 +446,7 @@ impl World {
                 self.judge_patience(manager, key, error.kind());
                 let link = &self.links[manager];
                 let mut is_excused = link.had_trouble || link.was_deceived;
-                // Its wait was over before the server said anything.
+                // Its wait was over before any reply.
                 link.pending(|pending| {
                     is_excused |= matches!(pending.command, Command::Acquire { .. })
                         && pending.key == NAMES[key];
@@ -463,9 +462,9 @@ impl World {
         self.links.iter().any(|link| link.was_deceived)
     }
 
-    /// Sends what the server told on its way.
+    /// Sends the server's notices to the managers.
     fn publish(&mut self) {
-        for (process, key, notice) in std::mem::take(&mut self.truth.told) {
+        for (process, key, notice) in std::mem::take(&mut self.truth.notices) {
             if let Some(link) = self.links.get_mut(process) {
                 link.push(key, notice);
             }
@@ -473,7 +472,7 @@ impl World {
     }
 
     fn exchange(&mut self, manager: usize) {
-        // Requests that come of it, and answer each other without end, are a mistake.
+        // Commands that lead to others without end are a mistake.
         for _ in 0..50 {
             self.links[manager].send();
             while self.links[manager].carry_out(&mut self.truth).is_some() {
@@ -485,7 +484,9 @@ impl World {
                 return;
             }
         }
-        self.must(false, || format!("manager {manager} asks without end"));
+        self.must(false, || {
+            format!("manager {manager} sends commands without end")
+        });
     }
 
     async fn pass(&mut self, time: Duration, served: bool) {
@@ -520,7 +521,7 @@ impl World {
                 if is_woken || sleep.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(());
                 }
-                // From here on, it is timers that wake.
+                // From here on, only timers wake.
                 tasks::arm(false);
                 Poll::Pending
             })
@@ -532,18 +533,18 @@ impl World {
         let (name, now) = (&NAMES[key], Time::now());
         let of_manager = |token: &Token| (token.process == manager).then_some(token.number);
         let mut token_of = |whom| match whom {
-            Whom::Owner => match self.truth.value(name, now) {
+            Whom::Holder => match self.truth.value(name, now) {
                 Some(Value::Token(token)) => of_manager(token),
                 _ => None,
             },
             Whom::Waiter => self.truth.queue(name, now).iter().find_map(of_manager),
-            Whom::Nobody => None,
+            Whom::Unknown => None,
         };
         let link = &mut self.links[manager];
         match notice {
             Unasked::Changed => link.push(name.clone(), Notice::Changed),
             Unasked::AllChanged => link.push_all_changed(),
-            Unasked::Wanted(whom) => {
+            Unasked::Contended(whom) => {
                 let token = token_of(whom).unwrap_or(UNKNOWN);
                 link.push(name.clone(), Notice::Contended { token });
             }
@@ -569,7 +570,7 @@ impl World {
         };
         let now = Time::now();
         let is_theirs = |token: &Token| token.process == NEIGHBOUR;
-        let owned = match self.truth.value(key, now) {
+        let held = match self.truth.value(key, now) {
             Some(Value::Token(token)) if is_theirs(token) => Some(token.number),
             _ => None,
         };
@@ -578,13 +579,13 @@ impl World {
             .queue(key, now)
             .iter()
             .find(|token| is_theirs(token));
-        let command = match (owned, queued) {
+        let command = match (held, queued) {
             (Some(token), _) => Command::Release {
                 token,
                 contended: true,
                 reply: (),
             },
-            // A process asks once.
+            // A process queues once.
             (None, Some(_)) => return,
             (None, None) => {
                 self.last_number += 1;
@@ -615,7 +616,7 @@ fn core(number: usize) -> Arc<Core> {
     };
     let store = Store::Fake(FakeStore::new(COMMAND_TIMEOUT));
     let core = Core::new(store, rules, COMMAND_TIMEOUT, 4);
-    // Its task is run by the case.
+    // The case runs its background task.
     core.is_running.store(true, Ordering::Relaxed);
     core
 }

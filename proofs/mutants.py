@@ -1,0 +1,272 @@
+#!/usr/bin/env python3
+"""Takes rules out of a copy of the crate, one by one, and runs the tests that must then fail.
+
+    proofs/mutants.py           # all mutants; each takes a build
+    proofs/mutants.py grant     # those with that word in their name
+
+Says which test noticed each. Ends with 1 if one was not noticed, or does not fit the source.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TREE = ROOT / "target" / "mutants" / "tree"
+
+MACHINE = "src/manager/slot/machine/mod.rs"
+REQUESTS = "src/manager/slot/machine/requests.rs"
+HOLDERS = "src/manager/slot/machine/holders.rs"
+REPLIES = "src/manager/slot/machine/replies.rs"
+NOTICES = "src/manager/slot/machine/notices.rs"
+EVENT = "src/manager/core/event.rs"
+BACKGROUND = "src/manager/background.rs"
+SCRIPT = "src/store/redis/scripts/lock.lua"
+
+# The mistake; for each change, the file, the code, and the code in its place; the tests that must
+# notice, each on its own.
+MUTANTS = [
+    (
+        "a slot rests for nobody",
+        [
+            (
+                REPLIES,
+                "match self.slot.waiters.is_empty() {\n            true => State::Idle,",
+                "match attempt.first {\n            true => State::Idle,",
+            )
+        ],
+        [
+            "--lib a_slot_whose_last_waiter_left",
+            "--test model with_requests_of_both_kinds",
+        ],
+    ),
+    (
+        "a lock that nobody takes panics",
+        [
+            (
+                REPLIES,
+                "match self.slot.waiters.is_empty() {\n            true => State::Idle,",
+                "match attempt.first {\n            true => State::Idle,",
+            ),
+            (
+                MACHINE,
+                "let Some(first) = self.slot.waiters.pop() else {\n",
+                "let Some(first) = self.slot.waiters.pop() else {\n            panic!();\n",
+            ),
+            (EVENT, "let result = shielded(|| {", "let result = Some({"),
+        ],
+        ["--test it requests_that_join_and_leave"],
+    ),
+    (
+        "what changed is written to",
+        [(NOTICES, "State::Holding(_) => self.check(),", "State::Holding(_) => self.renew(),")],
+        ["--test it holders_of_one_name"],
+    ),
+    (
+        "a record in flight is forgotten",
+        [
+            (
+                HOLDERS,
+                "            record,\n            reply,\n        });\n        true",
+                "            record,\n            reply,\n        });\n        self.let_go();\n        true",
+            )
+        ],
+        [
+            "--test model with_records_that_redis_refuses",
+            "--test it an_answer_that_redis_refuses_for_a_moment",
+        ],
+    ),
+    (
+        "a grant is trusted for the receiver's time to live",
+        [(NOTICES, "granted.ttl.min(self.env.rules.grant_ttl)", "granted.ttl.max(self.env.rules.grant_ttl)")],
+        [
+            "--test model with_processes_of_different_settings",
+            "--test it a_grant_is_trusted_for_no_longer",
+        ],
+    ),
+    (
+        "the queue expires as the last one asks",
+        [(SCRIPT, "if call('PTTL', queue) < lasts then", "do")],
+        [
+            "--test scripts whatever_clients_do",
+            "--test it a_process_with_a_short_time_to_live",
+        ],
+    ),
+    (
+        "max_hold leaves the lock to expire",
+        [(MACHINE, "if reason == LostReason::MaxHold {", "if false {")],
+        ["--test it a_lock_that_is_lost_by_max_hold"],
+    ),
+    (
+        "a lock goes on as its holder is told of max_hold",
+        [("src/manager/slot/rules.rs", "(limit, limit + Self::margin(self.ttl))", "(limit, limit)")],
+        ["--lib a_holder_has_time_to_stop"],
+    ),
+    (
+        "max_hold cuts off the writing of a record",
+        [("src/manager/guard.rs", "core.recording(&lease, time);", "")],
+        ["--test it an_answer_that_takes_longer_to_write"],
+    ),
+    (
+        "a release that is refused stays on a replica",
+        [
+            (
+                "src/store/redis/driver.rs",
+                'if error.to_string().contains("READONLY") {',
+                'if !pending.ends_hold() && error.to_string().contains("READONLY") {',
+            )
+        ],
+        ["--test it a_release_that_a_replica_refuses"],
+    ),
+    (
+        "a run past its lease succeeds where Redis is silent",
+        [
+            (
+                "src/idempotency/run.rs",
+                "if (error.kind() == ErrorKind::Lost || !was_held)",
+                "if error.kind() == ErrorKind::Lost",
+            )
+        ],
+        ["--test it a_handler_that_blocked_past_its_lease_is_no_success_if"],
+    ),
+    (
+        "a wait that is over was always in vain",
+        [(REQUESTS, "if attempt.unanswered => ErrorKind::Unavailable", "if attempt.unanswered => ErrorKind::TimedOut")],
+        ["--test it a_wait_ends_on_time"],
+    ),
+    (
+        "an answer that came too late refuses all",
+        [
+            (
+                REPLIES,
+                "self.acquire_failed(attempt, &unavailable());\n                    return;",
+                "self.reject_waiting(&unavailable());\n"
+                "                    self.acquire_failed(attempt, &unavailable());\n                    return;",
+            )
+        ],
+        ["--lib who_waits_already_goes_on_to_wait_after"],
+    ),
+    (
+        "the manager stays on a runtime of one thread",
+        [(BACKGROUND, "!self.store.needs_to_run() ||", "true ||")],
+        [
+            "--test it a_manager_works_where_its_own_runtime",
+            "--test it a_lock_is_renewed_while_its_thread",
+        ],
+    ),
+    (
+        "a request has no bound of its own",
+        [("src/store/mod.rs", "Self::Redis(redis) => Some(redis.replies_within())", "Self::Redis(_) => None")],
+        ["--test it a_request_is_answered_though_nothing_drives"],
+    ),
+    (
+        "a waker that panics unwinds",
+        [
+            (
+                EVENT,
+                "            shielded(|| {\n                waiter.send(match decision {",
+                "            let _ = Some({\n                waiter.send(match decision {",
+            )
+        ],
+        ["--test it a_waker_that_panics"],
+    ),
+    (
+        "a background task that panicked is not started again",
+        [(BACKGROUND, "} else if !core.is_running.swap(true, Ordering::SeqCst) {", "} else if false {")],
+        ["--test tracing panics_is_told_and_started_again"],
+    ),
+    (
+        "a caller is told before the slot is",
+        [
+            (
+                "src/store/redis/pending.rs",
+                "        events.replied(&self.key, self.command.bare(), outcome);\n",
+                "        let bare = self.command.bare();\n",
+            ),
+            (
+                "src/store/redis/pending.rs",
+                "            shielded(|| reply.send(settled));\n        }\n",
+                "            shielded(|| reply.send(settled));\n"
+                "            std::thread::sleep(std::time::Duration::from_millis(50));\n        }\n"
+                "        events.replied(&self.key, bare, outcome);\n",
+            ),
+        ],
+        ["--test it managers_with_other_prefixes"],
+    ),
+    (
+        "a handler that blocked past its lease succeeds",
+        [
+            (
+                "src/lock/finish.rs",
+                "if lock.is_lost() {\n        drop(response);",
+                "if false {\n        drop(response);",
+            ),
+            (
+                "src/lock/finish.rs",
+                "if lock.is_lost() {\n        drop(hold_until);",
+                "if false {\n        drop(hold_until);",
+            ),
+        ],
+        ["--test it a_handler_that_blocked_past_its_lease"],
+    ),
+]
+
+
+def copy():
+    """The tracked files and no others, each only if it changed: a build has little to do then."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split("\0")
+    for file in TREE.rglob("*"):
+        if file.is_file() and str(file.relative_to(TREE)) not in names:
+            file.unlink()
+    for name in filter(None, names):
+        source, target = ROOT / name, TREE / name
+        if not source.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists() or target.read_bytes() != source.read_bytes():
+            shutil.copy(source, target)
+
+
+def passes(test):
+    *target, name = test.split(" ")
+    command = ["cargo", "test", "--quiet", "--workspace", "--all-features", *target, "--", name]
+    environment = {**os.environ, "CARGO_TARGET_DIR": str(TREE.parent / "build")}
+    try:
+        done = subprocess.run(
+            command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=300
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    if "running 0 tests" in done.stdout and "running 1" not in done.stdout:
+        raise SystemExit(f"no such test: {test}")
+    if "error: could not compile" in done.stderr:
+        raise SystemExit(f"does not compile, with {test}:\n{done.stderr[-3000:]}")
+    return done.returncode == 0
+
+
+def main():
+    wanted = sys.argv[1:]
+    chosen = [mutant for mutant in MUTANTS if all(word in mutant[0] for word in wanted)]
+    unnoticed = 0
+    for name, changes, tests in chosen:
+        copy()
+        for path, old, new in changes:
+            file = TREE / path
+            source = file.read_text()
+            if source.count(old) != 1:
+                raise SystemExit(f"{name}: not once in {path}: {old!r}")
+            file.write_text(source.replace(old, new))
+        for test in tests:
+            noticed = not passes(test)
+            unnoticed += not noticed
+            print(f"{'noticed' if noticed else 'NOT NOTICED'}: {name}: {test}", flush=True)
+    copy()
+    return 1 if unnoticed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,552 @@
+//! The lock as a model, explored state by state: the crate's own state machine in several
+//! processes, and the logic of the scripts, which `scripts.rs` checks against a real Redis.
+//!
+//! Every mutant breaks one rule. That the checker finds each of them shows that it can.
+
+#![allow(dead_code, unreachable_pub)]
+
+#[path = "../../src/clock.rs"]
+mod clock;
+#[path = "../../src/error.rs"]
+mod error;
+#[path = "../../src/lease/grant.rs"]
+mod lease;
+#[path = "../../src/manager/slot/mod.rs"]
+mod slot;
+#[path = "../../src/store/protocol.rs"]
+mod store;
+#[path = "../../src/manager/waiters.rs"]
+mod waiters;
+
+#[path = "model/redis.rs"]
+mod redis;
+#[path = "model/world.rs"]
+mod world;
+
+use redis::Mutation;
+use stateright::{Checker, HasDiscoveries, Model};
+use world::{FENCES, Faults, LAST, MEANT, Mutant, ONCE, OVERLAP, Plan, SERVED, TTL};
+
+const NONE: Faults = Faults {
+    delays: 0,
+    impatient: 0,
+    cancellations: 0,
+    refusals: 0,
+    disconnections: 0,
+    crashes: 0,
+    foreign: 0,
+    data_losses: 0,
+    lost_pushes: 0,
+    other_commands: 0,
+};
+
+const PLAN: Plan = Plan {
+    requests: &[],
+    first_ttl: TTL,
+    faults: NONE,
+    records: false,
+    mutant: None,
+};
+
+fn holds(requests: &'static [u8], faults: Faults) {
+    explore(Plan {
+        requests,
+        faults,
+        ..PLAN
+    });
+}
+
+fn holds_with_records(requests: &'static [u8], faults: Faults) {
+    explore(Plan {
+        requests,
+        faults,
+        records: true,
+        ..PLAN
+    });
+}
+
+/// The first process has a quarter of the time to live of the others, and gives shorter grants.
+fn holds_with_other_settings(requests: &'static [u8], faults: Faults) {
+    for records in [false, true] {
+        explore(Plan {
+            requests,
+            first_ttl: TTL / 4,
+            faults,
+            records,
+            ..PLAN
+        });
+    }
+}
+
+fn explore(plan: Plan) {
+    let checker = plan.checker().threads(2).spawn_dfs().join();
+    println!(
+        "{:?}: {} states",
+        checker.model(),
+        checker.unique_state_count()
+    );
+    checker.assert_properties();
+}
+
+fn finds(property: &'static str, mutant: Mutant, requests: &'static [u8], faults: Faults) {
+    finds_in(
+        property,
+        Plan {
+            requests,
+            faults,
+            // Only a plan with records has that property.
+            records: property == LAST || property == ONCE,
+            mutant: Some(mutant),
+            ..PLAN
+        },
+    );
+}
+
+fn finds_in(property: &'static str, plan: Plan) {
+    let mutant = plan.mutant.expect("something is to be found");
+    let checker = plan
+        .checker()
+        .finish_when(HasDiscoveries::AllOf([property].into()))
+        .spawn_dfs()
+        .join();
+    let found = checker.discovery(property).expect("it is found");
+    println!(
+        "{mutant:?} breaks \"{property}\": {:?}",
+        found.into_actions()
+    );
+}
+
+#[test]
+fn without_faults() {
+    holds(&[2, 2], NONE);
+    holds(&[1, 1, 1], NONE);
+}
+
+#[test]
+fn with_slow_networks_and_stopped_processes() {
+    let delays = 3;
+    holds(&[1, 1], Faults { delays, ..NONE });
+    let (delays, other_commands) = (1, 1);
+    holds(
+        &[2, 1],
+        Faults {
+            delays,
+            other_commands,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn with_requests_that_give_up() {
+    let (delays, cancellations) = (1, 2);
+    holds(
+        &[2, 1],
+        Faults {
+            delays,
+            cancellations,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn with_connections_that_break() {
+    let (delays, disconnections) = (1, 1);
+    holds(
+        &[1, 1],
+        Faults {
+            delays,
+            disconnections,
+            ..NONE
+        },
+    );
+    let (cancellations, disconnections) = (1, 1);
+    holds(
+        &[2, 1],
+        Faults {
+            cancellations,
+            disconnections,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn with_answers_that_do_not_come_in_time() {
+    let disconnections = 2;
+    holds(
+        &[1, 2],
+        Faults {
+            disconnections,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn with_processes_that_die() {
+    let (delays, crashes) = (2, 1);
+    holds(
+        &[1, 1],
+        Faults {
+            delays,
+            crashes,
+            ..NONE
+        },
+    );
+    holds(&[1, 1, 1], Faults { crashes, ..NONE });
+}
+
+#[test]
+fn with_clients_of_another_kind() {
+    let (delays, foreign) = (2, 1);
+    holds(
+        &[1, 1],
+        Faults {
+            delays,
+            foreign,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn with_pushes_that_are_lost() {
+    let (delays, lost_pushes) = (2, 2);
+    holds(
+        &[1, 1],
+        Faults {
+            delays,
+            lost_pushes,
+            ..NONE
+        },
+    );
+    holds(
+        &[1, 1, 1],
+        Faults {
+            lost_pushes,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn with_data_that_is_lost() {
+    let (delays, data_losses) = (1, 1);
+    holds(
+        &[1, 1],
+        Faults {
+            delays,
+            data_losses,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn with_requests_that_do_not_wait() {
+    let impatient = 2;
+    holds(&[1, 1], Faults { impatient, ..NONE });
+    let (impatient, delays) = (1, 1);
+    holds(
+        &[1, 1],
+        Faults {
+            impatient,
+            delays,
+            ..NONE
+        },
+    );
+}
+
+/// One request waits, another joins it without waiting, the first leaves, and no answer comes.
+#[test]
+fn with_requests_of_both_kinds_that_give_up_while_connections_break() {
+    let (cancellations, disconnections) = (1, 1);
+    let faults = Faults {
+        cancellations,
+        disconnections,
+        ..NONE
+    };
+    let impatient = 1;
+    holds(
+        &[1, 1],
+        Faults {
+            impatient,
+            ..faults
+        },
+    );
+    let (impatient, foreign) = (2, 1);
+    holds(
+        &[1],
+        Faults {
+            impatient,
+            foreign,
+            ..faults
+        },
+    );
+}
+
+#[test]
+fn with_processes_of_different_settings() {
+    let delays = 1;
+    holds_with_other_settings(&[2, 1], Faults { delays, ..NONE });
+    let delays = 3;
+    holds_with_other_settings(&[1, 1], Faults { delays, ..NONE });
+    let (delays, crashes) = (1, 1);
+    holds_with_other_settings(
+        &[1, 1],
+        Faults {
+            delays,
+            crashes,
+            ..NONE
+        },
+    );
+    holds_with_other_settings(&[1, 1, 1], NONE);
+}
+
+#[test]
+fn with_records_that_redis_refuses() {
+    let (delays, refusals) = (2, 2);
+    holds_with_records(
+        &[1, 1],
+        Faults {
+            delays,
+            refusals,
+            ..NONE
+        },
+    );
+    let (refusals, impatient) = (1, 1);
+    holds_with_records(
+        &[2, 1],
+        Faults {
+            refusals,
+            impatient,
+            ..NONE
+        },
+    );
+    let (refusals, disconnections) = (1, 1);
+    holds_with_records(
+        &[1, 1],
+        Faults {
+            refusals,
+            disconnections,
+            ..NONE
+        },
+    );
+    let (refusals, cancellations) = (1, 1);
+    holds_with_records(
+        &[2, 1],
+        Faults {
+            refusals,
+            cancellations,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn with_records() {
+    holds_with_records(&[2, 2], NONE);
+    holds_with_records(&[1, 1, 1], NONE);
+}
+
+#[test]
+fn with_records_and_slow_networks() {
+    let delays = 3;
+    holds_with_records(&[1, 1], Faults { delays, ..NONE });
+}
+
+#[test]
+fn with_records_and_connections_that_break() {
+    let (delays, disconnections) = (1, 1);
+    holds_with_records(
+        &[1, 1],
+        Faults {
+            delays,
+            disconnections,
+            ..NONE
+        },
+    );
+    holds_with_records(
+        &[2, 1],
+        Faults {
+            disconnections,
+            ..NONE
+        },
+    );
+    let disconnections = 2;
+    holds_with_records(
+        &[1, 1],
+        Faults {
+            disconnections,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn with_records_and_processes_that_die() {
+    let (delays, crashes) = (2, 1);
+    holds_with_records(
+        &[1, 1],
+        Faults {
+            delays,
+            crashes,
+            ..NONE
+        },
+    );
+    holds_with_records(&[1, 1, 1], Faults { crashes, ..NONE });
+}
+
+#[test]
+fn with_records_and_pushes_that_are_lost() {
+    let (delays, lost_pushes) = (2, 2);
+    holds_with_records(
+        &[1, 1],
+        Faults {
+            delays,
+            lost_pushes,
+            ..NONE
+        },
+    );
+    holds_with_records(
+        &[1, 1, 1],
+        Faults {
+            lost_pushes,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn a_lease_that_counts_from_the_reply_overlaps() {
+    finds(
+        OVERLAP,
+        Mutant::LeaseCountsFromReply,
+        &[1, 1],
+        Faults { delays: 4, ..NONE },
+    );
+}
+
+#[test]
+fn a_grant_that_counts_from_its_arrival_overlaps() {
+    finds(
+        OVERLAP,
+        Mutant::GrantCountsFromArrival,
+        &[2, 1],
+        Faults { delays: 2, ..NONE },
+    );
+}
+
+#[test]
+fn a_grant_that_counts_from_a_reply_behind_it_overlaps() {
+    let (delays, other_commands) = (2, 1);
+    let faults = Faults {
+        delays,
+        other_commands,
+        ..NONE
+    };
+    finds(OVERLAP, Mutant::GrantCountsFromLaterReply, &[2, 1], faults);
+}
+
+#[test]
+fn without_a_fallback_a_lost_push_is_a_lost_wake_up() {
+    finds(
+        SERVED,
+        Mutant::NoFallback,
+        &[1, 1],
+        Faults {
+            lost_pushes: 1,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn a_new_connection_that_is_not_noticed_loses_a_wake_up() {
+    finds(
+        SERVED,
+        Mutant::ReconnectUnnoticed,
+        &[1, 1],
+        Faults {
+            disconnections: 1,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn a_release_without_token_check_overlaps() {
+    let mutant = Mutant::Script(Mutation::ReleaseWithoutTokenCheck);
+    finds(
+        OVERLAP,
+        mutant,
+        &[2, 1],
+        Faults {
+            cancellations: 1,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn a_renewal_that_re_creates_overlaps() {
+    let mutant = Mutant::Script(Mutation::RenewalRecreates);
+    finds(OVERLAP, mutant, &[2, 2], Faults { delays: 2, ..NONE });
+}
+
+#[test]
+fn fences_that_only_count_fall_when_the_data_is_lost() {
+    let mutant = Mutant::Script(Mutation::FencesByIncrement);
+    finds(
+        FENCES,
+        mutant,
+        &[1, 1],
+        Faults {
+            data_losses: 1,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn a_completion_without_token_check_ends_what_another_holds() {
+    let mutant = Mutant::Script(Mutation::CompletionWithoutTokenCheck);
+    finds(LAST, mutant, &[1, 1], Faults { crashes: 1, ..NONE });
+}
+
+#[test]
+fn a_slot_that_rests_for_nobody_is_found() {
+    let (impatient, cancellations, disconnections) = (1, 1, 1);
+    let faults = Faults {
+        impatient,
+        cancellations,
+        disconnections,
+        ..NONE
+    };
+    finds(MEANT, Mutant::RestsForNobody, &[1, 1], faults);
+}
+
+#[test]
+fn a_record_that_is_forgotten_before_it_is_there_is_found() {
+    let refusals = 1;
+    let faults = Faults { refusals, ..NONE };
+    finds(ONCE, Mutant::CompletionForgotten, &[1, 1], faults);
+    // A waiter in the same process is enough.
+    finds(ONCE, Mutant::CompletionForgotten, &[2], faults);
+}
+
+#[test]
+fn a_grant_that_is_trusted_for_longer_than_it_was_given_overlaps() {
+    finds_in(
+        OVERLAP,
+        Plan {
+            requests: &[2, 1],
+            first_ttl: TTL / 4,
+            faults: Faults { delays: 2, ..NONE },
+            mutant: Some(Mutant::GrantTrustedForOwnTtl),
+            ..PLAN
+        },
+    );
+}

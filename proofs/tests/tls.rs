@@ -1,0 +1,226 @@
+//! `rediss://`, to a real server with a certificate made for it.
+#![cfg(feature = "tls")]
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use support::{
+    FREE_PORT, PATIENCE, RedisServer, eventually, eventually_no_trace, minute, queue_length, run,
+    script_calls, soon, value,
+};
+use tower_distributed_lock::{Error, ErrorKind, LockManager, LostReason};
+
+/// A server that speaks TLS on one port, and plainly on another, for the test's own look at it.
+struct TlsServer {
+    plain: RedisServer,
+    /// The authority that signed its certificate, as PEM.
+    authority: String,
+    files: PathBuf,
+}
+
+impl TlsServer {
+    async fn start() -> Self {
+        Self::start_as(&["localhost", "127.0.0.1"]).await
+    }
+
+    async fn start_as(names: &[&str]) -> Self {
+        let authority = authority();
+        let key = KeyPair::generate().unwrap();
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let params = CertificateParams::new(names).unwrap();
+        let certificate = params.signed_by(&key, &authority).unwrap();
+
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tower-distributed-lock-tls-{}-{number}", std::process::id());
+        let files = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&files).unwrap();
+        let write = |name: &str, text: String| {
+            let path = files.join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let certificate = write("certificate.pem", certificate.pem());
+        let key = write("key.pem", key.serialize_pem());
+        let args = [
+            "--tls-port",
+            FREE_PORT,
+            "--tls-cert-file",
+            &certificate,
+            "--tls-key-file",
+            &key,
+            "--tls-auth-clients",
+            "no",
+        ];
+        Self {
+            plain: RedisServer::start_with(&args).await,
+            authority: authority.pem(),
+            files,
+        }
+    }
+
+    fn port(&self) -> &str {
+        self.plain.argument("--tls-port")
+    }
+
+    fn url(&self) -> String {
+        format!("rediss://127.0.0.1:{}", self.port())
+    }
+
+    async fn locks(&self) -> LockManager {
+        let builder = minute().tls_root_certificate(self.authority.as_str());
+        builder.connect(&self.url()).await.unwrap()
+    }
+}
+
+impl Drop for TlsServer {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.files);
+    }
+}
+
+fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::new([]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// Asserts that the error says that the server at this address cannot be used. Returns its text.
+fn unavailable(result: Result<LockManager, Error>, address: &str) -> String {
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    let text = error.to_string();
+    assert!(text.contains(address), "{text}");
+    text
+}
+
+#[tokio::test]
+async fn a_lock_goes_from_process_to_process_over_tls() {
+    let server = TlsServer::start().await;
+    let redis = server.plain.client().await;
+    let (one, two) = (server.locks().await, server.locks().await);
+    let guard = one.try_acquire("a").await.unwrap();
+    assert!(value(&redis, "lock:a").await.is_some());
+    let refused = two.try_acquire("a").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Held);
+    let first = guard.fencing_token();
+    let waiting = tokio::spawn({
+        let two = two.clone();
+        async move { two.acquire("a", PATIENCE).await }
+    });
+    eventually("the other waits", || async {
+        queue_length(&redis, "a").await == 1
+    })
+    .await;
+    guard.release().await.unwrap();
+    // The lease would have lasted a minute: this process was told.
+    let guard = soon("it is handed over", waiting).await.unwrap().unwrap();
+    assert!(guard.fencing_token() > first);
+    drop(guard);
+    two.close().await;
+    assert_eq!(value(&redis, "lock:a").await, None);
+    eventually_no_trace(&redis).await;
+}
+
+#[tokio::test]
+async fn the_servers_certificate_is_good_for_its_name_as_well() {
+    let server = TlsServer::start().await;
+    let builder = minute().tls_root_certificate(server.authority.as_str());
+    let url = format!("rediss://localhost:{}", server.port());
+    let locks = builder.connect(&url).await.unwrap();
+    let guard = locks.try_acquire("a").await.unwrap();
+    guard.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lock_that_somebody_deletes_is_lost_at_once_over_tls() {
+    let server = TlsServer::start().await;
+    let redis = server.plain.client().await;
+    let locks = server.locks().await;
+    let guard = locks.try_acquire("a").await.unwrap();
+    let before = script_calls(&redis).await;
+    eventually("the lease has been looked at", || async {
+        script_calls(&redis).await > before
+    })
+    .await;
+    run(&redis, "DEL lock:a").await;
+    assert_eq!(soon("we are told", guard.lost()).await, LostReason::Taken);
+}
+
+#[tokio::test]
+async fn after_a_break_it_connects_again_over_tls() {
+    let mut server = TlsServer::start().await;
+    let locks = server.locks().await;
+    locks
+        .try_acquire("a")
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    server.plain.kill();
+    let error = soon("an answer", locks.try_acquire("a")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    server.plain.restart().await;
+    eventually("it works again", || async {
+        match locks.try_acquire("a").await {
+            Ok(guard) => guard.release().await.is_ok(),
+            Err(_) => false,
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_whose_authority_is_unknown_is_refused_and_the_error_says_why() {
+    let server = TlsServer::start().await;
+    let address = format!("127.0.0.1:{} (TLS)", server.port());
+    // First with the authorities that the operating system trusts, then with another one.
+    let text = unavailable(minute().connect(&server.url()).await, &address);
+    assert!(text.contains("certificate"), "{text}");
+    let another = minute().tls_root_certificate(authority().pem());
+    let text = unavailable(another.connect(&server.url()).await, &address);
+    assert!(text.contains("certificate"), "{text}");
+    println!("{text}");
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_name_is_refused_and_the_error_says_why() {
+    let server = TlsServer::start_as(&["redis.example.org"]).await;
+    let builder = minute().tls_root_certificate(server.authority.as_str());
+    let address = format!("127.0.0.1:{} (TLS)", server.port());
+    let text = unavailable(builder.connect(&server.url()).await, &address);
+    assert!(text.contains("certificate"), "{text}");
+    println!("{text}");
+}
+
+#[tokio::test]
+async fn what_is_no_certificate_is_refused_as_a_setting() {
+    let builder = minute().tls_root_certificate("-----BEGIN NONSENSE-----");
+    let error = builder.connect("rediss://127.0.0.1:1").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    println!("{error}");
+}
+
+#[tokio::test]
+async fn without_tls_to_a_tls_port_and_the_other_way_round_the_answer_comes_in_time() {
+    const TIMEOUT: Duration = Duration::from_millis(500);
+    let server = TlsServer::start().await;
+    let plain_to_tls = format!("127.0.0.1:{}", server.port());
+    let tls_to_plain = format!("127.0.0.1:{}", server.plain.port);
+    for (scheme, address) in [("redis", plain_to_tls), ("rediss", tls_to_plain)] {
+        let builder = minute().tls_root_certificate(server.authority.as_str());
+        let builder = builder.command_timeout(TIMEOUT);
+        let started = Instant::now();
+        let url = format!("{scheme}://{address}");
+        let text = unavailable(soon("an answer", builder.connect(&url)).await, &address);
+        let took = started.elapsed();
+        assert!(took < TIMEOUT + Duration::from_secs(1), "{took:?}");
+        println!("{scheme}, after {took:?}: {text}");
+    }
+}

@@ -1,0 +1,66 @@
+//! What requests do that wait for the lock, or want to.
+
+use super::super::{AcquireAttempt, State, Waiter};
+use super::Machine;
+use crate::error::{Error, ErrorKind};
+
+impl<W, R, S: Default> Machine<'_, W, R, S> {
+    /// Returns a number that was never used before.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.env.next_id()
+    }
+
+    /// A request for the lock has come: for now (not `patient`), or for when it is its turn.
+    pub(crate) fn request(&mut self, number: u64, handle: W, patient: bool) {
+        let reject = match self.slot.state {
+            State::Holding(_) | State::Queued { .. } if !patient => Some(ErrorKind::Held),
+            State::Backoff { .. } if !patient => Some(ErrorKind::Unavailable),
+            State::Idle => None,
+            _ if patient && !self.has_room() => Some(ErrorKind::QueueFull),
+            _ => None,
+        };
+        if let Some(kind) = reject {
+            self.reject(handle, Error::of(kind));
+            return;
+        }
+        self.slot.impatient += usize::from(!patient);
+        self.slot.waiters.push(number, Waiter { handle, patient });
+        if matches!(self.slot.state, State::Idle) {
+            let token = self.env.next_id();
+            self.acquire(AcquireAttempt::first(token, patient));
+        }
+    }
+
+    /// Returns whether one more request may wait.
+    fn has_room(&self) -> bool {
+        self.env.has_room && self.slot.waiters.len() < self.env.rules.max_waiters
+    }
+
+    /// A request that did not get the lock has given up.
+    pub(crate) fn cancel(&mut self, number: u64) {
+        let Some(waiter) = self.slot.waiters.remove(number) else {
+            return;
+        };
+        self.slot.impatient -= usize::from(!waiter.patient);
+        if self.slot.waiters.is_empty() {
+            // Whatever the acquire gets, the release behind it gives back.
+            self.stop_acquiring();
+        }
+    }
+
+    /// Returns the error for a waiter whose time is over. Either others held the lock, or the lock
+    /// may well be free, and the store has not replied.
+    pub(crate) fn overdue(&self) -> ErrorKind {
+        match self.slot.state {
+            State::Acquiring { attempt, .. } if attempt.unanswered => ErrorKind::Unavailable,
+            State::Backoff { .. } => ErrorKind::Unavailable,
+            _ => ErrorKind::TimedOut,
+        }
+    }
+
+    /// Rejects every waiter with the same error. A holder stays.
+    pub(crate) fn reject_all(&mut self, error: &Error) {
+        self.reject_waiting(error);
+        self.stop_acquiring();
+    }
+}

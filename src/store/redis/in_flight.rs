@@ -1,0 +1,76 @@
+//! [`InFlight`]: the calls that Redis has not replied to.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+use super::RedisStore;
+use super::pending::Pending;
+use crate::clock::Time;
+
+/// The calls that have no reply yet, in the order in which they were sent, which is that of the
+/// replies.
+///
+/// When this is dropped, the commands go back into the queue: to carry one out twice does no harm.
+pub(super) struct InFlight<'a> {
+    pub(super) store: &'a RedisStore,
+    pub(super) calls: VecDeque<(Time, Vec<Pending>)>,
+    /// Releases and completions that Redis refused. They are tried again.
+    pub(super) refused: Vec<Pending>,
+}
+
+impl<'a> InFlight<'a> {
+    pub(super) fn new(store: &'a RedisStore) -> Self {
+        Self {
+            store,
+            calls: VecDeque::new(),
+            refused: Vec::new(),
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> (Time, Vec<Pending>) {
+        let call = self.calls.pop_front().expect("a reply belongs to a call");
+        self.store
+            .in_flight
+            .fetch_sub(call.1.len(), Ordering::AcqRel);
+        call
+    }
+
+    pub(super) fn push(&mut self, sent_at: Time, commands: Vec<Pending>) {
+        self.store
+            .in_flight
+            .fetch_add(commands.len(), Ordering::AcqRel);
+        self.calls.push_back((sent_at, commands));
+    }
+
+    /// Puts the commands of all calls back into the queue, to be sent again.
+    pub(super) fn recall(&mut self) {
+        let mut commands = Vec::new();
+        while !self.calls.is_empty() {
+            commands.extend(self.pop().1);
+        }
+        self.store.put_back(commands);
+    }
+
+    /// Keeps a release or a completion that Redis refused, to try it again. Later commands for its
+    /// key may overtake it, and find the lock held until then. Its token has no later hold, so it
+    /// can end nothing that began meanwhile.
+    pub(super) fn keep(&mut self, end: Pending) {
+        self.store.in_flight.fetch_add(1, Ordering::AcqRel);
+        self.refused.push(end);
+    }
+
+    pub(super) fn retry(&mut self) {
+        let refused = std::mem::take(&mut self.refused);
+        self.store
+            .in_flight
+            .fetch_sub(refused.len(), Ordering::AcqRel);
+        self.store.put_back(refused);
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.recall();
+        self.retry();
+    }
+}

@@ -1,0 +1,82 @@
+//! [`Pending`]: a command from its submission to its end.
+
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
+use crate::key::{Kind, LockKey};
+use crate::shield::shielded;
+use crate::store::{Command, Events, Failure, Outcome, Reply, settled};
+
+/// A command that has no reply yet.
+#[derive(Debug)]
+pub(super) struct Pending {
+    /// Counts up in order of submission.
+    pub(super) number: u64,
+    pub(super) key: LockKey,
+    pub(super) command: Command,
+    pub(super) submitted: Time,
+    /// How often the command has been sent. It may have been carried out as often.
+    pub(super) attempts: u32,
+    /// Whether it is a release that has let other commands go first, which it does once.
+    pub(super) has_waited: bool,
+}
+
+impl Pending {
+    pub(super) fn ends_hold(&self) -> bool {
+        self.command.ends_hold()
+    }
+
+    pub(super) fn is_about_record(&self) -> bool {
+        self.key.kind() == Kind::Record
+    }
+
+    /// Returns whether no process and no caller is known to wait for this command, and it has not
+    /// let others go first yet.
+    pub(super) fn can_wait(&self) -> bool {
+        let is_awaited = !matches!(
+            self.command,
+            Command::Release {
+                contended: false,
+                reply: None,
+                ..
+            }
+        );
+        !is_awaited && !self.has_waited
+    }
+
+    /// Returns whether Redis may know the token of an acquire.
+    pub(super) fn is_known_there(&self) -> bool {
+        self.attempts > 0 || self.is_repeated()
+    }
+
+    /// Returns whether an attempt before the one that failed may have been carried out.
+    pub(super) fn may_have_been_carried_out_before(&self) -> bool {
+        self.attempts > 1 || self.is_repeated()
+    }
+
+    pub(super) fn is_repeated(&self) -> bool {
+        matches!(self.command, Command::Acquire { again: true, .. })
+    }
+
+    pub(super) fn finish(
+        self,
+        sent_at: Time,
+        result: Result<Reply, Failure>,
+        events: &impl Events,
+    ) {
+        let settled = match result {
+            // An earlier attempt, whose reply was lost, may have released it.
+            Ok(Reply::Released { had_it: false, .. }) if self.attempts > 1 => {
+                Err(Error::of(ErrorKind::Unavailable))
+            }
+            _ => settled(&result),
+        };
+        let outcome = Outcome { sent_at, result };
+        events.replied(&self.key, self.command.bare(), outcome);
+        // Behind the slot's event: the next request of the caller must find the slot as it now is.
+        if let Command::Release { reply, .. } | Command::Complete { reply, .. } = self.command
+            && let Some(reply) = reply
+        {
+            shielded(|| reply.send(settled));
+        }
+    }
+}

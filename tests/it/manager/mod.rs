@@ -1,0 +1,17 @@
+//! The lock manager: its rules over memory and over Redis, and what only Redis can show.
+
+mod accidents;
+mod cancellation;
+mod fencing;
+mod frugality;
+mod hand_offs;
+mod rules;
+mod runtimes;
+mod settings;
+mod waiters;
+
+use std::time::Duration;
+
+use crate::support::PATIENCE;
+
+const WAIT: Duration = PATIENCE;

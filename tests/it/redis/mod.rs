@@ -1,0 +1,52 @@
+//! Redis in trouble, and with other clients: a clear answer, never a hang, never two holders, and
+//! back to work without a restart.
+
+mod interop;
+mod neighbours;
+mod outages;
+mod proxies;
+mod quarantine;
+mod refusals;
+mod releases;
+mod replies;
+mod rights;
+mod waits;
+
+use std::time::Duration;
+
+use tower_distributed_lock::{Error, ErrorKind, LockManager, LockManagerBuilder};
+
+use crate::support::{eventually, soon};
+
+pub const TIMEOUT: Duration = Duration::from_millis(300);
+
+/// A manager with a command timeout that a test can wait for.
+pub fn impatient() -> LockManagerBuilder {
+    LockManager::builder().command_timeout(TIMEOUT)
+}
+
+pub async fn unavailable(locks: &LockManager) -> Error {
+    let error = soon("a result", locks.try_acquire("a")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    error
+}
+
+/// Waits for the first request that works. Every earlier one must have got an answer as well.
+pub async fn recovers(locks: &LockManager) {
+    eventually("locks can be taken again", || async {
+        match locks.try_acquire("recovered").await {
+            Ok(guard) => guard.release().await.is_ok(),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+                false
+            }
+        }
+    })
+    .await;
+}
+
+fn acl(user: &str) -> Vec<&str> {
+    std::iter::once("--user")
+        .chain(user.split_whitespace())
+        .collect()
+}

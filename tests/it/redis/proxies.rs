@@ -1,0 +1,113 @@
+//! Proxies that do harm of one kind each.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A proxy that closes its client's connection when it sees a command. If `late` says so, what it
+/// had read reaches the server later.
+pub async fn closing(
+    server: u16,
+    command: &'static [u8],
+    times: usize,
+    late: Option<Duration>,
+) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let closed = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&closed);
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let counter = Arc::clone(&counter);
+            tokio::spawn(async move {
+                let (mut client_read, mut client_write) = client.into_split();
+                let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                let (mut server_read, mut server_write) = server.into_split();
+                let answers = tokio::spawn(async move {
+                    let _ = tokio::io::copy(&mut server_read, &mut client_write).await;
+                });
+                let mut buffer = vec![0; 1 << 16];
+                while let Ok(length @ 1..) = client_read.read(&mut buffer).await {
+                    let chunk = &buffer[..length];
+                    let is_it = chunk.windows(command.len()).any(|window| window == command);
+                    if is_it && counter.fetch_add(1, Ordering::SeqCst) < times {
+                        answers.abort();
+                        drop(client_read);
+                        let Some(late) = late else {
+                            return;
+                        };
+                        tokio::time::sleep(late).await;
+                        server_write.write_all(chunk).await.unwrap();
+                        // Long enough for the server to read it before it sees the connection end.
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        return;
+                    }
+                    server_write.write_all(chunk).await.unwrap();
+                }
+            });
+        }
+    });
+    (port, closed)
+}
+
+/// A proxy that puts another reply in the place of the fence that comes with a lock.
+pub async fn garbling(server: u16, reply: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+            let (mut client_read, mut client_write) = client.into_split();
+            let (mut server_read, mut server_write) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut client_read, &mut server_write).await });
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 1 << 16];
+                while let Ok(length @ 1..) = server_read.read(&mut buffer).await {
+                    let text = str::from_utf8(&buffer[..length]).unwrap();
+                    let garbled = match text.strip_prefix("*1\r\n:") {
+                        Some(fence) if fence.len() > 12 => format!("*1\r\n{reply}"),
+                        _ => text.to_owned(),
+                    };
+                    client_write.write_all(garbled.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    });
+    url
+}
+
+/// A proxy that delays each direction without holding up what comes behind.
+pub async fn slow(server: u16, delay: Duration) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+            let (client_read, client_write) = client.into_split();
+            let (server_read, server_write) = server.into_split();
+            for (mut from, mut to) in [(client_read, server_write), (server_read, client_write)] {
+                let (sender, mut chunks) = tokio::sync::mpsc::unbounded_channel();
+                tokio::spawn(async move {
+                    let mut buffer = vec![0; 1 << 16];
+                    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+                        let due = tokio::time::Instant::now() + delay;
+                        let _ = sender.send((due, buffer[..length].to_vec()));
+                    }
+                });
+                tokio::spawn(async move {
+                    while let Some((due, chunk)) = chunks.recv().await {
+                        tokio::time::sleep_until(due).await;
+                        let _ = to.write_all(&chunk).await;
+                    }
+                });
+            }
+        }
+    });
+    url
+}

@@ -1,0 +1,78 @@
+//! Commands whose connection dies, and replies that make no sense.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tower_distributed_lock::{ErrorKind, LockManager};
+
+use super::proxies::{closing, garbling};
+use super::unavailable;
+use crate::support::{PATIENCE, RedisServer, eventually, eventually_no_trace, soon, value};
+
+#[tokio::test]
+async fn a_connection_that_dies_at_every_command_is_told_after_two_attempts() {
+    let server = RedisServer::start().await;
+    let (port, closed) = closing(server.port, b"EVALSHA", usize::MAX, None).await;
+    let locks = LockManager::connect(&format!("redis://127.0.0.1:{port}"))
+        .await
+        .unwrap();
+    unavailable(&locks).await;
+    // The release that follows may have been sent as well.
+    assert!(closed.load(Ordering::SeqCst) <= 10);
+}
+
+#[tokio::test]
+async fn a_copy_of_a_command_that_arrives_after_the_release_is_undone_as_soon_as_somebody_waits() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let late = Some(Duration::from_millis(200));
+    let (port, _) = closing(server.port, b"EVALSHA", 1, late).await;
+    let minute = LockManager::builder().ttl(Duration::from_secs(60));
+    let locks = minute
+        .clone()
+        .connect(&format!("redis://127.0.0.1:{port}"))
+        .await
+        .unwrap();
+    let other = minute.connect(&server.url()).await.unwrap();
+    // The first attempt is cut off, and the second gets the lock. The first arrives after the
+    // release.
+    let guard = locks.try_acquire("a").await.unwrap();
+    drop(guard);
+    eventually("the late copy has taken the lock", || async {
+        value(&redis, "lock:a").await.is_some()
+    })
+    .await;
+    let guard = soon("the other is served", other.acquire("a", PATIENCE))
+        .await
+        .unwrap();
+    drop(guard);
+    eventually_no_trace(&redis).await;
+}
+
+#[tokio::test]
+async fn a_reply_of_a_wrong_form_is_refused_and_what_it_hides_is_released() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    for reply in [
+        "$1\r\nx\r\n",
+        ":1\r\n",
+        ":18014398509481986\r\n",
+        "+OK\r\n",
+        "*0\r\n",
+    ] {
+        let locks = LockManager::builder().ttl(Duration::from_secs(60));
+        let url = garbling(server.port, reply).await;
+        let locks = locks.connect(&url).await.unwrap();
+        let asked = tokio::spawn({
+            let locks = locks.clone();
+            async move { locks.try_acquire("a").await.map(drop) }
+        });
+        let error = soon("a result", asked)
+            .await
+            .expect("no panic")
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{reply:?}");
+        assert!(error.to_string().contains("form"), "{error}");
+        eventually_no_trace(&redis).await;
+    }
+}

@@ -1,0 +1,143 @@
+//! One suite for every store: the same tests over memory and over Redis.
+
+use tower_distributed_lock::{IdempotencyLayer, LockManager, LockManagerBuilder};
+
+use crate::support::{RedisServer, eventually, eventually_no_trace, minute, names, run};
+
+/// Runs each of these tests twice, over memory and over Redis. They take the fixture that is named
+/// first: a [`Store`] or [`Nodes`].
+macro_rules! on_every_store {
+    ($fixture:ident: $($name:ident)*) => {
+        mod over_memory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(super::$fixture::in_memory().await).await;
+            })*
+        }
+        mod over_redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(super::$fixture::over_redis().await).await;
+            })*
+        }
+    };
+}
+
+/// A store, which managers with any settings can have.
+pub struct Store {
+    /// `None`: managers keep their locks in memory, each its own.
+    pub server: Option<RedisServer>,
+}
+
+impl Store {
+    pub async fn in_memory() -> Self {
+        Self { server: None }
+    }
+
+    pub async fn over_redis() -> Self {
+        let server = RedisServer::start().await;
+        Self {
+            server: Some(server),
+        }
+    }
+
+    pub async fn manager(&self, builder: LockManagerBuilder) -> LockManager {
+        match &self.server {
+            Some(server) => builder.connect(&server.url()).await.unwrap(),
+            None => builder.in_memory().unwrap(),
+        }
+    }
+
+    /// A manager with the default settings.
+    pub async fn locks(&self) -> LockManager {
+        self.manager(LockManager::builder()).await
+    }
+}
+
+/// Two nodes over one Redis; or, in memory, one node that is asked twice.
+pub struct Nodes {
+    pub server: Option<RedisServer>,
+    pub one: LockManager,
+    pub two: LockManager,
+}
+
+impl Nodes {
+    pub async fn in_memory() -> Self {
+        let Store { server } = Store::in_memory().await;
+        let one = minute().in_memory().unwrap();
+        let two = one.clone();
+        Self { server, one, two }
+    }
+
+    pub async fn over_redis() -> Self {
+        let store = Store::over_redis().await;
+        Self {
+            one: store.manager(minute()).await,
+            two: store.manager(minute()).await,
+            server: store.server,
+        }
+    }
+
+    /// An idempotency layer for each node.
+    pub fn layers(&self) -> [IdempotencyLayer; 2] {
+        [&self.one, &self.two].map(|locks| IdempotencyLayer::new(locks.clone()))
+    }
+
+    /// The first node's.
+    pub fn layer(&self) -> IdempotencyLayer {
+        IdempotencyLayer::new(self.one.clone())
+    }
+
+    /// Waits until node two has its place in the queue of the only key that a request waits for.
+    pub async fn both_wait(&self) {
+        let Some(server) = &self.server else {
+            return;
+        };
+        let redis = server.client().await;
+        eventually("the other node waits", || async {
+            match &names(&redis, "*:queue:*").await[..] {
+                [queue] => run(&redis, &format!("LLEN {queue}")).await == redis::Value::Int(1),
+                _ => false,
+            }
+        })
+        .await;
+    }
+
+    /// Waits until nothing but records is left in Redis.
+    pub async fn nothing_but_records_is_left(&self) {
+        let Some(server) = &self.server else {
+            return;
+        };
+        let redis = server.client().await;
+        eventually("nothing but records is left", || async {
+            for name in names(&redis, "*").await {
+                let is_record = name.ends_with("}:record") && {
+                    let value: Vec<u8> = redis::cmd("GET")
+                        .arg(&name)
+                        .query_async(&mut redis.clone())
+                        .await
+                        .unwrap();
+                    value.starts_with(b"TDLR")
+                };
+                if !is_record && name != "{lock:}:fence" {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    }
+
+    /// Waits until nothing is left of any lock. In memory, the lock `a` stands for all.
+    pub async fn are_at_rest(&self) {
+        match &self.server {
+            Some(server) => eventually_no_trace(&server.client().await).await,
+            None => {
+                eventually("the lock is free", || async {
+                    self.one.try_acquire("a").await.is_ok()
+                })
+                .await;
+            }
+        }
+    }
+}
