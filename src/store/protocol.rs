@@ -37,6 +37,8 @@ pub(crate) enum Command<R = Record, S = Option<ReplySender>> {
         /// Another process is known to wait for the lock: this release must not let other commands
         /// go first.
         contended: bool,
+        /// The token may be in the queue.
+        queued: bool,
         reply: S,
     },
     /// If the lock still is this token's, puts the record in its place, sends [`Notice::Changed`]
@@ -87,10 +89,14 @@ impl<R, S> Command<R, S> {
                 again,
             },
             Self::Release {
-                token, contended, ..
+                token,
+                contended,
+                queued,
+                ..
             } => Command::Release {
                 token,
                 contended,
+                queued,
                 reply,
             },
             Self::Complete {

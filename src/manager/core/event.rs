@@ -169,6 +169,7 @@ impl Core {
             let release = Command::Release {
                 token: lease.grant().token,
                 contended: true,
+                queued: false,
                 reply: None,
             };
             self.store.submit(now, key, release);

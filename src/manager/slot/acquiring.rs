@@ -17,11 +17,12 @@ pub(super) struct AcquireAttempt {
 }
 
 impl AcquireAttempt {
-    /// Returns an acquire for requests that have just come.
-    pub(super) fn first(token: u64, queue: bool) -> Self {
+    /// Returns an acquire for requests that have just come. It does not queue: the lock is free, as a
+    /// rule.
+    pub(super) fn first(token: u64) -> Self {
         Self {
             token,
-            queue,
+            queue: false,
             watch: false,
             again: false,
             first: true,
@@ -33,9 +34,10 @@ impl AcquireAttempt {
     /// yet.
     pub(super) fn anew(token: u64) -> Self {
         Self {
+            queue: true,
             first: false,
             unanswered: false,
-            ..Self::first(token, true)
+            ..Self::first(token)
         }
     }
 

@@ -176,6 +176,7 @@ impl Table {
         table.now = table.now + TTL;
         table.request('a', true);
         table.acquire_replied(1, Duration::ZERO, HELD);
+        table.acquire_replied(1, Duration::ZERO, HELD);
         table
     }
 

@@ -1,11 +1,11 @@
 //! How commands are put to Redis, and what its replies mean.
 //!
-//! A take of a free lock, and a check, are commands of Redis; the rest are [scripts] for one lock
-//! each. Whatever is queued goes out in one write, and each command has replies of its own.
+//! A take of a lock, and a check, are commands of Redis. The others are [scripts] for one lock each.
+//! All that is queued goes out in one write, and each command has replies of its own.
 
 use std::time::Duration;
 
-use redis::{Cmd, Pipeline, RedisError, ServerErrorKind, Value};
+use redis::{Cmd, Pipeline, RedisError, Value};
 
 use super::Settings;
 use super::names::{lock_name, queue_name};
@@ -20,24 +20,34 @@ const MAX_TOKEN: usize = 64;
 const MAX_VALUE: usize = 16 << 10;
 /// Lua's numbers are exact up to here.
 pub(super) const MAX_FENCE: u64 = 1 << 53;
-/// Stands behind the token of a lock that other processes wait for.
+/// Stands behind the token of a lock that processes wait for.
 const MARK: u8 = b'!';
 
 /// What a connection has found out about its server.
 #[derive(Debug)]
 pub(super) struct Server {
-    /// Whether `SET` takes `NX` and `GET` together (Redis 7).
+    /// Whether `SET` takes `NX` and `GET` together, as it does from Redis 7.0 on.
     pub(super) takes_with_get: bool,
     /// Whether the server tells when another client changes what was read.
     pub(super) watches: bool,
-    /// What the counter of fences had when the connection was made. A lower number means that
-    /// the server lost its data.
+    /// A number that the counter of fences has had. A lower one says that the server lost its data.
     pub(super) seed: u64,
-    /// The epoch, where quarantine is on.
-    pub(super) epoch: Option<String>,
+    /// The epoch, where quarantine is on. Another one says the same.
+    pub(super) epoch: Option<Vec<u8>>,
+    /// Whether locks may be given.
+    pub(super) may_give: bool,
 }
 
-/// A command, as it is put to Redis.
+/// A command that is put to Redis.
+#[derive(Clone, Copy)]
+pub(super) struct Sent<'a> {
+    pub(super) key: &'a LockKey,
+    pub(super) command: &'a Command,
+    /// Whether it was sent before.
+    pub(super) is_repeated: bool,
+}
+
+/// How it is put to Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Take,
@@ -49,26 +59,54 @@ enum Way {
     Check,
 }
 
-impl Way {
-    fn of<R, S>(command: &Command<R, S>, is_repeated: bool) -> Self {
-        match command {
-            // Its token is new to Redis, and does not wait.
+impl Sent<'_> {
+    fn way(&self) -> Way {
+        match self.command {
+            // A token that Redis has not seen, and that does not wait.
             Command::Acquire {
                 queue: false,
                 again: false,
+                watch: false,
                 ..
-            } if !is_repeated => Self::Take,
-            Command::Acquire { .. } => Self::Acquire,
+            } if !self.is_repeated => Way::Take,
+            Command::Acquire { .. } => Way::Acquire,
             Command::Release {
                 contended: false,
                 queued: false,
                 ..
-            } => Self::Release,
-            Command::Release { .. } => Self::Grant,
-            Command::Renew { .. } => Self::Renew,
-            Command::Complete { .. } => Self::Complete,
-            Command::Check { .. } => Self::Check,
+            } => Way::Release,
+            Command::Release { .. } => Way::Grant,
+            Command::Renew { .. } => Way::Renew,
+            Command::Complete { .. } => Way::Complete,
+            Command::Check { .. } => Way::Check,
         }
+    }
+
+    fn takes(&self) -> bool {
+        matches!(self.way(), Way::Take | Way::Acquire)
+    }
+
+    fn token(&self, settings: &Settings) -> String {
+        let (Command::Acquire { token, .. }
+        | Command::Release { token, .. }
+        | Command::Complete { token, .. }
+        | Command::Renew { token }
+        | Command::Check { token }) = self.command;
+        format!("{}:{token}", settings.manager.simple())
+    }
+
+    /// What Redis is to track, to tell when another client changes it.
+    fn tracked_read(&self, lock: &str) -> Option<Cmd> {
+        let mut read = Cmd::new();
+        match self.command {
+            // Empty is not absent.
+            Command::Acquire { watch: true, .. } => read.arg("EXISTS").arg(lock),
+            Command::Renew { .. } | Command::Check { .. } => {
+                read.arg("GETRANGE").arg(lock).arg(0).arg(MAX_TOKEN)
+            }
+            _ => return None,
+        };
+        Some(read)
     }
 }
 
@@ -79,68 +117,435 @@ pub(super) enum Scripts {
     BySource,
 }
 
-/// One write: some commands, and how Redis is asked for them.
+/// One write.
 pub(super) struct Call {
     pub(super) pipeline: Pipeline,
-    /// How many of the replies, at the front, say nothing.
-    pub(super) skip: usize,
+    /// How many of its replies, at the front, say nothing.
+    pub(super) skipped: usize,
     /// How many come behind those.
     pub(super) replies: usize,
 }
 
-/// Puts commands to Redis, in order. Of each, it is said whether it was sent before.
+impl Call {
+    fn add(&mut self, command: Cmd) {
+        self.pipeline.add_command(command);
+        self.replies += 1;
+    }
+}
+
+/// Puts commands to Redis, in order. Without any, it looks whether the server is there.
 pub(super) fn call<'a>(
     settings: &Settings,
     server: &Server,
-    commands: impl Iterator<Item = (&'a LockKey, &'a Command, bool)> + Clone,
+    commands: impl Iterator<Item = Sent<'a>> + Clone,
     scripts: Scripts,
-    may_grant: bool,
 ) -> Call {
     let mut call = Call {
         pipeline: Pipeline::new(),
-        skip: 0,
+        skipped: 0,
         replies: 0,
     };
     // A leading PING changes the order in which Redis flushes its clients, so that the new holder
     // hears of the grant before this process gets its reply, for which no request waits (measured: a
     // fifth less hand-off latency).
-    let gives_way = commands.clone().any(|(_, command, _)| {
+    let gives_way = |sent: Sent<'_>| {
         matches!(
-            command,
+            sent.command,
             Command::Release {
                 contended: true,
                 ..
             }
         )
-    });
-    if gives_way {
+    };
+    if commands.clone().any(gives_way) {
         call.pipeline.cmd("PING");
-        call.skip = 1;
+        call.skipped = 1;
     }
     let mut takes: usize = 0;
-    for (key, command, is_repeated) in commands {
-        let way = Way::of(command, is_repeated);
-        takes += usize::from(matches!(way, Way::Take | Way::Acquire));
-        let lock = lock_name(&settings.prefix, key);
-        put(&mut call, settings, server, (key, command), way, &lock, scripts, may_grant);
-        if server.watches
-            && let Some(read) = tracked_read(way, command, lock)
-        {
-            call.add(Cmd::new().arg("CLIENT").arg("CACHING").arg("YES").to_owned());
+    for sent in commands {
+        takes += usize::from(sent.takes());
+        let lock = lock_name(&settings.prefix, sent.key);
+        let read = sent.tracked_read(&lock);
+        add(&mut call, settings, server, sent, lock, scripts);
+        if let Some(read) = read.filter(|_| server.watches) {
+            call.add(words(&["CLIENT", "CACHING", "YES"]));
             call.add(read);
         }
     }
     if takes > 0 {
-        let mut fence = Cmd::new();
-        fence.arg("INCRBY").arg(settings.fence_name()).arg(takes);
+        let mut fence = words(&["INCRBY", &settings.fence_name()]);
+        fence.arg(takes);
         call.add(fence);
     }
-    if (takes > 0 || call.replies == 0) && server.epoch.is_some() {
-        let mut epoch = Cmd::new();
-        epoch.arg("GET").arg(settings.epoch_name());
-        call.add(epoch);
+    if server.epoch.is_some() && (takes > 0 || call.replies == 0) {
+        call.add(words(&["GET", &settings.epoch_name()]));
     } else if call.replies == 0 {
-        call.add(Cmd::new().arg("PING").to_owned());
+        call.add(words(&["PING"]));
     }
     call
+}
+
+fn words(words: &[&str]) -> Cmd {
+    let mut command = Cmd::new();
+    command.arg(words);
+    command
+}
+
+fn add(
+    call: &mut Call,
+    settings: &Settings,
+    server: &Server,
+    sent: Sent<'_>,
+    lock: String,
+    scripts: Scripts,
+) {
+    let token = sent.token(settings);
+    let ttl = settings.ttl.as_millis() as u64;
+    let script = |script: &Script, keys: &[&str]| {
+        let mut command = Cmd::new();
+        match scripts {
+            Scripts::ByHash => command.arg("EVALSHA").arg(script.hash()),
+            Scripts::BySource => command.arg("EVAL").arg(script.source),
+        };
+        command.arg(keys.len()).arg(keys).arg(&token);
+        command
+    };
+    let command = match sent.way() {
+        Way::Take => {
+            let mut take = words(&["SET", &lock, &token, "NX"]);
+            if server.takes_with_get {
+                take.arg("GET").arg("PX").arg(ttl);
+                take
+            } else {
+                take.arg("PX").arg(ttl);
+                call.add(take);
+                let mut read = words(&["GETRANGE", &lock]);
+                read.arg(0).arg(MAX_VALUE);
+                read
+            }
+        }
+        Way::Acquire => {
+            let may_queue = matches!(sent.command, Command::Acquire { queue: true, .. });
+            let may_be_record = sent.key.kind() == Kind::Record;
+            let mut acquire = script(&scripts::ACQUIRE, &[&lock, &queue_name(&lock)]);
+            acquire.arg(ttl).arg(settings.inbox_prefix());
+            acquire.arg(u8::from(may_queue)).arg(u8::from(may_be_record));
+            acquire
+        }
+        Way::Release => script(&scripts::RELEASE, &[&lock]),
+        Way::Grant => {
+            let keys = [&lock, &queue_name(&lock), &settings.fence_name()];
+            let mut grant = script(&scripts::GRANT, &keys.map(String::as_str));
+            grant.arg(settings.grant_ttl.as_millis() as u64);
+            grant.arg(settings.inbox_prefix());
+            grant.arg(server.seed).arg(u8::from(server.may_give));
+            grant
+        }
+        Way::Renew => {
+            let mut renew = script(&scripts::RENEW, &[&lock]);
+            renew.arg(ttl);
+            renew
+        }
+        Way::Complete => {
+            let mut complete = script(&scripts::COMPLETE, &[&lock, &queue_name(&lock)]);
+            if let Command::Complete { record, .. } = sent.command {
+                complete.arg(&record.content[..]);
+                complete.arg(record.retention.as_millis() as u64);
+            }
+            complete.arg(settings.inbox_prefix());
+            complete
+        }
+        // Its read is the reply.
+        Way::Check if server.watches => return,
+        Way::Check => {
+            let mut read = words(&["GETRANGE", &lock]);
+            read.arg(0).arg(MAX_TOKEN);
+            read
+        }
+    };
+    call.add(command);
+}
+
+/// What Redis says to one command.
+pub(super) struct Said {
+    pub(super) result: Result<Reply, Failure>,
+    /// The lock that was to be released is the token's still: processes wait for it.
+    pub(super) is_to_be_granted: bool,
+    /// Another client has changed the lock behind the command.
+    pub(super) is_changed: bool,
+    /// The connection is of no use for what the server says.
+    pub(super) is_of_no_use: bool,
+}
+
+/// What Redis says to a call.
+pub(super) struct Replies {
+    /// To each of the commands, in order.
+    pub(super) said: Vec<Said>,
+    /// Why the server does not track what is read.
+    pub(super) no_tracking: Option<RedisError>,
+}
+
+/// Why replies cannot be used.
+#[derive(Debug)]
+pub(super) enum Unusable {
+    /// Redis does not know a script. All commands may be sent again.
+    NoScript,
+    /// The server has lost its data, or another one has taken its place. Nothing that it gave counts.
+    LostData,
+    /// They are none that Redis documents.
+    Unexpected,
+}
+
+/// Reads the replies to a call.
+pub(super) fn replies<'a>(
+    settings: &Settings,
+    server: &Server,
+    commands: impl Iterator<Item = Sent<'a>>,
+    values: Vec<Value>,
+) -> Result<Replies, Unusable> {
+    let values: Vec<_> = values.into_iter().map(Value::extract_error).collect();
+    let is_unknown = |error: &RedisError| error.code() == Some("NOSCRIPT");
+    if values.iter().any(|value| value.as_ref().is_err_and(is_unknown)) {
+        return Err(Unusable::NoScript);
+    }
+    let mut reader = Reader {
+        values: values.into_iter(),
+        no_tracking: None,
+    };
+    let (mut said, mut taken, mut takes) = (Vec::new(), Vec::new(), 0);
+    for sent in commands {
+        takes += u64::from(sent.takes());
+        let one = reader.read(settings, server, sent)?;
+        if let Ok(Reply::Acquired { .. }) = one.result {
+            taken.push(said.len());
+        }
+        said.push(one);
+    }
+    let mut last_fence = Ok(server.seed);
+    if takes > 0 {
+        last_fence = match reader.next()? {
+            Ok(Value::Int(fence)) => match u64::try_from(fence) {
+                Ok(fence) if fence > MAX_FENCE => return Err(Unusable::Unexpected),
+                Ok(fence) if fence >= server.seed + takes => Ok(fence),
+                _ => return Err(Unusable::LostData),
+            },
+            Ok(_) => return Err(Unusable::Unexpected),
+            Err(error) => Err(error),
+        };
+    }
+    if server.epoch.is_some() && (takes > 0 || said.is_empty()) {
+        match (reader.next()?, &server.epoch) {
+            (Ok(Value::BulkString(epoch)), Some(known)) if epoch == *known => {}
+            _ => return Err(Unusable::LostData),
+        }
+    } else if said.is_empty() {
+        let _ = reader.next()?;
+    }
+    // The block of fences is shared out among those that got their lock, in order.
+    for (place, index) in taken.iter().enumerate() {
+        match &last_fence {
+            Ok(last) => {
+                if let Ok(Reply::Acquired { fence, .. }) = &mut said[*index].result {
+                    *fence = last - takes + 1 + place as u64;
+                }
+            }
+            Err(error) => said[*index] = failed(error.clone(), true),
+        }
+    }
+    match reader.values.next() {
+        None => Ok(Replies {
+            said,
+            no_tracking: reader.no_tracking,
+        }),
+        Some(_) => Err(Unusable::Unexpected),
+    }
+}
+
+struct Reader {
+    values: std::vec::IntoIter<Result<Value, RedisError>>,
+    no_tracking: Option<RedisError>,
+}
+
+impl Reader {
+    fn next(&mut self) -> Result<Result<Value, RedisError>, Unusable> {
+        self.values.next().ok_or(Unusable::Unexpected)
+    }
+
+    fn read(
+        &mut self,
+        settings: &Settings,
+        server: &Server,
+        sent: Sent<'_>,
+    ) -> Result<Said, Unusable> {
+        let mut said = match sent.way() {
+            Way::Check if server.watches => said(Reply::Intact),
+            Way::Take => self.take(server, sent)?,
+            way => match self.next()? {
+                Ok(value) => read(settings, way, sent, value).ok_or(Unusable::Unexpected)?,
+                // Something may have been done before the error.
+                Err(error) => {
+                    let unknown = way == Way::Acquire && error.code() != Some("READONLY");
+                    failed(error, unknown)
+                }
+            },
+        };
+        if server.watches && sent.tracked_read("").is_some() {
+            self.tracked(settings, sent, &mut said)?;
+        }
+        Ok(said)
+    }
+
+    fn take(&mut self, server: &Server, sent: Sent<'_>) -> Result<Said, Unusable> {
+        let taken = self.next()?;
+        let found = match server.takes_with_get {
+            true => taken,
+            false => match (taken, self.next()?) {
+                (Ok(Value::Okay), _) => Ok(Value::Nil),
+                (Ok(Value::Nil), found) => found,
+                (Ok(_), _) => return Err(Unusable::Unexpected),
+                (Err(error), _) => Err(error),
+            },
+        };
+        Ok(match found {
+            Ok(Value::Nil) => said(acquired(false)),
+            Ok(Value::BulkString(value)) => said(found_held(sent.key, value)),
+            Ok(_) => return Err(Unusable::Unexpected),
+            Err(error) => failed(error, false),
+        })
+    }
+
+    /// Reads what was read behind a command, for Redis to track it.
+    fn tracked(
+        &mut self,
+        settings: &Settings,
+        sent: Sent<'_>,
+        said: &mut Said,
+    ) -> Result<(), Unusable> {
+        let (caching, read) = (self.next()?, self.next()?);
+        if let Err(error) = caching {
+            self.no_tracking.get_or_insert(error);
+        }
+        // A value of another type is none that was left there.
+        let read = read.unwrap_or(Value::Nil);
+        let is_ours = || matches!(&read, Value::BulkString(value) if is_token(value, &sent.token(settings)));
+        match (sent.command, &said.result) {
+            (Command::Check { .. }, _) if !is_ours() => said.result = Ok(Reply::Gone),
+            (Command::Renew { .. }, Ok(Reply::Renewed { .. })) => said.is_changed = !is_ours(),
+            (Command::Acquire { .. }, Ok(Reply::HeldElsewhere { .. })) => {
+                said.is_changed = read == Value::Int(0);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whether a lock's value is this token, with its mark or without.
+fn is_token(value: &[u8], token: &str) -> bool {
+    value.strip_suffix(&[MARK]).unwrap_or(value) == token.as_bytes()
+}
+
+fn read(settings: &Settings, way: Way, sent: Sent<'_>, value: Value) -> Option<Said> {
+    let number = match value {
+        Value::Int(number) => number,
+        Value::BulkString(value) if way == Way::Check => {
+            let is_ours = is_token(&value, &sent.token(settings));
+            return Some(said(if is_ours { Reply::Intact } else { Reply::Gone }));
+        }
+        Value::BulkString(record) if way == Way::Acquire && sent.key.kind() == Kind::Record => {
+            return Some(said(Reply::Recorded(record.into())));
+        }
+        _ => return None,
+    };
+    Some(said(match (way, number) {
+        (Way::Acquire, 1 | 2) => acquired(number == 2),
+        (Way::Acquire, ..=-3) => {
+            let number = number.unsigned_abs();
+            Reply::HeldElsewhere {
+                remaining: ((number - 1) / 2).checked_sub(2).map(Duration::from_millis),
+                foreign: number.is_multiple_of(2),
+            }
+        }
+        (Way::Release, 3) => {
+            let mut said = said(released(true, false));
+            said.is_to_be_granted = true;
+            return Some(said);
+        }
+        (Way::Release, 1 | 2) => released(number == 2, false),
+        (Way::Grant, 1..=4) => released(number % 2 == 0, number > 2),
+        (Way::Renew | Way::Complete, 1) => Reply::Gone,
+        (Way::Renew, 2 | 3) => Reply::Renewed {
+            contended: number == 3,
+        },
+        (Way::Complete, 2) => Reply::Completed,
+        _ => return None,
+    }))
+}
+
+/// The fence is told at the end of the call.
+fn acquired(contended: bool) -> Reply {
+    Reply::Acquired {
+        fence: 0,
+        contended,
+    }
+}
+
+fn released(had_it: bool, granted: bool) -> Reply {
+    Reply::Released { had_it, granted }
+}
+
+/// What a take found in the lock's place.
+fn found_held(key: &LockKey, value: Vec<u8>) -> Reply {
+    let foreign = !is_any_token(&value);
+    match key.kind() {
+        Kind::Record if foreign => Reply::Recorded(value.into()),
+        _ => Reply::HeldElsewhere {
+            remaining: None,
+            foreign,
+        },
+    }
+}
+
+/// Whether a lock's value is a token of this crate: a process's id, a colon, and a number.
+fn is_any_token(value: &[u8]) -> bool {
+    let token = value.strip_suffix(&[MARK]).unwrap_or(value);
+    let (id, number) = match token.split_at_checked(32) {
+        Some((id, rest)) => (id, rest.strip_prefix(b":").unwrap_or_default()),
+        None => return false,
+    };
+    id.iter().all(u8::is_ascii_hexdigit)
+        && !number.is_empty()
+        && number.iter().all(u8::is_ascii_digit)
+}
+
+fn said(reply: Reply) -> Said {
+    Said {
+        result: Ok(reply),
+        is_to_be_granted: false,
+        is_changed: false,
+        is_of_no_use: false,
+    }
+}
+
+fn failed(error: RedisError, unknown: bool) -> Said {
+    // What holds for the connection, or for the server behind it, and not for a command.
+    let is_of_no_use = matches!(
+        error.code(),
+        Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "NOPERM" | "CLUSTERDOWN" | "MOVED")
+    );
+    let error = refused(error);
+    Said {
+        result: Err(Failure { error, unknown }),
+        is_to_be_granted: false,
+        is_changed: false,
+        is_of_no_use,
+    }
+}
+
+pub(super) fn refused(error: RedisError) -> Error {
+    let message = match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("Redis refused: {code} {detail}"),
+        _ => format!("Redis refused: {error}"),
+    };
+    Error::caused_by(ErrorKind::Unavailable, message, error)
 }

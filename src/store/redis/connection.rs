@@ -1,5 +1,7 @@
 //! One connection to Redis, made ready for the driver.
 
+use std::time::Duration;
+
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, ErrorKind as RedisKind, ProtocolVersion};
@@ -8,10 +10,15 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::Settings;
-use super::batch::script;
+use super::commands::{Server, refused};
 use super::connection_driver::ConnectionDriver;
+use super::scripts;
 use super::pushes::{self, Observed, Push};
+use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
+
+const QUARANTINED: &str = "Redis lost data, or another server took over: no lock is given until all \
+                           who had one before must have lost it";
 
 /// Where Redis is, and how to log in there.
 #[derive(Debug)]
@@ -28,8 +35,11 @@ pub(super) struct Link {
     pub(super) observed: Observed,
     /// Whether grants come with a time before which they were not given.
     pub(super) dates_grants: bool,
-    /// Whether the server tells when another client changes a key that was read.
-    pub(super) watches: bool,
+    pub(super) server: Server,
+    /// Why no lock can be given before the server is [made ready](Link::make_ready).
+    pub(super) unready: Option<Error>,
+    /// Until then, no lock may be given.
+    quarantined_until: Option<Time>,
     pub(super) driver: ConnectionDriver,
 }
 
@@ -132,16 +142,14 @@ async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, Red
     let (sender, pushes) = mpsc::unbounded_channel();
     let config = config().set_push_sender(pushes::forward(sender, observed.clone()));
     let (commands, mut driver) = open_connection(client, config).await?;
-    let ready = prepare(commands.clone(), Some(settings.inbox()));
-    let watches = driver.run_until(ready).await;
-    Ok(Link {
-        commands,
-        pushes,
-        observed,
-        dates_grants: true,
-        watches: watches.unwrap_or_else(|| Err(closed()))?,
-        driver,
-    })
+    let prepared = prepare(commands.clone(), Some(settings.inbox()));
+    let watches = driver.run_until(prepared).await;
+    let watches = watches.unwrap_or_else(|| Err(closed()))?;
+    let mut link = Link::new(commands, pushes, driver, observed);
+    link.dates_grants = true;
+    link.server.watches = watches;
+    link.make_ready(settings).await;
+    Ok(link)
 }
 
 /// Makes two connections: in RESP2, one that is subscribed to the inbox can do nothing else.
@@ -155,14 +163,134 @@ async fn connect_resp2(client: &Client, settings: &Settings) -> Result<Link, Red
         .run_until(prepare(commands.clone(), None))
         .await
         .unwrap_or_else(|| Err(closed()))?;
-    Ok(Link {
-        commands,
-        pushes,
-        observed: Observed::now(),
-        dates_grants: false,
-        watches: false,
-        driver,
+    let mut link = Link::new(commands, pushes, driver, Observed::now());
+    link.make_ready(settings).await;
+    Ok(link)
+}
+
+impl Link {
+    fn new(
+        commands: MultiplexedConnection,
+        pushes: mpsc::UnboundedReceiver<Push>,
+        driver: ConnectionDriver,
+        observed: Observed,
+    ) -> Self {
+        Self {
+            commands,
+            pushes,
+            observed,
+            dates_grants: false,
+            server: Server {
+                takes_with_get: true,
+                watches: false,
+                seed: 0,
+                epoch: None,
+                may_give: true,
+            },
+            unready: Some(Error::of(ErrorKind::Unavailable)),
+            quarantined_until: None,
+            driver,
+        }
+    }
+
+    /// Readies the server for takes, if it is not ready yet: sets the counter of fences to the clock
+    /// at least, and sees whether data was lost. If the server refuses, as it does when it is out of
+    /// memory, locks that are held can still be renewed and released.
+    pub(super) async fn make_ready(&mut self, settings: &Settings) {
+        if self.unready.is_none() {
+            return;
+        }
+        let ready = make_ready(self.commands.clone(), settings);
+        let ready = tokio::time::timeout(settings.command_timeout, ready);
+        self.unready = match self.driver.run_until(ready).await {
+            Some(Ok(Ok(ready))) => {
+                self.server.seed = ready.seed;
+                self.server.takes_with_get = ready.takes_with_get;
+                self.server.epoch = ready.epoch;
+                self.quarantined_until = ready.quarantined_until;
+                None
+            }
+            Some(Ok(Err(error))) => Some(refused(error)),
+            Some(Err(_)) | None => Some(Error::of(ErrorKind::Unavailable)),
+        };
+    }
+
+    /// Returns why no lock may be given at this time.
+    pub(super) fn refuses(&mut self, now: Time) -> Option<Error> {
+        let is_quarantined = self.quarantined_until.is_some_and(|until| now < until);
+        self.server.may_give = !is_quarantined;
+        match is_quarantined {
+            true => Some(Error::new(ErrorKind::Unavailable, QUARANTINED)),
+            false => self.unready.clone(),
+        }
+    }
+}
+
+/// What a server is found to be like when it is made ready.
+struct Ready {
+    seed: u64,
+    takes_with_get: bool,
+    epoch: Option<Vec<u8>>,
+    quarantined_until: Option<Time>,
+}
+
+async fn make_ready(
+    mut commands: MultiplexedConnection,
+    settings: &Settings,
+) -> Result<Ready, RedisError> {
+    let (mut epoch, mut quarantined_until) = (None, None);
+    if settings.quarantine {
+        let (known, remaining): (Vec<u8>, i64) = redis::cmd("EVAL")
+            .arg(scripts::QUARANTINE.source)
+            .arg(1)
+            .arg(settings.epoch_name())
+            .arg(settings.ttl.as_millis() as u64)
+            .query_async(&mut commands)
+            .await?;
+        epoch = Some(known);
+        let remaining = u64::try_from(remaining).unwrap_or(0);
+        quarantined_until = Some(Time::now() + Duration::from_millis(remaining));
+    }
+    let (seed, takes_with_get) = seed(&mut commands, &settings.fence_name()).await?;
+    Ok(Ready {
+        seed,
+        takes_with_get,
+        epoch,
+        quarantined_until,
     })
+}
+
+/// Sets the counter of fences to the server's clock, in µs, unless it is higher: so fences go on
+/// rising when all keys are lost, and when the clock is set back. Returns what the counter has then,
+/// and whether `SET` takes `NX` and `GET` together.
+async fn seed(
+    commands: &mut MultiplexedConnection,
+    fence: &str,
+) -> Result<(u64, bool), RedisError> {
+    let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(commands).await?;
+    let now = seconds * 1_000_000 + micros;
+    let set = |and: &[&str]| {
+        let mut set = redis::cmd("SET");
+        set.arg(fence).arg(now).arg("NX").arg(and);
+        set
+    };
+    let found: Result<Option<u64>, RedisError> = set(&["GET"]).query_async(commands).await;
+    let (found, takes_with_get) = match found {
+        Ok(found) => (found, true),
+        Err(error) if error.code() == Some("ERR") => {
+            let () = set(&[]).query_async(commands).await?;
+            (redis::cmd("GET").arg(fence).query_async(commands).await?, false)
+        }
+        Err(error) => return Err(error),
+    };
+    match found {
+        Some(found) if found < now => {
+            let mut raise = redis::cmd("INCRBY");
+            raise.arg(fence).arg(now - found);
+            Ok((raise.query_async(commands).await?, takes_with_get))
+        }
+        found => Ok((found.unwrap_or(now), takes_with_get)),
+    }
 }
 
 fn config() -> AsyncConnectionConfig {
@@ -220,7 +348,7 @@ fn refuses_resp3(error: &RedisError) -> bool {
     }
 }
 
-/// Loads the script. With RESP3, also subscribes to the inbox, and turns on the tracking of keys.
+/// Loads the scripts. With RESP3, also subscribes to the inbox, and turns on the tracking of keys.
 /// Returns whether the server tracks them.
 async fn prepare(
     mut commands: MultiplexedConnection,
@@ -231,11 +359,10 @@ async fn prepare(
         commands.subscribe(inbox).await?;
     }
     let mut pipeline = redis::pipe();
-    pipeline
-        .cmd("SCRIPT")
-        .arg("LOAD")
-        .arg(script().source())
-        .ignore();
+    for script in scripts::LOADED {
+        let load = pipeline.cmd("SCRIPT").arg("LOAD");
+        load.arg(script.source).ignore();
+    }
     pipeline.exec_async(&mut commands).await?;
     if !can_push {
         return Ok(false);
@@ -251,18 +378,6 @@ async fn prepare(
     Ok(tracking.is_ok())
 }
 
-impl Settings {
-    /// Returns what the name of every inbox of this prefix begins with.
-    pub(super) fn inbox_prefix(&self) -> String {
-        format!("{}inbox:", self.prefix)
-    }
-
-    /// Returns the channel on which this process is told of grants.
-    fn inbox(&self) -> String {
-        format!("{}{}", self.inbox_prefix(), self.manager.simple())
-    }
-}
-
 /// Describes the cause, and what to do about it where the server's own words do not say.
 fn explain(error: &RedisError) -> String {
     match error.kind() {
@@ -270,7 +385,7 @@ fn explain(error: &RedisError) -> String {
             format!("{error}. Check the user and the password in the URL")
         }
         RedisKind::Server(ServerErrorKind::NoPerm) => format!(
-            "{error}. The user needs the commands of the crate's script, its keys and its inbox channels: see \
+            "{error}. The user needs the commands of the crate's scripts, its keys and its inbox channels: see \
              the operations guide in the documentation"
         ),
         _ => error.to_string(),

@@ -4,14 +4,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
-use redis::{Cmd, ErrorKind as RedisKind, RedisError, ServerErrorKind, Value};
+use redis::{ErrorKind as RedisKind, RedisError, Value};
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::RedisStore;
-use super::batch::{self, Call};
+use super::commands::{self, Said, Scripts, Sent, Unusable, refused};
 use super::connection::Link;
 use super::grants::Grants;
 use super::in_flight::InFlight;
+use super::messages::message;
+use super::names::key_of;
 use super::pending::Pending;
 use super::pushes::Push;
 use super::queue::no_reply;
@@ -32,14 +34,6 @@ const FOREIGN: Duration = Duration::from_millis(100);
 const MIN_BACKOFF: Duration = Duration::from_millis(20);
 /// …and at most.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
-
-/// The reply to a call.
-struct Returned {
-    /// What the script returned.
-    values: Value,
-    /// What was [read](batch::track) behind the script.
-    seen: Result<Vec<Value>, RedisError>,
-}
 
 /// Why a connection is no longer used.
 #[derive(Debug)]
@@ -160,21 +154,19 @@ impl RedisStore {
         let next_grant_expiry = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(next_grant_expiry);
         let mut retry = interval(RETRY);
-        let mut how = Call::ByHash;
-        if self.settings.quarantine {
-            // An empty call. If there is to be a quarantine, it begins now, and not with the first
-            // acquire.
-            replies.push_back(self.send(&link, &[], how));
-            in_flight.push(last_sent, Vec::new());
-        }
+        let mut scripts = Scripts::ByHash;
         loop {
             self.fail_overdue(events);
             let take = |calls| self.submitted.drain(|| self.take_commands(calls));
             while let Some(commands) = take(replies.len()) {
+                let commands = refuse_acquires(&mut link, commands, events);
+                if commands.is_empty() {
+                    continue;
+                }
                 last_sent = Time::now();
-                replies.push_back(self.send(&link, &commands, how));
+                replies.push_back(self.send(&link, &commands, scripts));
                 in_flight.push(last_sent, commands);
-                how = Call::ByHash;
+                scripts = Scripts::ByHash;
                 if self.has_releases_waiting() {
                     break;
                 }
@@ -191,33 +183,18 @@ impl RedisStore {
                 biased;
                 reply = link.driver.next_reply(&mut replies) => match reply {
                     None => return End::Closed(closed()),
-                    Some(Err(error)) if error.kind() == ServerErrorKind::NoScript.into() => {
-                        // The scripts were flushed. All calls are sent again, in order. The second
-                        // one may have been carried out, if another process has loaded the script
-                        // meanwhile.
-                        replies = FuturesOrdered::new();
-                        in_flight.recall();
-                        how = Call::BySource;
-                    }
-                    Some(Err(error)) if is_refusal(&error) => {
-                        let error = refused(error);
-                        self.fail(in_flight.pop(), &error, false, events);
-                        return End::Closed(error);
-                    }
                     Some(Err(error)) => return End::Closed(refused(error)),
-                    Some(Ok(returned)) => {
-                        if let Some((sent_at, _)) = in_flight.calls.front() {
-                            link.observed.reply_to(*sent_at);
+                    Some(Ok(values)) => match self.deliver(values, &mut link, &mut in_flight, grants, events) {
+                        Ok(()) => *backoff = MIN_BACKOFF,
+                        Err(Undelivered::NoScript) => {
+                            // The scripts were flushed. All calls are sent again, in order, though some
+                            // of their commands have been carried out.
+                            replies = FuturesOrdered::new();
+                            in_flight.recall();
+                            scripts = Scripts::BySource;
                         }
-                        if let Err(error) = &returned.seen {
-                            crate::trace::no_tracking(error);
-                            link.watches = false;
-                        }
-                        if let Err(error) = deliver(returned, &mut in_flight, link.watches, grants, events) {
-                            return End::Closed(error);
-                        }
-                        *backoff = MIN_BACKOFF;
-                    }
+                        Err(Undelivered::OfNoUse(error)) => return End::Closed(error),
+                    },
                 },
                 push = link.pushes.recv() => {
                     if self.pushed(push, events).is_err() {
@@ -240,18 +217,21 @@ impl RedisStore {
                     overdue.as_mut().reset(next.instant());
                 }
                 () = self.submitted.notified() => {}
-                _ = retry.tick(), if !in_flight.refused.is_empty() => in_flight.retry(),
+                _ = retry.tick(), if !in_flight.refused.is_empty() || link.unready.is_some() => {
+                    in_flight.retry();
+                    link.make_ready(&self.settings).await;
+                }
                 () = &mut next_grant_expiry, if grants.next().is_some() => {
                     let now = Time::now();
                     while let Some((key, token)) = grants.expired(now) {
-                        let _ = self.submit(now, &key, release(token, true));
+                        let _ = self.submit(now, &key, regrant(token));
                     }
                 }
                 _ = heartbeat.tick() => {
                     let silent = Time::now().since(last_sent);
                     if replies.is_empty() && silent > self.longest_silence(&link, events) {
                         last_sent = Time::now();
-                        replies.push_back(self.send(&link, &[], Call::ByHash));
+                        replies.push_back(self.send(&link, &[], scripts));
                         in_flight.push(last_sent, Vec::new());
                     }
                 }
@@ -270,67 +250,20 @@ impl RedisStore {
         (self.settings.ttl / 3).clamp(second, most)
     }
 
-    /// Sends one call. The future resolves to its reply.
+    /// Sends one call. The future resolves to its replies.
     fn send(
         &self,
         link: &Link,
         pending: &[Pending],
-        how: Call,
-    ) -> impl Future<Output = Result<Returned, RedisError>> + use<> {
-        let commands = pending
-            .iter()
-            .map(|pending| (&pending.key, &pending.command));
-        let call = batch::call(&self.settings, commands.clone(), how);
-        let reads: Vec<Cmd> = match link.watches {
-            true => batch::track(&self.settings, commands.clone()).collect(),
-            false => Vec::new(),
-        };
-        // A leading PING changes the order in which Redis flushes its clients, so that the new
-        // holder hears of the grant before this process gets its reply, for which no request waits
-        // (measured: a fifth less hand-off latency).
-        let gives_way = commands.clone().any(|(_, command)| {
-            matches!(
-                command,
-                Command::Release {
-                    contended: true,
-                    ..
-                }
-            )
-        });
+        scripts: Scripts,
+    ) -> impl Future<Output = Result<Vec<Value>, RedisError>> + use<> {
+        let commands = pending.iter().map(Pending::sent);
+        let call = commands::call(&self.settings, &link.server, commands, scripts);
         let mut connection = link.commands.clone();
         async move {
-            if reads.is_empty() && !gives_way {
-                let reply = connection.send_packed_command(&call).await?;
-                return Ok(Returned {
-                    values: reply.extract_error()?,
-                    seen: Ok(Vec::new()),
-                });
-            }
-            let mut pipeline = redis::pipe();
-            let mut before = 0;
-            if gives_way {
-                pipeline.cmd("PING");
-                before = 1;
-            }
-            pipeline.add_command(call);
-            let count = 1 + 2 * reads.len();
-            for read in reads {
-                let caching = pipeline.cmd("CLIENT").arg("CACHING").arg("YES");
-                caching.add_command(read);
-            }
-            let replies = connection.send_packed_commands(&pipeline, before, count);
-            let mut replies = replies.await?.into_iter().map(Value::extract_error);
-            let values = replies.next().unwrap_or(Ok(Value::Nil))?;
-            let mut seen = Vec::new();
-            while let (Some(caching), Some(read)) = (replies.next(), replies.next()) {
-                // A value of another type is an error of the read, and is not what this process
-                // left.
-                seen.push(caching.map(|_| read.unwrap_or(Value::Nil)));
-            }
-            Ok(Returned {
-                values,
-                seen: seen.into_iter().collect(),
-            })
+            connection
+                .send_packed_commands(&call.pipeline, call.skipped, call.replies)
+                .await
         }
     }
 
@@ -342,9 +275,7 @@ impl RedisStore {
             .iter()
             .flat_map(|(_, commands)| commands)
             .filter_map(|pending| match pending.command {
-                Command::Acquire { token, .. } => {
-                    Some((pending.key.clone(), release(token, false)))
-                }
+                Command::Acquire { token, .. } => Some((pending.key.clone(), regrant(token))),
                 _ => None,
             })
             .collect();
@@ -353,12 +284,19 @@ impl RedisStore {
             self.fail(in_flight.pop(), &error, true, events);
         }
         if !releases.is_empty() {
-            let commands = releases.iter().map(|(key, command)| (key, command));
-            let call = batch::call(&self.settings, commands, Call::BySource);
+            let commands = releases.iter().map(|(key, command)| Sent {
+                key,
+                command,
+                is_repeated: false,
+            });
+            let call = commands::call(&self.settings, &link.server, commands, Scripts::BySource);
             // Whatever Redis carries out later than that expires by itself.
             let patience = Duration::from_secs(30);
             tokio::spawn(async move {
-                let releasing = timeout(patience, link.commands.send_packed_command(&call));
+                let releasing =
+                    link.commands
+                        .send_packed_commands(&call.pipeline, call.skipped, call.replies);
+                let releasing = timeout(patience, releasing);
                 link.driver.run_until(releasing).await;
             });
         }
@@ -370,7 +308,7 @@ impl RedisStore {
         let prefix = &self.settings.prefix;
         match push.ok_or(())? {
             Push::Message { payload, after } => {
-                if let Some((key, notice)) = batch::message(prefix, &payload, after) {
+                if let Some((key, notice)) = message(prefix, &payload, after) {
                     events.notice(&key, notice);
                 }
             }
@@ -379,7 +317,7 @@ impl RedisStore {
                     Value::BulkString(name) => std::str::from_utf8(name).ok(),
                     _ => None,
                 });
-                for key in names.filter_map(|name| batch::key_of(prefix, name)) {
+                for key in names.filter_map(|name| key_of(prefix, name)) {
                     events.notice(&key, Notice::Changed);
                 }
             }
@@ -388,73 +326,116 @@ impl RedisStore {
         }
         Ok(())
     }
-}
 
-/// Ends the commands of the oldest call with their replies. An error says that the connection is of
-/// no use.
-fn deliver(
-    returned: Returned,
-    in_flight: &mut InFlight<'_>,
-    watches: bool,
-    grants: &mut Grants,
-    events: &impl Events,
-) -> Result<(), Error> {
-    let commands = in_flight
-        .calls
-        .front()
-        .map_or(&[][..], |(_, commands)| commands);
-    let commands = commands
-        .iter()
-        .map(|pending| (&pending.key, &pending.command));
-    let replies = batch::replies(commands, returned.values).map_err(refused)?;
-    let (sent_at, commands) = in_flight.pop();
-    let settings = &in_flight.store.settings;
-    let mut seen = returned.seen.unwrap_or_default().into_iter();
-    let mut of_no_use = Ok(());
-    let now = Time::now();
-    for (pending, reply) in commands.into_iter().zip(replies) {
-        let command = &pending.command;
-        let seen = batch::is_tracked(command).then(|| seen.next()).flatten();
-        match reply {
-            Ok(reply) => {
-                if let Command::Release { token, .. } = *command
-                    && matches!(reply, Reply::Released { granted: true, .. })
-                {
-                    let expires = now + settings.grant_ttl + Duration::from_millis(1);
-                    grants.passed_on(pending.key.clone(), token, expires);
-                }
-                let changed = seen
-                    .filter(|seen| !batch::is_as_left(settings, command, &reply, seen))
-                    .map(|_| pending.key.clone());
-                let reply = if watches { reply } else { unwatched(reply) };
-                pending.finish(sent_at, Ok(reply), events);
-                if let Some(key) = changed {
-                    events.notice(&key, Notice::Changed);
-                }
+    /// Ends the commands of the oldest call with their replies.
+    fn deliver(
+        &self,
+        values: Vec<Value>,
+        link: &mut Link,
+        in_flight: &mut InFlight<'_>,
+        grants: &mut Grants,
+        events: &impl Events,
+    ) -> Result<(), Undelivered> {
+        let Some((sent_at, commands)) = in_flight.calls.front() else {
+            return Err(Undelivered::OfNoUse(unexpected()));
+        };
+        let commands = commands.iter().map(Pending::sent);
+        let replies = commands::replies(&self.settings, &link.server, commands, values)?;
+        link.observed.reply_to(*sent_at);
+        if let Some(error) = replies.no_tracking {
+            crate::trace::no_tracking(&error);
+            link.server.watches = false;
+        }
+        let (sent_at, commands) = in_flight.pop();
+        let mut of_no_use = Ok(());
+        let now = Time::now();
+        for (mut pending, said) in commands.into_iter().zip(replies.said) {
+            if let Err(Failure { error, .. }) = &said.result
+                && said.is_of_no_use
+            {
+                of_no_use = Err(Undelivered::OfNoUse(error.clone()));
             }
-            Err(Failure { error, unknown }) => {
-                // This server stays a replica, but the address may lead to a primary by now.
-                if error.to_string().contains("READONLY") {
-                    of_no_use = Err(error.clone());
-                }
-                if pending.ends_hold() && !in_flight.store.is_over(&pending, now, events) {
-                    in_flight.keep(pending);
-                    continue;
-                }
+            if said.is_to_be_granted {
+                pending.grant_next();
+                self.put_back(vec![pending]);
+                continue;
+            }
+            let is_refused_end = said.result.is_err() && pending.ends_hold();
+            if is_refused_end && !self.is_over(&pending, now, events) {
+                in_flight.keep(pending);
+                continue;
+            }
+            if let Command::Release { token, .. } = pending.command
+                && matches!(said.result, Ok(Reply::Released { granted: true, .. }))
+            {
+                let expires = now + self.settings.grant_ttl + Duration::from_millis(1);
+                grants.passed_on(pending.key.clone(), token, expires);
+            }
+            let Said {
+                result, is_changed, ..
+            } = said;
+            let changed = is_changed.then(|| pending.key.clone());
+            let result = match result {
+                Ok(reply) if !link.server.watches => Ok(unwatched(reply)),
+                Ok(reply) => Ok(reply),
                 // An earlier attempt may have got the token something.
-                let unknown = unknown || pending.may_have_been_carried_out_before();
-                pending.finish(sent_at, Err(Failure { error, unknown }), events);
+                Err(Failure { error, unknown }) => {
+                    let unknown = unknown || pending.may_have_been_carried_out_before();
+                    Err(Failure { error, unknown })
+                }
+            };
+            pending.finish(sent_at, result, events);
+            if let Some(key) = changed {
+                events.notice(&key, Notice::Changed);
             }
         }
+        of_no_use
     }
-    of_no_use
 }
 
-/// Returns a release that no caller waits for.
-fn release(token: u64, contended: bool) -> Command {
+/// Why replies have not been handed out.
+enum Undelivered {
+    /// All is to be sent again, with the scripts.
+    NoScript,
+    /// The connection is of no use.
+    OfNoUse(Error),
+}
+
+impl From<Unusable> for Undelivered {
+    fn from(unusable: Unusable) -> Self {
+        match unusable {
+            Unusable::NoScript => Self::NoScript,
+            Unusable::LostData => Self::OfNoUse(Error::new(
+                ErrorKind::Unavailable,
+                "Redis lost data, or another server took over",
+            )),
+            Unusable::Unexpected => Self::OfNoUse(unexpected()),
+        }
+    }
+}
+
+/// Fails the acquires, if no lock may be given now. Returns what is to be sent.
+fn refuse_acquires(link: &mut Link, commands: Vec<Pending>, events: &impl Events) -> Vec<Pending> {
+    let now = Time::now();
+    let Some(error) = link.refuses(now) else {
+        return commands;
+    };
+    let is_acquire = |pending: &Pending| matches!(pending.command, Command::Acquire { .. });
+    let (acquires, others): (Vec<_>, Vec<_>) = commands.into_iter().partition(is_acquire);
+    for pending in acquires {
+        let unknown = pending.may_have_been_carried_out_before();
+        let error = error.clone();
+        pending.finish(now, Err(Failure { error, unknown }), events);
+    }
+    others
+}
+
+/// Returns a release that gives a lock that is free to the next in the queue. No caller waits for it.
+fn regrant(token: u64) -> Command {
     Command::Release {
         token,
-        contended,
+        contended: true,
+        queued: true,
         reply: None,
     }
 }
@@ -490,10 +471,9 @@ fn closed() -> Error {
     Error::new(ErrorKind::Unavailable, "the connection to Redis was closed")
 }
 
-fn refused(error: RedisError) -> Error {
-    Error::caused_by(
+fn unexpected() -> Error {
+    Error::new(
         ErrorKind::Unavailable,
-        format!("Redis refused: {error}"),
-        error,
+        "Redis replied in an unexpected form",
     )
 }

@@ -18,7 +18,8 @@ use tokio::time::{sleep, timeout};
 
 use super::driver::is_refusal;
 use super::manifest::{Damage, Manifest, Parts};
-use super::{RedisStore, batch};
+use super::names::{lock_name, part_name};
+use super::RedisStore;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::store::{LONG, Record};
@@ -172,7 +173,7 @@ impl RedisStore {
         for (name, range) in self.names(key, parts).zip(parts.ranges()) {
             let part = self.get(&name, range.len()).await?;
             if part.len() != range.len() {
-                let lock_name = batch::lock_name(&self.settings.prefix, key);
+                let lock_name = lock_name(&self.settings.prefix, key);
                 return match self.get(&lock_name, LONG).await? == found {
                     true => Ok(Err(Damage::Missing)),
                     // The record went away while it was read. There may be a new run.
@@ -201,7 +202,7 @@ impl RedisStore {
 
     fn names(&self, key: &LockKey, parts: Parts) -> impl Iterator<Item = String> {
         (0..parts.count())
-            .map(move |number| batch::part_name(&self.settings.prefix, key, &parts.id, number))
+            .map(move |number| part_name(&self.settings.prefix, key, &parts.id, number))
     }
 
     /// Returns how long it may take to write a record, or to read one.

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `TDLM` | no token of a lock and no record begins like that |
 //! | version, 1 byte | 1 |
-//! | the parts' id, 16 bytes | see [`part_name`](super::batch::part_name) |
+//! | the parts' id, 16 bytes | see [`part_name`](super::names::part_name) |
 //! | length of the record, 8 bytes | |
 //! | length of each part but the last, 4 bytes | |
 //! | SHA-256 of the record, 32 bytes | |

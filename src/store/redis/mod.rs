@@ -4,8 +4,8 @@
 //! runs. The driver sends the commands in batches over one connection, reconnects, and receives
 //! what the server tells of its own accord.
 
-mod batch;
 mod breaker;
+mod commands;
 mod connection;
 mod connection_driver;
 mod driver;
@@ -15,9 +15,12 @@ mod grants;
 mod in_flight;
 mod long;
 mod manifest;
+mod messages;
+mod names;
 mod pending;
 mod pushes;
 mod queue;
+mod scripts;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -73,3 +73,59 @@ pub(super) fn key_of(prefix: &str, lock_name: &str) -> Option<LockKey> {
     LockKey::from_store(kind, name.strip_prefix(prefix)?)
 }
 
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_lies_in_the_slot_of_its_lock_and_outside_of_the_names_of_locks() {
+        assert_eq!(queue_name("lock:a"), "{lock:a}:queue");
+        assert_eq!(queue_name("lock:{u}1"), "{u}:queue:lock:{u}1");
+        assert_eq!(queue_name("lock:{}1"), "{}:queue:lock:{}1");
+    }
+
+    #[test]
+    fn a_record_is_named_as_no_lock_and_no_queue_is() {
+        let name = |key: &LockKey| lock_name("lock:", key);
+        let record = LockKey::record(["a{b}", "c"]).unwrap();
+        assert_eq!(name(&record), "{lock:a%7Bb%7D:c}:record");
+        assert_eq!(
+            queue_name(&name(&record)),
+            "{lock:a%7Bb%7D:c}:queue:{lock:a%7Bb%7D:c}:record"
+        );
+        assert_eq!(key_of("lock:", &name(&record)), Some(record.clone()));
+        let part = part_name("lock:", &record, &Uuid::from_u128(0xa), 12);
+        assert_eq!(
+            part,
+            "{lock:a%7Bb%7D:c}:part:0000000000000000000000000000000a:12"
+        );
+        assert_eq!(key_of("lock:", &part), None);
+        for text in ["a:c", "{lock:a:c}:record", "a:c}:record"] {
+            let lock = LockKey::new(text).unwrap();
+            assert_eq!(name(&lock), format!("lock:{text}"));
+            assert_eq!(key_of("lock:", &name(&lock)), Some(lock));
+        }
+        let record = LockKey::record(["a:c"]).unwrap();
+        assert!(record != LockKey::new(record.as_str()).unwrap());
+        assert_eq!(key_of("lock:", "{lock:a"), None);
+        assert_eq!(key_of("lock:", "{other:a}:record"), None);
+    }
+
+    #[test]
+    fn keys_with_braces_cannot_reach_the_queue_of_another() {
+        let locks = [
+            "lock:{lock:x}:queue",
+            "lock:x}:queue:lock:{lock:x",
+            "lock:{}:queue:lock:x",
+            "lock:x",
+            "lock:{lock:x}",
+        ];
+        let mut names: Vec<String> = locks.iter().map(|lock| queue_name(lock)).collect();
+        names.extend(locks.map(str::to_owned));
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

@@ -1,5 +1,6 @@
 //! [`Pending`]: a command from its submission to its end.
 
+use super::commands::Sent;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Kind, LockKey};
@@ -41,6 +42,22 @@ impl Pending {
             }
         );
         !is_awaited && !self.has_waited
+    }
+
+    pub(super) fn sent(&self) -> Sent<'_> {
+        Sent {
+            key: &self.key,
+            command: &self.command,
+            is_repeated: self.attempts > 1,
+        }
+    }
+
+    /// Has a release grant the lock to a process that waits. Nothing has been done for it so far.
+    pub(super) fn grant_next(&mut self) {
+        if let Command::Release { contended, .. } = &mut self.command {
+            *contended = true;
+        }
+        self.attempts = 0;
     }
 
     /// Returns whether Redis may know the token of an acquire.

@@ -297,6 +297,7 @@ impl Link {
                 let release = Command::Release {
                     token,
                     contended: false,
+                    queued: false,
                     reply: (),
                 };
                 releases.push((key, release));
@@ -418,6 +419,7 @@ impl Link {
             let release = Command::Release {
                 token,
                 contended: true,
+                queued: false,
                 reply: None,
             };
             let Store::Fake(store) = &self.core.store else {

@@ -20,6 +20,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             self.send(Command::Release {
                 token,
                 contended,
+                queued: false,
                 reply,
             });
         } else if holding.may_hand_on(self.env) {
@@ -32,6 +33,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             let release = Effect::Send(Command::Release {
                 token,
                 contended: true,
+                queued: false,
                 reply,
             });
             self.acquire_anew();
@@ -82,6 +84,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         self.send(Command::Release {
             token,
             contended: false,
+            queued: false,
             reply,
         });
     }

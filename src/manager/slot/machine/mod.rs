@@ -79,23 +79,24 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
 
     /// Gives up the slot's token, as no request waits any longer. A holder stays.
     fn stop_acquiring(&mut self) {
-        let token = match self.slot.state {
-            State::Acquiring { attempt, .. } => Some(attempt.token),
-            State::Queued { token, .. } => Some(token),
+        let given_up = match self.slot.state {
+            State::Acquiring { attempt, .. } => Some((attempt.token, attempt.queue)),
+            State::Queued { token, .. } => Some((token, true)),
             State::Backoff { .. } => None,
             State::Idle | State::Holding(_) => return,
         };
         self.slot.state = State::Idle;
-        if let Some(token) = token {
-            self.release(token);
+        if let Some((token, queued)) = given_up {
+            self.release(token, queued);
         }
     }
 
     /// Releases a token that may have nothing, or whose lock no process is known to wait for.
-    fn release(&mut self, token: u64) {
+    fn release(&mut self, token: u64, queued: bool) {
         self.send(Command::Release {
             token,
             contended: false,
+            queued,
             reply: S::default(),
         });
     }
@@ -136,6 +137,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             self.send(Command::Release {
                 token: holding.token,
                 contended: true,
+                queued: false,
                 reply: S::default(),
             });
         }
@@ -154,7 +156,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     fn grant_first(&mut self, holding: Holding) {
         let Some(first) = self.slot.waiters.pop() else {
             self.slot.state = State::Idle;
-            self.release(holding.token);
+            self.release(holding.token, false);
             return;
         };
         self.slot.impatient -= usize::from(!first.patient);

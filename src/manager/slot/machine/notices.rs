@@ -79,6 +79,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         self.send(Command::Release {
             token,
             contended: true,
+            queued: false,
             reply: S::default(),
         });
     }

@@ -32,7 +32,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             // again.
             _ => {
                 if let Ok(Reply::Acquired { .. }) = outcome.result {
-                    self.release(token);
+                    self.release(token, true);
                 }
                 return;
             }
@@ -45,7 +45,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 let valid_until = outcome.sent_at + Rules::validity(self.env.rules.ttl);
                 if valid_until <= self.env.now {
                     // The reply came too late to be of use.
-                    self.release(token);
+                    self.release(token, false);
                     self.acquire_failed(attempt, &unavailable());
                     return;
                 }
@@ -71,14 +71,14 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             }
             // A reply to another kind of command: whatever it means, the token may have the lock.
             Ok(_) => {
-                self.release(token);
+                self.release(token, attempt.queue);
                 self.acquire_failed(attempt, &unavailable());
             }
             Err(Failure { error, unknown }) => {
                 // The token is never used again: its release may come late, over the connection
                 // that broke.
                 if unknown {
-                    self.release(token);
+                    self.release(token, attempt.queue);
                 }
                 self.acquire_failed(attempt, &error);
             }
@@ -94,7 +94,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         foreign: bool,
     ) {
         self.reject_impatient(ErrorKind::Held);
-        if attempt.first && attempt.queue && !self.env.has_room {
+        if attempt.first && !self.env.has_room {
             // Until now, the first request did not count as waiting: the lock might have been free.
             // Those behind it did.
             if let Some(first) = self.slot.waiters.pop() {
@@ -105,7 +105,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         if self.slot.waiters.is_empty() {
             self.slot.state = State::Idle;
             if attempt.queue {
-                self.release(token);
+                self.release(token, true);
             }
         } else if recheck || !attempt.queue || foreign && !attempt.watch {
             self.acquire(AcquireAttempt::again(token, foreign));
@@ -195,7 +195,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             _ => return,
         }
         if outcome.result.is_err() {
-            self.release(token);
+            self.release(token, false);
         }
         // Waiters get the record if it was put there, and the lock if it was lost.
         self.let_go();

@@ -27,7 +27,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         self.slot.waiters.push(number, Waiter { handle, patient });
         if matches!(self.slot.state, State::Idle) {
             let token = self.env.next_id();
-            self.acquire(AcquireAttempt::first(token, patient));
+            self.acquire(AcquireAttempt::first(token));
         }
     }
 

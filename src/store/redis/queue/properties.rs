@@ -37,6 +37,7 @@ fn step() -> impl Strategy<Value = Step> {
         any::<bool>().prop_map(|contended| Command::Release {
             token: 0,
             contended,
+            queued: false,
             reply: (),
         }),
         Just(Command::Complete {

@@ -41,6 +41,7 @@ fn release(token: u64) -> Command {
     Command::Release {
         token,
         contended: false,
+        queued: false,
         reply: None,
     }
 }

@@ -3,7 +3,7 @@
 --
 -- KEYS  1: the lock. 2: its queue. 3: the counter of fences.
 -- ARGV  1: the token. 2: time to live of a grant, in ms. 3: what the name of a process's inbox begins
---       with. 4: a fence that the counter had already.
+--       with. 4: a fence that the counter had already. 5: '1' if locks may be given.
 -- Returns 1, + 1 if the token had the lock, + 2 if the lock went to the next.
 local call, lock, queue, token = redis.call, KEYS[1], KEYS[2], ARGV[1]
 local value = call('GETRANGE', lock, 0, 64)
@@ -14,7 +14,7 @@ if had == 0 then
     return 1
   end
 end
-local next = call('LPOP', queue)
+local next = ARGV[5] == '1' and call('LPOP', queue)
 while next do
   local process, number = string.match(next, '^(%x+):(%d+)$')
   -- PUBLISH would also count clients that watch all channels.

@@ -583,6 +583,7 @@ impl World {
             (Some(token), _) => Command::Release {
                 token,
                 contended: true,
+                queued: false,
                 reply: (),
             },
             // A process queues once.
