@@ -112,7 +112,7 @@
 //! Standard Webhooks recommends several days; its example ends after 75 hours. A duplicate that
 //! comes later than the [retention](crate::IdempotencyLayer::retention) runs.
 //!
-//! A response takes Redis' memory for all that time: 184 bytes for the one to `evt_1` above. Redis
+//! A response takes Redis' memory for all that time: 200 bytes for the one to `evt_1` above. Redis
 //! must not evict it: see [operations](super::operations#memory-and-eviction).
 //!
 //! # Long responses

@@ -168,7 +168,7 @@
 //!   other's response, its headers and cookies included. In a nested axum router, the path is what
 //!   the outer router has left of it: give each a scope of its own.
 //! - **Responses are in Redis' memory** for as long as they are kept, headers and cookies included,
-//!   as they were sent: 184 bytes for a short one.
+//!   as they were sent: 200 bytes for a short one.
 //! - **A stored response is final.** By default a 400 or a 404 is kept as well, as for an API. For
 //!   webhooks, see [`remember`](IdempotencyLayer::remember).
 //! - **A duplicate after the retention runs.** Choose the

@@ -129,6 +129,7 @@ impl Run {
             ResponseRead::Broken(body) => (body, None),
         };
         let to_store = kept.map(|body| StoredResponse {
+            run: self.guard.fencing_token(),
             fingerprint: self.fingerprint,
             status: head.status,
             headers: match body {

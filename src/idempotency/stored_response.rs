@@ -7,6 +7,7 @@
 //! | `TDLR` | no lock's token begins like that |
 //! | version, 1 byte | 1 |
 //! | flags, 1 byte | 1: a fingerprint, 2: a body, 4: trailers |
+//! | fencing token of the run, 8 bytes | no two runs store the same bytes, whatever they responded |
 //! | fingerprint, 32 bytes | if there is one |
 //! | status, 2 bytes | |
 //! | header fields | |
@@ -41,6 +42,9 @@ pub(crate) type Fingerprint = [u8; 32];
 /// The response to an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredResponse {
+    /// The fencing token of the run. Without it, a run that lost its lock could not be told from
+    /// another whose response has the same bytes, and is in the lock's place.
+    pub(crate) run: u64,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
@@ -73,6 +77,7 @@ impl StoredResponse {
         out.put_slice(MAGIC);
         out.put_u8(VERSION);
         out.put_u8(flags);
+        out.put_u64(self.run);
         out.put_slice(self.fingerprint.as_ref().map_or(&[], |hash| hash));
         out.put_u16(self.status.as_u16());
         put_fields(&mut out, &self.headers);
@@ -102,6 +107,7 @@ impl StoredResponse {
         if flags & !(FINGERPRINT | BODY | TRAILERS) != 0 || has(TRAILERS) && !has(BODY) {
             return Err(Unreadable::Corrupt);
         }
+        let run = u64::from_be_bytes(array(&mut content)?);
         let fingerprint = match has(FINGERPRINT) {
             true => Some(array(&mut content)?),
             false => None,
@@ -123,6 +129,7 @@ impl StoredResponse {
             return Err(Unreadable::Corrupt);
         }
         Ok(Self {
+            run,
             fingerprint,
             status,
             headers,
@@ -222,6 +229,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("a", HeaderValue::from_static("b"));
         let stored = StoredResponse {
+            run: 0x0102_0304_0506_0708,
             fingerprint: Some([7; 32]),
             status: StatusCode::CREATED,
             headers,
@@ -232,12 +240,13 @@ mod tests {
         };
         let form = [
             &b"TDLR\x01\x07"[..],
+            &[1, 2, 3, 4, 5, 6, 7, 8],
             &[7; 32],
             b"\x00\xc9",
             b"\x00\x01\x00\x01a\x00\x00\x00\x01b",
             b"\x00\x00\x00\x04body",
             b"\x00\x00",
-            b"\x97\xf6\x5b\x56",
+            b"\xd9\x80\xdb\x32",
         ];
         assert_eq!(stored.encode(), form.concat());
         assert_eq!(StoredResponse::decode(form.concat().into()), Ok(stored));

@@ -29,14 +29,20 @@ fn stored() -> impl Strategy<Value = StoredResponse> {
     });
     let status = (100_u16..1000).prop_map(|status| StatusCode::from_u16(status).unwrap());
     let fingerprint = option::of(any::<[u8; 32]>());
-    (fingerprint, status, headers(), option::of(body)).prop_map(
-        |(fingerprint, status, headers, body)| StoredResponse {
+    (
+        any::<u64>(),
+        fingerprint,
+        status,
+        headers(),
+        option::of(body),
+    )
+        .prop_map(|(run, fingerprint, status, headers, body)| StoredResponse {
+            run,
             fingerprint,
             status,
             headers,
             body,
-        },
-    )
+        })
 }
 
 proptest! {

@@ -340,3 +340,33 @@ async fn the_error_of_a_service_that_blocked_past_its_lease_comes_through() {
     let error = soon("an error", app.call(post("k"))).await.unwrap_err();
     assert_eq!(error, Failed(7));
 }
+
+/// Two runs whose responses have the same bytes cannot be taken for one.
+#[tokio::test]
+async fn a_run_that_lost_its_lock_is_no_success_though_another_stored_the_same_response() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let one = minute().connect(&server.url()).await.unwrap();
+    let two = minute().connect(&server.url()).await.unwrap();
+    let (runs, gate) = (Runs::default(), Gate::new());
+    let first_gate = gate.clone();
+    let handler = runs.then(move |run, _: InnerRequest| {
+        let gate = first_gate.clone();
+        async move {
+            if run == 1 {
+                gate.pass().await;
+            }
+            Ok(text("the same"))
+        }
+    });
+    let [one, two] = [one, two].map(|locks| App::new(&layer(&locks), handler.clone()));
+    let first = one.begin(post("k")).await;
+    gate.arrived().await;
+    // Redis tracks the lock from its first renewal on: the holder does not know of this.
+    run(&redis, &format!("DEL {RECORD}")).await;
+    let second = two.send(post("k")).await;
+    assert_eq!((second.status(), runs.count()), (200, 2));
+    gate.open();
+    let first = soon("a response", first).await.unwrap();
+    first.is_rejected(503, RejectionKind::Lost);
+}
