@@ -194,13 +194,17 @@ impl<W> Slot<W> {
 
     /// Returns how many requests wait, and whether in the store's queue.
     pub(crate) fn waiting(&self) -> Waiting {
-        // Until the first reply, the lock may be free: the request that acquires does not wait yet.
-        let acquires_only = matches!(self.state, State::Acquiring { attempt, .. } if attempt.first)
-            && self.waiters.first().is_some_and(|first| first.patient);
         Waiting {
-            requests: self.waiters.len() - self.impatient - usize::from(acquires_only),
+            requests: self.waiters.len() - self.impatient - usize::from(self.first_acquires_only()),
             in_store: matches!(self.state, State::Queued { .. }),
         }
+    }
+
+    /// Returns whether the first request acquires, and does not wait yet: until the first reply, the
+    /// lock may be free.
+    fn first_acquires_only(&self) -> bool {
+        matches!(self.state, State::Acquiring { attempt, .. } if attempt.first)
+            && self.waiters.first().is_some_and(|first| first.patient)
     }
 
     /// Returns whether nothing would be lost if this slot were forgotten.

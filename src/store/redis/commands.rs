@@ -229,7 +229,9 @@ fn add(
             let may_be_record = sent.key.kind() == Kind::Record;
             let mut acquire = script(&scripts::ACQUIRE, &[&lock, &queue_name(&lock)]);
             acquire.arg(ttl).arg(settings.inbox_prefix());
-            acquire.arg(u8::from(may_queue)).arg(u8::from(may_be_record));
+            acquire
+                .arg(u8::from(may_queue))
+                .arg(u8::from(may_be_record));
             acquire
         }
         Way::Release => script(&scripts::RELEASE, &[&lock]),
@@ -305,7 +307,10 @@ pub(super) fn replies<'a>(
 ) -> Result<Replies, Unusable> {
     let values: Vec<_> = values.into_iter().map(Value::extract_error).collect();
     let is_unknown = |error: &RedisError| error.code() == Some("NOSCRIPT");
-    if values.iter().any(|value| value.as_ref().is_err_and(is_unknown)) {
+    if values
+        .iter()
+        .any(|value| value.as_ref().is_err_and(is_unknown))
+    {
         return Err(Unusable::NoScript);
     }
     let mut reader = Reader {
@@ -427,7 +432,8 @@ impl Reader {
         }
         // A value of another type is none that was left there.
         let read = read.unwrap_or(Value::Nil);
-        let is_ours = || matches!(&read, Value::BulkString(value) if is_token(value, &sent.token(settings)));
+        let is_ours =
+            || matches!(&read, Value::BulkString(value) if is_token(value, &sent.token(settings)));
         match (sent.command, &said.result) {
             (Command::Check { .. }, _) if !is_ours() => said.result = Ok(Reply::Gone),
             (Command::Renew { .. }, Ok(Reply::Renewed { .. })) => said.is_changed = !is_ours(),

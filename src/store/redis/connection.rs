@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use super::Settings;
 use super::commands::{Server, refused};
 use super::connection_driver::ConnectionDriver;
-use super::scripts;
 use super::pushes::{self, Observed, Push};
+use super::scripts;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 
@@ -279,7 +279,10 @@ async fn seed(
         Ok(found) => (found, true),
         Err(error) if error.code() == Some("ERR") => {
             let () = set(&[]).query_async(commands).await?;
-            (redis::cmd("GET").arg(fence).query_async(commands).await?, false)
+            (
+                redis::cmd("GET").arg(fence).query_async(commands).await?,
+                false,
+            )
         }
         Err(error) => return Err(error),
     };

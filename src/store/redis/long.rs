@@ -16,10 +16,10 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{sleep, timeout};
 
+use super::RedisStore;
 use super::driver::is_refusal;
 use super::manifest::{Damage, Manifest, Parts};
 use super::names::{lock_name, part_name};
-use super::RedisStore;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::store::{LONG, Record};

@@ -42,7 +42,6 @@ pub(super) fn message(
     Some((key_of(prefix, lock_name)?, notice))
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -73,7 +73,6 @@ pub(super) fn key_of(prefix: &str, lock_name: &str) -> Option<LockKey> {
     LockKey::from_store(kind, name.strip_prefix(prefix)?)
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

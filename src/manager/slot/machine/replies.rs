@@ -93,10 +93,10 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         remaining: Option<Duration>,
         foreign: bool,
     ) {
+        let begins_to_wait = self.slot.first_acquires_only();
         self.reject_impatient(ErrorKind::Held);
-        if attempt.first && !self.env.has_room {
-            // Until now, the first request did not count as waiting: the lock might have been free.
-            // Those behind it did.
+        if begins_to_wait && !self.env.has_room {
+            // Those behind it were counted when they came.
             if let Some(first) = self.slot.waiters.pop() {
                 self.reject(first.handle, Error::of(ErrorKind::QueueFull));
             }
