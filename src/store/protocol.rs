@@ -37,7 +37,7 @@ pub(crate) enum Command<R = Record, S = Option<ReplySender>> {
         /// Another process is known to wait for the lock: this release must not let other commands
         /// go first.
         contended: bool,
-        /// The token may be in the queue.
+        /// The token may be in the queue, or others may wait for a lock that it has lost.
         queued: bool,
         reply: S,
     },

@@ -113,6 +113,7 @@ impl RedisStore {
             submitted: now,
             attempts: 0,
             has_waited: false,
+            had_it: false,
         });
         self.submitted.notify();
         None

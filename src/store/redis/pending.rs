@@ -19,6 +19,8 @@ pub(super) struct Pending {
     pub(super) attempts: u32,
     /// Whether it is a release that has let other commands go first, which it does once.
     pub(super) has_waited: bool,
+    /// Whether it is a release, and Redis has said that the token had the lock.
+    pub(super) had_it: bool,
 }
 
 impl Pending {
@@ -52,8 +54,10 @@ impl Pending {
         }
     }
 
-    /// Has a release grant the lock to a process that waits. Nothing has been done for it so far.
+    /// Has a release grant the lock, which is the token's, to a process that waits. Nothing has been
+    /// done for it so far.
     pub(super) fn grant_next(&mut self) {
+        self.had_it = true;
         if let Command::Release { contended, .. } = &mut self.command {
             *contended = true;
         }
@@ -80,6 +84,15 @@ impl Pending {
         result: Result<Reply, Failure>,
         events: &impl Events,
     ) {
+        let result = match result {
+            // Another release of this token may have granted the lock meanwhile: one that follows a
+            // notice for a holder that was done.
+            Ok(Reply::Released { had_it, granted }) => Ok(Reply::Released {
+                had_it: had_it || self.had_it,
+                granted,
+            }),
+            result => result,
+        };
         let settled = match result {
             // An earlier attempt, whose reply was lost, may have released it.
             Ok(Reply::Released { had_it: false, .. }) if self.attempts > 1 => {

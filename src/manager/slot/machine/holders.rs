@@ -84,7 +84,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         self.send(Command::Release {
             token,
             contended: false,
-            queued: false,
+            queued: true,
             reply,
         });
     }
