@@ -11,6 +11,8 @@ pub(super) struct AcquireAttempt {
     again: bool,
     /// The requests have just come: before the reply, it is not known whether they must wait.
     pub(super) first: bool,
+    /// The requests have just come, and are in no queue yet: they are told of a failure.
+    pub(super) fresh: bool,
     /// The store has not replied since the requests came, or since the last acquire failed: the
     /// lock may well be free.
     pub(super) unanswered: bool,
@@ -26,6 +28,7 @@ impl AcquireAttempt {
             watch: false,
             again: false,
             first: true,
+            fresh: true,
             unanswered: true,
         }
     }
@@ -36,8 +39,19 @@ impl AcquireAttempt {
         Self {
             queue: true,
             first: false,
+            fresh: false,
             unanswered: false,
             ..Self::first(token)
+        }
+    }
+
+    /// Returns the acquire that follows the [`first`](Self::first), if the lock is held elsewhere:
+    /// it queues.
+    pub(super) fn queue_up(token: u64, watch: bool) -> Self {
+        Self {
+            watch,
+            fresh: true,
+            ..Self::anew(token)
         }
     }
 
@@ -58,6 +72,7 @@ impl AcquireAttempt {
             watch,
             again: true,
             first: false,
+            fresh: false,
             unanswered: false,
         }
     }

@@ -26,7 +26,9 @@ const MARK: u8 = b'!';
 /// What a connection has found out about its server.
 #[derive(Debug)]
 pub(super) struct Server {
-    /// Whether `SET` takes `NX` and `GET` together, as it does from Redis 7.0 on.
+    /// Whether to take with `SET … NX GET`: if the server knows that, as it does from Redis 7.0 on,
+    /// and until a lock's name has turned out to hold more than any of this crate's values, which
+    /// is not to come as a whole every time.
     pub(super) takes_with_get: bool,
     /// Whether the server tells when another client changes what was read.
     pub(super) watches: bool,
@@ -281,6 +283,8 @@ pub(super) struct Said {
 
 /// What Redis says to a call.
 pub(super) struct Replies {
+    /// Whether a take has found more than any of this crate's values.
+    pub(super) found_too_much: bool,
     /// To each of the commands, in order.
     pub(super) said: Vec<Said>,
     /// Why the server does not track what is read.
@@ -316,6 +320,7 @@ pub(super) fn replies<'a>(
     let mut reader = Reader {
         values: values.into_iter(),
         no_tracking: None,
+        found_too_much: false,
     };
     let (mut said, mut taken, mut takes) = (Vec::new(), Vec::new(), 0);
     for sent in commands {
@@ -361,6 +366,7 @@ pub(super) fn replies<'a>(
         None => Ok(Replies {
             said,
             no_tracking: reader.no_tracking,
+            found_too_much: reader.found_too_much,
         }),
         Some(_) => Err(Unusable::Unexpected),
     }
@@ -369,6 +375,7 @@ pub(super) fn replies<'a>(
 struct Reader {
     values: std::vec::IntoIter<Result<Value, RedisError>>,
     no_tracking: Option<RedisError>,
+    found_too_much: bool,
 }
 
 impl Reader {
@@ -413,7 +420,10 @@ impl Reader {
         };
         Ok(match found {
             Ok(Value::Nil) => said(acquired(false)),
-            Ok(Value::BulkString(value)) => said(found_held(sent.key, value)),
+            Ok(Value::BulkString(value)) => {
+                self.found_too_much |= value.len() > MAX_VALUE;
+                said(found_held(sent.key, value))
+            }
             Ok(_) => return Err(Unusable::Unexpected),
             Err(error) => failed(error, false),
         })

@@ -346,6 +346,7 @@ impl RedisStore {
             crate::trace::no_tracking(&error);
             link.server.watches = false;
         }
+        link.server.takes_with_get &= !replies.found_too_much;
         let (sent_at, commands) = in_flight.pop();
         let mut of_no_use = Ok(());
         let now = Time::now();

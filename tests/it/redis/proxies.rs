@@ -69,10 +69,13 @@ pub async fn garbling(server: u16, reply: &'static str) -> String {
                 let mut buffer = vec![0; 1 << 16];
                 while let Ok(length @ 1..) = server_read.read(&mut buffer).await {
                     let text = str::from_utf8(&buffer[..length]).unwrap();
-                    let garbled = match text.strip_prefix("*1\r\n:") {
-                        Some(fence) if fence.len() > 12 => format!("*1\r\n{reply}"),
-                        _ => text.to_owned(),
-                    };
+                    // It stands behind the reply to the take of a free lock, or, at a second
+                    // attempt, to the script.
+                    let taken = ["_\r\n", ":1\r\n"].into_iter().find_map(|taken| {
+                        let fence = text.strip_prefix(taken)?.strip_prefix(':')?;
+                        (fence.len() > 12).then(|| format!("{taken}{reply}"))
+                    });
+                    let garbled = taken.unwrap_or_else(|| text.to_owned());
                     client_write.write_all(garbled.as_bytes()).await.unwrap();
                 }
             });

@@ -80,7 +80,9 @@ async fn an_acquire_that_fails_half_way_leaves_no_lock() {
     unavailable(&locks).await;
     eventually_no_trace(&redis).await;
     // The key of a fence or of a queue that holds something else.
+    let minute_more = minute.clone();
     let locks = minute.connect(&server.url()).await.unwrap();
+    run(&redis, "DEL {lock:}:fence").await;
     run(&redis, "LPUSH {lock:}:fence x").await;
     unavailable(&locks).await;
     eventually("the lock is free again", || async {
@@ -89,9 +91,12 @@ async fn an_acquire_that_fails_half_way_leaves_no_lock() {
     .await;
     run(&redis, "DEL {lock:}:fence").await;
     run(&redis, "SET {lock:a}:queue x").await;
-    let error = locks.acquire("a", PATIENCE).await.unwrap_err();
+    let guard = locks.try_acquire("a").await.unwrap();
+    let other = minute_more.connect(&server.url()).await.unwrap();
+    let error = other.acquire("a", PATIENCE).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     run(&redis, "DEL {lock:a}:queue").await;
+    drop(guard);
     eventually_no_trace(&redis).await;
     // Redis cannot tell the holder that another process waits, which has joined the queue all the
     // same.
@@ -146,6 +151,6 @@ async fn after_an_acquire_that_redis_refused_there_is_nothing_to_release() {
         assert!(error.contains(reason), "{reason}: {error}");
         // A release would be refused as well, and would be tried again for a minute.
         soon(reason, locks.close()).await;
-        assert_eq!(script_calls(&redis).await, before + 1, "{reason}");
+        assert_eq!(script_calls(&redis).await, before, "{reason}");
     }
 }

@@ -55,7 +55,7 @@ async fn an_acl_user_with_just_these_rights_and_a_database_number_work() {
     let locks = LockManager::builder().connect_lazy(&url).unwrap();
     let error = unavailable(&locks).await;
     assert!(
-        error.to_string().contains("NoPerm"),
+        error.to_string().to_lowercase().contains("noperm"),
         "{}",
         error.to_string()
     );

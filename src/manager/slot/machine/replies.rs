@@ -107,7 +107,9 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             if attempt.queue {
                 self.release(token, true);
             }
-        } else if recheck || !attempt.queue || foreign && !attempt.watch {
+        } else if !attempt.queue {
+            self.acquire(AcquireAttempt::queue_up(token, foreign));
+        } else if recheck || foreign && !attempt.watch {
             self.acquire(AcquireAttempt::again(token, foreign));
         } else {
             let poll_in =
@@ -122,7 +124,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     /// Ends an acquire that had no reply of any use. Requests that have just come are rejected.
     /// Those that waited before go on to wait.
     fn acquire_failed(&mut self, attempt: AcquireAttempt, error: &Error) {
-        match attempt.first {
+        match attempt.fresh {
             true => self.reject_waiting(error),
             false => self.reject_impatient(ErrorKind::Unavailable),
         }
