@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::checker::{self, Demands, Report, Violation};
-use crate::clock::wall_ahead;
 use crate::crew::Crew;
 use crate::faults::{self, Gremlin, Scene, clock, loss};
 use crate::history::{self, Log};
@@ -105,7 +104,6 @@ impl Phase {
             variety: self.variety.to_owned(),
             dir: dir.to_owned(),
         };
-        let wall_before = wall_ahead();
         let crew = Crew::start(self.workers, &orders, servers[0].port, &log, &mut random).await;
         let scene = Arc::new(Scene {
             crew,
@@ -149,8 +147,7 @@ impl Phase {
         }
         let left = self.left_in_redis(&scene).await;
 
-        let wall_after = wall_ahead();
-        let demands = self.demands(wall_before, wall_after);
+        let demands = self.demands();
         let events = history::read(dir);
         let mut report = checker::check(&events, &store.accepted().await, &demands);
         if stuck > 0 {
@@ -189,19 +186,16 @@ impl Phase {
         }
     }
 
-    fn demands(&self, wall_before: u64, wall_after: u64) -> Demands {
+    fn demands(&self) -> Demands {
         Demands {
             exclusive: self.exclusive,
             keeps_data: !self.has(Gremlin::Loss) && !self.has(Gremlin::ClockForward),
-            tokens_tell_time: self.textbook.is_none() && !self.sets_clock(),
             has_handoffs: self.textbook.is_none(),
             prompt: self.textbook.is_none(),
             releases_at_limit: self.textbook.is_none() && !self.has(Gremlin::Loss),
             frugal: self.textbook.is_none(),
             calm: self.gremlins.iter().all(|one| *one == Gremlin::Narrow),
             stuck_after: (!self.sets_clock() && self.textbook.is_none()).then_some(self.stuck()),
-            drift: wall_before.abs_diff(wall_after),
-            wall_ahead: wall_before,
         }
     }
 

@@ -10,15 +10,12 @@ use crate::history::{Event, What};
 const DEMANDS: Demands = Demands {
     exclusive: true,
     keeps_data: true,
-    tokens_tell_time: true,
     has_handoffs: true,
     prompt: true,
     releases_at_limit: true,
     frugal: true,
     calm: false,
     stuck_after: Some(Duration::from_millis(2000)),
-    drift: 0,
-    wall_ahead: 0,
 };
 
 /// Each: the rule, and what happened. Times are in ms: when, process, what, request, number,

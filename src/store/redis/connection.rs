@@ -260,39 +260,23 @@ async fn make_ready(
     })
 }
 
-/// Sets the counter of fences to the server's clock, in µs, unless it is higher: so fences go on
-/// rising when all keys are lost, and when the clock is set back. Returns what the counter has then,
-/// and whether `SET` takes `NX` and `GET` together.
+/// Seeds the counter of fences. Returns what it has then, and whether `SET` takes `NX` and `GET`
+/// together.
 async fn seed(
     commands: &mut MultiplexedConnection,
     fence: &str,
 ) -> Result<(u64, bool), RedisError> {
-    let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(commands).await?;
-    let now = seconds * 1_000_000 + micros;
-    let set = |and: &[&str]| {
-        let mut set = redis::cmd("SET");
-        set.arg(fence).arg(now).arg("NX").arg(and);
-        set
-    };
-    let found: Result<Option<u64>, RedisError> = set(&["GET"]).query_async(commands).await;
-    let (found, takes_with_get) = match found {
-        Ok(found) => (found, true),
-        Err(error) if error.code() == Some("ERR") => {
-            let () = set(&[]).query_async(commands).await?;
-            (
-                redis::cmd("GET").arg(fence).query_async(commands).await?,
-                false,
-            )
-        }
-        Err(error) => return Err(error),
-    };
-    match found {
-        Some(found) if found < now => {
-            let mut raise = redis::cmd("INCRBY");
-            raise.arg(fence).arg(now - found);
-            Ok((raise.query_async(commands).await?, takes_with_get))
-        }
-        found => Ok((found.unwrap_or(now), takes_with_get)),
+    let mut seed = redis::cmd("EVAL");
+    seed.arg(scripts::SEED.source).arg(1).arg(fence);
+    let seed = seed.query_async(commands).await?;
+    // It is there, and stays as it is.
+    let mut probe = redis::cmd("SET");
+    probe.arg(fence).arg(0).arg("NX").arg("GET");
+    let probed: Result<Option<u64>, RedisError> = probe.query_async(commands).await;
+    match probed {
+        Ok(_) => Ok((seed, true)),
+        Err(error) if error.code() == Some("ERR") => Ok((seed, false)),
+        Err(error) => Err(error),
     }
 }
 

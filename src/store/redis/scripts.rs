@@ -13,7 +13,8 @@ pub(super) static RELEASE: Script = Script::new(include_str!("scripts/release.lu
 pub(super) static GRANT: Script = Script::new(include_str!("scripts/grant.lua"));
 pub(super) static RENEW: Script = Script::new(include_str!("scripts/renew.lua"));
 pub(super) static COMPLETE: Script = Script::new(include_str!("scripts/complete.lua"));
-/// Runs once for each connection, and is not kept by Redis.
+/// These run once for each connection, and need not be kept by Redis.
+pub(super) static SEED: Script = Script::new(include_str!("scripts/seed.lua"));
 pub(super) static QUARANTINE: Script = Script::new(include_str!("scripts/quarantine.lua"));
 
 /// Those that Redis is to know by their hashes.

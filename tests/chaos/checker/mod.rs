@@ -26,8 +26,6 @@ pub struct Demands {
     pub exclusive: bool,
     /// Redis keeps the responses to events.
     pub keeps_data: bool,
-    /// Redis' clock is the machine's, and fencing tokens tell it.
-    pub tokens_tell_time: bool,
     /// A token of the crate stands for a grant of the server, followed by hand-offs in one process.
     pub has_handoffs: bool,
     /// Requests are answered in time.
@@ -40,10 +38,6 @@ pub struct Demands {
     pub calm: bool,
     /// Within what time a lock that is free goes to a waiter, if nothing is wrong.
     pub stuck_after: Option<Duration>,
-    /// How far the wall clock and ours drifted apart during the phase.
-    pub drift: u64,
-    /// The wall clock less ours.
-    pub wall_ahead: u64,
 }
 
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! A loss is known before the server gives the lock to another.
 //!
-//! A fencing token tells when that was: it is the server's time, in µs, with 1024 tokens for each.
+//! When that was is not known exactly: at the latest, when the next holder knew of it.
 
 use super::promptness::Stalls;
 use super::{Demands, Hold, Report, Violation};
@@ -10,7 +10,7 @@ use crate::clock::MS;
 const SLACK: u64 = 15 * MS;
 
 pub(super) fn check(holds: &[&Hold], demands: &Demands, stalls: &Stalls, report: &mut Report) {
-    if !(demands.exclusive && demands.tokens_tell_time) {
+    if !demands.exclusive {
         return;
     }
     let mut in_order = holds.to_vec();
@@ -20,10 +20,10 @@ pub(super) fn check(holds: &[&Hold], demands: &Demands, stalls: &Stalls, report:
     let mut last: Option<(u64, &Hold)> = None;
     let mut told: Option<(u64, &Hold)> = None;
     for hold in in_order {
-        let given = (hold.token / 1024 * 1000).saturating_sub(demands.wall_ahead);
+        let given = hold.granted;
         let is_from_server = hold.token.is_multiple_of(1024);
         if let Some((until, other)) = last.filter(|_| is_from_server) {
-            if until > given + MS + demands.drift {
+            if until > given {
                 violated(
                     report,
                     "not trusted when the server gives it away",
