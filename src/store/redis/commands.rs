@@ -555,3 +555,6 @@ pub(super) fn refused(error: RedisError) -> Error {
     };
     Error::caused_by(ErrorKind::Unavailable, message, error)
 }
+
+#[cfg(any(fuzzing, all(test, feature = "properties")))]
+pub(super) mod fits;
