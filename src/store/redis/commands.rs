@@ -430,8 +430,17 @@ impl Reader {
         if let Err(error) = caching {
             self.no_tracking.get_or_insert(error);
         }
-        // A value of another type is none that was left there.
-        let read = read.unwrap_or(Value::Nil);
+        let is_check = matches!(sent.command, Command::Check { .. });
+        let read = match read {
+            Ok(read) => read,
+            // Nothing was read: that the lock is gone is not known.
+            Err(error) if is_check && error.code() != Some("WRONGTYPE") => {
+                *said = failed(error, false);
+                return Ok(());
+            }
+            // A value of another type is none that was left there.
+            Err(_) => Value::Nil,
+        };
         let is_ours =
             || matches!(&read, Value::BulkString(value) if is_token(value, &sent.token(settings)));
         match (sent.command, &said.result) {
