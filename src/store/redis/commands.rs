@@ -406,6 +406,13 @@ impl Reader {
             true => taken,
             false => match (taken, self.next()?) {
                 (Ok(Value::Okay), _) => Ok(Value::Nil),
+                // The holder released the lock in between.
+                (Ok(Value::Nil), Ok(Value::BulkString(value))) if value.is_empty() => {
+                    return Ok(said(Reply::HeldElsewhere {
+                        remaining: None,
+                        foreign: false,
+                    }));
+                }
                 (Ok(Value::Nil), found) => found,
                 (Ok(_), _) => return Err(Unusable::Unexpected),
                 (Err(error), _) => Err(error),
