@@ -574,3 +574,9 @@ pub(super) fn refused(error: RedisError) -> Error {
 
 #[cfg(any(fuzzing, all(test, feature = "properties")))]
 pub(super) mod fits;
+
+#[cfg(all(test, feature = "properties"))]
+mod properties;
+
+#[cfg(test)]
+mod tests;
