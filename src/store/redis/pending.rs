@@ -97,3 +97,6 @@ impl Pending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
