@@ -41,6 +41,19 @@ impl Pending {
         self.attempts > 0 || matches!(self.command, Command::Acquire { again: true, .. })
     }
 
+    /// Returns whether it was sent before the last time.
+    pub(crate) fn is_repeated(&self) -> bool {
+        self.attempts > 1
+    }
+
+    /// Has a release grant the lock to a process that waits. Nothing has been done for it so far.
+    pub(crate) fn grant_next(&mut self) {
+        if let Command::Release { contended, .. } = &mut self.command {
+            *contended = true;
+        }
+        self.attempts = 0;
+    }
+
     /// Returns what the caller of a release or a completion is told.
     pub(crate) fn settled(&self, result: &Result<Reply, Failure>) -> Result<(), Error> {
         match result {
@@ -119,6 +132,8 @@ pub(crate) enum Value {
 struct Entry {
     value: Value,
     expires: Option<Time>,
+    /// Whether processes wait for the token that has the lock.
+    is_marked: bool,
 }
 
 #[derive(Debug)]
@@ -127,21 +142,38 @@ struct Queue {
     expires: Time,
 }
 
-/// How long the server keeps locks and grants for a process.
+/// A process, as the server sees it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Times {
+pub(crate) struct Client {
+    pub(crate) process: usize,
+    /// How long the server keeps locks and grants for it.
     pub(crate) ttl: Duration,
     pub(crate) grant_ttl: Duration,
+    /// A number that the counter of fences had when the process connected.
+    pub(crate) seed: u64,
 }
 
-/// The server: does on maps what the script does in Redis.
+/// What the server says to one command.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    /// The fence of an acquire is told at the end of the call: see [`Truth::count`].
+    Reply(Reply),
+    /// Nothing was done: processes wait for the lock that was to be released.
+    ToBeGranted,
+    Refused,
+}
+
+/// The server: does on maps what commands and scripts do in Redis.
 #[derive(Debug)]
 pub(crate) struct Truth {
     locks: HashMap<LockKey, Entry>,
     queues: HashMap<LockKey, Queue>,
     /// By key, the processes that the server tells of the next change.
     watchers: HashMap<LockKey, Vec<usize>>,
+    /// The counter of fences.
     last_fence: u64,
+    /// The server's clock, in µs. No command takes less time than one of them.
+    clock: u64,
     /// By key, when a lock last expired.
     pub(crate) expired: HashMap<LockKey, Time>,
     /// By process, whether it listens to its inbox.
@@ -156,7 +188,8 @@ impl Truth {
             locks: HashMap::new(),
             queues: HashMap::new(),
             watchers: HashMap::new(),
-            last_fence: 1000,
+            last_fence: 0,
+            clock: 1000,
             expired: HashMap::new(),
             is_there: vec![true; processes],
             notices: Vec::new(),
@@ -188,35 +221,85 @@ impl Truth {
         self.changed(key, None);
         match value {
             Some((value, expires)) => {
-                self.locks.insert(key.clone(), Entry { value, expires });
+                let entry = Entry {
+                    value,
+                    expires,
+                    is_marked: false,
+                };
+                self.locks.insert(key.clone(), entry);
             }
             None => drop(self.locks.remove(key)),
         }
     }
 
+    /// Loses all data, with the counter of fences.
     pub(crate) fn flush(&mut self) {
         self.locks.clear();
         self.queues.clear();
         self.watchers.clear();
+        self.last_fence = 0;
     }
 
+    /// The connection of a process is closed.
+    pub(crate) fn disconnected(&mut self, process: usize) {
+        self.is_there[process] = false;
+        for watchers in self.watchers.values_mut() {
+            watchers.retain(|watcher| *watcher != process);
+        }
+    }
+
+    /// A process connects: the counter of fences is set to the clock, unless it is higher. Returns
+    /// what it has then.
+    pub(crate) fn connected(&mut self, process: usize, now: Time) -> u64 {
+        self.is_there[process] = true;
+        self.last_fence = self.last_fence.max(self.time(now));
+        self.last_fence
+    }
+
+    fn time(&mut self, now: Time) -> u64 {
+        self.clock = (self.clock + 1).max(now.as_nanos() / 1000);
+        self.clock
+    }
+
+    /// Counts the acquires of a call. Returns the last fence of the block that they share.
+    pub(crate) fn count(&mut self, takes: u64, now: Time) -> u64 {
+        self.time(now);
+        self.last_fence += takes;
+        self.last_fence
+    }
+
+    /// Carries out one command. If it `is_repeated`, it was sent before.
     pub(crate) fn execute<S>(
         &mut self,
-        process: usize,
-        times: Times,
+        client: Client,
         now: Time,
         key: &LockKey,
         command: &Command<Record, S>,
-    ) -> Reply {
+        is_repeated: bool,
+    ) -> Answer {
+        self.time(now);
+        let process = client.process;
         let of = |number| Token { process, number };
-        match *command {
+        Answer::Reply(match *command {
+            Command::Acquire {
+                token,
+                queue: false,
+                watch: false,
+                again: false,
+            } if !is_repeated => self.take(key, of(token), client.ttl, now),
             Command::Acquire {
                 token,
                 queue,
                 watch,
                 ..
-            } => self.acquire(key, of(token), times.ttl, now, queue, watch),
-            Command::Release { token, .. } => self.release(key, of(token), times.grant_ttl, now),
+            } => self.acquire(key, of(token), client.ttl, now, queue, watch),
+            Command::Release {
+                token,
+                contended: false,
+                queued: false,
+                ..
+            } => return self.release(key, of(token), now),
+            Command::Release { token, .. } => self.grant(key, of(token), client, now),
             Command::Complete {
                 token, ref record, ..
             } => self.complete(key, of(token), now, record),
@@ -224,8 +307,8 @@ impl Truth {
                 self.watch(key, process);
                 match self.has(key, of(token), now) {
                     true => {
-                        let contended = !self.queue(key, now).is_empty();
-                        self.set(key, of(token), now + times.ttl);
+                        let contended = self.is_marked(key);
+                        self.set(key, of(token), now + client.ttl, contended);
                         Reply::Renewed { contended }
                     }
                     false => Reply::Gone,
@@ -238,6 +321,24 @@ impl Truth {
                     false => Reply::Gone,
                 }
             }
+        })
+    }
+
+    /// A token that the server has not seen takes the lock, or does nothing.
+    fn take(&mut self, key: &LockKey, token: Token, ttl: Duration, now: Time) -> Reply {
+        match self.value(key, now) {
+            None => {
+                self.changed(key, Some(token.process));
+                self.set(key, token, now + ttl, false);
+                acquired(false)
+            }
+            Some(Value::Record(record)) if key.kind() == Kind::Record => {
+                Reply::Recorded(record.clone())
+            }
+            Some(value) => Reply::HeldElsewhere {
+                remaining: None,
+                foreign: !matches!(value, Value::Token(_)),
+            },
         }
     }
 
@@ -250,28 +351,24 @@ impl Truth {
         queue: bool,
         watch: bool,
     ) -> Reply {
-        let value = self.value(key, now).cloned();
-        let foreign = match value {
+        let holder = match self.value(key, now).cloned() {
             Some(Value::Record(record)) if key.kind() == Kind::Record => {
                 return Reply::Recorded(record);
             }
             None => {
                 self.leave(key, token);
-                return self.acquired(key, token, ttl, now, queue);
+                let contended = !self.queue(key, now).is_empty();
+                self.changed(key, Some(token.process));
+                self.set(key, token, now + ttl, contended);
+                return acquired(contended);
             }
             Some(Value::Token(holder)) if holder == token => {
-                return self.acquired(key, token, ttl, now, true);
+                let contended = self.is_marked(key);
+                self.set(key, token, now + ttl, contended);
+                return acquired(contended);
             }
-            Some(Value::Token(holder)) => {
-                if queue && self.queue(key, now).is_empty() {
-                    let notice = Notice::Contended {
-                        token: holder.number,
-                    };
-                    self.notices.push((holder.process, key.clone(), notice));
-                }
-                false
-            }
-            Some(_) => true,
+            Some(Value::Token(holder)) => Some(holder),
+            Some(_) => None,
         };
         let expires = self.locks[key].expires;
         let remaining = expires.map(|expires| expires.since(now));
@@ -285,31 +382,41 @@ impl Truth {
             if !queue.tokens.contains(&token) {
                 queue.tokens.push(token);
             }
+            if let Some(holder) = holder
+                && !self.is_marked(key)
+            {
+                self.changed(key, Some(token.process));
+                self.mark(key);
+                let notice = Notice::Contended {
+                    token: holder.number,
+                };
+                self.notices.push((holder.process, key.clone(), notice));
+            }
         }
         if watch {
             self.watch(key, token.process);
         }
-        Reply::HeldElsewhere { remaining, foreign }
-    }
-
-    fn acquired(
-        &mut self,
-        key: &LockKey,
-        token: Token,
-        ttl: Duration,
-        now: Time,
-        may_queue: bool,
-    ) -> Reply {
-        self.set(key, token, now + ttl);
-        let contended = may_queue && !self.queue(key, now).is_empty();
-        self.last_fence += 1;
-        Reply::Acquired {
-            fence: self.last_fence,
-            contended,
+        Reply::HeldElsewhere {
+            remaining,
+            foreign: holder.is_none(),
         }
     }
 
-    fn release(&mut self, key: &LockKey, token: Token, grant_ttl: Duration, now: Time) -> Reply {
+    /// Deletes a lock that no process waits for. The queue is left alone.
+    fn release(&mut self, key: &LockKey, token: Token, now: Time) -> Answer {
+        let had_it = self.has(key, token, now);
+        if had_it && self.is_marked(key) {
+            return Answer::ToBeGranted;
+        }
+        if had_it {
+            self.changed(key, Some(token.process));
+            self.locks.remove(key);
+        }
+        let granted = false;
+        Answer::Reply(Reply::Released { had_it, granted })
+    }
+
+    fn grant(&mut self, key: &LockKey, token: Token, client: Client, now: Time) -> Reply {
         let had_it = self.has(key, token, now);
         if !had_it {
             self.leave(key, token);
@@ -317,22 +424,27 @@ impl Truth {
         let granted = (had_it || self.value(key, now).is_none()) && {
             self.changed(key, Some(token.process));
             self.locks.remove(key);
-            self.grant(key, grant_ttl, now)
+            self.grant_next(key, client, now)
         };
         Reply::Released { had_it, granted }
     }
 
-    fn grant(&mut self, key: &LockKey, ttl: Duration, now: Time) -> bool {
+    fn grant_next(&mut self, key: &LockKey, client: Client, now: Time) -> bool {
+        let ttl = client.grant_ttl;
         while let Some(next) = self.queue(key, now).first().copied() {
             self.leave(key, next);
             if self.is_there[next.process] {
-                self.set(key, next, now + ttl);
+                let contended = !self.queue(key, now).is_empty();
+                self.set(key, next, now + ttl, contended);
                 self.last_fence += 1;
+                if self.last_fence <= client.seed {
+                    self.last_fence = self.time(now);
+                }
                 let granted = Granted {
                     token: next.number,
                     fence: self.last_fence,
                     ttl,
-                    contended: !self.queue(key, now).is_empty(),
+                    contended,
                     after: None,
                 };
                 let notice = Notice::Granted(granted);
@@ -349,14 +461,21 @@ impl Truth {
             if !self.has(key, token, now) {
                 return Reply::Gone;
             }
+            let is_awaited = self.is_marked(key);
             self.changed(key, Some(token.process));
-            let expires = Some(now + record.retention);
-            self.locks.insert(key.clone(), Entry { value, expires });
-            for waiting in self.queue(key, now).to_vec() {
-                self.notices
-                    .push((waiting.process, key.clone(), Notice::Changed));
+            let entry = Entry {
+                value,
+                expires: Some(now + record.retention),
+                is_marked: false,
+            };
+            self.locks.insert(key.clone(), entry);
+            if is_awaited {
+                for waiting in self.queue(key, now).to_vec() {
+                    self.notices
+                        .push((waiting.process, key.clone(), Notice::Changed));
+                }
+                self.queues.remove(key);
             }
-            self.queues.remove(key);
         }
         Reply::Completed
     }
@@ -365,9 +484,23 @@ impl Truth {
         self.value(key, now) == Some(&Value::Token(token))
     }
 
-    fn set(&mut self, key: &LockKey, token: Token, expires: Time) {
-        let (value, expires) = (Value::Token(token), Some(expires));
-        self.locks.insert(key.clone(), Entry { value, expires });
+    fn is_marked(&self, key: &LockKey) -> bool {
+        self.locks.get(key).is_some_and(|entry| entry.is_marked)
+    }
+
+    fn mark(&mut self, key: &LockKey) {
+        if let Some(entry) = self.locks.get_mut(key) {
+            entry.is_marked = true;
+        }
+    }
+
+    fn set(&mut self, key: &LockKey, token: Token, expires: Time, is_marked: bool) {
+        let entry = Entry {
+            value: Value::Token(token),
+            expires: Some(expires),
+            is_marked,
+        };
+        self.locks.insert(key.clone(), entry);
     }
 
     fn leave(&mut self, key: &LockKey, token: Token) {
@@ -390,5 +523,12 @@ impl Truth {
                 self.notices.push((process, key.clone(), Notice::Changed));
             }
         }
+    }
+}
+
+fn acquired(contended: bool) -> Reply {
+    Reply::Acquired {
+        fence: 0,
+        contended,
     }
 }

@@ -413,6 +413,13 @@ impl Reader {
             true => taken,
             false => match (taken, self.next()?) {
                 (Ok(Value::Okay), _) => Ok(Value::Nil),
+                // The holder released the lock in between.
+                (Ok(Value::Nil), Ok(Value::BulkString(value))) if value.is_empty() => {
+                    return Ok(said(Reply::HeldElsewhere {
+                        remaining: None,
+                        foreign: false,
+                    }));
+                }
                 (Ok(Value::Nil), found) => found,
                 (Ok(_), _) => return Err(Unusable::Unexpected),
                 (Err(error), _) => Err(error),
@@ -440,8 +447,17 @@ impl Reader {
         if let Err(error) = caching {
             self.no_tracking.get_or_insert(error);
         }
-        // A value of another type is none that was left there.
-        let read = read.unwrap_or(Value::Nil);
+        let is_check = matches!(sent.command, Command::Check { .. });
+        let read = match read {
+            Ok(read) => read,
+            // Nothing was read: that the lock is gone is not known.
+            Err(error) if is_check && error.code() != Some("WRONGTYPE") => {
+                *said = failed(error, false);
+                return Ok(());
+            }
+            // A value of another type is none that was left there.
+            Err(_) => Value::Nil,
+        };
         let is_ours =
             || matches!(&read, Value::BulkString(value) if is_token(value, &sent.token(settings)));
         match (sent.command, &said.result) {
@@ -565,3 +581,12 @@ pub(super) fn refused(error: RedisError) -> Error {
     };
     Error::caused_by(ErrorKind::Unavailable, message, error)
 }
+
+#[cfg(any(fuzzing, all(test, feature = "properties")))]
+pub(super) mod fits;
+
+#[cfg(all(test, feature = "properties"))]
+mod properties;
+
+#[cfg(test)]
+mod tests;

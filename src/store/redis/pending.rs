@@ -110,3 +110,6 @@ impl Pending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

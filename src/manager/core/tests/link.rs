@@ -12,7 +12,7 @@ use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::manager::slot::Rules;
-use crate::store::fake::{FakeStore, Pending, Times, Truth};
+use crate::store::fake::{Answer, Client, FakeStore, Pending, Truth};
 use crate::store::{Command, Events, Failure, Granted, Notice, Outcome, Record, Reply, Store};
 
 /// How long until a release or completion that the server refused is tried again.
@@ -20,14 +20,13 @@ const RETRY: Duration = Duration::from_millis(100);
 
 pub(super) struct Link {
     pub(super) core: Arc<Core>,
-    process: usize,
-    times: Times,
+    client: Client,
     /// Sent, and not carried out yet.
     calls: VecDeque<Call>,
     /// Replies and notices that have not arrived yet.
     incoming: VecDeque<Incoming>,
     /// Commands that were sent on a connection that broke, and not carried out yet.
-    late: VecDeque<(LockKey, Command<Record, ()>)>,
+    late: VecDeque<Late>,
     /// Releases and completions that the server refused.
     refused: Vec<Pending>,
     retry_at: Option<Time>,
@@ -56,24 +55,56 @@ pub(super) struct Link {
 struct Call {
     sent_at: Time,
     commands: Vec<Pending>,
+    /// What the server said to those that were carried out, which are the first ones.
+    answers: Vec<Answer>,
+    /// The last of the fences that the acquires share, once all commands were carried out.
+    last_fence: u64,
+}
+
+impl Call {
+    /// Returns how many acquires it has.
+    fn takes(&self) -> u64 {
+        let is_take = |pending: &&Pending| matches!(pending.command, Command::Acquire { .. });
+        self.commands.iter().filter(is_take).count() as u64
+    }
+
+    /// Shares out the fences among the acquires that got their lock.
+    fn share_out(&mut self) {
+        let first = self.last_fence + 1 - self.takes();
+        let fences = self.answers.iter_mut().filter_map(|answer| match answer {
+            Answer::Reply(Reply::Acquired { fence, .. }) => Some(fence),
+            _ => None,
+        });
+        for (fence, next) in fences.zip(first..) {
+            *fence = next;
+        }
+    }
+}
+
+/// A command on a connection that broke.
+struct Late {
+    key: LockKey,
+    command: Command<Record, ()>,
+    is_repeated: bool,
 }
 
 enum Incoming {
-    Replies(Call, Vec<Option<Reply>>),
+    Replies(Call),
     Notice(LockKey, Notice),
     AllChanged,
 }
 
 impl Link {
-    pub(super) fn new(core: Arc<Core>, process: usize) -> Self {
-        let times = Times {
+    pub(super) fn new(core: Arc<Core>, process: usize, truth: &mut Truth) -> Self {
+        let client = Client {
+            process,
             ttl: core.rules.ttl,
             grant_ttl: core.rules.grant_ttl,
+            seed: truth.connected(process, Time::now()),
         };
         let link = Self {
             core,
-            process,
-            times,
+            client,
             calls: VecDeque::new(),
             incoming: VecDeque::new(),
             late: VecDeque::new(),
@@ -116,27 +147,81 @@ impl Link {
                 pending.attempts += 1;
             }
             let sent_at = Time::now();
-            self.calls.push_back(Call { sent_at, commands });
+            self.calls.push_back(Call {
+                sent_at,
+                commands,
+                answers: Vec::new(),
+                last_fence: 0,
+            });
         }
     }
 
-    /// The server carries out the oldest call.
+    /// The server carries out what is left of the oldest call.
     pub(super) fn carry_out(&mut self, truth: &mut Truth) -> Option<()> {
-        let call = self.calls.pop_front()?;
-        let replies = call.commands.iter().map(|pending| {
-            let is_completion = matches!(pending.command, Command::Complete { .. });
-            (!(is_completion && self.refuses_records)).then(|| {
-                let (key, command) = (&pending.key, &pending.command);
-                truth.execute(self.process, self.times, Time::now(), key, command)
-            })
-        });
-        let replies = replies.collect();
+        while self.carry_out_next(truth)? {}
+        Some(())
+    }
+
+    /// The server carries out the next command of the oldest call, or counts its acquires if all
+    /// commands were carried out. Returns whether more of the call is left.
+    pub(super) fn carry_out_next(&mut self, truth: &mut Truth) -> Option<bool> {
+        let call = self.calls.front_mut()?;
+        let now = Time::now();
+        let is_left = match call.commands.get(call.answers.len()) {
+            Some(pending) => {
+                let is_completion = matches!(pending.command, Command::Complete { .. });
+                call.answers
+                    .push(match is_completion && self.refuses_records {
+                        true => Answer::Refused,
+                        false => {
+                            let (key, command) = (&pending.key, &pending.command);
+                            truth.execute(self.client, now, key, command, pending.is_repeated())
+                        }
+                    });
+                true
+            }
+            None => {
+                call.last_fence = truth.count(call.takes(), now);
+                false
+            }
+        };
         // The notices that the call led to arrive before its reply.
-        for (_, key, notice) in truth.notices.extract_if(.., |(to, ..)| *to == self.process) {
+        let is_ours = |(to, ..): &mut (usize, LockKey, Notice)| *to == self.client.process;
+        for (_, key, notice) in truth.notices.extract_if(.., is_ours) {
             self.incoming.push_back(Incoming::Notice(key, notice));
         }
-        self.incoming.push_back(Incoming::Replies(call, replies));
-        Some(())
+        if !is_left {
+            let call = self.calls.pop_front()?;
+            self.incoming.push_back(Incoming::Replies(call));
+        }
+        Some(is_left)
+    }
+
+    /// The server has forgotten the scripts: it carries out only those of the commands in flight
+    /// that need none. All are sent again.
+    pub(super) fn forget_scripts(&mut self, truth: &mut Truth) {
+        let now = Time::now();
+        let mut again = Vec::new();
+        for call in std::mem::take(&mut self.calls) {
+            for pending in &call.commands[call.answers.len()..] {
+                let needs_none = match pending.command {
+                    Command::Acquire {
+                        queue,
+                        watch,
+                        again,
+                        ..
+                    } => !(queue || watch || again || pending.is_repeated()),
+                    _ => false,
+                };
+                if needs_none {
+                    let (key, command) = (&pending.key, &pending.command);
+                    truth.execute(self.client, now, key, command, false);
+                }
+            }
+            truth.count(call.takes(), now);
+            again.extend(call.commands);
+        }
+        self.put_back(again);
     }
 
     fn trouble(&mut self) {
@@ -145,9 +230,10 @@ impl Link {
     }
 
     pub(super) fn carry_out_late(&mut self, truth: &mut Truth) -> Option<()> {
-        let (key, command) = self.late.pop_front()?;
+        let late = self.late.pop_front()?;
         self.left_something = true;
-        truth.execute(self.process, self.times, Time::now(), &key, &command);
+        let (key, command) = (&late.key, &late.command);
+        truth.execute(self.client, Time::now(), key, command, late.is_repeated);
         Some(())
     }
 
@@ -171,9 +257,18 @@ impl Link {
     }
 
     /// The oldest reply or notice in flight arrives.
-    pub(super) fn deliver(&mut self, tamper: Tamper) -> Option<()> {
+    pub(super) fn deliver(&mut self, truth: &mut Truth, tamper: Tamper) -> Option<()> {
         match self.incoming.pop_front()? {
-            Incoming::Replies(call, replies) => self.deliver_reply(call, replies, tamper),
+            Incoming::Replies(call) => {
+                let takes = call.takes();
+                if takes > 0 && call.last_fence < self.client.seed + takes {
+                    // The server has lost its data.
+                    self.incoming.push_front(Incoming::Replies(call));
+                    self.break_off(truth, Fate::SentAgain, true);
+                } else {
+                    self.deliver_reply(call, tamper);
+                }
+            }
             Incoming::Notice(key, mut notice) => {
                 if let Notice::Granted(Granted { after, .. }) = &mut notice {
                     *after = after.or(self.dates_grants.then_some(self.observed));
@@ -185,63 +280,72 @@ impl Link {
         Some(())
     }
 
-    fn deliver_reply(&mut self, call: Call, replies: Vec<Option<Reply>>, tamper: Tamper) {
+    fn deliver_reply(&mut self, mut call: Call, tamper: Tamper) {
         let (sent_at, now) = (call.sent_at, Time::now());
+        call.share_out();
         self.observed = self.observed.max(sent_at);
         let count = call.commands.len();
-        for (place, (pending, reply)) in call.commands.into_iter().zip(replies).enumerate() {
-            let mut reply = reply;
+        let mut to_be_granted = Vec::new();
+        let answered = call.commands.into_iter().zip(call.answers);
+        for (place, (mut pending, mut answer)) in answered.enumerate() {
             match tamper {
                 Tamper::Unfit {
                     command,
                     reply: number,
                 } if command % count == place => {
                     self.was_deceived = true;
-                    reply = Some(unfit(number));
+                    answer = Answer::Reply(unfit(number));
                 }
-                Tamper::Twice { command } if command % count == place && reply.is_some() => {
-                    self.was_deceived = true;
-                    let outcome = Outcome {
-                        sent_at,
-                        result: Ok(reply.clone().expect("just seen")),
-                    };
-                    let (key, command) = (&pending.key, pending.command.bare());
-                    self.tell(|events| events.replied(key, command, outcome));
+                Tamper::Twice { command } if command % count == place => {
+                    if let Answer::Reply(reply) = &answer {
+                        self.was_deceived = true;
+                        let outcome = Outcome {
+                            sent_at,
+                            result: Ok(reply.clone()),
+                        };
+                        let (key, command) = (&pending.key, pending.command.bare());
+                        self.tell(|events| events.replied(key, command, outcome));
+                    }
                 }
                 Tamper::Error { command } if command % count == place => {
                     self.trouble();
-                    reply = None;
+                    answer = Answer::Refused;
                 }
                 _ if self.drops_replies && place == 1 => continue,
                 _ => {}
             }
-            match reply {
-                Some(reply) => self.finish(pending, sent_at, Ok(reply)),
-                None if pending.ends_hold() && !self.is_over(&pending, now) => {
+            match answer {
+                Answer::Reply(reply) => self.finish(pending, sent_at, Ok(reply)),
+                Answer::ToBeGranted => {
+                    pending.grant_next();
+                    to_be_granted.push(pending);
+                }
+                Answer::Refused if pending.ends_hold() && !self.is_over(&pending, now) => {
                     self.refused.push(pending);
                     self.retry_at.get_or_insert(now + RETRY);
                 }
-                None => {
+                Answer::Refused => {
                     self.left_something |= pending.ends_hold();
                     self.finish(pending, sent_at, Err(failure(true)));
                 }
             }
         }
+        self.put_back(to_be_granted);
     }
 
     fn finish(&mut self, pending: Pending, sent_at: Time, result: Result<Reply, Failure>) {
         let now = Time::now();
         match (pending.command.bare(), &result) {
             (Command::Release { token, .. }, Ok(Reply::Released { granted: true, .. })) => {
-                let expires = now + self.times.grant_ttl + Duration::from_millis(1);
+                let expires = now + self.client.grant_ttl + Duration::from_millis(1);
                 self.passed_on.insert(pending.key.clone(), (token, expires));
             }
             (Command::Acquire { token, .. }, Ok(Reply::Acquired { .. })) => {
                 self.valid_until
-                    .insert(token, sent_at + Rules::validity(self.times.ttl));
+                    .insert(token, sent_at + Rules::validity(self.client.ttl));
             }
             (Command::Renew { token }, Ok(Reply::Renewed { .. })) => {
-                let until = sent_at + Rules::validity(self.times.ttl);
+                let until = sent_at + Rules::validity(self.client.ttl);
                 let valid_until = self.valid_until.get_mut(&token);
                 if let Some(valid_until) = valid_until.filter(|valid_until| **valid_until > now) {
                     *valid_until = until.max(*valid_until);
@@ -260,7 +364,7 @@ impl Link {
     }
 
     fn is_over(&self, pending: &Pending, now: Time) -> bool {
-        now.since(pending.submitted) > self.times.ttl
+        now.since(pending.submitted) > self.client.ttl
             && !match pending.command {
                 Command::Complete { token, .. } => self.holds(&pending.key, token),
                 _ => false,
@@ -278,29 +382,34 @@ impl Link {
         }
         self.trouble();
         self.store().set_connected(false);
-        truth.is_there[self.process] = false;
+        truth.disconnected(self.client.process);
         let mut without_reply = Vec::new();
         for incoming in std::mem::take(&mut self.incoming) {
-            if let Incoming::Replies(call, _) = incoming {
+            if let Incoming::Replies(call) = incoming {
                 without_reply.push(call);
             }
         }
         let calls = std::mem::take(&mut self.calls);
         let mut releases = Vec::new();
-        for pending in calls.iter().flat_map(|call| &call.commands) {
+        let in_flight = calls.iter().flat_map(|call| {
+            let places = call.commands.iter().enumerate();
+            places.map(|(place, pending)| (pending, place < call.answers.len()))
+        });
+        for (pending, is_carried_out) in in_flight {
             let key = pending.key.clone();
-            if late {
-                let command = pending.command.carrying(Record::clone, ());
-                self.late.push_back((key.clone(), command));
+            if late && !is_carried_out {
+                self.late.push_back(Late {
+                    key: key.clone(),
+                    command: pending.command.carrying(Record::clone, ()),
+                    is_repeated: pending.is_repeated(),
+                });
             }
             if let Command::Acquire { token, .. } = pending.command {
-                let release = Command::Release {
-                    token,
-                    contended: false,
-                    queued: false,
-                    reply: (),
-                };
-                releases.push((key, release));
+                releases.push(Late {
+                    key,
+                    command: regrant(token, ()),
+                    is_repeated: false,
+                });
             }
         }
         if fate == Fate::GivenUp && late {
@@ -331,7 +440,7 @@ impl Link {
 
     pub(super) fn reconnect(&mut self, truth: &mut Truth) {
         if !self.store().is_connected() {
-            truth.is_there[self.process] = true;
+            self.client.seed = truth.connected(self.client.process, Time::now());
             self.observed = Time::now();
             self.last_trouble = self.observed;
             self.tell(|events| events.reconnected());
@@ -375,7 +484,7 @@ impl Link {
     pub(super) fn next(&self) -> Option<Time> {
         let timeout = self.core.command_timeout;
         let oldest_call = self.incoming.iter().filter_map(|incoming| match incoming {
-            Incoming::Replies(call, _) => Some(call.sent_at),
+            Incoming::Replies(call) => Some(call.sent_at),
             _ => None,
         });
         let oldest_call = oldest_call.chain(self.calls.front().map(|call| call.sent_at));
@@ -398,7 +507,7 @@ impl Link {
         let is_late = |since: Time| since + timeout <= now;
         let has_late_call = self.calls.iter().any(|call| is_late(call.sent_at))
             || self.incoming.iter().any(|incoming| match incoming {
-                Incoming::Replies(call, _) => is_late(call.sent_at),
+                Incoming::Replies(call) => is_late(call.sent_at),
                 _ => false,
             });
         if has_late_call {
@@ -416,16 +525,10 @@ impl Link {
             self.put_back(refused);
         }
         for (key, (token, _)) in self.passed_on.extract_if(|_, (_, at)| *at <= now) {
-            let release = Command::Release {
-                token,
-                contended: true,
-                queued: false,
-                reply: None,
-            };
             let Store::Fake(store) = &self.core.store else {
                 unreachable!("a case has a fake store");
             };
-            store.submit(now, &key, release);
+            store.submit(now, &key, regrant(token, None));
         }
     }
 
@@ -437,7 +540,7 @@ impl Link {
             call.commands.iter().for_each(&mut visit);
         }
         for incoming in &self.incoming {
-            if let Incoming::Replies(call, _) = incoming {
+            if let Incoming::Replies(call) = incoming {
                 call.commands.iter().for_each(&mut visit);
             }
         }
@@ -449,8 +552,18 @@ impl Link {
             || self
                 .incoming
                 .iter()
-                .any(|incoming| matches!(incoming, Incoming::Replies(..)));
+                .any(|incoming| matches!(incoming, Incoming::Replies(_)));
         self.store().set_busy(is_busy);
+    }
+}
+
+/// Returns a release that gives a lock that is free to the next in the queue.
+fn regrant<R, S>(token: u64, reply: S) -> Command<R, S> {
+    Command::Release {
+        token,
+        contended: true,
+        queued: true,
+        reply,
     }
 }
 

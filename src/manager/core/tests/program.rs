@@ -46,6 +46,10 @@ pub(super) enum Step {
     /// All commands that were not sent yet go out together.
     Send(usize),
     CarryOut(usize),
+    /// One command of the oldest call is carried out. What follows it may wait for any time.
+    CarryOutNext(usize),
+    /// The server forgets its scripts.
+    ForgetScripts(usize),
     /// The next replies and notices arrive, one after the other, before any request gets to run.
     Deliver {
         manager: usize,
@@ -171,6 +175,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (manager(), 1..190_u64).prop_map(|(manager, ms)| Step::Slowly { manager, ms }),
         5 => manager().prop_map(Step::Send),
         5 => manager().prop_map(Step::CarryOut),
+        5 => manager().prop_map(Step::CarryOutNext),
+        1 => manager().prop_map(Step::ForgetScripts),
         6 => (manager(), 1..4_usize, tamper())
             .prop_map(|(manager, count, tamper)| Step::Deliver { manager, count, tamper }),
         2 => (manager(), fate(), any::<bool>())

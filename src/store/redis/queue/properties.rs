@@ -17,6 +17,8 @@ enum Step {
     /// The oldest call has its reply. By these bits, Redis refused some of its commands that end a
     /// hold.
     Replied(u8),
+    /// The oldest call has its reply. By these bits, some of its releases are to grant the lock.
+    ToBeGranted(u8),
     /// The oldest call fails, except its commands that end a hold.
     Fails,
     /// All calls are to be sent again.
@@ -34,10 +36,10 @@ fn step() -> impl Strategy<Value = Step> {
             watch: false,
             again,
         }),
-        any::<bool>().prop_map(|contended| Command::Release {
+        (any::<bool>(), any::<bool>()).prop_map(|(contended, queued)| Command::Release {
             token: 0,
             contended,
-            queued: false,
+            queued,
             reply: (),
         }),
         Just(Command::Complete {
@@ -51,6 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (0..3_usize, command).prop_map(|(key, command)| Step::Submit(key, command)),
         6 => Just(Step::Send),
         4 => any::<u8>().prop_map(Step::Replied),
+        2 => any::<u8>().prop_map(Step::ToBeGranted),
         1 => Just(Step::Fails),
         1 => Just(Step::Recall),
         2 => Just(Step::Retry),
@@ -59,7 +62,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Takes the next call, and checks that its commands overtake none for the same key.
-fn send(store: &RedisStore, in_flight: &mut InFlight<'_>, refused: &HashSet<u64>) {
+fn send(store: &RedisStore, in_flight: &mut InFlight<'_>, late: &HashSet<u64>) {
     let Some(commands) = store.take_commands(in_flight.calls.len()) else {
         return;
     };
@@ -74,11 +77,11 @@ fn send(store: &RedisStore, in_flight: &mut InFlight<'_>, refused: &HashSet<u64>
                 "{pending:?} overtook {later:?}"
             );
         }
-        // Only a command that was refused comes late.
+        // Only a command that was refused, or a release that is to grant the lock, comes late.
         let before = in_flight.calls.iter().flat_map(|(_, commands)| commands);
         for earlier in before.filter(of_key) {
             assert!(
-                earlier.number < pending.number || refused.contains(&pending.number),
+                earlier.number < pending.number || late.contains(&pending.number),
                 "{earlier:?} overtook {pending:?}"
             );
         }
@@ -93,7 +96,7 @@ proptest! {
     ) {
         let (store, outcomes) = (store(MINUTE), Outcomes::default());
         let mut in_flight = InFlight::new(&store);
-        let mut refused = HashSet::new();
+        let mut late = HashSet::new();
         for step in steps {
             match step {
                 Step::Submit(key, command) => {
@@ -103,11 +106,11 @@ proptest! {
                     };
                     store.put(key, command.carrying(record, None));
                 }
-                Step::Send => send(&store, &mut in_flight, &refused),
+                Step::Send => send(&store, &mut in_flight, &late),
                 Step::Replied(bits) if !in_flight.calls.is_empty() => {
                     for (place, pending) in in_flight.pop().1.into_iter().enumerate() {
                         if pending.ends_hold() && bits >> (place % 8) & 1 == 1 {
-                            refused.insert(pending.number);
+                            late.insert(pending.number);
                             in_flight.keep(pending);
                         }
                     }
@@ -117,7 +120,21 @@ proptest! {
                     // The connection is closed then.
                     in_flight.recall();
                 }
-                Step::Replied(_) | Step::Fails => {}
+                Step::ToBeGranted(bits) if !in_flight.calls.is_empty() => {
+                    for (place, mut pending) in in_flight.pop().1.into_iter().enumerate() {
+                        let Command::Release { contended: false, queued: false, .. } =
+                            pending.command
+                        else {
+                            continue;
+                        };
+                        if bits >> (place % 8) & 1 == 1 {
+                            late.insert(pending.number);
+                            pending.grant_next();
+                            store.put_back(vec![pending]);
+                        }
+                    }
+                }
+                Step::Replied(_) | Step::ToBeGranted(_) | Step::Fails => {}
                 Step::Recall => in_flight.recall(),
                 Step::Retry => in_flight.retry(),
                 Step::Breaks => {
@@ -130,7 +147,7 @@ proptest! {
         drop(in_flight);
         let mut in_flight = InFlight::new(&store);
         while !store.queue().is_empty() {
-            send(&store, &mut in_flight, &refused);
+            send(&store, &mut in_flight, &late);
             in_flight.pop();
         }
         prop_assert!(store.is_drained());

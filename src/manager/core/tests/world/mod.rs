@@ -23,7 +23,7 @@ use crate::manager::LockGuard;
 use crate::manager::background::tick_slots;
 use crate::manager::slot::Rules;
 use crate::manager::{A_MOMENT, Claimed, LockManager};
-use crate::store::fake::{FakeStore, Times, Token, Truth, Value};
+use crate::store::fake::{Answer, Client, FakeStore, Token, Truth, Value};
 use crate::store::{Command, Granted, Notice, Record, Store};
 
 /// Another process, whose commands are carried out at once.
@@ -58,6 +58,7 @@ pub(super) struct World {
     fencing_tokens: [u64; KEYS],
     /// The numbers of the neighbour's tokens.
     last_number: u64,
+    neighbours_seed: u64,
     any_woken: Arc<AtomicWaker>,
     /// Leases whose loss is watched by a task whose waker panics. Tokio then wakes none of the
     /// other watchers. They learn of the loss from the clock.
@@ -119,6 +120,7 @@ impl World {
             completions: Vec::new(),
             fencing_tokens: [0; KEYS],
             last_number: 0,
+            neighbours_seed: 0,
             any_woken,
             touchy: HashSet::new(),
             renewed: HashSet::new(),
@@ -126,6 +128,7 @@ impl World {
             unserved: Time::now(),
             wrong: None,
         };
+        world.neighbours_seed = world.truth.connected(NEIGHBOUR, Time::now());
         for number in 0..MANAGERS {
             let core = core(number);
             world
@@ -135,7 +138,7 @@ impl World {
             let ticking = async move { tick_slots(&ticking).await };
             let task = Task::new(ticking, false, &world.any_woken);
             world.background.push(task);
-            let mut link = Link::new(core, number);
+            let mut link = Link::new(core, number, &mut world.truth);
             link.drops_replies = drops_replies;
             world.links.push(link);
         }
@@ -197,11 +200,22 @@ impl World {
                 self.links[manager].carry_out(&mut self.truth);
                 self.publish();
                 self.pass(Duration::from_millis(ms), false).await;
-                while self.links[manager].deliver(Tamper::Nothing).is_some() {}
+                while self.links[manager]
+                    .deliver(&mut self.truth, Tamper::Nothing)
+                    .is_some()
+                {}
             }
             Step::Send(manager) => self.links[manager].send(),
             Step::CarryOut(manager) => {
                 self.links[manager].carry_out(&mut self.truth);
+                self.publish();
+            }
+            Step::CarryOutNext(manager) => {
+                self.links[manager].carry_out_next(&mut self.truth);
+                self.publish();
+            }
+            Step::ForgetScripts(manager) => {
+                self.links[manager].forget_scripts(&mut self.truth);
                 self.publish();
             }
             Step::Deliver {
@@ -211,7 +225,7 @@ impl World {
             } => {
                 for place in 0..count {
                     let tamper = if place == 0 { tamper } else { Tamper::Nothing };
-                    self.links[manager].deliver(tamper);
+                    self.links[manager].deliver(&mut self.truth, tamper);
                 }
             }
             Step::Break {
@@ -478,7 +492,10 @@ impl World {
             while self.links[manager].carry_out(&mut self.truth).is_some() {
                 self.publish();
             }
-            while self.links[manager].deliver(Tamper::Nothing).is_some() {}
+            while self.links[manager]
+                .deliver(&mut self.truth, Tamper::Nothing)
+                .is_some()
+            {}
             self.let_run();
             if self.links[manager].is_quiet() {
                 return;
@@ -564,9 +581,11 @@ impl World {
     }
 
     fn neighbour(&mut self, key: &LockKey) {
-        let times = Times {
+        let client = Client {
+            process: NEIGHBOUR,
             ttl: TTL,
             grant_ttl: TTL / 4,
+            seed: self.neighbours_seed,
         };
         let now = Time::now();
         let is_theirs = |token: &Token| token.process == NEIGHBOUR;
@@ -579,13 +598,14 @@ impl World {
             .queue(key, now)
             .iter()
             .find(|token| is_theirs(token));
+        let release = |token, contended| Command::Release {
+            token,
+            contended,
+            queued: false,
+            reply: (),
+        };
         let command = match (held, queued) {
-            (Some(token), _) => Command::Release {
-                token,
-                contended: true,
-                queued: false,
-                reply: (),
-            },
+            (Some(token), _) => release(token, false),
             // A process queues once.
             (None, Some(_)) => return,
             (None, None) => {
@@ -598,7 +618,14 @@ impl World {
                 }
             }
         };
-        self.truth.execute(NEIGHBOUR, times, now, key, &command);
+        let answer = self.truth.execute(client, now, key, &command, false);
+        if let Command::Acquire { .. } = command {
+            self.truth.count(1, now);
+        }
+        if let (Some(token), Answer::ToBeGranted) = (held, answer) {
+            let command = release(token, true);
+            self.truth.execute(client, now, key, &command, false);
+        }
         self.publish();
     }
 }
