@@ -10,7 +10,7 @@ pub(super) struct AcquireAttempt {
     pub(super) watch: bool,
     again: bool,
     /// The requests have just come: before the reply, it is not known whether they must wait.
-    pub(super) first: bool,
+    pub(super) for_new_requests: bool,
     /// The store has not replied since the requests came, or since the last acquire failed: the
     /// lock may well be free.
     pub(super) unanswered: bool,
@@ -24,7 +24,7 @@ impl AcquireAttempt {
             queue,
             watch: false,
             again: false,
-            first: true,
+            for_new_requests: true,
             unanswered: true,
         }
     }
@@ -33,7 +33,7 @@ impl AcquireAttempt {
     /// yet.
     pub(super) fn anew(token: u64) -> Self {
         Self {
-            first: false,
+            for_new_requests: false,
             unanswered: false,
             ..Self::first(token, true)
         }
@@ -55,7 +55,7 @@ impl AcquireAttempt {
             queue: true,
             watch,
             again: true,
-            first: false,
+            for_new_requests: false,
             unanswered: false,
         }
     }

@@ -195,7 +195,7 @@ impl<W> Slot<W> {
     /// Returns how many requests wait, and whether in the store's queue.
     pub(crate) fn waiting(&self) -> Waiting {
         // Until the first reply, the lock may be free: the request that acquires does not wait yet.
-        let acquires_only = matches!(self.state, State::Acquiring { attempt, .. } if attempt.first)
+        let acquires_only = matches!(self.state, State::Acquiring { attempt, .. } if attempt.for_new_requests)
             && self.waiters.first().is_some_and(|first| first.patient);
         Waiting {
             requests: self.waiters.len() - self.impatient - usize::from(acquires_only),

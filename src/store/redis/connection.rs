@@ -30,7 +30,7 @@ pub(super) struct Link {
     pub(super) dates_grants: bool,
     /// Whether the server tells when another client changes a key that was read.
     pub(super) watches: bool,
-    pub(super) driver: ConnectionDriver,
+    pub(super) connection: ConnectionDriver,
 }
 
 impl std::fmt::Debug for Link {
@@ -140,7 +140,7 @@ async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, Red
         observed,
         dates_grants: true,
         watches: watches.unwrap_or_else(|| Err(closed()))?,
-        driver,
+        connection: driver,
     })
 }
 
@@ -161,7 +161,7 @@ async fn connect_resp2(client: &Client, settings: &Settings) -> Result<Link, Red
         observed: Observed::now(),
         dates_grants: false,
         watches: false,
-        driver,
+        connection: driver,
     })
 }
 

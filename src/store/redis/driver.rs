@@ -10,8 +10,8 @@ use tokio::time::{MissedTickBehavior, timeout};
 use super::RedisStore;
 use super::batch::{self, Call};
 use super::connection::Link;
-use super::grants::Grants;
 use super::in_flight::InFlight;
+use super::passed_on::PassedOn;
 use super::pending::Pending;
 use super::pushes::Push;
 use super::queue::no_reply;
@@ -76,7 +76,7 @@ impl RedisStore {
         is_finished: impl Fn() -> bool,
     ) {
         let mut backoff = MIN_BACKOFF;
-        let mut grants = Grants::default();
+        let mut passed_on = PassedOn::default();
         loop {
             let began = Time::now();
             let ready = self.connect().await;
@@ -93,7 +93,7 @@ impl RedisStore {
                         let _ = connected.send(Ok(()));
                     }
                     let end = self
-                        .serve(link, events, &is_finished, &mut grants, &mut backoff)
+                        .serve(link, events, &is_finished, &mut passed_on, &mut backoff)
                         .await;
                     drop(up);
                     match end {
@@ -147,7 +147,7 @@ impl RedisStore {
         mut link: Link,
         events: &impl Events,
         is_finished: &impl Fn() -> bool,
-        grants: &mut Grants,
+        passed_on: &mut PassedOn,
         backoff: &mut Duration,
     ) -> End {
         let mut in_flight = InFlight::new(self);
@@ -182,14 +182,14 @@ impl RedisStore {
             if replies.is_empty() && is_finished() {
                 return End::Finished;
             }
-            if let Some(at) = grants.next().map(Time::instant)
+            if let Some(at) = passed_on.next().map(Time::instant)
                 && at != next_grant_expiry.deadline()
             {
                 next_grant_expiry.as_mut().reset(at);
             }
             tokio::select! {
                 biased;
-                reply = link.driver.next_reply(&mut replies) => match reply {
+                reply = link.connection.next_reply(&mut replies) => match reply {
                     None => return End::Closed(closed()),
                     Some(Err(error)) if error.kind() == ServerErrorKind::NoScript.into() => {
                         // The scripts were flushed. All calls are sent again, in order. The second
@@ -213,7 +213,7 @@ impl RedisStore {
                             crate::trace::no_tracking(error);
                             link.watches = false;
                         }
-                        if let Err(error) = deliver(returned, &mut in_flight, link.watches, grants, events) {
+                        if let Err(error) = deliver(returned, &mut in_flight, link.watches, passed_on, events) {
                             return End::Closed(error);
                         }
                         *backoff = MIN_BACKOFF;
@@ -241,9 +241,9 @@ impl RedisStore {
                 }
                 () = self.submitted.notified() => {}
                 _ = retry.tick(), if !in_flight.refused.is_empty() => in_flight.retry(),
-                () = &mut next_grant_expiry, if grants.next().is_some() => {
+                () = &mut next_grant_expiry, if passed_on.next().is_some() => {
                     let now = Time::now();
-                    while let Some((key, token)) = grants.expired(now) {
+                    while let Some((key, token)) = passed_on.expired(now) {
                         let _ = self.submit(now, &key, release(token, true));
                     }
                 }
@@ -359,7 +359,7 @@ impl RedisStore {
             let patience = Duration::from_secs(30);
             tokio::spawn(async move {
                 let releasing = timeout(patience, link.commands.send_packed_command(&call));
-                link.driver.run_until(releasing).await;
+                link.connection.run_until(releasing).await;
             });
         }
     }
@@ -396,7 +396,7 @@ fn deliver(
     returned: Returned,
     in_flight: &mut InFlight<'_>,
     watches: bool,
-    grants: &mut Grants,
+    passed_on: &mut PassedOn,
     events: &impl Events,
 ) -> Result<(), Error> {
     let commands = in_flight
@@ -421,7 +421,7 @@ fn deliver(
                     && matches!(reply, Reply::Released { granted: true, .. })
                 {
                     let expires = now + settings.grant_ttl + Duration::from_millis(1);
-                    grants.passed_on(pending.key.clone(), token, expires);
+                    passed_on.insert(pending.key.clone(), token, expires);
                 }
                 let changed = seen
                     .filter(|seen| !batch::is_as_left(settings, command, &reply, seen))

@@ -11,10 +11,10 @@ mod connection_driver;
 mod driver;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod grants;
 mod in_flight;
 mod long;
 mod manifest;
+mod passed_on;
 mod pending;
 mod pushes;
 mod queue;
