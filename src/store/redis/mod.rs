@@ -10,7 +10,7 @@ mod connection;
 mod connection_driver;
 mod driver;
 #[cfg(fuzzing)]
-pub mod fuzzing;
+pub(crate) mod fuzzing;
 mod in_flight;
 mod long;
 mod manifest;
