@@ -21,6 +21,7 @@ REQUESTS = "src/manager/slot/machine/requests.rs"
 HOLDERS = "src/manager/slot/machine/holders.rs"
 REPLIES = "src/manager/slot/machine/replies.rs"
 NOTICES = "src/manager/slot/machine/notices.rs"
+GRANT = "src/manager/slot/machine/grant.rs"
 EVENT = "src/manager/core/event.rs"
 BACKGROUND = "src/manager/background.rs"
 SCRIPT = "src/store/redis/scripts/lock.lua"
@@ -51,7 +52,7 @@ MUTANTS = [
                 "match attempt.first {\n            true => State::Idle,",
             ),
             (
-                MACHINE,
+                GRANT,
                 "let Some(first) = self.slot.waiters.pop() else {\n",
                 "let Some(first) = self.slot.waiters.pop() else {\n            panic!();\n",
             ),
@@ -80,7 +81,7 @@ MUTANTS = [
     ),
     (
         "a grant is trusted for the receiver's time to live",
-        [(NOTICES, "granted.ttl.min(self.env.rules.grant_ttl)", "granted.ttl.max(self.env.rules.grant_ttl)")],
+        [(GRANT, "granted.ttl.min(self.env.rules.grant_ttl)", "granted.ttl.max(self.env.rules.grant_ttl)")],
         [
             "--test model with_processes_of_different_settings",
             "--test it a_grant_is_trusted_for_no_longer",
@@ -141,9 +142,9 @@ MUTANTS = [
         [
             (
                 REPLIES,
-                "self.acquire_failed(attempt, &unavailable());\n                    return;",
-                "self.reject_waiting(&unavailable());\n"
-                "                    self.acquire_failed(attempt, &unavailable());\n                    return;",
+                "false => self.acquire_failed(attempt, &unavailable()),",
+                "false => {\n                        self.reject_waiting(&unavailable());\n"
+                "                        self.acquire_failed(attempt, &unavailable());\n                    }",
             )
         ],
         ["--lib who_waits_already_goes_on_to_wait_after"],

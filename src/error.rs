@@ -23,8 +23,8 @@ use std::sync::Arc;
 /// # }
 /// ```
 ///
-/// [`source`](std::error::Error::source) returns the error of the Redis client, or of the system,
-/// where one is the cause. The message has its text already.
+/// [`source`](std::error::Error::source) returns the error of the Redis client, where one is
+/// the cause. The message has its text already.
 #[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
@@ -112,6 +112,10 @@ impl Error {
         }
     }
 }
+
+// The source is only ever read.
+impl std::panic::UnwindSafe for Detail {}
+impl std::panic::RefUnwindSafe for Detail {}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -9,7 +9,7 @@
 mod clock;
 #[path = "../../src/error.rs"]
 mod error;
-#[path = "../../src/lease/grant.rs"]
+#[path = "../../src/lease/terms.rs"]
 mod lease;
 #[path = "../../src/manager/slot/mod.rs"]
 mod slot;

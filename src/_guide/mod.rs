@@ -1,4 +1,5 @@
-//! A guide to this crate, for reading rather than for looking things up. It holds no code.
+//! A guide to this crate, for reading rather than for looking things up. The module has no
+//! items.
 //!
 //! The reference, which begins at the [crate's page](crate), tells what each type and each setting
 //! does. These pages tell what to do with them, and what to expect.

@@ -12,8 +12,9 @@ use super::body::IdempotencyBody;
 pin_project! {
     /// The response of an [`Idempotency`](super::Idempotency).
     ///
-    /// Dropped before it is ready, it stops nothing that runs: the request goes on to its end, and
-    /// its response is stored. A request that waits stops waiting.
+    /// If this is dropped before it is ready, a request with a key goes on to its end, and its
+    /// response is stored, if it runs; if it waits, it stops waiting. A request without a key is
+    /// dropped with its handler.
     pub struct IdempotencyFuture<F, T, E> {
         #[pin]
         state: State<F, T, E>,

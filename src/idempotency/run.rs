@@ -129,7 +129,7 @@ impl Run {
             ResponseRead::Broken(body) => (body, None),
         };
         let to_store = kept.map(|body| StoredResponse {
-            run: self.guard.fencing_token(),
+            fencing_token: self.guard.fencing_token(),
             fingerprint: self.fingerprint,
             status: head.status,
             headers: match body {
@@ -167,7 +167,7 @@ fn encode_short(mut stored: StoredResponse) -> Bytes {
     stored.headers = stored_headers_without_body(&stored.headers);
     stored.body = None;
     let content = stored.encode();
-    if content.len() <= store::LONG {
+    if content.len() <= store::LONG_RECORD {
         return content;
     }
     stored.headers.clear();

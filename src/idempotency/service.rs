@@ -44,7 +44,7 @@ impl<S> Idempotency<S> {
         &mut self.inner
     }
 
-    /// Returns the service inside. Requests that were called before run to their end.
+    /// Returns the service inside. Requests that run go on.
     pub fn into_inner(self) -> S {
         self.inner
     }

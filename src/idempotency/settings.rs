@@ -131,8 +131,9 @@ impl IdempotencyLayer {
     /// Sets how long a duplicate waits for the request that runs with its key, to get the same
     /// response. Default: it does not wait, and is answered with 409.
     ///
-    /// When the time is over, it is answered with 409. A gRPC or gRPC-Web call whose header
-    /// `grpc-timeout` is shorter waits no longer than that.
+    /// When the time is over, it is answered with 409, or with 503 if Redis never said that the
+    /// other request runs. A gRPC or gRPC-Web call whose header `grpc-timeout` is shorter waits no
+    /// longer than that.
     ///
     /// # Panics
     ///

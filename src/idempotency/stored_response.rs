@@ -44,7 +44,7 @@ pub(crate) type Fingerprint = [u8; 32];
 pub(crate) struct StoredResponse {
     /// The fencing token of the run. Without it, a run that lost its lock could not be told from
     /// another whose response has the same bytes, and is in the lock's place.
-    pub(crate) run: u64,
+    pub(crate) fencing_token: u64,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
@@ -77,7 +77,7 @@ impl StoredResponse {
         out.put_slice(MAGIC);
         out.put_u8(VERSION);
         out.put_u8(flags);
-        out.put_u64(self.run);
+        out.put_u64(self.fencing_token);
         out.put_slice(self.fingerprint.as_ref().map_or(&[], |hash| hash));
         out.put_u16(self.status.as_u16());
         put_fields(&mut out, &self.headers);
@@ -107,7 +107,7 @@ impl StoredResponse {
         if flags & !(FINGERPRINT | BODY | TRAILERS) != 0 || has(TRAILERS) && !has(BODY) {
             return Err(Unreadable::Corrupt);
         }
-        let run = u64::from_be_bytes(array(&mut content)?);
+        let fencing_token = u64::from_be_bytes(array(&mut content)?);
         let fingerprint = match has(FINGERPRINT) {
             true => Some(array(&mut content)?),
             false => None,
@@ -129,7 +129,7 @@ impl StoredResponse {
             return Err(Unreadable::Corrupt);
         }
         Ok(Self {
-            run,
+            fencing_token,
             fingerprint,
             status,
             headers,
@@ -223,13 +223,14 @@ mod properties;
 mod tests {
     use super::*;
 
-    /// A new version of the crate must be able to read what this one wrote.
+    /// From the first release on, a new version of the crate must be able to read what an older one
+    /// wrote.
     #[test]
     fn the_form_stays_as_it_is() {
         let mut headers = HeaderMap::new();
         headers.insert("a", HeaderValue::from_static("b"));
         let stored = StoredResponse {
-            run: 0x0102_0304_0506_0708,
+            fencing_token: 0x0102_0304_0506_0708,
             fingerprint: Some([7; 32]),
             status: StatusCode::CREATED,
             headers,

@@ -1,13 +1,13 @@
 //! [`Lease`]: a view of a lock that is held.
 
-mod grant;
+mod terms;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use self::grant::Grant;
-pub use self::grant::LostReason;
+pub(crate) use self::terms::Grant;
+pub use self::terms::LostReason;
 use crate::clock::Time;
 use crate::key::LockKey;
 use crate::shield::shielded;

@@ -22,7 +22,7 @@ const PAUSE_FACTOR: u32 = 20;
 /// have been suspended.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// A visit of one shard that takes longer lets other tasks run.
-const LONG: Duration = Duration::from_micros(20);
+const LONG_VISIT: Duration = Duration::from_micros(20);
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
 
 impl Core {
@@ -188,7 +188,7 @@ pub(super) async fn tick_slots(core: &Arc<Core>) {
             next = core.tick(shard, now).into_iter().chain(next).min();
             let one_took = Time::now().since(now);
             took += one_took;
-            if one_took > LONG {
+            if one_took > LONG_VISIT {
                 // The same task drives the store.
                 tokio::task::yield_now().await;
             }

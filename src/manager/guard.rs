@@ -83,7 +83,7 @@ impl LockGuard {
     /// # Errors
     ///
     /// [`ErrorKind::Lost`] if the lock was lost before, [`ErrorKind::Unavailable`] if Redis did not
-    /// reply within the [command timeout](crate::LockManagerBuilder::command_timeout). In both
+    /// say so within the [command timeout](crate::LockManagerBuilder::command_timeout). In both
     /// cases, what was done under the lock may have overlapped with another holder.
     pub async fn release(mut self) -> Result<(), Error> {
         let (reply, released) = oneshot::channel();

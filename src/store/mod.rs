@@ -67,7 +67,7 @@ use crate::key::LockKey;
 
 /// The most bytes of a record that may go with its completion. A longer one is [put
 /// aside](Store::put_aside) first.
-pub(crate) const LONG: usize = 16 << 10;
+pub(crate) const LONG_RECORD: usize = 16 << 10;
 
 /// The settings of the manager that a store needs.
 #[derive(Debug)]
@@ -209,7 +209,7 @@ impl Store {
     /// with its completion.
     pub(crate) fn time_to_put_aside(&self, record: &Record) -> Option<Duration> {
         match self {
-            Self::Redis(redis) if record.content.len() > LONG => Some(redis.patience()),
+            Self::Redis(redis) if record.content.len() > LONG_RECORD => Some(redis.patience()),
             Self::Redis(_) | Self::Memory(_) => None,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => None,

@@ -36,13 +36,15 @@ fn stored() -> impl Strategy<Value = StoredResponse> {
         headers(),
         option::of(body),
     )
-        .prop_map(|(run, fingerprint, status, headers, body)| StoredResponse {
-            run,
-            fingerprint,
-            status,
-            headers,
-            body,
-        })
+        .prop_map(
+            |(fencing_token, fingerprint, status, headers, body)| StoredResponse {
+                fencing_token,
+                fingerprint,
+                status,
+                headers,
+                body,
+            },
+        )
 }
 
 proptest! {

@@ -10,7 +10,7 @@ pub(super) struct AcquireAttempt {
     pub(super) watch: bool,
     again: bool,
     /// The requests have just come: before the reply, it is not known whether they must wait.
-    pub(super) first: bool,
+    pub(super) for_new_requests: bool,
     /// The requests have just come, and are in no queue yet: they are told of a failure.
     pub(super) fresh: bool,
     /// The store has not replied since the requests came, or since the last acquire failed: the
@@ -27,7 +27,7 @@ impl AcquireAttempt {
             queue: false,
             watch: false,
             again: false,
-            first: true,
+            for_new_requests: true,
             fresh: true,
             unanswered: true,
         }
@@ -38,7 +38,7 @@ impl AcquireAttempt {
     pub(super) fn anew(token: u64) -> Self {
         Self {
             queue: true,
-            first: false,
+            for_new_requests: false,
             fresh: false,
             unanswered: false,
             ..Self::first(token)
@@ -71,7 +71,7 @@ impl AcquireAttempt {
             queue: true,
             watch,
             again: true,
-            first: false,
+            for_new_requests: false,
             fresh: false,
             unanswered: false,
         }

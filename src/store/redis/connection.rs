@@ -40,7 +40,7 @@ pub(super) struct Link {
     pub(super) unready: Option<Error>,
     /// Until then, no lock may be given.
     quarantined_until: Option<Time>,
-    pub(super) driver: ConnectionDriver,
+    pub(super) connection: ConnectionDriver,
 }
 
 impl std::fmt::Debug for Link {
@@ -189,7 +189,7 @@ impl Link {
             },
             unready: Some(Error::of(ErrorKind::Unavailable)),
             quarantined_until: None,
-            driver,
+            connection: driver,
         }
     }
 
@@ -202,7 +202,7 @@ impl Link {
         }
         let ready = make_ready(self.commands.clone(), settings);
         let ready = tokio::time::timeout(settings.command_timeout, ready);
-        self.unready = match self.driver.run_until(ready).await {
+        self.unready = match self.connection.run_until(ready).await {
             Some(Ok(Ok(ready))) => {
                 self.server.seed = ready.seed;
                 self.server.takes_with_get = ready.takes_with_get;

@@ -10,10 +10,10 @@ use tokio::time::{MissedTickBehavior, timeout};
 use super::RedisStore;
 use super::commands::{self, Said, Scripts, Sent, Unusable, refused};
 use super::connection::Link;
-use super::grants::Grants;
 use super::in_flight::InFlight;
 use super::messages::message;
 use super::names::key_of;
+use super::passed_on::PassedOn;
 use super::pending::Pending;
 use super::pushes::Push;
 use super::queue::no_reply;
@@ -70,7 +70,7 @@ impl RedisStore {
         is_finished: impl Fn() -> bool,
     ) {
         let mut backoff = MIN_BACKOFF;
-        let mut grants = Grants::default();
+        let mut passed_on = PassedOn::default();
         loop {
             let began = Time::now();
             let ready = self.connect().await;
@@ -87,7 +87,7 @@ impl RedisStore {
                         let _ = connected.send(Ok(()));
                     }
                     let end = self
-                        .serve(link, events, &is_finished, &mut grants, &mut backoff)
+                        .serve(link, events, &is_finished, &mut passed_on, &mut backoff)
                         .await;
                     drop(up);
                     match end {
@@ -141,7 +141,7 @@ impl RedisStore {
         mut link: Link,
         events: &impl Events,
         is_finished: &impl Fn() -> bool,
-        grants: &mut Grants,
+        passed_on: &mut PassedOn,
         backoff: &mut Duration,
     ) -> End {
         let mut in_flight = InFlight::new(self);
@@ -174,17 +174,17 @@ impl RedisStore {
             if replies.is_empty() && is_finished() {
                 return End::Finished;
             }
-            if let Some(at) = grants.next().map(Time::instant)
+            if let Some(at) = passed_on.next().map(Time::instant)
                 && at != next_grant_expiry.deadline()
             {
                 next_grant_expiry.as_mut().reset(at);
             }
             tokio::select! {
                 biased;
-                reply = link.driver.next_reply(&mut replies) => match reply {
+                reply = link.connection.next_reply(&mut replies) => match reply {
                     None => return End::Closed(closed()),
                     Some(Err(error)) => return End::Closed(refused(error)),
-                    Some(Ok(values)) => match self.deliver(values, &mut link, &mut in_flight, grants, events) {
+                    Some(Ok(values)) => match self.deliver(values, &mut link, &mut in_flight, passed_on, events) {
                         Ok(()) => *backoff = MIN_BACKOFF,
                         Err(Undelivered::NoScript) => {
                             // The scripts were flushed. All calls are sent again, in order, though some
@@ -221,9 +221,9 @@ impl RedisStore {
                     in_flight.retry();
                     link.make_ready(&self.settings).await;
                 }
-                () = &mut next_grant_expiry, if grants.next().is_some() => {
+                () = &mut next_grant_expiry, if passed_on.next().is_some() => {
                     let now = Time::now();
-                    while let Some((key, token)) = grants.expired(now) {
+                    while let Some((key, token)) = passed_on.expired(now) {
                         let _ = self.submit(now, &key, regrant(token));
                     }
                 }
@@ -297,7 +297,7 @@ impl RedisStore {
                     link.commands
                         .send_packed_commands(&call.pipeline, call.skipped, call.replies);
                 let releasing = timeout(patience, releasing);
-                link.driver.run_until(releasing).await;
+                link.connection.run_until(releasing).await;
             });
         }
     }
@@ -333,7 +333,7 @@ impl RedisStore {
         values: Vec<Value>,
         link: &mut Link,
         in_flight: &mut InFlight<'_>,
-        grants: &mut Grants,
+        passed_on: &mut PassedOn,
         events: &impl Events,
     ) -> Result<(), Undelivered> {
         let Some((sent_at, commands)) = in_flight.calls.front() else {
@@ -370,7 +370,7 @@ impl RedisStore {
                 && matches!(said.result, Ok(Reply::Released { granted: true, .. }))
             {
                 let expires = now + self.settings.grant_ttl + Duration::from_millis(1);
-                grants.passed_on(pending.key.clone(), token, expires);
+                passed_on.insert(pending.key.clone(), token, expires);
             }
             let Said {
                 result, is_changed, ..

@@ -22,7 +22,7 @@ use super::manifest::{Damage, Manifest, Parts};
 use super::names::{lock_name, part_name};
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
-use crate::store::{LONG, Record};
+use crate::store::{LONG_RECORD, Record};
 
 /// Bytes of a part, except the last one.
 const PART: usize = 1 << 20;
@@ -174,7 +174,7 @@ impl RedisStore {
             let part = self.get(&name, range.len()).await?;
             if part.len() != range.len() {
                 let lock_name = lock_name(&self.settings.prefix, key);
-                return match self.get(&lock_name, LONG).await? == found {
+                return match self.get(&lock_name, LONG_RECORD).await? == found {
                     true => Ok(Err(Damage::Missing)),
                     // The record went away while it was read. There may be a new run.
                     false => Err(Error::of(ErrorKind::Unavailable)),

@@ -10,13 +10,13 @@ mod connection;
 mod connection_driver;
 mod driver;
 #[cfg(fuzzing)]
-pub mod fuzzing;
-mod grants;
+pub(crate) mod fuzzing;
 mod in_flight;
 mod long;
 mod manifest;
 mod messages;
 mod names;
+mod passed_on;
 mod pending;
 mod pushes;
 mod queue;

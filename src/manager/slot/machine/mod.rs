@@ -1,11 +1,12 @@
 //! [`Machine`]: what a slot does at each event.
 
+mod grant;
 mod holders;
 mod notices;
 mod replies;
 mod requests;
 
-use super::{AcquireAttempt, Effect, Effects, Env, Holding, Slot, State};
+use super::{AcquireAttempt, Effect, Effects, Env, Slot, State};
 use crate::error::{Error, ErrorKind};
 use crate::lease::LostReason;
 use crate::store::Command;
@@ -150,21 +151,6 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         if !self.slot.waiters.is_empty() {
             self.acquire_anew();
         }
-    }
-
-    /// Gives the lock to the first waiter. Without one, the lock is released.
-    fn grant_first(&mut self, holding: Holding) {
-        let Some(first) = self.slot.waiters.pop() else {
-            self.slot.state = State::Idle;
-            self.release(holding.token, false);
-            return;
-        };
-        self.slot.impatient -= usize::from(!first.patient);
-        self.effects.push(Effect::Grant {
-            waiter: first.handle,
-            grant: holding.grant(),
-        });
-        self.slot.state = State::Holding(holding);
     }
 
     fn reject(&mut self, waiter: W, error: Error) {

@@ -1,6 +1,6 @@
 //! What the store tells unasked.
 
-use super::super::{AcquireAttempt, Holding, Rules, State};
+use super::super::{AcquireAttempt, State};
 use super::Machine;
 use crate::store::{Command, Granted, Notice};
 
@@ -38,23 +38,6 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             // The reply to an acquire has said so already.
             State::Holding(holding) if holding.token == token => {}
             _ => self.release_stray(token),
-        }
-    }
-
-    fn hold_granted(&mut self, granted: Granted) {
-        let Granted { token, fence, .. } = granted;
-        let ttl = granted.ttl.min(self.env.rules.grant_ttl);
-        let valid_until = granted.after.map(|after| after + Rules::validity(ttl));
-        let least = self.env.now + Rules::worth_acting_upon(ttl);
-        match valid_until.filter(|until| *until > least) {
-            Some(until) => {
-                let renew_at = self.env.now + Rules::first_renewal_of_grant(ttl);
-                let contended = granted.contended;
-                let holding = Holding::new(self.env, token, fence, until, renew_at, contended);
-                self.grant_first(holding);
-            }
-            // The grant may have run out by now.
-            None => self.acquire(AcquireAttempt::again(token, false)),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::{AcquireAttempt, Effect, Holding, Rules, State};
+use super::super::{AcquireAttempt, Effect, Rules, State};
 use super::Machine;
 use crate::error::{Error, ErrorKind};
 use crate::lease::LostReason;
@@ -42,19 +42,11 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 fence,
                 contended: also,
             }) => {
-                let valid_until = outcome.sent_at + Rules::validity(self.env.rules.ttl);
-                if valid_until <= self.env.now {
-                    // The reply came too late to be of use.
-                    self.release(token, false);
-                    self.acquire_failed(attempt, &unavailable());
-                    return;
-                }
-                let renew_at = self.env.now + self.env.rules.first_renewal();
                 let contended = contended || also;
-                let holding =
-                    Holding::new(self.env, token, fence, valid_until, renew_at, contended);
-                self.grant_first(holding);
-                self.reject_impatient(ErrorKind::Held);
+                match self.hold_acquired(token, fence, outcome.sent_at, contended) {
+                    true => self.reject_impatient(ErrorKind::Held),
+                    false => self.acquire_failed(attempt, &unavailable()),
+                }
             }
             Ok(Reply::HeldElsewhere { remaining, foreign }) => {
                 self.held_elsewhere(attempt, recheck, remaining, foreign);

@@ -1,4 +1,4 @@
-//! [`Grants`]: locks that this process passed on to the next in the queue.
+//! [`PassedOn`]: locks that this process passed on to the next in the queue.
 //!
 //! The process that got the grant may have died, and Redis does not tell when the grant expires. So
 //! the process that passed the lock on releases it once more when the grant must have expired. If
@@ -10,7 +10,7 @@ use crate::clock::Time;
 use crate::key::LockKey;
 
 #[derive(Debug, Default)]
-pub(super) struct Grants {
+pub(super) struct PassedOn {
     /// For each key, the token that last passed the lock on, and when that grant must have expired.
     last: HashMap<LockKey, (u64, Time)>,
     /// When to check which key. Each key is here once, with a number to tell equal times apart.
@@ -18,9 +18,9 @@ pub(super) struct Grants {
     next_number: u64,
 }
 
-impl Grants {
+impl PassedOn {
     /// Notes that the lock of this token was passed on. Only the last grant of a key matters.
-    pub(super) fn passed_on(&mut self, key: LockKey, token: u64, expires: Time) {
+    pub(super) fn insert(&mut self, key: LockKey, token: u64, expires: Time) {
         if self.last.insert(key.clone(), (token, expires)).is_none() {
             self.check_at(expires, key);
         }
@@ -62,20 +62,20 @@ mod tests {
     #[test]
     fn a_lock_that_was_passed_on_is_checked_once_when_the_last_grant_must_have_expired() {
         let at = Time::from_nanos;
-        let mut grants = Grants::default();
-        grants.passed_on(key("a"), 1, at(10));
-        grants.passed_on(key("b"), 2, at(11));
-        grants.passed_on(key("c"), 4, at(16));
-        grants.passed_on(key("a"), 3, at(15));
-        assert_eq!(grants.next(), Some(at(10)));
-        assert_eq!(grants.expired(at(9)), None);
-        assert_eq!(grants.expired(at(12)), Some((key("b"), 2)));
-        assert_eq!(grants.expired(at(12)), None);
-        assert_eq!(grants.next(), Some(at(15)));
-        assert_eq!(grants.expired(at(15)), Some((key("a"), 3)));
-        assert_eq!(grants.expired(at(20)), Some((key("c"), 4)));
-        assert_eq!(grants.expired(at(30)), None);
-        assert_eq!(grants.next(), None);
-        assert!(grants.last.is_empty());
+        let mut passed_on = PassedOn::default();
+        passed_on.insert(key("a"), 1, at(10));
+        passed_on.insert(key("b"), 2, at(11));
+        passed_on.insert(key("c"), 4, at(16));
+        passed_on.insert(key("a"), 3, at(15));
+        assert_eq!(passed_on.next(), Some(at(10)));
+        assert_eq!(passed_on.expired(at(9)), None);
+        assert_eq!(passed_on.expired(at(12)), Some((key("b"), 2)));
+        assert_eq!(passed_on.expired(at(12)), None);
+        assert_eq!(passed_on.next(), Some(at(15)));
+        assert_eq!(passed_on.expired(at(15)), Some((key("a"), 3)));
+        assert_eq!(passed_on.expired(at(20)), Some((key("c"), 4)));
+        assert_eq!(passed_on.expired(at(30)), None);
+        assert_eq!(passed_on.next(), None);
+        assert!(passed_on.last.is_empty());
     }
 }
