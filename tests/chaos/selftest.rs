@@ -40,7 +40,7 @@ const CASES: &[(Option<&str>, &str)] = &[
            "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Ended 1 0 0; 11 4 Asked 1 500 0 a; 19 4 Granted 1 15 0; 20 4 Ended 1 0 0"),
     (Some("not trusted when the server gives it away"),
            "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 90 2 Held 1 0 90; 91 2 Ended 1 0 0;
-            30 4 Asked 1 500 0 a; 96 4 Granted 1 80 0; 97 4 Held 1 0 97; 140 4 Held 1 0 140; 141 4 Ended 1 0 0"),
+            30 4 Asked 1 500 0 a; 85 4 Granted 1 80 0; 97 4 Held 1 0 97; 140 4 Held 1 0 140; 141 4 Ended 1 0 0"),
     (Some("told before the server gives it away"),
            "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 90 2 Held 1 0 90; 180 2 Signal 1 0 0 Expired;
             30 4 Asked 1 500 0 a; 96 4 Granted 1 95 0; 97 4 Held 1 0 97; 140 4 Held 1 0 140; 141 4 Ended 1 0 0"),

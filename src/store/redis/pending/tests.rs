@@ -16,6 +16,7 @@ fn release(contended: bool, queued: bool, attempts: u32) -> Pending {
         submitted: Time::from_nanos(9),
         attempts,
         has_waited: true,
+        had_it: false,
     }
 }
 
