@@ -38,6 +38,8 @@ pub(super) struct Server {
     pub(super) epoch: Option<Vec<u8>>,
     /// Whether locks may be given.
     pub(super) may_give: bool,
+    /// Whether the counter of fences is to be raised to the clock before the next commands.
+    pub(super) is_seed_due: bool,
 }
 
 /// A command that is put to Redis.
@@ -140,7 +142,7 @@ pub(super) fn call<'a>(
     settings: &Settings,
     server: &Server,
     commands: impl Iterator<Item = Sent<'a>> + Clone,
-    scripts: Scripts,
+    how: Scripts,
 ) -> Call {
     let mut call = Call {
         pipeline: Pipeline::new(),
@@ -163,12 +165,18 @@ pub(super) fn call<'a>(
         call.pipeline.cmd("PING");
         call.skipped = 1;
     }
+    // A fence follows the clock, so that it is lower than those of another server that takes over.
+    if server.is_seed_due && commands.clone().next().is_some() {
+        let seed = call.pipeline.cmd("EVAL").arg(scripts::SEED.source);
+        seed.arg(1).arg(settings.fence_name());
+        call.skipped += 1;
+    }
     let mut takes: usize = 0;
     for sent in commands {
         takes += usize::from(sent.takes());
         let lock = lock_name(&settings.prefix, sent.key);
         let read = sent.tracked_read(&lock);
-        add(&mut call, settings, server, sent, lock, scripts);
+        add(&mut call, settings, server, sent, lock, how);
         if let Some(read) = read.filter(|_| server.watches) {
             call.add(words(&["CLIENT", "CACHING", "YES"]));
             call.add(read);

@@ -17,6 +17,10 @@ use super::scripts;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 
+/// How far the counter of fences may be behind the clock of its server while it is used: another
+/// server whose counter is at the clock may take over after that time.
+const SEED_EVERY: Duration = Duration::from_millis(100);
+
 const QUARANTINED: &str = "Redis lost data, or another server took over: no lock is given until all \
                            who had one before must have lost it";
 
@@ -40,6 +44,8 @@ pub(super) struct Link {
     pub(super) unready: Option<Error>,
     /// Until then, no lock may be given.
     quarantined_until: Option<Time>,
+    /// When the counter of fences was last raised to the clock.
+    seeded_at: Time,
     pub(super) connection: ConnectionDriver,
 }
 
@@ -186,9 +192,11 @@ impl Link {
                 seed: 0,
                 epoch: None,
                 may_give: true,
+                is_seed_due: false,
             },
             unready: Some(Error::of(ErrorKind::Unavailable)),
             quarantined_until: None,
+            seeded_at: Time::now(),
             connection: driver,
         }
     }
@@ -213,6 +221,14 @@ impl Link {
             Some(Ok(Err(error))) => Some(refused(error)),
             Some(Err(_)) | None => Some(Error::of(ErrorKind::Unavailable)),
         };
+    }
+
+    /// Sees whether it is time to raise the counter of fences.
+    pub(super) fn before_sending(&mut self, now: Time) {
+        self.server.is_seed_due = now.since(self.seeded_at) >= SEED_EVERY;
+        if self.server.is_seed_due {
+            self.seeded_at = now;
+        }
     }
 
     /// Returns why no lock may be given at this time.

@@ -164,6 +164,7 @@ impl RedisStore {
                     continue;
                 }
                 last_sent = Time::now();
+                link.before_sending(last_sent);
                 replies.push_back(self.send(&link, &commands, scripts));
                 in_flight.push(last_sent, commands);
                 scripts = Scripts::ByHash;

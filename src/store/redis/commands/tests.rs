@@ -28,6 +28,7 @@ pub(super) const SERVER: Server = Server {
     seed: SEED,
     epoch: None,
     may_give: true,
+    is_seed_due: false,
 };
 
 /// A server of the days before `SET` took `NX` and `GET` together.
