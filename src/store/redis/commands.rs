@@ -176,7 +176,7 @@ pub(super) fn call<'a>(
         takes += usize::from(sent.takes());
         let lock = lock_name(&settings.prefix, sent.key);
         let read = sent.tracked_read(&lock);
-        add(&mut call, settings, server, sent, lock, how);
+        add(&mut call, settings, server, sent, &lock, how);
         if let Some(read) = read.filter(|_| server.watches) {
             call.add(words(&["CLIENT", "CACHING", "YES"]));
             call.add(read);
@@ -206,7 +206,7 @@ fn add(
     settings: &Settings,
     server: &Server,
     sent: Sent<'_>,
-    lock: String,
+    lock: &str,
     scripts: Scripts,
 ) {
     let token = sent.token(settings);
@@ -222,14 +222,14 @@ fn add(
     };
     let command = match sent.way() {
         Way::Take => {
-            let mut take = words(&["SET", &lock, &token, "NX"]);
+            let mut take = words(&["SET", lock, &token, "NX"]);
             if server.takes_with_get {
                 take.arg("GET").arg("PX").arg(ttl);
                 take
             } else {
                 take.arg("PX").arg(ttl);
                 call.add(take);
-                let mut read = words(&["GETRANGE", &lock]);
+                let mut read = words(&["GETRANGE", lock]);
                 read.arg(0).arg(MAX_VALUE);
                 read
             }
@@ -237,29 +237,29 @@ fn add(
         Way::Acquire => {
             let may_queue = matches!(sent.command, Command::Acquire { queue: true, .. });
             let may_be_record = sent.key.kind() == Kind::Record;
-            let mut acquire = script(&scripts::ACQUIRE, &[&lock, &queue_name(&lock)]);
+            let mut acquire = script(&scripts::ACQUIRE, &[lock, &queue_name(lock)]);
             acquire.arg(ttl).arg(settings.inbox_prefix());
             acquire
                 .arg(u8::from(may_queue))
                 .arg(u8::from(may_be_record));
             acquire
         }
-        Way::Release => script(&scripts::RELEASE, &[&lock]),
+        Way::Release => script(&scripts::RELEASE, &[lock]),
         Way::Grant => {
-            let keys = [&lock, &queue_name(&lock), &settings.fence_name()];
-            let mut grant = script(&scripts::GRANT, &keys.map(String::as_str));
+            let keys = [lock, &queue_name(lock), &settings.fence_name()];
+            let mut grant = script(&scripts::GRANT, &keys);
             grant.arg(settings.grant_ttl.as_millis() as u64);
             grant.arg(settings.inbox_prefix());
             grant.arg(server.seed).arg(u8::from(server.may_give));
             grant
         }
         Way::Renew => {
-            let mut renew = script(&scripts::RENEW, &[&lock]);
+            let mut renew = script(&scripts::RENEW, &[lock]);
             renew.arg(ttl);
             renew
         }
         Way::Complete => {
-            let mut complete = script(&scripts::COMPLETE, &[&lock, &queue_name(&lock)]);
+            let mut complete = script(&scripts::COMPLETE, &[lock, &queue_name(lock)]);
             if let Command::Complete { record, .. } = sent.command {
                 complete.arg(&record.content[..]);
                 complete.arg(record.retention.as_millis() as u64);
@@ -270,7 +270,7 @@ fn add(
         // Its read is the reply.
         Way::Check if server.watches => return,
         Way::Check => {
-            let mut read = words(&["GETRANGE", &lock]);
+            let mut read = words(&["GETRANGE", lock]);
             read.arg(0).arg(MAX_TOKEN);
             read
         }

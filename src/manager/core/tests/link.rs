@@ -256,6 +256,12 @@ impl Link {
             && (self.store().commands().is_empty() || !self.store().is_connected())
     }
 
+    /// Returns whether nothing is queued, in flight, or left on a connection that broke.
+    pub(super) fn is_over(&self) -> bool {
+        let is_sent = self.calls.is_empty() && self.incoming.is_empty() && self.late.is_empty();
+        is_sent && self.refused.is_empty() && self.store().commands().is_empty()
+    }
+
     /// The oldest reply or notice in flight arrives.
     pub(super) fn deliver(&mut self, truth: &mut Truth, tamper: Tamper) -> Option<()> {
         match self.incoming.pop_front()? {
@@ -320,7 +326,7 @@ impl Link {
                     pending.grant_next();
                     to_be_granted.push(pending);
                 }
-                Answer::Refused if pending.ends_hold() && !self.is_over(&pending, now) => {
+                Answer::Refused if pending.ends_hold() && !self.is_needless(&pending, now) => {
                     self.refused.push(pending);
                     self.retry_at.get_or_insert(now + RETRY);
                 }
@@ -363,7 +369,7 @@ impl Link {
         }
     }
 
-    fn is_over(&self, pending: &Pending, now: Time) -> bool {
+    fn is_needless(&self, pending: &Pending, now: Time) -> bool {
         now.since(pending.submitted) > self.client.ttl
             && !match pending.command {
                 Command::Complete { token, .. } => self.holds(&pending.key, token),
@@ -457,7 +463,7 @@ impl Link {
             queued
                 .into_iter()
                 .partition(|pending| match pending.ends_hold() {
-                    true => self.is_over(pending, now),
+                    true => self.is_needless(pending, now),
                     false => fails(pending),
                 });
         let unsent: HashSet<u64> = failed

@@ -16,7 +16,7 @@ mod world;
 
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
-use program::{Step, Tamper};
+use program::{End, Step, Tamper};
 use tasks::Watch;
 use world::World;
 
@@ -107,4 +107,19 @@ fn a_record_where_a_lock_should_be_is_an_error_of_the_request() {
         tamper,
     };
     holds(&[TAKE, Step::Send(0), Step::CarryOut(0), deliver]);
+}
+
+#[test]
+fn fences_go_on_rising_where_the_counter_is_lost() {
+    let end = Step::End {
+        guard: 0,
+        end: End::Dropped,
+        touchy: false,
+    };
+    let served = Step::Pass {
+        ms: 100,
+        served: true,
+    };
+    let all = [TAKE, served.clone(), end, served.clone(), Step::Flush];
+    holds(&[&all[..], &[TAKE, served]].concat());
 }

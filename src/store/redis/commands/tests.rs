@@ -217,7 +217,8 @@ fn a_release_has_the_script_that_grants_where_processes_may_wait_or_the_token_ma
     assert_eq!(sends_one(&SERVER, &lock(), &RELEASE), [releases]);
     let grants = |may_give: u8| {
         format!(
-            "EVALSHA grant 3 lock:a {{lock:a}}:queue {{lock:}}:fence {TOKEN} 300 lock:inbox: 1000 {may_give}"
+            "EVALSHA grant 3 lock:a {{lock:a}}:queue {{lock:}}:fence {TOKEN} 300 lock:inbox: 1000 \
+             {may_give}"
         )
     };
     // The new holder hears of the grant before this process gets its reply.
