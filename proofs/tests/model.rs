@@ -25,7 +25,7 @@ mod world;
 
 use redis::Mutation;
 use stateright::{Checker, HasDiscoveries, Model};
-use world::{FENCES, Faults, LAST, MEANT, Mutant, ONCE, OVERLAP, Plan, SERVED, TTL};
+use world::{FENCES, Faults, LAST, MEANT, Mutant, ONCE, OVERLAP, PROMPT, Plan, SERVED, TTL};
 
 const NONE: Faults = Faults {
     delays: 0,
@@ -491,6 +491,32 @@ fn a_release_without_token_check_overlaps() {
 }
 
 #[test]
+fn a_grant_without_token_check_overlaps() {
+    let mutant = Mutant::Script(Mutation::GrantWithoutTokenCheck);
+    finds(
+        OVERLAP,
+        mutant,
+        &[2, 1],
+        Faults {
+            cancellations: 1,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn a_repeat_that_does_not_renew_overlaps() {
+    let mutant = Mutant::Script(Mutation::RepeatDoesNotRenew);
+    let (delays, disconnections) = (4, 1);
+    let faults = Faults {
+        delays,
+        disconnections,
+        ..NONE
+    };
+    finds(OVERLAP, mutant, &[1, 1], faults);
+}
+
+#[test]
 fn a_renewal_that_re_creates_overlaps() {
     let mutant = Mutant::Script(Mutation::RenewalRecreates);
     finds(OVERLAP, mutant, &[2, 2], Faults { delays: 2, ..NONE });
@@ -508,6 +534,45 @@ fn fences_that_only_count_fall_when_the_data_is_lost() {
             ..NONE
         },
     );
+}
+
+#[test]
+fn fences_fall_when_a_counter_that_was_lost_is_taken_for_the_old_one() {
+    let faults = Faults {
+        data_losses: 1,
+        ..NONE
+    };
+    finds(FENCES, Mutant::LostCounterUnnoticed, &[1, 1], faults);
+}
+
+#[test]
+fn a_block_of_fences_that_begins_too_high_is_found() {
+    finds(FENCES, Mutant::BlockSharedWrongly, &[1, 1], NONE);
+}
+
+/// The holder is also told. Only if that is lost, all depends on the mark.
+#[test]
+fn a_lock_without_a_mark_is_given_to_nobody() {
+    let lost_pushes = 1;
+    let faults = Faults {
+        lost_pushes,
+        ..NONE
+    };
+    for mutation in [Mutation::NoMark, Mutation::ReleaseOfMarked] {
+        finds(PROMPT, Mutant::Script(mutation), &[1, 1], faults);
+    }
+}
+
+#[test]
+fn a_lock_whose_mark_a_renewal_removes_is_given_to_nobody() {
+    let (delays, lost_pushes) = (2, 1);
+    let faults = Faults {
+        delays,
+        lost_pushes,
+        ..NONE
+    };
+    let mutant = Mutant::Script(Mutation::RenewalRemovesMark);
+    finds(PROMPT, mutant, &[1, 1], faults);
 }
 
 #[test]

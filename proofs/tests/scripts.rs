@@ -1,5 +1,8 @@
-//! The lock's script against a model of it: whatever clients do, and in any order, both reply,
-//! publish and keep the same.
+//! The crate's commands and scripts against a model of them: whatever clients do, and in any order,
+//! both reply, publish and keep the same.
+//!
+//! Keys and arguments are those of `src/store/redis/commands.rs`. What the crate does with a call
+//! that found no scripts, a counter that was lost, or a lock with a mark, is done here, too.
 
 #[path = "model/redis.rs"]
 mod model;
@@ -7,12 +10,12 @@ mod model;
 mod support;
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Debug;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use model::{Message, Mutation, Owner, Process, Record, Redis, Reply, Times, Token};
+use model::{Message, Mutation, Owner, Process, Record, Redis, Reply, Server, Times, Token};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -20,11 +23,28 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use redis::{Cmd, Connection, ConnectionLike, Value, cmd};
 use support::{PATIENCE, RedisServer};
 
-const SCRIPT: &str = include_str!("../../src/store/redis/scripts/lock.lua");
+/// One script for each operation that no command of Redis does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Script {
+    Acquire,
+    Release,
+    Grant,
+    Renew,
+    Complete,
+    Seed,
+}
+
+const SCRIPTS: [&str; 6] = [
+    include_str!("../../src/store/redis/scripts/acquire.lua"),
+    include_str!("../../src/store/redis/scripts/release.lua"),
+    include_str!("../../src/store/redis/scripts/grant.lua"),
+    include_str!("../../src/store/redis/scripts/renew.lua"),
+    include_str!("../../src/store/redis/scripts/complete.lua"),
+    include_str!("../../src/store/redis/scripts/seed.lua"),
+];
 
 // The names that the crate gives to its keys and channels, with the prefix `lock:`.
 const FENCE: &str = "{lock:}:fence";
-const EPOCH: &str = "{lock:}:epoch";
 const INBOX: &str = "lock:inbox:";
 const OWNERS: [&str; 2] = ["lock:a", "lock:{u}b"];
 const QUEUES: [&str; 2] = ["{lock:a}:queue", "{u}:queue:lock:{u}b"];
@@ -33,7 +53,7 @@ const PROCESSES: Process = 3;
 const NUMBERS: [u64; 2] = [1, u64::MAX];
 
 /// Values that clients of another kind write. Some are nearly a token of ours.
-const FOREIGN: [&str; 9] = [
+const FOREIGN: [&str; 11] = [
     "",
     "somebody",
     "x:1",
@@ -41,6 +61,8 @@ const FOREIGN: [&str; 9] = [
     "000000000000000000000000000000a0",
     "000000000000000000000000000000a0:",
     "000000000000000000000000000000a0:1x",
+    "000000000000000000000000000000a0:1!!",
+    "000000000000000000000000000000a0:!",
     "0000000000000000000000000000000a0:1",
     "000000000000000000000000000000g0:1",
 ];
@@ -83,14 +105,26 @@ fn same<T: PartialEq + Debug>(what: &str, real: &T, model: &T) -> Check {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    Acquire,
-    Queue,
-    Claim,
-    ClaimAndQueue,
-    Release,
+    Acquire {
+        queue: bool,
+        /// An earlier acquire had the same token.
+        again: bool,
+        may_be_record: bool,
+    },
+    Release {
+        /// Whether the lock may be granted at once: it is known that processes wait, or the token
+        /// may be in the queue.
+        grants: bool,
+    },
     Complete(Record),
     Renew,
     Check,
+}
+
+impl Kind {
+    fn is_acquire(self) -> bool {
+        matches!(self, Self::Acquire { .. })
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +135,25 @@ struct Operation {
     number: u64,
 }
 
-/// Events besides the script's calls, for the keys of one lock or for all.
+/// What goes out in one write.
+#[derive(Clone, Debug)]
+struct Call {
+    /// Whose connection it is.
+    client: Process,
+    operations: Vec<Operation>,
+    times: Times,
+    /// Whether `SET` takes `NX` and `GET` together.
+    takes_with_get: bool,
+    /// Whether the counter of fences is raised to the clock first.
+    is_seed_due: bool,
+    may_give: bool,
+    /// Whether all was sent before.
+    is_repeated: bool,
+    /// Whether the scripts come with it.
+    by_source: bool,
+}
+
+/// Events besides calls, for the keys of one lock or for all.
 #[derive(Clone, Copy, Debug)]
 enum Event {
     ForeignTakes(&'static str),
@@ -115,43 +167,54 @@ enum Event {
     QueueExpires,
     QueueOfWrongType,
     FenceOfWrongType,
-    /// The clock is set back, as far as the script can tell: the fence that it remembers is ahead.
+    /// The clock is set back, as far as scripts can tell: the counter of fences is ahead.
     ClockSetBack,
     Flushed,
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// With one of two settings.
-    Batch(Times, Vec<Operation>),
+    Call(Call),
+    /// A new connection, on which the counter of fences is seeded.
+    Connects(Process),
     Listens(Process, bool),
     Happens(Event, usize),
-    /// The server forgets the script.
-    ScriptFlushed,
+    /// The server forgets the scripts.
+    ScriptsFlushed,
 }
 
 fn key() -> impl Strategy<Value = usize> {
     prop_oneof![4 => Just(0), 1 => Just(1)]
 }
 
-fn operation(process: impl Strategy<Value = Process>) -> impl Strategy<Value = Operation> {
-    let kind = prop_oneof![
-        5 => Just(Kind::Queue),
-        3 => Just(Kind::ClaimAndQueue),
-        5 => Just(Kind::Release),
+fn kind() -> impl Strategy<Value = Kind> {
+    let acquire = prop_oneof![
+        4 => Just((false, false)),
+        5 => Just((true, false)),
+        3 => Just((true, true)),
+        1 => Just((false, true)),
+    ];
+    let acquire =
+        (acquire, any::<bool>()).prop_map(|((queue, again), may_be_record)| Kind::Acquire {
+            queue,
+            again,
+            may_be_record,
+        });
+    prop_oneof![
+        10 => acquire,
+        5 => any::<bool>().prop_map(|grants| Kind::Release { grants }),
         2 => (0..RECORDS.len() as Record).prop_map(Kind::Complete),
         2 => Just(Kind::Renew),
         1 => Just(Kind::Check),
-        1 => Just(Kind::Acquire),
-        1 => Just(Kind::Claim),
-    ];
-    (kind, key(), process, select(&NUMBERS[..])).prop_map(|(kind, key, process, number)| {
-        Operation {
-            kind,
-            key,
-            process,
-            number,
-        }
+    ]
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    (kind(), key(), select(&NUMBERS[..])).prop_map(|(kind, key, number)| Operation {
+        kind,
+        key,
+        process: 0,
+        number,
     })
 }
 
@@ -179,17 +242,36 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-fn batch(process: impl Strategy<Value = Process>) -> impl Strategy<Value = Step> {
-    let operations = vec(operation(process), 1..=4);
-    (select(&TIMES[..]), operations).prop_map(|(times, batch)| Step::Batch(times, batch))
+fn call(client: impl Strategy<Value = Process>) -> impl Strategy<Value = Step> {
+    let often = || prop_oneof![5 => Just(true), 1 => Just(false)];
+    let facts = (often(), often().prop_map(|not| !not), often());
+    let operations = vec(operation(), 1..=4);
+    (client, select(&TIMES[..]), facts, operations).prop_map(
+        |(client, times, (takes_with_get, is_seed_due, may_give), mut operations)| {
+            for operation in &mut operations {
+                operation.process = client;
+            }
+            Step::Call(Call {
+                client,
+                operations,
+                times,
+                takes_with_get,
+                is_seed_due,
+                may_give,
+                is_repeated: false,
+                by_source: false,
+            })
+        },
+    )
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        20 => batch(0..PROCESSES),
+        20 => call(0..PROCESSES),
+        1 => (0..PROCESSES).prop_map(Step::Connects),
         3 => (0..PROCESSES, any::<bool>()).prop_map(|(process, does)| Step::Listens(process, does)),
         8 => (event(), key()).prop_map(|(event, key)| Step::Happens(event, key)),
-        1 => Just(Step::ScriptFlushed),
+        1 => Just(Step::ScriptsFlushed),
     ];
     vec(step, 1..=40)
 }
@@ -198,7 +280,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn programs() -> impl Strategy<Value = Vec<Vec<Step>>> {
     let process = |process| {
         let step = prop_oneof![
-            8 => batch(Just(process)),
+            8 => call(Just(process)),
+            1 => Just(Step::Connects(process)),
             1 => any::<bool>().prop_map(move |does| Step::Listens(process, does)),
         ];
         vec(step, 5..=25)
@@ -222,7 +305,8 @@ fn process_of(token_or_inbox: &str) -> Option<Process> {
     (0..PROCESSES).find(|process| token_or_inbox.contains(&id(*process)))
 }
 
-fn token(bytes: &[u8]) -> Token {
+/// Returns the token, and whether it has a mark.
+fn token(bytes: &[u8]) -> (Token, bool) {
     let ours = |text: &str| {
         (0..PROCESSES).find_map(|process| {
             let number = text.strip_prefix(&id(process))?.strip_prefix(':')?;
@@ -230,45 +314,16 @@ fn token(bytes: &[u8]) -> Token {
             Some(Token::Ours { process, number })
         })
     };
+    let marked = |text: &str| match text.strip_suffix('!') {
+        Some(text) => Some((ours(text)?, true)),
+        None => Some((ours(text)?, false)),
+    };
     let record = || (0..).zip(RECORDS).find(|(_, record)| *record == bytes);
     std::str::from_utf8(bytes)
         .ok()
-        .and_then(ours)
-        .or_else(|| record().map(|(record, _)| Token::Record(record)))
-        .unwrap_or(Token::Foreign)
-}
-
-/// The call that the crate makes for a batch.
-fn call(how: &str, script: &str, times: Times, batch: &[Operation]) -> Cmd {
-    let mut call = cmd(how);
-    call.arg(script).arg(2 + 2 * batch.len());
-    call.arg(FENCE).arg(EPOCH);
-    for operation in batch {
-        call.arg(OWNERS[operation.key]).arg(QUEUES[operation.key]);
-    }
-    // Without a quarantine.
-    let (ttl, grant_ttl) = (times.ttl_ms, times.grant_ttl_ms);
-    call.arg(INBOX).arg(ttl).arg(grant_ttl).arg(0);
-    for operation in batch {
-        let Operation {
-            process, number, ..
-        } = operation;
-        let kind = match operation.kind {
-            Kind::Acquire => "acquire",
-            Kind::Queue => "queue",
-            Kind::Claim => "claim",
-            Kind::ClaimAndQueue => "claim and queue",
-            Kind::Release => "release",
-            Kind::Complete(_) => "complete",
-            Kind::Renew => "renew",
-            Kind::Check => "check",
-        };
-        call.arg(kind).arg(format!("{}:{number}", id(*process)));
-        if let Kind::Complete(record) = operation.kind {
-            call.arg(RECORDS[usize::from(record)]).arg(RETENTION_MS);
-        }
-    }
-    call
+        .and_then(marked)
+        .or_else(|| record().map(|(record, _)| (Token::Record(record), false)))
+        .unwrap_or((Token::Foreign, false))
 }
 
 fn command(words: &[&str]) -> Cmd {
@@ -309,8 +364,8 @@ impl Event {
     }
 }
 
-/// Returns the value that the server has for a token, or in its place.
-fn owner(value: &Value) -> Option<Token> {
+/// Returns the token, or what is in its place, and whether it has a mark.
+fn owner(value: &Value) -> Option<(Token, bool)> {
     match value {
         Value::BulkString(bytes) => Some(token(bytes)),
         _ => None,
@@ -326,61 +381,399 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// Returns the reply to an operation, as the comments in the script say it, and nothing else.
-fn reply(kind: Kind, value: &Value) -> Result<Reply, String> {
-    let nonsense = || format!("{value:?} is no reply to {kind:?}");
-    let is_claim = matches!(kind, Kind::Claim | Kind::ClaimAndQueue);
+// Calls, as the crate makes them, and what it does with their replies.
+
+/// One command of a call.
+#[derive(Clone, Copy, Debug)]
+enum Piece {
+    Seed,
+    /// `SET NX GET`.
+    Take(Operation),
+    /// `SET NX`, where a read follows.
+    TakeUnread(Operation),
+    /// What the holder's place has, after that.
+    ReadHolder(Operation),
+    /// The read of a check.
+    Check(Operation),
+    Script(Script, Operation),
+    /// So many acquires.
+    Count(u64),
+}
+
+impl Call {
+    fn pieces(&self) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        if self.is_seed_due {
+            pieces.push(Piece::Seed);
+        }
+        for operation in &self.operations {
+            let piece = match operation.kind {
+                Kind::Acquire {
+                    queue: false,
+                    again: false,
+                    ..
+                } if !self.is_repeated => match self.takes_with_get {
+                    true => Piece::Take(*operation),
+                    false => {
+                        pieces.push(Piece::TakeUnread(*operation));
+                        Piece::ReadHolder(*operation)
+                    }
+                },
+                Kind::Acquire { .. } => Piece::Script(Script::Acquire, *operation),
+                Kind::Release { grants: false } => Piece::Script(Script::Release, *operation),
+                Kind::Release { grants: true } => Piece::Script(Script::Grant, *operation),
+                Kind::Complete(_) => Piece::Script(Script::Complete, *operation),
+                Kind::Renew => Piece::Script(Script::Renew, *operation),
+                Kind::Check => Piece::Check(*operation),
+            };
+            pieces.push(piece);
+        }
+        match self.acquires() {
+            0 => {}
+            acquires => pieces.push(Piece::Count(acquires)),
+        }
+        pieces
+    }
+
+    fn acquires(&self) -> u64 {
+        let is_acquire = |operation: &&Operation| operation.kind.is_acquire();
+        self.operations.iter().filter(is_acquire).count() as u64
+    }
+
+    fn server(&self, seed: u64) -> Server {
+        Server {
+            seed,
+            may_give: self.may_give,
+        }
+    }
+}
+
+/// The scripts as they are, or with a mistake, and their hashes.
+#[derive(Clone, Debug)]
+struct Sources {
+    sources: [String; SCRIPTS.len()],
+    hashes: [String; SCRIPTS.len()],
+    slip: Option<Slip>,
+}
+
+/// A mistake in what is made of replies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slip {
+    /// All acquires of a write get its last fence.
+    AllGetTheLastFence,
+    /// The block of fences begins behind its first one.
+    BlockBeginsLate,
+    /// The block of fences begins with the last one that was counted before.
+    BlockBeginsEarly,
+    /// Only those that got their lock are counted.
+    OnlyHoldersCount,
+    /// A counter that was lost is taken for the old one.
+    LostCounterIsUsed,
+}
+
+impl Sources {
+    fn new(sources: [String; SCRIPTS.len()], slip: Option<Slip>) -> Self {
+        let hash = |source: &String| redis::Script::new(source).get_hash().to_owned();
+        let hashes = sources.each_ref().map(hash);
+        Self {
+            sources,
+            hashes,
+            slip,
+        }
+    }
+
+    fn as_they_are() -> Self {
+        Self::new(SCRIPTS.map(str::to_owned), None)
+    }
+
+    fn load(&self) -> Vec<Cmd> {
+        let load = |source: &String| command(&["SCRIPT", "LOAD", source]);
+        self.sources.iter().map(load).collect()
+    }
+
+    fn seed(&self) -> Cmd {
+        let mut seed = cmd("EVAL");
+        seed.arg(&self.sources[Script::Seed as usize])
+            .arg(1)
+            .arg(FENCE);
+        seed
+    }
+
+    fn command(&self, call: &Call, seed: u64, piece: Piece) -> Cmd {
+        let token =
+            |operation: &Operation| format!("{}:{}", id(operation.process), operation.number);
+        let (ttl, lock) = (call.times.ttl_ms, |of: &Operation| OWNERS[of.key]);
+        match piece {
+            Piece::Seed => self.seed(),
+            Piece::Take(of) | Piece::TakeUnread(of) => {
+                let mut take = cmd("SET");
+                take.arg(lock(&of)).arg(token(&of)).arg("NX");
+                if let Piece::Take(_) = piece {
+                    take.arg("GET");
+                }
+                take.arg("PX").arg(ttl);
+                take
+            }
+            Piece::ReadHolder(of) => command(&["GETRANGE", lock(&of), "0", "16384"]),
+            Piece::Check(of) => command(&["GETRANGE", lock(&of), "0", "64"]),
+            Piece::Count(acquires) => {
+                let acquires = match self.slip {
+                    Some(Slip::OnlyHoldersCount) => 1,
+                    _ => acquires,
+                };
+                let mut count = cmd("INCRBY");
+                count.arg(FENCE).arg(acquires);
+                count
+            }
+            Piece::Script(script, of) => {
+                let mut run = match call.by_source {
+                    true => cmd("EVAL"),
+                    false => cmd("EVALSHA"),
+                };
+                match call.by_source {
+                    true => run.arg(&self.sources[script as usize]),
+                    false => run.arg(&self.hashes[script as usize]),
+                };
+                let keys = [lock(&of), QUEUES[of.key], FENCE];
+                let keys = match script {
+                    Script::Release | Script::Renew => &keys[..1],
+                    Script::Acquire | Script::Complete => &keys[..2],
+                    Script::Grant | Script::Seed => &keys[..],
+                };
+                run.arg(keys.len()).arg(keys).arg(token(&of));
+                match (script, of.kind) {
+                    (
+                        _,
+                        Kind::Acquire {
+                            queue,
+                            may_be_record,
+                            ..
+                        },
+                    ) => {
+                        run.arg(ttl).arg(INBOX);
+                        run.arg(u8::from(queue)).arg(u8::from(may_be_record));
+                    }
+                    (Script::Grant, _) => {
+                        run.arg(call.times.grant_ttl_ms).arg(INBOX);
+                        run.arg(seed).arg(u8::from(call.may_give));
+                    }
+                    (_, Kind::Renew) => drop(run.arg(ttl)),
+                    (_, Kind::Complete(record)) => {
+                        run.arg(RECORDS[usize::from(record)]).arg(RETENTION_MS);
+                        run.arg(INBOX);
+                    }
+                    _ => {}
+                }
+                run
+            }
+        }
+    }
+}
+
+fn is_error(value: &Value, code: &str) -> bool {
+    matches!(value, Value::ServerError(error) if error.code() == code)
+}
+
+/// A piece that was carried out, as its client sees it.
+#[derive(Clone, Debug)]
+struct Done {
+    piece: Piece,
+    times: Times,
+    server: Server,
+    value: Value,
+    /// What those that got their lock are given, if all of the call counts.
+    fences: Vec<u64>,
+}
+
+/// Carries out a call, and what follows from its replies. `send` sends commands in one write, and
+/// `tell` hears what came of each.
+fn carry_out(
+    sources: &Sources,
+    call: &Call,
+    seed: &mut u64,
+    send: &mut impl FnMut(&[Cmd]) -> Vec<Value>,
+    tell: &mut impl FnMut(Vec<Done>) -> Check,
+) -> Check {
+    let mut call = call.clone();
+    for _ in 0..20 {
+        let pieces = call.pieces();
+        let command = |piece: &Piece| sources.command(&call, *seed, *piece);
+        let commands: Vec<Cmd> = pieces.iter().map(command).collect();
+        let values = send(&commands);
+        let server = call.server(*seed);
+        let is_unknown = values.iter().any(|value| is_error(value, "NOSCRIPT"));
+        ensure(!(is_unknown && call.by_source), || {
+            "a script that came along is not known".to_owned()
+        })?;
+        let last = match (pieces.last(), values.last()) {
+            (Some(Piece::Count(_)), Some(Value::Int(last))) => Some(*last as u64),
+            _ => None,
+        };
+        let is_lost = last.is_some_and(|last| last < *seed + call.acquires())
+            && sources.slip != Some(Slip::LostCounterIsUsed);
+        let mut fences = Vec::new();
+        if let Some(last) = last
+            && !is_unknown
+            && !is_lost
+        {
+            let got = pieces.iter().zip(&values);
+            let got = got.filter(|(piece, value)| has_got(**piece, value)).count() as u64;
+            fences = share_out(last, call.acquires(), got, sources.slip);
+        }
+        let to_be_granted: Vec<Operation> = pieces
+            .iter()
+            .zip(&values)
+            .filter_map(|(piece, value)| match (piece, value) {
+                (Piece::Script(Script::Release, of), Value::Int(3)) => Some(Operation {
+                    kind: Kind::Release { grants: true },
+                    ..*of
+                }),
+                _ => None,
+            })
+            .collect();
+        let done = pieces.into_iter().zip(values).map(|(piece, value)| Done {
+            piece,
+            times: call.times,
+            server,
+            value,
+            fences: match piece {
+                Piece::Count(_) => std::mem::take(&mut fences),
+                _ => Vec::new(),
+            },
+        });
+        tell(done.collect())?;
+        if is_unknown || is_lost {
+            call.is_repeated = true;
+            call.by_source = is_unknown;
+            if is_lost {
+                connect(sources, call.times, seed, send, tell)?;
+            }
+        } else if to_be_granted.is_empty() {
+            return Ok(());
+        } else {
+            call.operations = to_be_granted;
+            call.is_repeated = false;
+            call.is_seed_due = false;
+        }
+    }
+    Err(format!("{call:?} goes on for ever"))
+}
+
+/// Seeds the counter of fences, as a new connection does.
+fn connect(
+    sources: &Sources,
+    times: Times,
+    seed: &mut u64,
+    send: &mut impl FnMut(&[Cmd]) -> Vec<Value>,
+    tell: &mut impl FnMut(Vec<Done>) -> Check,
+) -> Check {
+    let value = send(&[sources.seed()]).remove(0);
+    if let Value::Int(new) = value {
+        *seed = new as u64;
+    }
+    tell(vec![Done {
+        piece: Piece::Seed,
+        times,
+        server: Server {
+            seed: *seed,
+            may_give: true,
+        },
+        value,
+        fences: Vec::new(),
+    }])
+}
+
+/// Returns whether an acquire got its lock.
+fn has_got(piece: Piece, value: &Value) -> bool {
+    match piece {
+        Piece::Take(_) => *value == Value::Nil,
+        Piece::TakeUnread(_) => *value == Value::Okay,
+        Piece::Script(Script::Acquire, _) => matches!(value, Value::Int(1 | 2)),
+        _ => false,
+    }
+}
+
+/// Shares out the block of fences among those that got their lock.
+fn share_out(last: u64, acquires: u64, got: u64, slip: Option<Slip>) -> Vec<u64> {
+    let first = match slip {
+        Some(Slip::AllGetTheLastFence) => return vec![last; got as usize],
+        Some(Slip::BlockBeginsLate) => last - acquires + 2,
+        Some(Slip::BlockBeginsEarly) => last - acquires,
+        _ => last - acquires + 1,
+    };
+    (first..first + got).collect()
+}
+
+/// Returns the reply to an operation, as the comments in the scripts say it, and nothing else.
+fn reply(script: Script, of: &Operation, value: &Value) -> Result<Reply, String> {
+    let nonsense = || format!("{value:?} is no reply to {script:?}");
     let number = match value {
         Value::Int(number) => *number,
-        Value::BulkString(record) if is_claim => return Ok(Reply::Recorded(token(record))),
+        Value::BulkString(record)
+            if matches!(
+                of.kind,
+                Kind::Acquire {
+                    may_be_record: true,
+                    ..
+                }
+            ) =>
+        {
+            return Ok(Reply::Recorded(token(record).0));
+        }
+        Value::ServerError(error) if error.code() == "WRONGTYPE" => return Ok(Reply::Failed),
         _ => return Err(nonsense()),
     };
-    let held = |number: u64| Reply::Held {
-        remaining_ms: (number / 2).checked_sub(2),
-        foreign: number % 2 == 1,
-    };
-    Ok(match (kind, number) {
-        (_, 0) => Reply::Failed { got: false },
-        (Kind::Release, 1..=4) => Reply::Released {
+    Ok(match (script, number) {
+        (Script::Acquire, 1 | 2) => Reply::Acquired {
+            contended: number == 2,
+        },
+        (Script::Acquire, ..=-3) => {
+            let number = number.unsigned_abs();
+            Reply::Held {
+                remaining_ms: ((number - 1) / 2).checked_sub(2),
+                foreign: number.is_multiple_of(2),
+            }
+        }
+        (Script::Release, 3) => Reply::Marked,
+        (Script::Release, 1 | 2) => Reply::Released {
+            had_it: number == 2,
+            granted: false,
+        },
+        (Script::Grant, 1..=4) => Reply::Released {
             had_it: number % 2 == 0,
             granted: number > 2,
         },
-        (Kind::Complete(_) | Kind::Renew | Kind::Check, 1) => Reply::Gone,
-        (Kind::Check, 2) => Reply::Intact,
-        (Kind::Complete(_), 2) => Reply::Completed,
-        (Kind::Renew, 2..=3) => Reply::Renewed {
+        (Script::Renew | Script::Complete, 1) => Reply::Gone,
+        (Script::Renew, 2 | 3) => Reply::Renewed {
             contended: number == 3,
         },
-        (Kind::Release | Kind::Complete(_) | Kind::Renew | Kind::Check, _) => {
-            return Err(nonsense());
-        }
-        (_, 2..) => Reply::Acquired {
-            fence: number as u64 / 2,
-            contended: number % 2 == 1,
-        },
-        (_, -2) => Reply::Failed { got: true },
-        (_, ..=-3) => held(number.unsigned_abs() - 1),
+        (Script::Complete, 2) => Reply::Completed,
         _ => return Err(nonsense()),
     })
 }
 
-fn replies(batch: &[Operation], value: &Value) -> Result<Vec<Reply>, String> {
-    let nonsense = || format!("the script answers {value:?}");
-    let Value::Array(values) = value else {
-        return Err(nonsense());
+/// Returns the reply to a take: what was in the lock's place.
+fn taken(of: &Operation, value: &Value) -> Result<Reply, String> {
+    let held = |foreign| Reply::Held {
+        remaining_ms: None,
+        foreign,
     };
-    let replies = batch.iter().zip(values);
-    let replies = replies.map(|(operation, value)| reply(operation.kind, value));
-    let replies = replies.collect::<Result<Vec<_>, _>>()?;
-    let failed = |reply: &Reply| matches!(reply, Reply::Failed { .. });
-    let failures = usize::from(replies.iter().any(failed));
-    ensure(values.len() == batch.len() + failures, nonsense)?;
-    let reason = values.get(batch.len()).map(text);
-    ensure(
-        reason.is_none_or(|text| text.is_some_and(|text| text.contains("WRONGTYPE"))),
-        nonsense,
-    )?;
-    Ok(replies)
+    match value {
+        Value::Nil => Ok(Reply::Acquired { contended: false }),
+        Value::BulkString(bytes) => Ok(match (token(bytes).0, of.kind) {
+            (Token::Ours { .. }, _) => held(false),
+            (
+                there,
+                Kind::Acquire {
+                    may_be_record: true,
+                    ..
+                },
+            ) => Reply::Recorded(there),
+            _ => held(true),
+        }),
+        Value::ServerError(error) if error.code() == "WRONGTYPE" => Ok(Reply::Failed),
+        _ => Err(format!("{value:?} is no reply to a take")),
+    }
 }
 
 /// Reads the lock that a message is about, and the message.
@@ -428,10 +821,14 @@ impl Window {
         self.from_us / 1000
     }
 
+    fn clock_us(self) -> u64 {
+        self.from_us
+    }
+
     /// How much higher than the model's a fence may be. The model has the time of the window's
     /// beginning.
     fn slack_us(self) -> u64 {
-        self.to_us - self.now_ms() * 1000
+        self.to_us - self.from_us
     }
 }
 
@@ -439,13 +836,13 @@ impl Window {
 #[derive(Debug)]
 struct Fence {
     seen: Seen,
-    model: u64,
-    time: Window,
+    least: u64,
+    most: u64,
 }
 
 #[derive(Debug)]
 enum Seen {
-    Reply(u64),
+    Share(u64),
     /// In this message of the inbox.
     Message(Process, usize),
 }
@@ -454,8 +851,16 @@ enum Seen {
 struct Oracle {
     mutation: Option<Mutation>,
     locks: [Redis; 2],
-    /// The locks' fences have one memory.
+    /// The locks' fences have one counter.
     last_fence: u64,
+    /// How much higher it may be than the model's, which has the time of a window's beginning.
+    slack_us: u64,
+    /// By client: what the counter had when it connected.
+    seeds: [u64; PROCESSES as usize],
+    /// By client: whether the take of its call took the lock that is read next.
+    has_taken: [bool; PROCESSES as usize],
+    /// By client: how many acquires of its call got their lock.
+    got: [usize; PROCESSES as usize],
     listening: [bool; PROCESSES as usize],
     inboxes: [Vec<(usize, Message)>; PROCESSES as usize],
     /// The fences given out since the inboxes were last looked at, in order.
@@ -469,6 +874,10 @@ impl Oracle {
             mutation,
             locks: [Redis::new(mutation), Redis::new(mutation)],
             last_fence: 0,
+            slack_us: 0,
+            seeds: [0; PROCESSES as usize],
+            has_taken: [false; PROCESSES as usize],
+            got: [0; PROCESSES as usize],
             listening: [true; PROCESSES as usize],
             inboxes: Default::default(),
             fences: Vec::new(),
@@ -476,65 +885,128 @@ impl Oracle {
         }
     }
 
-    fn operate(&mut self, now_ms: u64, times: Times, operation: &Operation) -> model::Outcome {
+    /// One command of a client's call was carried out.
+    fn done(&mut self, time: Window, client: Process, done: &Done) -> Check {
+        if is_error(&done.value, "NOSCRIPT") {
+            return Ok(());
+        }
+        let (now_ms, times, value) = (time.now_ms(), done.times, &done.value);
+        let of = match done.piece {
+            Piece::Seed => return self.seeded(time, value),
+            Piece::Count(acquires) => return self.counted(client, acquires, done),
+            Piece::Take(of)
+            | Piece::TakeUnread(of)
+            | Piece::ReadHolder(of)
+            | Piece::Check(of)
+            | Piece::Script(_, of) => of,
+        };
         let Operation {
             process, number, ..
-        } = *operation;
+        } = of;
         let token = Token::Ours { process, number };
-        let is_there = |process| self.listening[usize::from(process)];
-        let lock = &mut self.locks[operation.key];
-        lock.last_fence = self.last_fence;
-        let outcome = match operation.kind {
-            Kind::Acquire => lock.acquire(now_ms, times, token, false),
-            Kind::Queue => lock.acquire(now_ms, times, token, true),
-            Kind::Claim => lock.claim(now_ms, times, token, false),
-            Kind::ClaimAndQueue => lock.claim(now_ms, times, token, true),
-            Kind::Release => lock.release(now_ms, times, token, is_there),
-            Kind::Complete(record) => lock.complete(now_ms, token, record, RETENTION_MS),
-            Kind::Renew => lock.renew(now_ms, times, token),
-            Kind::Check => lock.check(now_ms, token),
+        let client = usize::from(client);
+        let (queue, may_be_record) = match of.kind {
+            Kind::Acquire {
+                queue,
+                may_be_record,
+                ..
+            } => (queue, may_be_record),
+            _ => (false, false),
         };
-        self.last_fence = lock.last_fence;
-        outcome
-    }
-
-    /// Compares the replies, and notes the inboxes and fences that must follow.
-    fn batch(&mut self, time: Window, times: Times, batch: &[Operation], value: &Value) -> Check {
-        for (operation, reply) in batch.iter().zip(replies(batch, value)?) {
-            let outcome = self.operate(time.now_ms(), times, operation);
-            self.compare(time, operation, reply, outcome.reply)?;
-            for message in outcome.messages {
-                self.expect(time, operation.key, message);
+        let lock = &mut self.locks[of.key];
+        lock.last_fence = self.last_fence;
+        let outcome = match done.piece {
+            Piece::Take(_) => lock.take(now_ms, times, token, may_be_record),
+            Piece::TakeUnread(_) => {
+                let taken = lock.take_unread(now_ms, times, token);
+                self.has_taken[client] = taken;
+                self.got[client] += usize::from(taken);
+                let expected = if taken { Value::Okay } else { Value::Nil };
+                return same(&format!("{of:?}"), value, &expected);
             }
+            Piece::ReadHolder(_) | Piece::Check(_) => {
+                let found = lock.read(now_ms);
+                return is_found(value, found).map_err(|error| format!("{of:?}: {error}"));
+            }
+            Piece::Script(script, _) => match script {
+                Script::Acquire => lock.acquire(now_ms, times, token, queue, may_be_record),
+                Script::Release => lock.release(now_ms, token),
+                Script::Grant => {
+                    let is_there = |process| self.listening[usize::from(process)];
+                    lock.grant(time.clock_us(), times, token, done.server, is_there)
+                }
+                Script::Renew => lock.renew(now_ms, times, token),
+                Script::Complete => match of.kind {
+                    Kind::Complete(record) => lock.complete(now_ms, token, record, RETENTION_MS),
+                    _ => unreachable!("a completion has a record"),
+                },
+                Script::Seed => unreachable!("it is about no lock"),
+            },
+            Piece::Seed | Piece::Count(_) => unreachable!("they are about no lock"),
+        };
+        if lock.last_fence > self.last_fence + 1 || lock.last_fence < self.last_fence {
+            self.slack_us = time.slack_us();
+        }
+        self.last_fence = lock.last_fence;
+        self.got[client] += usize::from(matches!(outcome.reply, Reply::Acquired { .. }));
+        let reply = match done.piece {
+            Piece::Script(script, _) => reply(script, &of, value)?,
+            _ => taken(&of, value)?,
+        };
+        compare(&of, reply, outcome.reply)?;
+        for message in outcome.messages {
+            self.expect(of.key, message);
         }
         Ok(())
     }
 
-    fn compare(&mut self, time: Window, of: &Operation, mut real: Reply, model: Reply) -> Check {
-        match (&mut real, model) {
-            (Reply::Acquired { fence, .. }, Reply::Acquired { fence: model, .. }) => {
-                let seen = Seen::Reply(*fence);
-                self.fences.push(Fence { seen, model, time });
-                *fence = model;
-            }
-            (
-                Reply::Held { remaining_ms, .. },
-                Reply::Held {
-                    remaining_ms: model,
-                    ..
-                },
-            ) => {
-                ensure(is_about(*remaining_ms, model), || {
-                    format!("{of:?}: {remaining_ms:?} ms remain, in the model {model:?}")
-                })?;
-                *remaining_ms = model;
-            }
-            _ => {}
-        }
-        same(&format!("{of:?}"), &real, &model)
+    fn seeded(&mut self, time: Window, value: &Value) -> Check {
+        let lock = &mut self.locks[0];
+        lock.last_fence = self.last_fence;
+        let Some(model) = lock.seed(time.clock_us()) else {
+            return ensure(is_wrong_type(value), || format!("a seed is {value:?}"));
+        };
+        let slack = match model == self.last_fence {
+            true => self.slack_us.max(time.slack_us()),
+            false => time.slack_us(),
+        };
+        self.counter_is(value, model, slack)
     }
 
-    fn expect(&mut self, time: Window, key: usize, message: Message) {
+    /// The counter of fences is seen.
+    fn counter_is(&mut self, value: &Value, model: u64, slack: u64) -> Check {
+        let real = match value {
+            Value::Int(real) => *real as u64,
+            _ => return Err(format!("the counter is {value:?}")),
+        };
+        ensure((model..=model + slack).contains(&real), || {
+            format!("the counter is {real}, in the model {model}, and {slack} more at most")
+        })?;
+        (self.last_fence, self.slack_us) = (real, 0);
+        Ok(())
+    }
+
+    fn counted(&mut self, client: Process, acquires: u64, done: &Done) -> Check {
+        let got = std::mem::take(&mut self.got[usize::from(client)]);
+        let lock = &mut self.locks[0];
+        lock.last_fence = self.last_fence;
+        let Some(model) = lock.count(acquires) else {
+            let value = &done.value;
+            return ensure(is_wrong_type(value), || format!("a count is {value:?}"));
+        };
+        self.counter_is(&done.value, model, self.slack_us)?;
+        if !done.fences.is_empty() {
+            same("acquires that got their lock", &done.fences.len(), &got)?;
+        }
+        for fence in &done.fences {
+            let seen = Seen::Share(*fence);
+            let (least, most) = (done.server.seed + 1, self.last_fence);
+            self.fences.push(Fence { seen, least, most });
+        }
+        Ok(())
+    }
+
+    fn expect(&mut self, key: usize, message: Message) {
         let process = message.process();
         if !self.listening[usize::from(process)] {
             return;
@@ -542,7 +1014,8 @@ impl Oracle {
         let inbox = &mut self.inboxes[usize::from(process)];
         if let Message::Granted { fence: model, .. } = message {
             let seen = Seen::Message(process, inbox.len());
-            self.fences.push(Fence { seen, model, time });
+            let (least, most) = (model, model + self.slack_us);
+            self.fences.push(Fence { seen, least, most });
         }
         inbox.push((key, message));
     }
@@ -568,22 +1041,27 @@ impl Oracle {
     fn check_fences(&mut self, in_messages: &[Vec<u64>]) -> Check {
         for given in std::mem::take(&mut self.fences) {
             let fence = match given.seen {
-                Seen::Reply(fence) => fence,
+                Seen::Share(fence) => fence,
                 Seen::Message(process, index) => in_messages[usize::from(process)][index],
             };
-            let most = given.model + given.time.slack_us();
             let wrong = |why| format!("the fence {fence} {why}: {given:?}");
-            ensure((given.model..=most).contains(&fence), || {
+            ensure((given.least..=given.most).contains(&fence), || {
                 wrong("is not the model's")
             })?;
             // Checked once more without the model, which a mutation may have changed.
-            if self.mutation != Some(Mutation::FencesByIncrement) {
-                ensure(fence >= given.time.from_us, || wrong("is behind the clock"))?;
+            if !self.expects_fences_to_fall() {
                 ensure(fence > self.highest_fence, || wrong("does not rise"))?;
             }
             self.highest_fence = fence;
         }
         Ok(())
+    }
+
+    fn expects_fences_to_fall(&self) -> bool {
+        matches!(
+            self.mutation,
+            Some(Mutation::FencesByIncrement | Mutation::GrantFromLostCounter)
+        )
     }
 
     fn happens(&mut self, time: Window, event: Event, key: usize, fence_ahead: u64) {
@@ -613,11 +1091,11 @@ impl Oracle {
     }
 
     fn fence_replaced(&mut self, time: Window, is_wrong: bool, fence: u64) {
-        self.last_fence = fence;
+        (self.last_fence, self.slack_us) = (fence, 0);
         for lock in &mut self.locks {
             lock.wrong_type.fence = is_wrong;
         }
-        // Nothing helps against a clock that is set back and a memory that is lost.
+        // Nothing helps against a clock that is set back and a counter that is lost.
         if fence == 0 && self.highest_fence > time.from_us {
             self.highest_fence = 0;
         }
@@ -633,7 +1111,7 @@ impl Oracle {
         if lock.wrong_type.owner {
             return ensure(is_wrong_type(real), || format!("{name}: found {real:?}"));
         }
-        let model = lock.owner.map(|owner| owner.token);
+        let model = lock.owner.map(|owner| (owner.token, owner.is_marked));
         same(name, &owner(real), &model)?;
         let expires = lock.owner.map(|Owner { expires_ms, .. }| expires_ms);
         time_to_live(name, owner_ttl, expires, now_ms)?;
@@ -646,13 +1124,14 @@ impl Oracle {
             return Err(format!("{name}: found {queue:?}"));
         };
         let real: Vec<_> = queue.iter().filter_map(owner).collect();
-        same(name, &real, &lock.queue)?;
+        let model: Vec<_> = lock.queue.iter().map(|token| (*token, false)).collect();
+        same(name, &real, &model)?;
         let expires = (!lock.queue.is_empty()).then_some(lock.queue_expires_ms);
         time_to_live(name, queue_ttl, expires, now_ms)
     }
 
-    /// Compares the fence that the server remembers, once all fences so far are known.
-    fn remembered(&mut self, time: Window, found: &Value) -> Check {
+    /// Compares the counter of fences.
+    fn counter(&mut self, found: &Value) -> Check {
         if self.locks[0].wrong_type.fence {
             return ensure(is_wrong_type(found), || format!("{FENCE}: found {found:?}"));
         }
@@ -660,21 +1139,39 @@ impl Oracle {
             Some(text) => text.parse().map_err(|error| format!("{text:?}: {error}"))?,
             None => 0,
         };
-        let least = self.last_fence;
-        let most = match least {
-            0 => 0,
-            least => least + time.slack_us(),
-        };
-        ensure((least..=most).contains(&real), || {
-            format!("{FENCE} is {real}, in the model {least}")
-        })?;
-        let is_new = real == 0 || self.mutation == Some(Mutation::FencesByIncrement);
-        ensure(is_new || real >= self.highest_fence, || {
-            format!("{FENCE} is {real} after {}", self.highest_fence)
-        })?;
-        self.last_fence = real;
-        Ok(())
+        self.counter_is(&Value::Int(real), self.last_fence, self.slack_us)
     }
+}
+
+fn compare(of: &Operation, mut real: Reply, model: Reply) -> Check {
+    if let (
+        Reply::Held { remaining_ms, .. },
+        Reply::Held {
+            remaining_ms: model,
+            ..
+        },
+    ) = (&mut real, model)
+    {
+        ensure(is_about(*remaining_ms, model), || {
+            format!("{of:?}: {remaining_ms:?} ms remain, in the model {model:?}")
+        })?;
+        *remaining_ms = model;
+    }
+    same(&format!("{of:?}"), &real, &model)
+}
+
+/// Compares what a read found in a lock's place. Nothing and an empty value look the same.
+fn is_found(value: &Value, model: Option<Option<Owner>>) -> Check {
+    let is_so = match (value, model) {
+        (_, None) => is_wrong_type(value),
+        (Value::BulkString(bytes), Some(owner)) => match owner {
+            _ if bytes.is_empty() => owner.is_none_or(|owner| owner.token == Token::Foreign),
+            Some(owner) => token(bytes) == (owner.token, owner.is_marked),
+            None => false,
+        },
+        _ => false,
+    };
+    ensure(is_so, || format!("found {value:?}, in the model {model:?}"))
 }
 
 fn fence_of(message: Message) -> u64 {
@@ -698,7 +1195,7 @@ fn is_about(real: Option<u64>, model: Option<u64>) -> bool {
 }
 
 fn is_wrong_type(value: &Value) -> bool {
-    matches!(value, Value::ServerError(error) if error.code() == "WRONGTYPE")
+    is_error(value, "WRONGTYPE")
 }
 
 /// Compares a reply of `PTTL`. The model has `None` for a key that is not there, and `Some(None)`
@@ -755,16 +1252,13 @@ impl Inbox {
 }
 
 struct World {
-    script: redis::Script,
-    source: String,
-    /// Returns whether the server has the script.
-    is_known: bool,
+    sources: Sources,
     client: Connection,
     inboxes: Vec<Inbox>,
     server: RedisServer,
 }
 
-fn connect(server: &RedisServer) -> Connection {
+fn connect_to(server: &RedisServer) -> Connection {
     let client = redis::Client::open(server.url()).unwrap();
     let connection = client.get_connection().unwrap();
     connection.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -784,91 +1278,105 @@ fn micros(time: &Value) -> u64 {
     seconds * 1_000_000 + micros
 }
 
+/// Carries out the commands in one write, and returns when that was.
+fn timed(client: &mut Connection, commands: &[Cmd]) -> (Window, Vec<Value>) {
+    let mut timed = vec![cmd("TIME")];
+    timed.extend_from_slice(commands);
+    timed.push(cmd("TIME"));
+    let mut answers = ask(client, &timed);
+    let time = Window {
+        from_us: micros(&answers.remove(0)),
+        to_us: micros(&answers.pop().unwrap()),
+    };
+    (time, answers)
+}
+
 impl World {
-    fn start(source: &str) -> Self {
+    fn start(sources: Sources) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let server = runtime.block_on(RedisServer::start());
         let inboxes = (0..PROCESSES).map(|process| Inbox {
-            connection: connect(&server),
+            connection: connect_to(&server),
             channel: inbox(process),
             payloads: Vec::new(),
         });
         Self {
-            script: redis::Script::new(source),
-            source: source.to_owned(),
-            is_known: false,
-            client: connect(&server),
+            sources,
+            client: connect_to(&server),
             inboxes: inboxes.collect(),
             server,
         }
     }
 
-    /// Carries out the commands, and returns when that was.
-    fn timed(&mut self, mut commands: Vec<Cmd>) -> (Window, Vec<Value>) {
-        commands.insert(0, cmd("TIME"));
-        commands.push(cmd("TIME"));
-        let mut answers = ask(&mut self.client, &commands);
-        let time = Window {
-            from_us: micros(&answers.remove(0)),
-            to_us: micros(&answers.pop().unwrap()),
-        };
-        (time, answers)
-    }
-
-    /// All locks are free, and all processes listen.
+    /// All locks are free, all processes listen, and the server knows the scripts.
     fn begin(&mut self) {
         ask(&mut self.client, &[cmd("FLUSHALL")]);
+        ask(&mut self.client, &self.sources.load());
         for inbox in &mut self.inboxes {
             inbox.listen(true);
             inbox.take();
         }
     }
 
-    fn evaluate(&mut self, times: Times, batch: &[Operation]) -> Result<(Window, Value), String> {
-        let by_hash = call("EVALSHA", self.script.get_hash(), times, batch);
-        if self.is_known {
-            let (time, mut answers) = self.timed(vec![by_hash]);
-            return Ok((time, answers.remove(0)));
-        }
-        let whole = call("EVAL", &self.source, times, batch);
-        let (time, mut answers) = self.timed(vec![by_hash, whole]);
-        self.is_known = true;
-        let answer = answers.remove(1);
-        match &answers[0] {
-            Value::ServerError(error) if error.code() == "NOSCRIPT" => Ok((time, answer)),
-            other => Err(format!("a script that is not there answers {other:?}")),
-        }
-    }
-
     fn step(&mut self, oracle: &mut Oracle, step: &Step) -> Check {
         match step {
-            Step::Batch(times, batch) => {
-                let (time, answer) = self.evaluate(*times, batch)?;
-                oracle.batch(time, *times, batch, &answer)?;
-                self.compare(oracle, time)?;
+            Step::Call(call) => {
+                self.act(oracle, call.client, Some(call))?;
+                self.compare(oracle)?;
+            }
+            Step::Connects(process) => {
+                ask(&mut self.client, &self.sources.load());
+                self.act(oracle, *process, None)?;
+                self.compare(oracle)?;
             }
             Step::Listens(process, does) => {
                 self.inboxes[usize::from(*process)].listen(*does);
                 oracle.listening[usize::from(*process)] = *does;
             }
             Step::Happens(event, key) => self.happens(oracle, *event, *key)?,
-            Step::ScriptFlushed => {
+            Step::ScriptsFlushed => {
                 ask(&mut self.client, &[command(&["SCRIPT", "FLUSH"])]);
-                self.is_known = false;
             }
         }
         Ok(())
     }
 
+    /// A client makes a call, or else a new connection.
+    fn act(&mut self, oracle: &mut Oracle, client: Process, call: Option<&Call>) -> Check {
+        let Self {
+            sources,
+            client: connection,
+            ..
+        } = self;
+        let mut seed = oracle.seeds[usize::from(client)];
+        let window = Cell::new(None);
+        let mut send = |commands: &[Cmd]| {
+            let (time, values) = timed(connection, commands);
+            window.set(Some(time));
+            values
+        };
+        let mut tell = |all: Vec<Done>| {
+            let time = window.get().expect("all was sent");
+            all.iter()
+                .try_for_each(|done| oracle.done(time, client, done))
+        };
+        let result = match call {
+            Some(call) => carry_out(sources, call, &mut seed, &mut send, &mut tell),
+            None => connect(sources, TIMES[0], &mut seed, &mut send, &mut tell),
+        };
+        oracle.seeds[usize::from(client)] = seed;
+        result
+    }
+
     fn happens(&mut self, oracle: &mut Oracle, event: Event, key: usize) -> Check {
-        let (time, _) = self.timed(vec![]);
+        let (time, _) = timed(&mut self.client, &[]);
         let fence_ahead = time.to_us.max(oracle.highest_fence) + 1_000_000;
-        let (time, _) = self.timed(event.commands(key, fence_ahead));
+        let (time, _) = timed(&mut self.client, &event.commands(key, fence_ahead));
         if let Some(name) = event.expiring(key) {
             self.wait_until_gone(name);
         }
         oracle.happens(time, event, key, fence_ahead);
-        self.compare(oracle, time)
+        self.compare(oracle)
     }
 
     fn wait_until_gone(&mut self, name: &str) {
@@ -880,17 +1388,15 @@ impl World {
     }
 
     /// Compares all that can be seen.
-    fn compare(&mut self, oracle: &mut Oracle, time: Window) -> Check {
+    fn compare(&mut self, oracle: &mut Oracle) -> Check {
         let payloads: Vec<_> = self.inboxes.iter_mut().map(Inbox::take).collect();
         oracle.inboxes(&payloads)?;
-        let (now, fence) = self.compare_keys(oracle)?;
-        let from_us = time.from_us;
-        let to_us = now.to_us;
-        oracle.remembered(Window { from_us, to_us }, &fence)
+        let fence = self.compare_keys(oracle)?;
+        oracle.counter(&fence)
     }
 
     /// Compares the locks' keys. Returns what the server has under the fence's.
-    fn compare_keys(&mut self, oracle: &Oracle) -> Result<(Window, Value), String> {
+    fn compare_keys(&mut self, oracle: &Oracle) -> Result<Value, String> {
         let mut look = vec![command(&["GET", FENCE])];
         for (owner, queue) in OWNERS.iter().zip(&QUEUES) {
             look.push(command(&["GET", owner]));
@@ -898,17 +1404,20 @@ impl World {
             look.push(command(&["LRANGE", queue, "0", "-1"]));
             look.push(command(&["PTTL", queue]));
         }
-        let (time, found) = self.timed(look);
+        let (time, found) = timed(&mut self.client, &look);
         for (key, found) in found[1..].chunks(4).enumerate() {
             oracle.keys(time.now_ms(), key, found)?;
         }
-        Ok((time, found[0].clone()))
+        Ok(found[0].clone())
     }
 
     /// Takes the steps one by one, and compares after each.
     fn run(&mut self, mutation: Option<Mutation>, steps: &[Step]) -> Check {
         self.begin();
         let mut oracle = Oracle::new(mutation);
+        for process in 0..PROCESSES {
+            self.act(&mut oracle, process, None)?;
+        }
         for (index, step) in steps.iter().enumerate() {
             self.step(&mut oracle, step)
                 .map_err(|error| format!("step {index}: {error}"))?;
@@ -921,57 +1430,74 @@ impl World {
 struct Crowd {
     world: World,
     clients: Vec<Connection>,
+    /// By address.
+    numbers: HashMap<String, Process>,
     monitor: Connection,
-    /// How often the server turned from one process's batch to another's.
+    /// How often the server turned from one process's commands to another's.
     turns: usize,
 }
 
+/// A command that the server carried out, as `MONITOR` tells it.
+struct Served {
+    at_us: u64,
+    /// The client's address.
+    by: String,
+    words: Vec<String>,
+    /// The clock that its script read, if it set the counter of fences to that.
+    clock_us: Option<u64>,
+}
+
 impl Crowd {
-    fn start(source: &str) -> Self {
-        let world = World::start(source);
-        let clients = (0..=PROCESSES).map(|_| connect(&world.server)).collect();
-        let mut monitor = connect(&world.server);
+    fn start(sources: Sources) -> Self {
+        let world = World::start(sources);
+        let mut clients: Vec<_> = (0..=PROCESSES).map(|_| connect_to(&world.server)).collect();
+        let numbers = clients.iter_mut().map(address).zip(0..).collect();
+        let mut monitor = connect_to(&world.server);
         let packed = cmd("MONITOR").get_packed_command();
         monitor.send_packed_command(&packed).unwrap();
         monitor.recv_response().unwrap();
         Self {
             world,
             clients,
+            numbers,
             monitor,
             turns: 0,
         }
     }
 
-    /// Returns the commands of clients since the last call, in the server's order, without those of
-    /// scripts.
-    fn order(&mut self) -> Vec<(u64, Vec<String>)> {
+    /// Returns the commands of clients since the last call, in the server's order.
+    fn order(&mut self) -> Vec<Served> {
         ask(&mut self.world.client, &[command(&["ECHO", "so far"])]);
-        let mut order = Vec::new();
+        let mut order: Vec<Served> = Vec::new();
         loop {
             let line = text(&self.monitor.recv_response().unwrap()).unwrap();
-            let (time, words) = served(&line).unwrap_or_else(|| panic!("{line:?}"));
-            if words[0] == "ECHO" {
+            let served = served(&line).unwrap_or_else(|| panic!("{line:?}"));
+            if served.words[0] == "ECHO" {
                 return order;
             }
-            if !line.contains(" lua] ") {
-                order.push((time, words));
+            if served.by != "lua" {
+                order.push(served);
+            } else if served
+                .words
+                .starts_with(&["SET".to_owned(), FENCE.to_owned()])
+            {
+                let script = order.last_mut().expect("a script was called");
+                script.clock_us = served.words[2].parse().ok();
             }
         }
     }
 
     fn run(&mut self, programs: &[Vec<Step>]) -> Check {
         self.world.begin();
-        let load = command(&["SCRIPT", "LOAD", &self.world.source]);
-        ask(&mut self.world.client, &[load]);
         self.order();
-        let mut answers = self.at_once(programs);
+        let mut done = self.at_once(programs)?;
         let order = self.order();
-        self.replay(programs, &order, &mut answers)
+        self.replay(programs, &order, &mut done)
     }
 
-    /// Runs the programs at the same time. Returns the answers to each one's batches.
-    fn at_once(&mut self, programs: &[Vec<Step>]) -> Vec<VecDeque<Value>> {
-        let sha = self.world.script.get_hash();
+    /// Runs the programs at the same time. Returns what came of each one's commands.
+    fn at_once(&mut self, programs: &[Vec<Step>]) -> Result<Vec<VecDeque<Done>>, String> {
+        let sources = &self.world.sources;
         let barrier = &Barrier::new(programs.len());
         let mut inboxes = self.world.inboxes.iter_mut();
         std::thread::scope(|scope| {
@@ -980,55 +1506,53 @@ impl Crowd {
                 let inbox = inboxes.next();
                 scope.spawn(move || {
                     barrier.wait();
-                    run_program(program, sha, client, inbox)
+                    run_program(program, sources, client, inbox)
                 })
             });
             let threads: Vec<_> = threads.collect();
-            let answers = threads.into_iter().map(|thread| thread.join().unwrap());
-            answers.collect()
+            let done = threads.into_iter().map(|thread| thread.join().unwrap());
+            done.collect()
         })
     }
 
     fn replay(
         &mut self,
         programs: &[Vec<Step>],
-        order: &[(u64, Vec<String>)],
-        answers: &mut [VecDeque<Value>],
+        order: &[Served],
+        done: &mut [VecDeque<Done>],
     ) -> Check {
         let mut oracle = Oracle::new(None);
-        let mut programs: Vec<_> = programs.iter().map(|program| program.iter()).collect();
+        let mut foreign = programs[usize::from(PROCESSES)].iter();
         let mut last = None;
-        for (served_us, words) in order {
-            // The script's clock may be a little behind the time at which the server says that it
-            // served the call.
+        for served in order {
+            // A script's clock may be a little behind the time at which the server says that it
+            // served the call. Where it matters, it is known.
             let time = Window {
-                from_us: served_us - 100_000,
-                to_us: served_us + PATIENCE.as_micros() as u64,
+                from_us: served.clock_us.unwrap_or(served.at_us - 100_000),
+                to_us: served.clock_us.unwrap_or(served.at_us),
             };
-            let client = match words[0].as_str() {
-                // The first one counts: after its token, there may be a record that looks like
-                // another's.
-                "EVALSHA" | "SUBSCRIBE" | "UNSUBSCRIBE" => {
-                    words.iter().find_map(|word| process_of(word))
-                }
-                "SET" | "RPUSH" | "DEL" | "PERSIST" | "FLUSHALL" => Some(PROCESSES),
-                _ => continue,
-            };
-            let client = usize::from(client.unwrap());
-            match programs[client].next().unwrap() {
-                Step::Batch(times, batch) => {
-                    let answer = answers[client].pop_front().unwrap();
-                    oracle.batch(time, *times, batch, &answer)?;
+            match self.numbers.get(&served.by) {
+                Some(&client) if client < PROCESSES => {
+                    let done = done[usize::from(client)].pop_front().unwrap();
+                    oracle.done(time, client, &done)?;
                     self.turns += usize::from(last.replace(client) != Some(client));
                 }
-                Step::Listens(process, does) => {
-                    oracle.listening[usize::from(*process)] = *does;
+                Some(_) => match foreign.next().unwrap() {
+                    Step::Happens(event, key) => oracle.happens(time, *event, *key, 0),
+                    other => unreachable!("{other:?} is no event"),
+                },
+                None => {
+                    let does = match served.words[0].as_str() {
+                        "SUBSCRIBE" => true,
+                        "UNSUBSCRIBE" => false,
+                        _ => continue,
+                    };
+                    let process = process_of(&served.words[1]).unwrap();
+                    oracle.listening[usize::from(process)] = does;
                 }
-                Step::Happens(event, key) => oracle.happens(time, *event, *key, 0),
-                Step::ScriptFlushed => {}
             }
         }
-        let left = programs.iter().map(ExactSizeIterator::len).sum::<usize>();
+        let left = done.iter().map(VecDeque::len).sum::<usize>() + foreign.len();
         same("steps that nobody saw", &left, &0)?;
         let inboxes = self.world.inboxes.iter_mut();
         let payloads: Vec<_> = inboxes.map(Inbox::take).collect();
@@ -1037,33 +1561,60 @@ impl Crowd {
     }
 }
 
-fn run_program(
-    program: &[Step],
-    sha: &str,
-    client: &mut Connection,
-    mut inbox: Option<&mut Inbox>,
-) -> VecDeque<Value> {
-    let mut answers = VecDeque::new();
-    for step in program {
-        match step {
-            Step::Batch(times, batch) => {
-                answers.extend(ask(client, &[call("EVALSHA", sha, *times, batch)]));
-            }
-            Step::Listens(_, does) => inbox.as_mut().unwrap().listen(*does),
-            Step::Happens(event, key) => drop(ask(client, &event.commands(*key, 0))),
-            Step::ScriptFlushed => {}
-        }
-    }
-    answers
+fn address(client: &mut Connection) -> String {
+    let info = text(&ask(client, &[command(&["CLIENT", "INFO"])])[0]).unwrap();
+    let address = info.split(' ').find_map(|word| word.strip_prefix("addr="));
+    address.expect("a client has an address").to_owned()
 }
 
-/// A line of `MONITOR`: the time in µs, and the command.
-fn served(line: &str) -> Option<(u64, Vec<String>)> {
+/// Sends commands one by one, so that others' come in between.
+fn run_program(
+    program: &[Step],
+    sources: &Sources,
+    client: &mut Connection,
+    mut inbox: Option<&mut Inbox>,
+) -> Result<VecDeque<Done>, String> {
+    let (mut all, mut seed) = (VecDeque::new(), 0);
+    let client = RefCell::new(client);
+    let mut send = |commands: &[Cmd]| {
+        let commands = commands.iter();
+        let values =
+            commands.flat_map(|one| ask(&mut client.borrow_mut(), std::slice::from_ref(one)));
+        values.collect::<Vec<_>>()
+    };
+    let mut tell = |done| {
+        all.extend(done);
+        Ok(())
+    };
+    if inbox.is_some() {
+        connect(sources, TIMES[0], &mut seed, &mut send, &mut tell)?;
+    }
+    for step in program {
+        match step {
+            Step::Call(call) => carry_out(sources, call, &mut seed, &mut send, &mut tell)?,
+            Step::Connects(_) => connect(sources, TIMES[0], &mut seed, &mut send, &mut tell)?,
+            Step::Listens(_, does) => inbox.as_mut().unwrap().listen(*does),
+            Step::Happens(event, key) => {
+                drop(ask(&mut client.borrow_mut(), &event.commands(*key, 0)));
+            }
+            Step::ScriptsFlushed => {}
+        }
+    }
+    Ok(all)
+}
+
+/// Reads a line of `MONITOR`.
+fn served(line: &str) -> Option<Served> {
     let (time, rest) = line.split_once(" [")?;
     let (seconds, micros) = time.split_once('.')?;
-    let time = seconds.parse::<u64>().ok()? * 1_000_000 + micros.parse::<u64>().ok()?;
-    let words = rest.split_once("] \"")?.1.strip_suffix('"')?;
-    Some((time, words.split("\" \"").map(str::to_owned).collect()))
+    let (by, words) = rest.split_once("] \"")?;
+    let words = words.strip_suffix('"')?.split("\" \"");
+    Some(Served {
+        at_us: seconds.parse::<u64>().ok()? * 1_000_000 + micros.parse::<u64>().ok()?,
+        by: by.split_once(' ')?.1.to_owned(),
+        words: words.map(str::to_owned).collect(),
+        clock_us: None,
+    })
 }
 
 // The properties.
@@ -1082,8 +1633,8 @@ fn fail(error: String) -> TestCaseError {
 }
 
 #[test]
-fn whatever_clients_do_the_script_answers_tells_and_keeps_what_the_model_does() {
-    let world = RefCell::new(World::start(SCRIPT));
+fn whatever_clients_do_redis_replies_tells_and_keeps_what_the_model_does() {
+    let world = RefCell::new(World::start(Sources::as_they_are()));
     TestRunner::new(config(100))
         .run(&steps(), |steps| {
             world.borrow_mut().run(None, &steps).map_err(fail)
@@ -1094,7 +1645,7 @@ fn whatever_clients_do_the_script_answers_tells_and_keeps_what_the_model_does() 
 #[test]
 fn clients_at_the_same_time_are_served_as_if_one_after_the_other() {
     const CASES: u32 = 40;
-    let crowd = RefCell::new(Crowd::start(SCRIPT));
+    let crowd = RefCell::new(Crowd::start(Sources::as_they_are()));
     TestRunner::new(config(CASES))
         .run(&programs(), |programs| {
             crowd.borrow_mut().run(&programs).map_err(fail)
@@ -1116,12 +1667,13 @@ fn repeatable(cases: u32) -> TestRunner {
     TestRunner::new_with_rng(config, rng)
 }
 
-/// The script with one thing in it replaced.
-fn changed(from: &str, to: &str) -> String {
-    assert_eq!(SCRIPT.matches(from).count(), 1, "not once there: {from}");
-    let changed = SCRIPT.replace(from, to);
-    assert_ne!(changed, SCRIPT);
-    changed
+/// The scripts, with one thing in one of them replaced.
+fn changed(script: Script, from: &str, to: &str) -> Sources {
+    let mut sources = SCRIPTS.map(str::to_owned);
+    let source = &mut sources[script as usize];
+    assert_eq!(source.matches(from).count(), 1, "not once there: {from}");
+    *source = source.replace(from, to);
+    Sources::new(sources, None)
 }
 
 /// The number of cases within which a mistake must be noticed.
@@ -1138,171 +1690,295 @@ fn is_noticed<T: Debug>(cases: impl Strategy<Value = T>, mut run: impl FnMut(&T)
     result.is_err() && noticed.get()
 }
 
-fn is_noticed_in_steps(source: &str) -> bool {
-    let mut world = World::start(source);
+fn is_noticed_in_steps(sources: Sources) -> bool {
+    let mut world = World::start(sources);
     is_noticed(steps(), |steps| world.run(None, steps))
 }
 
 /// Asserts that the mistake is noticed, and that it is the model's mistake of that name.
-fn is_the_models(mutation: Mutation, source: &str) {
-    assert!(is_noticed_in_steps(source));
-    let world = RefCell::new(World::start(source));
+fn is_the_models(mutation: Mutation, sources: Sources) {
+    assert!(is_noticed_in_steps(sources.clone()), "{mutation:?}");
+    let world = RefCell::new(World::start(sources));
     repeatable(30)
         .run(&steps(), |steps| {
             world.borrow_mut().run(Some(mutation), &steps).map_err(fail)
         })
-        .unwrap_or_else(|error| panic!("{error}"));
+        .unwrap_or_else(|error| panic!("{mutation:?}: {error}"));
 }
 
 #[test]
 fn a_release_without_a_look_at_the_token_is_noticed() {
+    let from = "if value == ARGV[1] then";
+    let to = "if redis.call('EXISTS', KEYS[1]) == 1 then";
     is_the_models(
         Mutation::ReleaseWithoutTokenCheck,
-        &changed("  if current ~= token then", "  if not current then"),
+        changed(Script::Release, from, to),
+    );
+    let from = "(value == token or value == token .. '!')";
+    let to = "call('EXISTS', lock) == 1";
+    is_the_models(
+        Mutation::GrantWithoutTokenCheck,
+        changed(Script::Grant, from, to),
+    );
+}
+
+#[test]
+fn a_release_that_deletes_a_marked_lock_is_noticed() {
+    let from = "if value == ARGV[1] then";
+    let to = "if value == ARGV[1] or value == ARGV[1] .. '!' then";
+    is_the_models(
+        Mutation::ReleaseOfMarked,
+        changed(Script::Release, from, to),
     );
 }
 
 #[test]
 fn a_renewal_that_writes_the_lock_is_noticed() {
     let from = "\
-  if read(lock_name) ~= token then
-    return 1
-  end
-  call('PEXPIRE', lock_name, ttl)
-";
-    let to = "  call('SET', lock_name, token, 'PX', ttl)\n";
-    is_the_models(Mutation::RenewalRecreates, &changed(from, to));
+if reply > 1 then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return reply";
+    let to = "\
+redis.call('SET', KEYS[1], reply == 3 and value or ARGV[1], 'PX', ARGV[2])
+return math.max(reply, 2)";
+    let sources = changed(Script::Renew, from, to);
+    let from = "redis.call('GETRANGE', KEYS[1], 0, 64)";
+    let to = "redis.call('TYPE', KEYS[1]).ok == 'string' and redis.call('GET', KEYS[1])";
+    let mut sources = sources.sources;
+    sources[Script::Renew as usize] = sources[Script::Renew as usize].replace(from, to);
+    is_the_models(Mutation::RenewalRecreates, Sources::new(sources, None));
 }
 
 #[test]
-fn a_fence_that_is_only_counted_up_is_noticed() {
-    let from = "local function next_fence()\n";
-    let to = "local function next_fence()\n  do return call('INCR', clock) end\n";
-    is_the_models(Mutation::FencesByIncrement, &changed(from, to));
+fn a_counter_that_does_not_follow_the_clock_is_noticed() {
+    let from = "  redis.call('SET', KEYS[1], clock)\n";
+    let to = "  redis.call('INCRBY', KEYS[1], 0)\n";
+    is_the_models(Mutation::FencesByIncrement, changed(Script::Seed, from, to));
+}
+
+#[test]
+fn a_grant_from_a_counter_that_was_lost_is_noticed() {
+    let from = "if fence <= tonumber(ARGV[4]) then";
+    is_the_models(
+        Mutation::GrantFromLostCounter,
+        changed(Script::Grant, from, "if false then"),
+    );
 }
 
 #[test]
 fn a_second_place_in_the_queue_is_noticed() {
-    let from = "not call('LPOS', queue, token) and ";
-    is_the_models(Mutation::NoQueueOnce, &changed(from, ""));
+    // It fails as before where there is no queue to look into.
+    let from = "if not call('LPOS', queue, token) then";
+    let to = "if call('LLEN', queue) then";
+    is_the_models(Mutation::NoQueueOnce, changed(Script::Acquire, from, to));
 }
 
 #[test]
 fn a_grant_to_a_process_that_is_gone_is_noticed() {
-    let from = "if process and is_there(process) then";
-    let to = "if process then";
-    is_the_models(Mutation::GrantsToTheGone, &changed(from, to));
+    let from = "if process and call('PUBSUB', 'NUMSUB', ARGV[3] .. process)[2] > 0 then";
+    let to = "if process and #process == 32 then";
+    is_the_models(Mutation::GrantsToTheGone, changed(Script::Grant, from, to));
 }
 
 #[test]
 fn a_completion_without_a_look_at_the_token_is_noticed() {
+    let from = "elseif value ~= token and value ~= token .. '!' then";
+    let to = "elseif call('EXISTS', lock) == 0 then";
+    let sources = changed(Script::Complete, from, to);
+    let from = "if value ~= token then";
+    let mut sources = sources.sources;
+    assert_eq!(sources[Script::Complete as usize].matches(from).count(), 1);
+    is_the_models_unless_unmarked(&mut sources, from);
+}
+
+/// A completion of another's lock tells all that wait for it.
+fn is_the_models_unless_unmarked(sources: &mut [String; SCRIPTS.len()], from: &str) {
+    let source = &mut sources[Script::Complete as usize];
+    *source = source.replace(from, "if value ~= token then");
     is_the_models(
         Mutation::CompletionWithoutTokenCheck,
-        &changed("elseif current ~= token then", "elseif not current then"),
+        Sources::new(sources.clone(), None),
     );
 }
 
 #[test]
 fn a_completion_that_tells_nobody_is_noticed() {
-    let from = "tell(process, 'c' .. number .. ':' .. lock_name)";
-    is_the_models(Mutation::CompletionInSilence, &changed(from, ""));
+    let from = "call('PUBLISH', ARGV[4] .. process, 'c' .. number .. ':' .. lock)";
+    is_the_models(
+        Mutation::CompletionInSilence,
+        changed(Script::Complete, from, ""),
+    );
 }
 
 #[test]
 fn a_queue_that_another_s_settings_shorten_is_noticed() {
     let from = "if call('PTTL', queue) < lasts then";
-    is_the_models(Mutation::QueueIsShortened, &changed(from, "do"));
+    is_the_models(
+        Mutation::QueueIsShortened,
+        changed(Script::Acquire, from, "do"),
+    );
+}
+
+#[test]
+fn a_mark_that_is_not_set_is_noticed() {
+    let from = "    call('SET', lock, value .. '!', 'KEEPTTL')\n";
+    is_the_models(Mutation::NoMark, changed(Script::Acquire, from, ""));
+    let from = "waiting == 1 and next .. '!' or next, 'PX'";
+    is_the_models(
+        Mutation::GrantWithoutMark,
+        changed(Script::Grant, from, "next, 'PX'"),
+    );
+}
+
+#[test]
+fn a_mark_that_is_lost_is_noticed() {
+    let from = "redis.call('PEXPIRE', KEYS[1], ARGV[2])";
+    let to = "redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])";
+    is_the_models(
+        Mutation::RenewalRemovesMark,
+        changed(Script::Renew, from, to),
+    );
+    let from = "  call('PEXPIRE', lock, ttl)\n";
+    let to = "  call('SET', lock, token, 'PX', ttl)\n";
+    is_the_models(
+        Mutation::RepeatRemovesMark,
+        changed(Script::Acquire, from, to),
+    );
+}
+
+#[test]
+fn a_repeated_acquire_that_does_not_renew_is_noticed() {
+    let from = "  call('PEXPIRE', lock, ttl)\n";
+    is_the_models(
+        Mutation::RepeatDoesNotRenew,
+        changed(Script::Acquire, from, ""),
+    );
 }
 
 /// Small slips that have no name in the model, one for each thing that is compared.
 #[rustfmt::skip]
-const SLIPS: [(&str, &str); 44] = [
+const SLIPS: [(Script, &str, &str); 59] = [
     // Fences.
-    ("1000000 + now[2]", "1000000"),
-    ("fence = fence + 1", "fence = fence + 0"),
-    ("math.max(stored, 1 + ", "math.max(stored, 0 + "),
-    ("if fence and fence ~= stored then", "if false then"),
+    (Script::Seed, "* 1000000 + now[2]", "* 1000000"),
+    (Script::Seed, "if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(clock) then", "if redis.call('GET', KEYS[1]) or true then"),
+    (Script::Seed, "if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(clock) then", "if not redis.call('GET', KEYS[1]) then"),
+    (Script::Grant, "local fence = call('INCR', KEYS[3])", "local fence = tonumber(ARGV[4]) + 1"),
+    (Script::Grant, "call('INCR', KEYS[3])", "call('INCRBY', KEYS[3], 2)"),
+    (Script::Grant, "call('INCR', KEYS[3])", "call('GET', KEYS[3]) or 0; fence = tonumber(fence)"),
+    (Script::Grant, "* 1000000 + now[2]", "* 1000000"),
+    (Script::Grant, "      call('SET', KEYS[3], string.format('%.0f', fence))\n", ""),
     // Which tokens are ours.
-    ("and #process == 32", ""),
-    ("'^(%x+):(%d+)$'", "'^(%x+):(%d+)'"),
-    ("(process and 0 or 1)", "0"),
+    (Script::Acquire, "if process and #process ~= 32 then", "if false then"),
+    (Script::Acquire, "'^(%x+):(%d+)(!?)$'", "'^(%x+):(%d+)(!?)'"),
+    (Script::Acquire, "'^(%x+):(%d+)(!?)$'", "'^(%x+):(%d*)(!?)$'"),
+    (Script::Acquire, "'^(%x+):(%d+)(!?)$'", "'^(%x+):(%d+)(!*)$'"),
+    (Script::Acquire, "(process and 0 or 1)", "0"),
+    (Script::Acquire, "elseif value == token or value == token .. '!' then", "elseif value == token then"),
+    (Script::Acquire, "elseif value == token or value == token .. '!' then", "elseif value == token .. '!' then"),
+    (Script::Renew, " or value == ARGV[1] .. '!' and 3", ""),
+    (Script::Grant, "(value == token or value == token .. '!')", "(value == token)"),
+    (Script::Grant, "(value == token or value == token .. '!')", "(value == token .. '!')"),
+    (Script::Complete, "elseif value ~= token and value ~= token .. '!' then", "elseif value ~= token then"),
     // How long things live.
-    ("'NX', 'PX', ttl)", "'NX')"),
-    ("'PX', grant_ttl)", "'PX', ttl)"),
-    ("math.max(remaining, 0) + 3 * ttl", "3 * ttl"),
-    ("    call('PEXPIRE', lock_name, ttl)\n    return", "    return"),
-    ("  call('PEXPIRE', lock_name, ttl)\n  return 2", "  return 2"),
-    ("return -(5 + 2 * remaining", "return -(5 + 2 * grant_ttl"),
+    (Script::Acquire, "or token, 'PX', ttl)", "or token)"),
+    (Script::Acquire, "'!', 'KEEPTTL')", "'!')"),
+    (Script::Acquire, "'!', 'KEEPTTL')", "'!', 'PX', ttl)"),
+    (Script::Grant, "'PX', ARGV[2])", "'PX', 3 * ARGV[2])"),
+    (Script::Acquire, "math.max(remaining, 0) + 3 * ttl", "3 * ttl"),
+    (Script::Acquire, "    call('PEXPIRE', queue, lasts)\n", ""),
+    (Script::Renew, "  redis.call('PEXPIRE', KEYS[1], ARGV[2])\n", ""),
+    (Script::Acquire, "return -(5 + 2 * remaining", "return -(5 + 2 * ttl"),
+    (Script::Complete, "'PX', ARGV[3])", "'PX', 1000 + ARGV[3] / 2)"),
     // The queue.
-    ("call('RPUSH', queue, token)", "call('LPUSH', queue, token)"),
-    ("waiting - call('LREM', queue, 0, token)", "waiting"),
-    ("    call('LREM', queue, 0, token)\n    if current", "    if current"),
-    ("    token = call('LPOP', queue)\n  end", "    return false\n  end"),
-    ("  if current then\n    call('DEL', lock_name)\n  end\n", ""),
-    ("return reply + 2", "return reply"),
-    // Whether others wait.
-    ("may_queue and call('LLEN', queue) or 0", "0"),
-    ("2 * next_fence() + some(waiting)", "2 * next_fence()"),
-    ("2 * next_fence() + some(call('LLEN', queue))", "2 * next_fence()"),
-    ("return 2 + some(call('LLEN', queue))", "return 2"),
-    ("local contended = some(call('LLEN', queue))", "local contended = 0"),
+    (Script::Acquire, "call('RPUSH', queue, token)", "call('LPUSH', queue, token)"),
+    (Script::Acquire, "  call('LREM', queue, 0, token)\n", ""),
+    (Script::Grant, "  call('LREM', queue, 0, token)\n", ""),
+    (Script::Grant, "  next = call('LPOP', queue)\n", "  next = nil\n"),
+    (Script::Grant, "ARGV[5] == '1' and call('LPOP', queue)", "ARGV[5] == '1' and call('RPOP', queue)"),
+    (Script::Grant, "ARGV[5] == '1' and ", ""),
+    (Script::Grant, "local next = ARGV[5] == '1' and call('LPOP', queue)", "local next = false"),
+    (Script::Grant, "if had == 1 then\n  call('DEL', lock)", "if false then\n  call('DEL', lock)"),
+    (Script::Grant, "return 3 + had", "return 1 + had"),
+    (Script::Release, "  redis.call('DEL', KEYS[1])\n", ""),
+    (Script::Release, "and 3 or 1", "and 2 or 1"),
+    // Marks.
+    (Script::Acquire, "waiting == 1 and token .. '!' or token", "token"),
+    (Script::Acquire, "waiting == 1 and token .. '!' or token", "token .. '!'"),
+    (Script::Acquire, "if process and mark == '' then", "if process then"),
+    (Script::Acquire, "if process and mark == '' then", "if mark == '' then"),
+    (Script::Acquire, "if process and mark == '' then", "if mark ~= '!' and value ~= '' then process = process or 'x'; number = number or '1'"),
+    (Script::Acquire, "local waiting = call('EXISTS', queue)", "local waiting = 0"),
+    (Script::Acquire, "return value == token and 1 or 2", "return 1"),
+    (Script::Grant, "waiting == 1 and next .. '!' or next, 'PX'", "next .. '!', 'PX'"),
+    (Script::Renew, "'!' and 3 or 1", "'!' and 2 or 1"),
     // Records.
-    ("(current ~= '' or call('EXISTS', lock_name) == 1) and current", "current ~= '' and current"),
-    ("if may_be_record and not process then", "if may_be_record then"),
-    ("if may_be_record and not process then", "if not process then"),
-    ("  if current == record then\n    return 2\n  elseif", "  if"),
-    ("'PX', retention)", "'PX', ttl)"),
-    ("  call('DEL', queue)\n", ""),
-    ("LRANGE', queue, 0, -1", "LRANGE', queue, 0, 0"),
+    (Script::Acquire, "value == '' and call('EXISTS', lock) == 0", "value == ''"),
+    (Script::Acquire, "if ARGV[5] == '1' and not process then", "if ARGV[5] == '1' then"),
+    (Script::Acquire, "if ARGV[5] == '1' and not process then", "if not process then"),
+    (Script::Complete, "if value == record then\n  return 2\nelseif", "if"),
+    (Script::Complete, "  call('DEL', queue)\n", ""),
+    (Script::Complete, "LRANGE', queue, 0, -1", "LRANGE', queue, 0, 0"),
     // Messages.
-    ("if length == 1 and process then", "if length and process then"),
-    ("'w' .. number", "'w1'"),
-    ("'c' .. number", "'c1'"),
-    ("number, fence, grant_ttl", "1, fence, grant_ttl"),
-    ("number, fence, grant_ttl", "number, fence, ttl"),
-    // Checks.
-    ("  return read(lock_name) == token and 2 or 1", "  return call('PEXPIRE', lock_name, ttl) == 1 and 2 or 1"),
-    ("== token and 2 or 1", "and 2 or 1"),
-    // Errors.
-    ("local ok, reason = pcall(carry_out_the_rest)", "local ok, reason = true, carry_out_the_rest()"),
-    ("replies[number + 1] = failure", ""),
-    ("    replies[number] = got and -2 or 0\n", ""),
-    ("replies[number] = got and -2 or 0", "replies[number] = 0"),
-    ("at + 2, false", "at + 2, got"),
-    ("'PX', ttl) then\n    got = true", "'PX', ttl) then"),
+    (Script::Acquire, "    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)\n", ""),
+    (Script::Acquire, "'w' .. number", "'w1'"),
+    (Script::Complete, "'c' .. number", "'c1'"),
+    (Script::Grant, "number, fence, ARGV[2], waiting", "1, fence, ARGV[2], waiting"),
+    (Script::Grant, "number, fence, ARGV[2], waiting", "number, fence, ARGV[2], 0"),
 ];
 
 #[test]
 fn every_slip_is_noticed() {
-    for (from, to) in SLIPS {
-        let source = changed(from, to);
-        assert!(is_noticed_in_steps(&source), "{from} => {to}");
+    let mut unnoticed = Vec::new();
+    for (script, from, to) in SLIPS {
+        if !is_noticed_in_steps(changed(script, from, to)) {
+            unnoticed.push((script, from, to));
+        }
+    }
+    assert!(unnoticed.is_empty(), "{unnoticed:#?}");
+}
+
+#[test]
+fn every_mistake_with_fences_is_noticed() {
+    for slip in [
+        Slip::AllGetTheLastFence,
+        Slip::BlockBeginsLate,
+        Slip::BlockBeginsEarly,
+        Slip::OnlyHoldersCount,
+        Slip::LostCounterIsUsed,
+    ] {
+        let sources = Sources::new(SCRIPTS.map(str::to_owned), Some(slip));
+        assert!(is_noticed_in_steps(sources), "{slip:?}");
     }
 }
 
-/// Holds for any value that another client put in the place of a lock or a record.
+/// Holds for any value that another client put in the place of a lock or a record. Only `SET … GET`
+/// has no bound.
 #[test]
 fn no_more_is_answered_than_shows_that_it_is_too_long_for_a_record() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let server = runtime.block_on(RedisServer::start());
-    let mut client = connect(&server);
+    let mut client = connect_to(&server);
     let (key, process, number) = (0, 0, 1);
     let long = "x".repeat(1 << 20);
     ask(&mut client, &[command(&["SET", OWNERS[key], &long])]);
+    let start = |length: usize| Value::BulkString(long.as_bytes()[..length].into());
+    let acquire = |queue, again, may_be_record| Kind::Acquire {
+        queue,
+        again,
+        may_be_record,
+    };
     for (kind, expected) in [
-        (
-            Kind::Claim,
-            Value::BulkString(long.as_bytes()[..16385].into()),
-        ),
-        (
-            Kind::ClaimAndQueue,
-            Value::BulkString(long.as_bytes()[..16385].into()),
-        ),
-        (Kind::Acquire, Value::Int(-4)),
+        (acquire(true, false, true), start(16385)),
+        (acquire(false, true, true), start(16385)),
+        (acquire(false, true, false), Value::Int(-4)),
+        (acquire(false, false, true), start(16385)),
+        (acquire(false, false, false), start(16385)),
         (Kind::Complete(0), Value::Int(1)),
         (Kind::Renew, Value::Int(1)),
-        (Kind::Check, Value::Int(1)),
-        (Kind::Release, Value::Int(1)),
+        (Kind::Check, start(65)),
+        (Kind::Release { grants: false }, Value::Int(1)),
+        (Kind::Release { grants: true }, Value::Int(1)),
     ] {
         let operation = Operation {
             kind,
@@ -1310,8 +1986,22 @@ fn no_more_is_answered_than_shows_that_it_is_too_long_for_a_record() {
             process,
             number,
         };
-        let replies = ask(&mut client, &[call("EVAL", SCRIPT, TIMES[0], &[operation])]);
-        assert_eq!(replies, [Value::Array(vec![expected])], "{kind:?}");
+        let call = Call {
+            client: process,
+            operations: vec![operation],
+            times: TIMES[0],
+            takes_with_get: false,
+            is_seed_due: false,
+            may_give: true,
+            is_repeated: false,
+            by_source: true,
+        };
+        let mut pieces = call.pieces();
+        pieces.retain(|piece| !matches!(piece, Piece::Count(_)));
+        let sources = Sources::as_they_are();
+        let commands = pieces.iter().map(|piece| sources.command(&call, 0, *piece));
+        let replies = ask(&mut client, &commands.collect::<Vec<_>>());
+        assert_eq!(replies.last(), Some(&expected), "{kind:?}");
         let length = ask(&mut client, &[command(&["STRLEN", OWNERS[key]])]);
         assert_eq!(length, [Value::Int(1 << 20)]);
     }
@@ -1319,12 +2009,18 @@ fn no_more_is_answered_than_shows_that_it_is_too_long_for_a_record() {
 
 #[test]
 fn a_mistake_is_also_noticed_among_clients_at_the_same_time() {
-    for (from, to) in [
-        ("  if current ~= token then", "  if not current then"),
-        ("elseif current ~= token then", "elseif not current then"),
-        ("if process and is_there(process) then", "if process then"),
+    let numsub = "if process and call('PUBSUB', 'NUMSUB', ARGV[3] .. process)[2] > 0 then";
+    let release = "if value == ARGV[1] then";
+    for (script, from, to) in [
+        (Script::Release, release, "if value ~= '' then"),
+        (Script::Grant, numsub, "if process then"),
+        (
+            Script::Grant,
+            "waiting == 1 and next .. '!' or next, 'PX'",
+            "next, 'PX'",
+        ),
     ] {
-        let mut crowd = Crowd::start(&changed(from, to));
+        let mut crowd = Crowd::start(changed(script, from, to));
         assert!(
             is_noticed(programs(), |programs| crowd.run(programs)),
             "{from} => {to}"

@@ -1,9 +1,9 @@
-//! One Redis server as the lock's script sees it, for one key: a plain value, without I/O and
-//! without a clock.
+//! One Redis server as the crate's commands and scripts see it, for one key: a plain value, without
+//! I/O and without a clock.
 //!
-//! Each operation takes the steps of `src/store/redis/scripts/lock.lua` in the same order, so that
-//! it also stops at the same place when a key has a wrong type. A batch is a row of calls with the
-//! same `now`.
+//! Each operation is one command of Redis, or one of the scripts in `src/store/redis/scripts`. It
+//! takes the steps of the script in the same order, so that it also stops at the same place when a
+//! key has a wrong type.
 
 #![allow(
     dead_code,
@@ -32,11 +32,12 @@ pub enum Token {
 /// The reply to an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reply {
+    /// Its fence is [counted](Redis::count) later.
     Acquired {
-        fence: u64,
         contended: bool,
     },
     Held {
+        /// A take is not told.
         remaining_ms: Option<u64>,
         foreign: bool,
     },
@@ -44,6 +45,8 @@ pub enum Reply {
         had_it: bool,
         granted: bool,
     },
+    /// The lock that was to be released is the token's, and has a mark. Nothing was done.
+    Marked,
     Renewed {
         contended: bool,
     },
@@ -55,10 +58,7 @@ pub enum Reply {
     /// The lock is not this token's.
     Gone,
     /// An error. The steps before it stay done.
-    Failed {
-        /// Whether the token of an acquire has the lock all the same.
-        got: bool,
-    },
+    Failed,
 }
 
 /// A message that is published to a process's inbox, whether the process listens or not.
@@ -109,12 +109,18 @@ pub struct Outcome {
 /// A mistake put in on purpose, to show that it is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mutation {
-    /// A release frees a held lock, whatever its token.
+    /// A release deletes a held lock, whatever its token.
     ReleaseWithoutTokenCheck,
+    /// A release that may grant frees a held lock, whatever its token.
+    GrantWithoutTokenCheck,
+    /// A release deletes the token's lock though it has a mark.
+    ReleaseOfMarked,
     /// A renewal writes the lock, whatever its token.
     RenewalRecreates,
-    /// A fence is the last one + 1, whatever the clock says.
+    /// The counter of fences is not raised to the clock.
     FencesByIncrement,
+    /// A grant goes on with a counter that was lost.
+    GrantFromLostCounter,
     /// A repeated acquire puts the token into the queue once more.
     NoQueueOnce,
     /// The first in the queue gets the lock, whether its process is alive or not.
@@ -125,6 +131,16 @@ pub enum Mutation {
     CompletionInSilence,
     /// The last acquire decides how long the queue lives.
     QueueIsShortened,
+    /// A lock gets no mark when a process begins to wait for it. Its holder is told.
+    NoMark,
+    /// A renewal removes the mark.
+    RenewalRemovesMark,
+    /// A repeated acquire of a lock that is the token's removes the mark.
+    RepeatRemovesMark,
+    /// A lock that is granted has no mark, though others wait.
+    GrantWithoutMark,
+    /// A repeated acquire of a lock that is the token's does not let it last for longer.
+    RepeatDoesNotRenew,
 }
 
 /// The settings of the process that calls. Another's may differ.
@@ -136,14 +152,25 @@ pub struct Times {
     pub grant_ttl_ms: u64,
 }
 
+/// What a connection knows of its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Server {
+    /// A number that the counter of fences has had.
+    pub seed: u64,
+    /// Whether locks may be given.
+    pub may_give: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Owner {
     pub token: Token,
+    /// Whether processes wait, as the value says.
+    pub is_marked: bool,
     /// `None`: never.
     pub expires_ms: Option<u64>,
 }
 
-/// Which of the keys hold something that the script cannot read.
+/// Which of the keys hold something that no script can read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct WrongType {
     pub owner: bool,
@@ -158,7 +185,7 @@ pub struct Redis {
     pub queue: Vec<Token>,
     /// `None`: never, or there is no queue.
     pub queue_expires_ms: Option<u64>,
-    /// In µs since the clock's beginning. 0: none is known.
+    /// The counter, which begins with the clock, in µs. 0: there is none.
     pub last_fence: u64,
     pub wrong_type: WrongType,
 }
@@ -178,38 +205,90 @@ impl Redis {
         }
     }
 
-    /// Takes the lock if it is free or this token's. If it is held and the token `may_queue`, the
-    /// token goes into the queue, once.
-    pub fn acquire(&mut self, now_ms: u64, times: Times, token: Token, may_queue: bool) -> Outcome {
-        self.carry_out(now_ms, |redis, messages| {
-            redis.acquire_or_fail(now_ms, times, token, may_queue, messages)
-        })
-    }
-
-    /// Acquires where a record may be in the lock's place. If there is one, the reply says so.
-    pub fn claim(&mut self, now_ms: u64, times: Times, token: Token, may_queue: bool) -> Outcome {
-        self.carry_out(now_ms, |redis, messages| match redis.owner {
-            Some(owner) if !owner.token.is_ours() => Ok(Reply::Recorded(owner.token)),
-            _ => redis.acquire_or_fail(now_ms, times, token, may_queue, messages),
-        })
-    }
-
-    /// Gives up the lock, or the token's place in the queue. A free lock goes to the first whose
-    /// process listens.
-    pub fn release(
+    /// `SET NX GET PX`: takes the lock if it is free, and says otherwise who has it.
+    pub fn take(
         &mut self,
         now_ms: u64,
         times: Times,
         token: Token,
-        is_there: impl Fn(Process) -> bool,
+        may_be_record: bool,
     ) -> Outcome {
-        self.carry_out(now_ms, |redis, messages| {
-            redis.try_release(now_ms, times, token, is_there, messages)
+        self.carry_out(now_ms, |redis, _| {
+            let Some(owner) = redis.read_owner()? else {
+                redis.set_owner(lease(token, false, now_ms + times.ttl_ms));
+                let contended = false;
+                return Ok(Reply::Acquired { contended });
+            };
+            Ok(match owner.token {
+                Token::Ours { .. } => Reply::Held {
+                    remaining_ms: None,
+                    foreign: false,
+                },
+                there if may_be_record => Reply::Recorded(there),
+                _ => Reply::Held {
+                    remaining_ms: None,
+                    foreign: true,
+                },
+            })
         })
     }
 
-    /// Puts a record in the place of the lock if that is this token's, tells all in the queue, and
-    /// removes the queue.
+    /// `SET NX PX`. Returns whether it took the lock.
+    pub fn take_unread(&mut self, now_ms: u64, times: Times, token: Token) -> bool {
+        self.expire(now_ms);
+        let is_free = self.is_free();
+        if is_free {
+            self.set_owner(lease(token, false, now_ms + times.ttl_ms));
+        }
+        is_free
+    }
+
+    /// `GETRANGE`. An error is `None`.
+    pub fn read(&mut self, now_ms: u64) -> Option<Option<Owner>> {
+        self.expire(now_ms);
+        self.read_owner().ok()
+    }
+
+    /// Takes the lock if it is free or this token's. If it is held and the token `may_queue`, the
+    /// token goes into the queue, once, and the lock gets a mark.
+    pub fn acquire(
+        &mut self,
+        now_ms: u64,
+        times: Times,
+        token: Token,
+        may_queue: bool,
+        may_be_record: bool,
+    ) -> Outcome {
+        self.carry_out(now_ms, |redis, messages| match redis.owner {
+            Some(owner) if may_be_record && !owner.token.is_ours() => {
+                Ok(Reply::Recorded(owner.token))
+            }
+            _ => redis.try_acquire(now_ms, times, token, may_queue, messages),
+        })
+    }
+
+    /// Deletes the lock if it is the token's and has no mark.
+    pub fn release(&mut self, now_ms: u64, token: Token) -> Outcome {
+        self.carry_out(now_ms, |redis, _| redis.try_release(token))
+    }
+
+    /// Gives up the lock, or the token's place in the queue. A free lock goes to the first whose
+    /// process listens, if locks may be given.
+    pub fn grant(
+        &mut self,
+        now_us: u64,
+        times: Times,
+        token: Token,
+        server: Server,
+        is_there: impl Fn(Process) -> bool,
+    ) -> Outcome {
+        self.carry_out(now_us / 1000, |redis, messages| {
+            redis.try_grant(now_us, times, token, server, is_there, messages)
+        })
+    }
+
+    /// Puts a record in the place of the lock if that is this token's. If the lock has a mark, tells
+    /// all in the queue, and removes the queue.
     pub fn complete(
         &mut self,
         now_ms: u64,
@@ -218,7 +297,7 @@ impl Redis {
         retention_ms: u64,
     ) -> Outcome {
         self.carry_out(now_ms, |redis, messages| {
-            let record = lease(Token::Record(record), now_ms + retention_ms);
+            let record = lease(Token::Record(record), false, now_ms + retention_ms);
             redis.try_complete(token, record, messages)
         })
     }
@@ -239,15 +318,38 @@ impl Redis {
         })
     }
 
-    /// Drops what has expired. Every operation begins with it.
-    pub fn expire(&mut self, now_ms: u64) {
+    /// Raises the counter of fences to the clock. Returns what it has then. An error is `None`.
+    pub fn seed(&mut self, now_us: u64) -> Option<u64> {
+        if self.wrong_type.fence {
+            return None;
+        }
+        if !self.has(Mutation::FencesByIncrement) {
+            self.last_fence = self.last_fence.max(now_us);
+        }
+        Some(self.last_fence)
+    }
+
+    /// `INCRBY`: counts so many acquires. Returns the last of their fences. An error is `None`.
+    pub fn count(&mut self, acquires: u64) -> Option<u64> {
+        if self.wrong_type.fence {
+            return None;
+        }
+        self.last_fence += acquires;
+        Some(self.last_fence)
+    }
+
+    /// Drops what has expired. Every operation begins with it. Returns whether anything has.
+    pub fn expire(&mut self, now_ms: u64) -> bool {
         let is_over = |expires: Option<u64>| expires.is_some_and(|expires| expires <= now_ms);
-        if is_over(self.owner.and_then(|owner| owner.expires_ms)) {
+        let is_owner_over = is_over(self.owner.and_then(|owner| owner.expires_ms));
+        let is_queue_over = is_over(self.queue_expires_ms);
+        if is_owner_over {
             self.owner = None;
         }
-        if is_over(self.queue_expires_ms) {
+        if is_queue_over {
             self.delete_queue();
         }
+        is_owner_over || is_queue_over
     }
 
     /// `SET NX`, with an expiry, by a client of another kind. Returns whether it got the lock.
@@ -262,8 +364,11 @@ impl Redis {
 
     /// `SET` by a client of another kind.
     pub fn foreign_sets(&mut self, expires_ms: Option<u64>) {
-        let token = Token::Foreign;
-        self.set_owner(Owner { token, expires_ms });
+        self.set_owner(Owner {
+            token: Token::Foreign,
+            is_marked: false,
+            expires_ms,
+        });
     }
 
     /// `RPUSH` of something that is no token of ours.
@@ -293,7 +398,7 @@ impl Redis {
         }
     }
 
-    /// `FLUSHALL`, or a restart: all is lost, the memory of fences too.
+    /// `FLUSHALL`, or a restart: all is lost, the counter of fences too.
     pub fn flush_all(&mut self) {
         *self = Self::new(self.mutation);
     }
@@ -305,22 +410,8 @@ impl Redis {
     ) -> Outcome {
         self.expire(now_ms);
         let mut messages = Vec::new();
-        let failed = Reply::Failed { got: false };
-        let reply = operation(self, &mut messages).unwrap_or(failed);
+        let reply = operation(self, &mut messages).unwrap_or(Reply::Failed);
         Outcome { reply, messages }
-    }
-
-    fn acquire_or_fail(
-        &mut self,
-        now_ms: u64,
-        times: Times,
-        token: Token,
-        may_queue: bool,
-        messages: &mut Vec<Message>,
-    ) -> Result<Reply, Failure> {
-        let reply = self.try_acquire(now_ms, times, token, may_queue, messages);
-        let got = self.owner.is_some_and(|owner| owner.token == token);
-        reply.or(Ok(Reply::Failed { got }))
     }
 
     fn try_acquire(
@@ -331,33 +422,39 @@ impl Redis {
         may_queue: bool,
         messages: &mut Vec<Message>,
     ) -> Result<Reply, Failure> {
-        if self.is_free() {
-            self.set_owner(lease(token, now_ms + times.ttl_ms));
-            if may_queue {
-                self.leave_queue(token)?;
-            }
-            let fence = self.next_fence(now_ms)?;
-            let contended = may_queue && self.is_contended()?;
-            return Ok(Reply::Acquired { fence, contended });
-        }
         let Some(holder) = self.read_owner()? else {
-            return Err(Failure);
+            self.leave_queue(token)?;
+            let contended = !self.queue.is_empty();
+            self.set_owner(lease(token, contended, now_ms + times.ttl_ms));
+            return Ok(Reply::Acquired { contended });
         };
         if holder.token == token {
-            self.set_owner(lease(token, now_ms + times.ttl_ms));
-            let fence = self.next_fence(now_ms)?;
-            let contended = self.is_contended()?;
-            return Ok(Reply::Acquired { fence, contended });
+            if !self.has(Mutation::RepeatDoesNotRenew) {
+                let is_marked = holder.is_marked && !self.has(Mutation::RepeatRemovesMark);
+                self.set_owner(lease(token, is_marked, now_ms + times.ttl_ms));
+            }
+            let contended = holder.is_marked;
+            return Ok(Reply::Acquired { contended });
         }
         let remaining_ms = holder.expires_ms.map(|expires| expires - now_ms);
         if may_queue {
-            self.enqueue(token, holder.token, messages)?;
+            self.enqueue(token)?;
             let lives_on = remaining_ms.unwrap_or(0) + 3 * times.ttl_ms;
             let known = match self.has(Mutation::QueueIsShortened) {
                 true => None,
                 false => self.queue_expires_ms,
             };
             self.queue_expires_ms = known.max(Some(now_ms + lives_on));
+            if let Token::Ours { process, number } = holder.token
+                && !holder.is_marked
+            {
+                let is_marked = !self.has(Mutation::NoMark);
+                self.set_owner(Owner {
+                    is_marked,
+                    ..holder
+                });
+                messages.push(Message::Contended { process, number });
+            }
         }
         let foreign = !holder.token.is_ours();
         Ok(Reply::Held {
@@ -366,17 +463,36 @@ impl Redis {
         })
     }
 
-    fn try_release(
+    fn try_release(&mut self, token: Token) -> Result<Reply, Failure> {
+        let had_it = match self.read_owner()? {
+            Some(_) if self.has(Mutation::ReleaseWithoutTokenCheck) => true,
+            Some(owner) if owner.token == token => {
+                if owner.is_marked && !self.has(Mutation::ReleaseOfMarked) {
+                    return Ok(Reply::Marked);
+                }
+                true
+            }
+            _ => false,
+        };
+        if had_it {
+            self.owner = None;
+        }
+        let granted = false;
+        Ok(Reply::Released { had_it, granted })
+    }
+
+    fn try_grant(
         &mut self,
-        now_ms: u64,
+        now_us: u64,
         times: Times,
         token: Token,
+        server: Server,
         is_there: impl Fn(Process) -> bool,
         messages: &mut Vec<Message>,
     ) -> Result<Reply, Failure> {
         let holder = self.read_owner()?.map(|owner| owner.token);
         let had_it = match holder {
-            Some(_) if self.has(Mutation::ReleaseWithoutTokenCheck) => true,
+            Some(_) if self.has(Mutation::GrantWithoutTokenCheck) => true,
             holder => holder == Some(token),
         };
         if !had_it {
@@ -386,7 +502,8 @@ impl Redis {
                 return Ok(Reply::Released { had_it, granted });
             }
         }
-        let granted = self.grant(now_ms, times, is_there, messages)?;
+        let granted =
+            server.may_give && self.grant_next(now_us, times, server.seed, is_there, messages)?;
         if !granted {
             self.owner = None;
         }
@@ -399,40 +516,44 @@ impl Redis {
         record: Owner,
         messages: &mut Vec<Message>,
     ) -> Result<Reply, Failure> {
-        match self.read_owner()?.map(|owner| owner.token) {
-            Some(there) if there == record.token => return Ok(Reply::Completed),
-            Some(_) if self.has(Mutation::CompletionWithoutTokenCheck) => {}
-            holder if holder == Some(token) => {}
+        let is_marked = match self.read_owner()? {
+            Some(there) if there.token == record.token => return Ok(Reply::Completed),
+            Some(_) if self.has(Mutation::CompletionWithoutTokenCheck) => true,
+            Some(holder) if holder.token == token => holder.is_marked,
             _ => return Ok(Reply::Gone),
-        }
+        };
         self.set_owner(record);
-        let told = !self.has(Mutation::CompletionInSilence);
-        for waiting in self.queue()?.iter().filter(|_| told) {
-            if let Token::Ours { process, number } = *waiting {
-                messages.push(Message::Completed { process, number });
+        if is_marked {
+            let told = !self.has(Mutation::CompletionInSilence);
+            for waiting in self.queue()?.iter().filter(|_| told) {
+                if let Token::Ours { process, number } = *waiting {
+                    messages.push(Message::Completed { process, number });
+                }
             }
+            self.delete_queue();
         }
-        self.delete_queue();
         Ok(Reply::Completed)
     }
 
     fn try_renew(&mut self, now_ms: u64, times: Times, token: Token) -> Result<Reply, Failure> {
-        if !self.has(Mutation::RenewalRecreates)
-            && self.read_owner()?.map(|owner| owner.token) != Some(token)
-        {
+        let holder = self.read_owner()?;
+        let is_ours = holder.is_some_and(|owner| owner.token == token);
+        if !is_ours && !self.has(Mutation::RenewalRecreates) {
             return Ok(Reply::Gone);
         }
-        self.set_owner(lease(token, now_ms + times.ttl_ms));
-        let contended = self.is_contended()?;
+        let contended = is_ours && holder.is_some_and(|owner| owner.is_marked);
+        let is_marked = contended && !self.has(Mutation::RenewalRemovesMark);
+        self.set_owner(lease(token, is_marked, now_ms + times.ttl_ms));
         Ok(Reply::Renewed { contended })
     }
 
     /// Gives the lock to the first in the queue whose process is alive. Returns whether there was
     /// one.
-    fn grant(
+    fn grant_next(
         &mut self,
-        now_ms: u64,
+        now_us: u64,
         times: Times,
+        seed: u64,
         is_there: impl Fn(Process) -> bool,
         messages: &mut Vec<Message>,
     ) -> Result<bool, Failure> {
@@ -443,31 +564,31 @@ impl Redis {
             if !is_there(process) && !self.has(Mutation::GrantsToTheGone) {
                 continue;
             }
-            let fence = self.next_fence(now_ms)?;
-            self.set_owner(lease(token, now_ms + times.grant_ttl_ms));
+            let fence = self.fence_of_grant(now_us, seed)?;
+            let contended = !self.queue.is_empty();
+            let is_marked = contended && !self.has(Mutation::GrantWithoutMark);
+            let expires_ms = now_us / 1000 + times.grant_ttl_ms;
+            self.set_owner(lease(token, is_marked, expires_ms));
             messages.push(Message::Granted {
                 process,
                 number,
                 fence,
                 ttl_ms: times.grant_ttl_ms,
-                contended: self.is_contended()?,
+                contended,
             });
             return Ok(true);
         }
         Ok(false)
     }
 
-    /// Returns a fence that follows the clock, and rises in any case.
-    fn next_fence(&mut self, now_ms: u64) -> Result<u64, Failure> {
-        if self.wrong_type.fence {
-            return Err(Failure);
+    /// Counts on. If the counter was lost, it goes on from the clock.
+    fn fence_of_grant(&mut self, now_us: u64, seed: u64) -> Result<u64, Failure> {
+        let mut fence = self.count(1).ok_or(Failure)?;
+        if fence <= seed && !self.has(Mutation::GrantFromLostCounter) {
+            fence = now_us;
         }
-        let clock = match self.has(Mutation::FencesByIncrement) {
-            true => 0,
-            false => now_ms * 1000,
-        };
-        self.last_fence = clock.max(self.last_fence + 1);
-        Ok(self.last_fence)
+        self.last_fence = fence;
+        Ok(fence)
     }
 
     fn has(&self, mutation: Mutation) -> bool {
@@ -497,29 +618,11 @@ impl Redis {
         }
     }
 
-    fn is_contended(&mut self) -> Result<bool, Failure> {
-        Ok(!self.queue()?.is_empty())
-    }
-
-    /// Publishes to the holder that the lock is contended, for the first waiter only: from then on,
-    /// replies and grants say so.
-    fn enqueue(
-        &mut self,
-        token: Token,
-        holder: Token,
-        messages: &mut Vec<Message>,
-    ) -> Result<(), Failure> {
+    fn enqueue(&mut self, token: Token) -> Result<(), Failure> {
         let once = !self.has(Mutation::NoQueueOnce);
         let queue = self.queue()?;
-        if once && queue.contains(&token) {
-            return Ok(());
-        }
-        queue.push(token);
-        match holder {
-            Token::Ours { process, number } if queue.len() == 1 => {
-                messages.push(Message::Contended { process, number });
-            }
-            _ => {}
+        if !(once && queue.contains(&token)) {
+            queue.push(token);
         }
         Ok(())
     }
@@ -545,7 +648,10 @@ impl Redis {
     }
 }
 
-fn lease(token: Token, expires_ms: u64) -> Owner {
-    let expires_ms = Some(expires_ms);
-    Owner { token, expires_ms }
+fn lease(token: Token, is_marked: bool, expires_ms: u64) -> Owner {
+    Owner {
+        token,
+        is_marked,
+        expires_ms: Some(expires_ms),
+    }
 }

@@ -4,6 +4,9 @@
 //! Each process runs the crate's own state machine for one key. Commands and replies travel in
 //! order, and take any time. All processes share one clock, in ms.
 //!
+//! Redis carries out commands one by one. The fence of an acquire is counted by a command of its
+//! own, and other processes' commands come in between. The reply arrives only with it.
+//!
 //! Time passes by itself only when there is nothing else to do. While something is in flight, due
 //! or held, every step of the clock is a delay, of which a world has only so many. So "served in
 //! the end" can be told from a state in which nothing more happens.
@@ -16,7 +19,7 @@ use stateright::{Model, Property};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::lease::Grant;
-use crate::redis::{Message, Mutation, Process, Redis, Times, Token};
+use crate::redis::{Message, Mutation, Process, Redis, Server, Times, Token};
 use crate::slot::tests::Standing;
 use crate::slot::{Effect, Effects, Env, Machine, Rules, Slot};
 use crate::store::{Failure, Granted, Notice, Outcome, Reply};
@@ -29,6 +32,7 @@ pub(crate) const FREED: &str = "nothing stays locked";
 pub(crate) const LAST: &str = "who completed was the last to hold";
 pub(crate) const ONCE: &str =
     "nobody runs beside a record that is on its way under a lease that lasts";
+pub(crate) const PROMPT: &str = "a lock that is released goes to who waits, at once";
 pub(crate) const MEANT: &str = "a slot that is not idle stands for a request or a record";
 
 pub(crate) const TTL: u64 = 200;
@@ -100,6 +104,10 @@ pub(crate) enum Mutant {
     CompletionForgotten,
     /// A slot whose waiters are gone stays in back-off for no request.
     RestsForNobody,
+    /// The fences of a write begin one too high.
+    BlockSharedWrongly,
+    /// A counter of fences that was lost is taken for the old one.
+    LostCounterUnnoticed,
     /// The scripts are wrong.
     Script(Mutation),
 }
@@ -122,6 +130,8 @@ pub(crate) struct World {
     is_replayed: bool,
     /// A request got the lock while a record was in flight under a lease that lasted.
     ran_beside_record: bool,
+    /// A lock or a queue expired, for which no process is told.
+    has_expired: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -134,12 +144,16 @@ struct Node {
     ids: u64,
     waiting: Vec<u64>,
     holders: Vec<Holder>,
+    /// A number that the counter of fences had when this process connected.
+    seed: u64,
     /// Sent, and not carried out.
     outgoing: Vec<Sent>,
+    /// An acquire that was carried out, and its reply. Its fence is to be counted next.
+    counting: Option<(Sent, Reply)>,
     /// Carried out or published, and not arrived.
     incoming: Vec<Incoming>,
     /// Sent on a connection that broke. May be carried out, in order, at any time.
-    late: Vec<Command>,
+    late: Vec<Late>,
     /// Completions that Redis refused, and when they were submitted.
     refused: Vec<(u64, u64)>,
     /// The token and the lease of a record in flight, as far as the process knows.
@@ -176,6 +190,39 @@ impl Holder {
 struct Sent {
     command: Command,
     at: u64,
+    /// Whether it was sent before.
+    is_repeated: bool,
+}
+
+/// A command on a connection that broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Late {
+    command: Command,
+    is_repeated: bool,
+}
+
+impl Late {
+    fn of(sent: Sent) -> Self {
+        Self {
+            command: sent.command,
+            is_repeated: sent.is_repeated,
+        }
+    }
+
+    /// A release that gives a lock that is free to the next.
+    fn regrant(token: u64) -> Self {
+        Self {
+            command: regrant(token),
+            is_repeated: false,
+        }
+    }
+}
+
+/// What Redis says to a command.
+enum Said {
+    Reply(Reply),
+    /// The lock that was to be released is the token's, and processes wait for it.
+    ToBeGranted,
 }
 
 type Command = crate::store::Command<(), ()>;
@@ -188,6 +235,10 @@ enum Incoming {
     Reply(Sent, Reply),
     /// An error, and nothing was done.
     Refusal(Sent),
+    /// Processes wait for the lock that was to be released, and nothing was done.
+    ToBeGranted(Sent),
+    /// The acquire was counted by a counter that has lost its number.
+    LostData(Sent),
     /// With the newest reply when it came, if it has arrived.
     Push(Message, Option<u64>),
     /// All that was watched may have changed.
@@ -209,6 +260,7 @@ pub(crate) enum Action {
     End(usize, usize),
     Complete(usize, usize),
     CarryOut(usize),
+    Count(usize),
     CarryOutLate(usize),
     Refuse(usize),
     TryAgain(usize),
@@ -285,7 +337,9 @@ impl Model for Plan {
             ids: 0,
             waiting: Vec::new(),
             holders: Vec::new(),
+            seed: 0,
             outgoing: Vec::new(),
+            counting: None,
             incoming: Vec::new(),
             late: Vec::new(),
             refused: Vec::new(),
@@ -298,7 +352,7 @@ impl Model for Plan {
             Some(Mutant::Script(mutation)) => Some(mutation),
             _ => None,
         };
-        vec![World {
+        let mut world = World {
             now: TTL,
             redis: Redis::new(mutation),
             nodes: self.requests.iter().map(node).collect(),
@@ -310,7 +364,12 @@ impl Model for Plan {
             is_completed: false,
             is_replayed: false,
             ran_beside_record: false,
-        }]
+            has_expired: false,
+        };
+        for node in 0..world.nodes.len() {
+            world.seed(node);
+        }
+        vec![world]
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
@@ -340,7 +399,7 @@ impl Model for Plan {
     fn next_state(&self, world: &World, action: Action) -> Option<World> {
         let mut next = world.clone();
         next.act(self, action);
-        next.redis.expire(next.now);
+        next.has_expired |= next.redis.expire(next.now);
         Some(next)
     }
 
@@ -362,6 +421,13 @@ impl Model for Plan {
                 world.next_moment(plan).is_some()
                     || world.has_something_to_do(plan)
                     || world.leaves_nothing(plan)
+            }),
+            Property::<Self>::always(PROMPT, |plan, world| {
+                world.has_something_to_do(plan)
+                    || world.had_accidents(plan)
+                    || world.has_expired
+                    || world.redis.owner.is_some()
+                    || !world.waits_in_queue()
             }),
             Property::<Self>::always(MEANT, |_, world| world.living().all(Node::is_meant)),
             Property::<Self>::sometimes("everybody was served", |plan, world| {
@@ -405,7 +471,9 @@ impl Plan {
                 actions.push(Action::Complete(number, holder));
             }
         }
-        if let Some(sent) = node.outgoing.first() {
+        if node.counting.is_some() {
+            actions.push(Action::Count(number));
+        } else if let Some(sent) = node.outgoing.first() {
             actions.push(Action::CarryOut(number));
             if world.left.refusals > 0 && matches!(sent.command, Command::Complete { .. }) {
                 actions.push(Action::Refuse(number));
@@ -424,9 +492,7 @@ impl Plan {
                     actions.push(Action::LosePush(number));
                 }
             }
-            Some(Incoming::Reply(..) | Incoming::Refusal(_)) => {
-                actions.push(Action::Deliver(number));
-            }
+            Some(_) => actions.push(Action::Deliver(number)),
             None => {}
         }
         if world.left.other_commands > 0 && node.slot.waiting().in_store {
@@ -469,7 +535,7 @@ impl Node {
                     || self.refused.iter().any(|(refused, _)| *refused == token)
                     || self.incoming.iter().any(|incoming| match incoming {
                         Incoming::Reply(reply, _) | Incoming::Refusal(reply) => sent(reply),
-                        Incoming::Push(..) | Incoming::AllChanged => false,
+                        _ => false,
                     })
             }
         }
@@ -506,6 +572,7 @@ impl World {
             node.requests > 0
                 || !node.holders.is_empty()
                 || !node.outgoing.is_empty()
+                || node.counting.is_some()
                 || !node.incoming.is_empty()
                 || !node.refused.is_empty()
                 || node.tick_at(plan).is_some_and(|at| at <= self.now)
@@ -526,14 +593,29 @@ impl World {
         Some(next.div_ceil(STEP) * STEP)
     }
 
-    /// Returns whether the lock is free, or a record in its place, once everything has come to its
-    /// end: after an accident, at the latest when the lease expires.
-    fn leaves_nothing(&self, plan: &Plan) -> bool {
-        let had_accidents = self.left.disconnections < plan.faults.disconnections
+    fn had_accidents(&self, plan: &Plan) -> bool {
+        self.left.disconnections < plan.faults.disconnections
             || self.left.refusals < plan.faults.refusals
             || self.left.crashes < plan.faults.crashes
             || self.left.foreign < plan.faults.foreign
-            || self.has_lost_data(plan);
+            || self.has_lost_data(plan)
+    }
+
+    /// Returns whether a process that lives waits in the queue.
+    fn waits_in_queue(&self) -> bool {
+        self.redis.queue.iter().any(|token| match token {
+            Token::Ours { process, .. } => {
+                let node = &self.nodes[usize::from(*process)];
+                node.is_alive && node.slot.waiting().in_store
+            }
+            _ => false,
+        })
+    }
+
+    /// Returns whether the lock is free, or a record in its place, once everything has come to its
+    /// end: after an accident, at the latest when the lease expires.
+    fn leaves_nothing(&self, plan: &Plan) -> bool {
+        let had_accidents = self.had_accidents(plan);
         match &self.redis.owner {
             Some(owner) if !matches!(owner.token, Token::Record(_)) => {
                 had_accidents && owner.expires_ms.is_some()
@@ -567,14 +649,21 @@ impl World {
             Action::TryAgain(node) => self.try_again(plan, node),
             Action::CarryOut(node) => {
                 let sent = self.nodes[node].outgoing.remove(0);
-                let answer = self.carry_out(plan, node, sent.command);
-                self.nodes[node]
-                    .incoming
-                    .push(Incoming::Reply(sent, answer));
+                let said = self.carry_out(plan, node, sent.command, sent.is_repeated);
+                let node = &mut self.nodes[node];
+                match said {
+                    Said::Reply(reply) if matches!(sent.command, Command::Acquire { .. }) => {
+                        node.counting = Some((sent, reply));
+                    }
+                    Said::Reply(reply) => node.incoming.push(Incoming::Reply(sent, reply)),
+                    Said::ToBeGranted => node.incoming.push(Incoming::ToBeGranted(sent)),
+                }
             }
+            Action::Count(node) => self.count(plan, node),
             Action::CarryOutLate(node) => {
-                let command = self.nodes[node].late.remove(0);
-                self.carry_out(plan, node, command);
+                // It may be counted, too, which gives no fence.
+                let late = self.nodes[node].late.remove(0);
+                self.carry_out(plan, node, late.command, late.is_repeated);
             }
             Action::Deliver(node) => {
                 let incoming = self.nodes[node].incoming.remove(0);
@@ -591,7 +680,7 @@ impl World {
             }),
             Action::LookAfterGrant(node) => {
                 let (token, _) = self.nodes[node].passed_on.take().expect("it is due");
-                self.send(node, release(token, true));
+                self.send(node, regrant(token));
             }
             Action::TimePasses => {
                 if self.has_something_to_do(plan) {
@@ -601,13 +690,16 @@ impl World {
                     self.now = self.next_moment(plan).expect("time passes");
                 }
             }
-            Action::Reconnect { node, unanswered } => self.reconnect(plan, node, unanswered),
+            Action::Reconnect { node, unanswered } => {
+                self.left.disconnections -= 1;
+                self.reconnect(plan, node, unanswered);
+            }
             Action::Crash(node) => {
                 self.left.crashes -= 1;
                 let node = &mut self.nodes[node];
                 node.is_alive = false;
-                node.late
-                    .extend(node.outgoing.drain(..).map(|sent| sent.command));
+                node.late.extend(node.outgoing.drain(..).map(Late::of));
+                node.counting = None;
                 node.incoming.clear();
                 node.holders.clear();
                 node.waiting.clear();
@@ -683,8 +775,11 @@ impl World {
                 machine.replied(command, Outcome { sent_at, result });
             });
         } else {
-            let at = submitted;
-            self.nodes[number].outgoing.push(Sent { command, at });
+            self.nodes[number].outgoing.push(Sent {
+                command,
+                at: submitted,
+                is_repeated: true,
+            });
         }
     }
 
@@ -713,6 +808,18 @@ impl World {
                 if let Command::Complete { token, .. } = sent.command {
                     self.nodes[node].refused.push((token, sent.at));
                 }
+            }
+            Incoming::ToBeGranted(sent) => {
+                if let Command::Release { token, .. } = sent.command {
+                    self.nodes[node].observed = self.nodes[node].observed.max(sent.at);
+                    self.send(node, grant(token));
+                }
+            }
+            Incoming::LostData(sent) => {
+                self.nodes[node]
+                    .incoming
+                    .insert(0, Incoming::LostData(sent));
+                self.reconnect(plan, node, Unanswered::SentAgain);
             }
             Incoming::Push(message, observed) => self.push(plan, node, message, observed),
             Incoming::AllChanged => self.event(plan, node, |machine| {
@@ -775,34 +882,42 @@ impl World {
 
     /// The connection breaks, and there is a new one.
     fn reconnect(&mut self, plan: &Plan, number: usize, how: Unanswered) {
-        self.left.disconnections -= 1;
         let node = &mut self.nodes[number];
         let replies = node
             .incoming
             .drain(..)
             .filter_map(|incoming| match incoming {
-                Incoming::Reply(sent, _) | Incoming::Refusal(sent) => Some(sent),
+                Incoming::Reply(sent, _)
+                | Incoming::Refusal(sent)
+                | Incoming::ToBeGranted(sent)
+                | Incoming::LostData(sent) => Some(sent),
                 Incoming::Push(..) | Incoming::AllChanged => None,
             });
+        let counting = node.counting.take().map(|(sent, _)| sent);
+        let replies = replies.chain(counting);
         let unanswered: Vec<Sent> = replies.chain(node.outgoing.clone()).collect();
-        node.late
-            .extend(node.outgoing.drain(..).map(|sent| sent.command));
+        node.late.extend(node.outgoing.drain(..).map(Late::of));
         if how == Unanswered::GivenUp {
             let releases = unanswered.iter().filter_map(|sent| match sent.command {
-                Command::Acquire { token, .. } => Some(release(token, false)),
+                Command::Acquire { token, .. } => Some(Late::regrant(token)),
                 _ => None,
             });
             node.late.extend(releases);
         }
         let fails = how != Unanswered::SentAgain;
         node.observed = self.now;
+        self.seed(number);
         if plan.is(Mutant::ReconnectUnnoticed) {
             return;
         }
         // Commands that are sent again go first, as they were submitted first.
         for sent in &unanswered {
             if !fails || sent.command.ends_hold() {
-                self.send(number, sent.command);
+                self.nodes[number].outgoing.push(Sent {
+                    at: self.now,
+                    is_repeated: true,
+                    ..*sent
+                });
             }
         }
         self.event(plan, number, |machine| {
@@ -833,36 +948,71 @@ impl World {
         });
     }
 
+    /// A process connects: it seeds the counter of fences.
+    fn seed(&mut self, node: usize) {
+        let seed = self.redis.seed(self.now * 1000);
+        self.nodes[node].seed = seed.expect("no key has a wrong type");
+    }
+
+    /// Redis counts an acquire that it has carried out.
+    fn count(&mut self, plan: &Plan, number: usize) {
+        let last = self.redis.count(1).expect("no key has a wrong type");
+        let node = &mut self.nodes[number];
+        let (sent, mut reply) = node.counting.take().expect("one is to be counted");
+        if last < node.seed + 1 && !plan.is(Mutant::LostCounterUnnoticed) {
+            node.incoming.push(Incoming::LostData(sent));
+            return;
+        }
+        let mut given = None;
+        if let Reply::Acquired { fence, .. } = &mut reply {
+            *fence = last + u64::from(plan.is(Mutant::BlockSharedWrongly));
+            given = Some(*fence);
+        }
+        node.incoming.push(Incoming::Reply(sent, reply));
+        if let Some(fence) = given {
+            self.gave_out(fence);
+        }
+    }
+
     /// Redis carries out a command, and publishes the messages that follow.
-    fn carry_out(&mut self, plan: &Plan, node: usize, command: Command) -> Reply {
+    fn carry_out(&mut self, plan: &Plan, node: usize, command: Command, is_repeated: bool) -> Said {
         let process = node as Process;
         let ours = |number| Token::Ours { process, number };
-        let times = plan.times(node);
+        let (now, times) = (self.now, plan.times(node));
         let there: Vec<bool> = self.nodes.iter().map(|node| node.is_subscribed).collect();
+        let redis = &mut self.redis;
         let outcome = match command {
-            Command::Acquire { token, queue, .. } if plan.records => {
-                self.redis.claim(self.now, times, ours(token), queue)
-            }
+            Command::Acquire {
+                token,
+                queue: false,
+                watch: false,
+                again: false,
+            } if !is_repeated => redis.take(now, times, ours(token), plan.records),
             Command::Acquire { token, queue, .. } => {
-                self.redis.acquire(self.now, times, ours(token), queue)
+                redis.acquire(now, times, ours(token), queue, plan.records)
             }
+            Command::Release {
+                token,
+                contended: false,
+                queued: false,
+                ..
+            } => redis.release(now, ours(token)),
             Command::Release { token, .. } => {
                 let is_there = |process: Process| there[usize::from(process)];
-                self.redis.release(self.now, times, ours(token), is_there)
+                let server = Server {
+                    seed: self.nodes[node].seed,
+                    may_give: true,
+                };
+                redis.grant(now * 1000, times, ours(token), server, is_there)
             }
-            Command::Complete { token, .. } => {
-                self.redis.complete(self.now, ours(token), 0, RETENTION)
-            }
-            Command::Renew { token } => self.redis.renew(self.now, times, ours(token)),
-            Command::Check { token } => self.redis.check(self.now, ours(token)),
+            Command::Complete { token, .. } => redis.complete(now, ours(token), 0, RETENTION),
+            Command::Renew { token } => redis.renew(now, times, ours(token)),
+            Command::Check { token } => redis.check(now, ours(token)),
         };
         for message in &outcome.messages {
             if let Message::Granted { fence, .. } = message {
                 self.gave_out(*fence);
             }
-        }
-        if let crate::redis::Reply::Acquired { fence, .. } = outcome.reply {
-            self.gave_out(fence);
         }
         for message in outcome.messages {
             let to = &mut self.nodes[usize::from(message.process())];
@@ -870,8 +1020,9 @@ impl World {
                 to.incoming.push(Incoming::Push(message, None));
             }
         }
-        match outcome.reply {
-            crate::redis::Reply::Acquired { fence, contended } => {
+        Said::Reply(match outcome.reply {
+            crate::redis::Reply::Acquired { contended } => {
+                let fence = 0;
                 Reply::Acquired { fence, contended }
             }
             crate::redis::Reply::Held {
@@ -884,6 +1035,7 @@ impl World {
             crate::redis::Reply::Released { had_it, granted } => {
                 Reply::Released { had_it, granted }
             }
+            crate::redis::Reply::Marked => return Said::ToBeGranted,
             crate::redis::Reply::Renewed { contended } => Reply::Renewed { contended },
             crate::redis::Reply::Recorded(_) => Reply::Recorded(bytes::Bytes::new()),
             crate::redis::Reply::Completed => {
@@ -892,8 +1044,8 @@ impl World {
             }
             crate::redis::Reply::Intact => Reply::Intact,
             crate::redis::Reply::Gone => Reply::Gone,
-            crate::redis::Reply::Failed { .. } => unreachable!("no key has a wrong type"),
-        }
+            crate::redis::Reply::Failed => unreachable!("no key has a wrong type"),
+        })
     }
 
     fn gave_out(&mut self, fence: u64) {
@@ -902,8 +1054,11 @@ impl World {
     }
 
     fn send(&mut self, node: usize, command: Command) {
-        let at = self.now;
-        self.nodes[node].outgoing.push(Sent { command, at });
+        self.nodes[node].outgoing.push(Sent {
+            command,
+            at: self.now,
+            is_repeated: false,
+        });
     }
 
     /// Something happens to a process's state machine.
@@ -988,10 +1143,22 @@ fn completion(token: u64) -> Command {
     }
 }
 
-fn release(token: u64, contended: bool) -> Command {
+/// The second step of a release: the lock goes to the next.
+fn grant(token: u64) -> Command {
     Command::Release {
         token,
-        contended,
+        contended: true,
+        queued: false,
+        reply: (),
+    }
+}
+
+/// Gives a lock that is free to the next in the queue. The token may be there.
+fn regrant(token: u64) -> Command {
+    Command::Release {
+        token,
+        contended: true,
+        queued: true,
         reply: (),
     }
 }
