@@ -506,14 +506,21 @@ fn a_grant_without_token_check_overlaps() {
 
 #[test]
 fn a_repeat_that_does_not_renew_overlaps() {
-    let mutant = Mutant::Script(Mutation::RepeatDoesNotRenew);
-    let (delays, disconnections) = (4, 1);
-    let faults = Faults {
-        delays,
-        disconnections,
-        ..NONE
-    };
-    finds(OVERLAP, mutant, &[1, 1], faults);
+    let (delays, disconnections) = (2, 1);
+    finds_in(
+        OVERLAP,
+        Plan {
+            requests: &[1, 1],
+            first_ttl: TTL / 2,
+            faults: Faults {
+                delays,
+                disconnections,
+                ..NONE
+            },
+            mutant: Some(Mutant::Script(Mutation::RepeatDoesNotRenew)),
+            ..PLAN
+        },
+    );
 }
 
 #[test]
