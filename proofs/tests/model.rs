@@ -107,7 +107,7 @@ fn finds_in(property: &'static str, plan: Plan) {
     let checker = plan
         .checker()
         .finish_when(HasDiscoveries::AllOf([property].into()))
-        .spawn_dfs()
+        .spawn_bfs()
         .join();
     let found = checker.discovery(property).expect("it is found");
     println!(
