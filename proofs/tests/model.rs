@@ -526,7 +526,16 @@ fn a_repeat_that_does_not_renew_overlaps() {
 #[test]
 fn a_renewal_that_re_creates_overlaps() {
     let mutant = Mutant::Script(Mutation::RenewalRecreates);
-    finds(OVERLAP, mutant, &[2, 2], Faults { delays: 2, ..NONE });
+    finds_in(
+        OVERLAP,
+        Plan {
+            requests: &[2, 1],
+            first_ttl: TTL / 2,
+            faults: Faults { delays: 2, ..NONE },
+            mutant: Some(mutant),
+            ..PLAN
+        },
+    );
 }
 
 #[test]
