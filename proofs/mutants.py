@@ -24,7 +24,7 @@ NOTICES = "src/manager/slot/machine/notices.rs"
 GRANT = "src/manager/slot/machine/grant.rs"
 EVENT = "src/manager/core/event.rs"
 BACKGROUND = "src/manager/background.rs"
-SCRIPT = "src/store/redis/scripts/lock.lua"
+ACQUIRE = "src/store/redis/scripts/acquire.lua"
 
 # The mistake; for each change, the file, the code, and the code in its place; the tests that must
 # notice, each on its own.
@@ -89,7 +89,7 @@ MUTANTS = [
     ),
     (
         "the queue expires as the last one asks",
-        [(SCRIPT, "if call('PTTL', queue) < lasts then", "do")],
+        [(ACQUIRE, "if call('PTTL', queue) < lasts then", "do")],
         [
             "--test scripts whatever_clients_do",
             "--test it a_process_with_a_short_time_to_live",
@@ -115,8 +115,8 @@ MUTANTS = [
         [
             (
                 "src/store/redis/driver.rs",
-                'if error.to_string().contains("READONLY") {',
-                'if !pending.ends_hold() && error.to_string().contains("READONLY") {',
+                "&& said.is_of_no_use\n",
+                "&& said.is_of_no_use\n                && !pending.ends_hold()\n",
             )
         ],
         ["--test it a_release_that_a_replica_refuses"],

@@ -107,7 +107,7 @@ fn finds_in(property: &'static str, plan: Plan) {
     let checker = plan
         .checker()
         .finish_when(HasDiscoveries::AllOf([property].into()))
-        .spawn_dfs()
+        .spawn_bfs()
         .join();
     let found = checker.discovery(property).expect("it is found");
     println!(
@@ -506,20 +506,36 @@ fn a_grant_without_token_check_overlaps() {
 
 #[test]
 fn a_repeat_that_does_not_renew_overlaps() {
-    let mutant = Mutant::Script(Mutation::RepeatDoesNotRenew);
-    let (delays, disconnections) = (4, 1);
-    let faults = Faults {
-        delays,
-        disconnections,
-        ..NONE
-    };
-    finds(OVERLAP, mutant, &[1, 1], faults);
+    let (delays, disconnections) = (2, 1);
+    finds_in(
+        OVERLAP,
+        Plan {
+            requests: &[1, 1],
+            first_ttl: TTL / 2,
+            faults: Faults {
+                delays,
+                disconnections,
+                ..NONE
+            },
+            mutant: Some(Mutant::Script(Mutation::RepeatDoesNotRenew)),
+            ..PLAN
+        },
+    );
 }
 
 #[test]
 fn a_renewal_that_re_creates_overlaps() {
     let mutant = Mutant::Script(Mutation::RenewalRecreates);
-    finds(OVERLAP, mutant, &[2, 2], Faults { delays: 2, ..NONE });
+    finds_in(
+        OVERLAP,
+        Plan {
+            requests: &[2, 1],
+            first_ttl: TTL / 2,
+            faults: Faults { delays: 2, ..NONE },
+            mutant: Some(mutant),
+            ..PLAN
+        },
+    );
 }
 
 #[test]

@@ -1742,12 +1742,7 @@ return reply";
     let to = "\
 redis.call('SET', KEYS[1], reply == 3 and value or ARGV[1], 'PX', ARGV[2])
 return math.max(reply, 2)";
-    let sources = changed(Script::Renew, from, to);
-    let from = "redis.call('GETRANGE', KEYS[1], 0, 64)";
-    let to = "redis.call('TYPE', KEYS[1]).ok == 'string' and redis.call('GET', KEYS[1])";
-    let mut sources = sources.sources;
-    sources[Script::Renew as usize] = sources[Script::Renew as usize].replace(from, to);
-    is_the_models(Mutation::RenewalRecreates, Sources::new(sources, None));
+    is_the_models(Mutation::RenewalRecreates, changed(Script::Renew, from, to));
 }
 
 #[test]
@@ -1785,20 +1780,9 @@ fn a_grant_to_a_process_that_is_gone_is_noticed() {
 fn a_completion_without_a_look_at_the_token_is_noticed() {
     let from = "elseif value ~= token and value ~= token .. '!' then";
     let to = "elseif call('EXISTS', lock) == 0 then";
-    let sources = changed(Script::Complete, from, to);
-    let from = "if value ~= token then";
-    let mut sources = sources.sources;
-    assert_eq!(sources[Script::Complete as usize].matches(from).count(), 1);
-    is_the_models_unless_unmarked(&mut sources, from);
-}
-
-/// A completion of another's lock tells all that wait for it.
-fn is_the_models_unless_unmarked(sources: &mut [String; SCRIPTS.len()], from: &str) {
-    let source = &mut sources[Script::Complete as usize];
-    *source = source.replace(from, "if value ~= token then");
     is_the_models(
         Mutation::CompletionWithoutTokenCheck,
-        Sources::new(sources.clone(), None),
+        changed(Script::Complete, from, to),
     );
 }
 
@@ -1907,7 +1891,7 @@ const SLIPS: [(Script, &str, &str); 59] = [
     (Script::Acquire, "waiting == 1 and token .. '!' or token", "token .. '!'"),
     (Script::Acquire, "if process and mark == '' then", "if process then"),
     (Script::Acquire, "if process and mark == '' then", "if mark == '' then"),
-    (Script::Acquire, "if process and mark == '' then", "if mark ~= '!' and value ~= '' then process = process or 'x'; number = number or '1'"),
+    (Script::Acquire, "if process and mark == '' then", "if not process then call('SET', lock, value .. '!', 'KEEPTTL') end\n  if process and mark == '' then"),
     (Script::Acquire, "local waiting = call('EXISTS', queue)", "local waiting = 0"),
     (Script::Acquire, "return value == token and 1 or 2", "return 1"),
     (Script::Grant, "waiting == 1 and next .. '!' or next, 'PX'", "next .. '!', 'PX'"),

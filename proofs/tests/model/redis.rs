@@ -518,8 +518,8 @@ impl Redis {
     ) -> Result<Reply, Failure> {
         let is_marked = match self.read_owner()? {
             Some(there) if there.token == record.token => return Ok(Reply::Completed),
-            Some(_) if self.has(Mutation::CompletionWithoutTokenCheck) => true,
             Some(holder) if holder.token == token => holder.is_marked,
+            Some(_) if self.has(Mutation::CompletionWithoutTokenCheck) => true,
             _ => return Ok(Reply::Gone),
         };
         self.set_owner(record);

@@ -130,7 +130,8 @@ pub(crate) struct World {
     is_replayed: bool,
     /// A request got the lock while a record was in flight under a lease that lasted.
     ran_beside_record: bool,
-    /// A lock or a queue expired, for which no process is told.
+    /// A lock expired for which a process waits. It is not told, and the next holder of the lock
+    /// need not know of it, until it acquires again.
     has_expired: bool,
 }
 
@@ -367,7 +368,7 @@ impl Model for Plan {
             has_expired: false,
         };
         for node in 0..world.nodes.len() {
-            world.seed(node);
+            world.seed(self, node);
         }
         vec![world]
     }
@@ -399,7 +400,8 @@ impl Model for Plan {
     fn next_state(&self, world: &World, action: Action) -> Option<World> {
         let mut next = world.clone();
         next.act(self, action);
-        next.has_expired |= next.redis.expire(next.now);
+        let is_waited_for = !next.redis.queue.is_empty();
+        next.has_expired |= next.redis.expire(next.now) && is_waited_for;
         Some(next)
     }
 
@@ -620,7 +622,7 @@ impl World {
             Some(owner) if !matches!(owner.token, Token::Record(_)) => {
                 had_accidents && owner.expires_ms.is_some()
             }
-            _ => had_accidents || self.redis.queue.is_empty(),
+            _ => had_accidents || self.has_expired || self.redis.queue.is_empty(),
         }
     }
 
@@ -652,8 +654,13 @@ impl World {
                 let said = self.carry_out(plan, node, sent.command, sent.is_repeated);
                 let node = &mut self.nodes[node];
                 match said {
-                    Said::Reply(reply) if matches!(sent.command, Command::Acquire { .. }) => {
+                    Said::Reply(reply) if is_counted_later(sent.command, &reply) => {
                         node.counting = Some((sent, reply));
+                    }
+                    Said::Reply(_)
+                        if is_acquire(sent.command) && is_lost(plan, &self.redis, node) =>
+                    {
+                        node.incoming.push(Incoming::LostData(sent));
                     }
                     Said::Reply(reply) => node.incoming.push(Incoming::Reply(sent, reply)),
                     Said::ToBeGranted => node.incoming.push(Incoming::ToBeGranted(sent)),
@@ -906,7 +913,7 @@ impl World {
         }
         let fails = how != Unanswered::SentAgain;
         node.observed = self.now;
-        self.seed(number);
+        self.seed(plan, number);
         if plan.is(Mutant::ReconnectUnnoticed) {
             return;
         }
@@ -948,25 +955,30 @@ impl World {
         });
     }
 
-    /// A process connects: it seeds the counter of fences.
-    fn seed(&mut self, node: usize) {
-        let seed = self.redis.seed(self.now * 1000);
-        self.nodes[node].seed = seed.expect("no key has a wrong type");
+    /// A process connects: it seeds the counter of fences. Where no data is lost, only the first
+    /// seed says anything, and the others would make one state into many.
+    fn seed(&mut self, plan: &Plan, node: usize) {
+        if self.redis.last_fence == 0 || plan.faults.data_losses > 0 {
+            let seed = self.redis.seed(self.now * 1000);
+            self.nodes[node].seed = seed.expect("no key has a wrong type");
+        }
     }
 
-    /// Redis counts an acquire that it has carried out.
+    /// Redis counts an acquire that it has carried out. One that did not get the lock leaves out a
+    /// fence, which shows nowhere.
     fn count(&mut self, plan: &Plan, number: usize) {
-        let last = self.redis.count(1).expect("no key has a wrong type");
         let node = &mut self.nodes[number];
         let (sent, mut reply) = node.counting.take().expect("one is to be counted");
-        if last < node.seed + 1 && !plan.is(Mutant::LostCounterUnnoticed) {
-            node.incoming.push(Incoming::LostData(sent));
-            return;
-        }
+        let is_lost = is_lost(plan, &self.redis, node);
         let mut given = None;
         if let Reply::Acquired { fence, .. } = &mut reply {
-            *fence = last + u64::from(plan.is(Mutant::BlockSharedWrongly));
+            *fence = self.redis.count(1).expect("no key has a wrong type");
+            *fence += u64::from(plan.is(Mutant::BlockSharedWrongly));
             given = Some(*fence);
+        }
+        if is_lost {
+            node.incoming.push(Incoming::LostData(sent));
+            return;
         }
         node.incoming.push(Incoming::Reply(sent, reply));
         if let Some(fence) = given {
@@ -1129,6 +1141,25 @@ impl World {
             Effect::HandedOn { reply: () } => {}
         }
     }
+}
+
+fn is_acquire(command: Command) -> bool {
+    matches!(command, Command::Acquire { .. })
+}
+
+/// Returns whether it matters what happens between an acquire and its count: the token has the
+/// lock, or is in the queue.
+fn is_counted_later(command: Command, reply: &Reply) -> bool {
+    match (command, reply) {
+        (Command::Acquire { queue, .. }, Reply::HeldElsewhere { .. }) => queue,
+        (Command::Acquire { .. }, Reply::Acquired { .. }) => true,
+        _ => false,
+    }
+}
+
+/// Returns whether a process sees, at its next count, that the counter was lost.
+fn is_lost(plan: &Plan, redis: &Redis, node: &Node) -> bool {
+    redis.last_fence < node.seed && !plan.is(Mutant::LostCounterUnnoticed)
 }
 
 fn at(ms: u64) -> Time {
