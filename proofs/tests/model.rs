@@ -45,6 +45,7 @@ const PLAN: Plan = Plan {
     first_ttl: TTL,
     faults: NONE,
     records: false,
+    quarantine: false,
     mutant: None,
 };
 
@@ -242,6 +243,24 @@ fn with_data_that_is_lost() {
             ..NONE
         },
     );
+}
+
+#[test]
+fn with_data_that_is_lost_and_quarantine() {
+    let (delays, data_losses) = (1, 1);
+    for records in [false, true] {
+        explore(Plan {
+            requests: &[1, 1],
+            faults: Faults {
+                delays,
+                data_losses,
+                ..NONE
+            },
+            records,
+            quarantine: true,
+            ..PLAN
+        });
+    }
 }
 
 #[test]
@@ -559,6 +578,23 @@ fn fences_fall_when_a_counter_that_was_lost_is_taken_for_the_old_one() {
         ..NONE
     };
     finds(FENCES, Mutant::LostCounterUnnoticed, &[1, 1], faults);
+}
+
+#[test]
+fn a_lock_that_is_given_in_quarantine_overlaps() {
+    finds_in(
+        OVERLAP,
+        Plan {
+            requests: &[1, 1],
+            faults: Faults {
+                data_losses: 1,
+                ..NONE
+            },
+            quarantine: true,
+            mutant: Some(Mutant::QuarantineIgnored),
+            ..PLAN
+        },
+    );
 }
 
 #[test]

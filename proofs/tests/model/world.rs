@@ -52,6 +52,8 @@ pub(crate) struct Plan {
     pub(crate) faults: Faults,
     /// Whether a holder may put a record in the lock's place.
     pub(crate) records: bool,
+    /// Whether no lock is given for a time to live after data was lost.
+    pub(crate) quarantine: bool,
     /// A mistake in the crate, to show that it is found.
     pub(crate) mutant: Option<Mutant>,
 }
@@ -108,6 +110,8 @@ pub(crate) enum Mutant {
     BlockSharedWrongly,
     /// A counter of fences that was lost is taken for the old one.
     LostCounterUnnoticed,
+    /// Locks are given in quarantine.
+    QuarantineIgnored,
     /// The scripts are wrong.
     Script(Mutation),
 }
@@ -118,6 +122,8 @@ pub(crate) struct World {
     redis: Redis,
     nodes: Vec<Node>,
     left: Faults,
+    /// Since when the server may give locks. `None`: it has lost its data.
+    epoch: Option<u64>,
     /// The highest one that Redis gave out.
     last_fence: u64,
     /// Of the newest lease that was trusted.
@@ -147,6 +153,8 @@ struct Node {
     holders: Vec<Holder>,
     /// A number that the counter of fences had when this process connected.
     seed: u64,
+    /// The server's epoch then. No lock is given before it.
+    epoch: u64,
     /// Sent, and not carried out.
     outgoing: Vec<Sent>,
     /// An acquire that was carried out, and its reply. Its fence is to be counted next.
@@ -238,7 +246,9 @@ enum Incoming {
     Refusal(Sent),
     /// Processes wait for the lock that was to be released, and nothing was done.
     ToBeGranted(Sent),
-    /// The acquire was counted by a counter that has lost its number.
+    /// The acquire was not sent: no lock is given in quarantine.
+    Quarantined(Sent),
+    /// The acquire was counted by a counter that has lost its number, or in another epoch.
     LostData(Sent),
     /// With the newest reply when it came, if it has arrived.
     Push(Message, Option<u64>),
@@ -339,6 +349,7 @@ impl Model for Plan {
             waiting: Vec::new(),
             holders: Vec::new(),
             seed: 0,
+            epoch: 0,
             outgoing: Vec::new(),
             counting: None,
             incoming: Vec::new(),
@@ -358,6 +369,7 @@ impl Model for Plan {
             redis: Redis::new(mutation),
             nodes: self.requests.iter().map(node).collect(),
             left: self.faults,
+            epoch: Some(TTL),
             last_fence: 0,
             last_fencing_token: 0,
             fences_fell: false,
@@ -408,11 +420,11 @@ impl Model for Plan {
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
             Property::<Self>::always(OVERLAP, |plan, world| {
-                world.has_lost_data(plan) || world.trusting() <= 1
+                world.may_overlap(plan) || world.trusting() <= 1
             }),
             Property::<Self>::always(FENCES, |_, world| !world.fences_fell),
             Property::<Self>::always(FENCING_TOKENS, |plan, world| {
-                world.has_lost_data(plan) || !world.fencing_tokens_fell
+                world.may_overlap(plan) || !world.fencing_tokens_fell
             }),
             Property::<Self>::always(SERVED, |plan, world| {
                 world.next_moment(plan).is_some()
@@ -569,6 +581,10 @@ impl World {
         self.left.data_losses < plan.faults.data_losses
     }
 
+    fn may_overlap(&self, plan: &Plan) -> bool {
+        self.has_lost_data(plan) && !plan.quarantine
+    }
+
     fn has_something_to_do(&self, plan: &Plan) -> bool {
         self.living().any(|node| {
             node.requests > 0
@@ -658,7 +674,8 @@ impl World {
                         node.counting = Some((sent, reply));
                     }
                     Said::Reply(_)
-                        if is_acquire(sent.command) && is_lost(plan, &self.redis, node) =>
+                        if is_acquire(sent.command)
+                            && is_lost(plan, &self.redis, self.epoch, node) =>
                     {
                         node.incoming.push(Incoming::LostData(sent));
                     }
@@ -680,14 +697,14 @@ impl World {
             Action::AskSomethingElse(node) => {
                 self.left.other_commands -= 1;
                 // No token of this key has that number.
-                self.send(node, Command::Renew { token: 0 });
+                self.send(plan, node, Command::Renew { token: 0 });
             }
             Action::Tick(node) => self.event(plan, node, |machine| {
                 machine.tick();
             }),
             Action::LookAfterGrant(node) => {
                 let (token, _) = self.nodes[node].passed_on.take().expect("it is due");
-                self.send(node, regrant(token));
+                self.send(plan, node, regrant(token));
             }
             Action::TimePasses => {
                 if self.has_something_to_do(plan) {
@@ -726,6 +743,7 @@ impl World {
             Action::LoseData => {
                 self.left.data_losses -= 1;
                 self.redis.flush_all();
+                self.epoch = None;
                 // Not in the same microsecond as what was before.
                 self.now += STEP;
                 for node in self.nodes.iter_mut().filter(|node| node.is_alive) {
@@ -819,9 +837,10 @@ impl World {
             Incoming::ToBeGranted(sent) => {
                 if let Command::Release { token, .. } = sent.command {
                     self.nodes[node].observed = self.nodes[node].observed.max(sent.at);
-                    self.send(node, grant(token));
+                    self.send(plan, node, grant(token));
                 }
             }
+            Incoming::Quarantined(sent) => self.fail(plan, node, sent),
             Incoming::LostData(sent) => {
                 self.nodes[node]
                     .incoming
@@ -897,6 +916,7 @@ impl World {
                 Incoming::Reply(sent, _)
                 | Incoming::Refusal(sent)
                 | Incoming::ToBeGranted(sent)
+                | Incoming::Quarantined(sent)
                 | Incoming::LostData(sent) => Some(sent),
                 Incoming::Push(..) | Incoming::AllChanged => None,
             });
@@ -920,11 +940,15 @@ impl World {
         // Commands that are sent again go first, as they were submitted first.
         for sent in &unanswered {
             if !fails || sent.command.ends_hold() {
-                self.nodes[number].outgoing.push(Sent {
-                    at: self.now,
-                    is_repeated: true,
-                    ..*sent
-                });
+                self.put(
+                    plan,
+                    number,
+                    Sent {
+                        at: self.now,
+                        is_repeated: true,
+                        ..*sent
+                    },
+                );
             }
         }
         self.event(plan, number, |machine| {
@@ -962,6 +986,10 @@ impl World {
             let seed = self.redis.seed(self.now * 1000);
             self.nodes[node].seed = seed.expect("no key has a wrong type");
         }
+        if plan.quarantine {
+            let ends = self.now + plan.times(node).ttl_ms;
+            self.nodes[node].epoch = *self.epoch.get_or_insert(ends);
+        }
     }
 
     /// Redis counts an acquire that it has carried out. One that did not get the lock leaves out a
@@ -969,7 +997,7 @@ impl World {
     fn count(&mut self, plan: &Plan, number: usize) {
         let node = &mut self.nodes[number];
         let (sent, mut reply) = node.counting.take().expect("one is to be counted");
-        let is_lost = is_lost(plan, &self.redis, node);
+        let is_lost = is_lost(plan, &self.redis, self.epoch, node);
         let mut given = None;
         if let Reply::Acquired { fence, .. } = &mut reply {
             *fence = self.redis.count(1).expect("no key has a wrong type");
@@ -1013,7 +1041,7 @@ impl World {
                 let is_there = |process: Process| there[usize::from(process)];
                 let server = Server {
                     seed: self.nodes[node].seed,
-                    may_give: true,
+                    may_give: !is_quarantined(plan, &self.nodes[node], now),
                 };
                 redis.grant(now * 1000, times, ours(token), server, is_there)
             }
@@ -1065,12 +1093,21 @@ impl World {
         self.last_fence = fence;
     }
 
-    fn send(&mut self, node: usize, command: Command) {
-        self.nodes[node].outgoing.push(Sent {
+    fn send(&mut self, plan: &Plan, node: usize, command: Command) {
+        let sent = Sent {
             command,
             at: self.now,
             is_repeated: false,
-        });
+        };
+        self.put(plan, node, sent);
+    }
+
+    fn put(&mut self, plan: &Plan, number: usize, sent: Sent) {
+        let node = &mut self.nodes[number];
+        match is_acquire(sent.command) && is_quarantined(plan, node, self.now) {
+            true => node.incoming.push(Incoming::Quarantined(sent)),
+            false => node.outgoing.push(sent),
+        }
     }
 
     /// Something happens to a process's state machine.
@@ -1091,11 +1128,11 @@ impl World {
         event(&mut self.nodes[node].slot.on(&env, &mut effects));
         self.nodes[node].ids = ids.into_inner() - 1;
         for effect in effects {
-            self.follow(node, &effect);
+            self.follow(plan, node, &effect);
         }
     }
 
-    fn follow(&mut self, number: usize, effect: &Effect<u64, (), ()>) {
+    fn follow(&mut self, plan: &Plan, number: usize, effect: &Effect<u64, (), ()>) {
         let now = at(self.now);
         if let Effect::Grant { .. } = effect {
             let lasts = |node: &Node| node.recording.is_some_and(|(_, until)| now < until);
@@ -1104,7 +1141,7 @@ impl World {
         }
         let node = &mut self.nodes[number];
         match *effect {
-            Effect::Send(command) => self.send(number, command),
+            Effect::Send(command) => self.send(plan, number, command),
             Effect::Grant { waiter, grant } => {
                 node.waiting.retain(|waiting| *waiting != waiter);
                 node.holders.push(Holder {
@@ -1143,6 +1180,10 @@ impl World {
     }
 }
 
+fn is_quarantined(plan: &Plan, node: &Node, now: u64) -> bool {
+    plan.quarantine && now < node.epoch && !plan.is(Mutant::QuarantineIgnored)
+}
+
 fn is_acquire(command: Command) -> bool {
     matches!(command, Command::Acquire { .. })
 }
@@ -1158,8 +1199,9 @@ fn is_counted_later(command: Command, reply: &Reply) -> bool {
 }
 
 /// Returns whether a process sees, at its next count, that the counter was lost.
-fn is_lost(plan: &Plan, redis: &Redis, node: &Node) -> bool {
+fn is_lost(plan: &Plan, redis: &Redis, epoch: Option<u64>, node: &Node) -> bool {
     redis.last_fence < node.seed && !plan.is(Mutant::LostCounterUnnoticed)
+        || plan.quarantine && epoch != Some(node.epoch)
 }
 
 fn at(ms: u64) -> Time {
