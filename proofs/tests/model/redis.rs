@@ -287,8 +287,8 @@ impl Redis {
         })
     }
 
-    /// Puts a record in the place of the lock if that is this token's. If the lock has a mark, tells
-    /// all in the queue, and removes the queue.
+    /// Puts a record in the place of the lock if that is this token's. If the lock has a mark,
+    /// tells all in the queue, and removes the queue.
     pub fn complete(
         &mut self,
         now_ms: u64,
