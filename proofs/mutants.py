@@ -24,6 +24,7 @@ NOTICES = "src/manager/slot/machine/notices.rs"
 GRANT = "src/manager/slot/machine/grant.rs"
 EVENT = "src/manager/core/event.rs"
 BACKGROUND = "src/manager/background.rs"
+COMMANDS = "src/store/redis/commands.rs"
 ACQUIRE = "src/store/redis/scripts/acquire.lua"
 
 # The mistake; for each change, the file, the code, and the code in its place; the tests that must
@@ -120,6 +121,16 @@ MUTANTS = [
             )
         ],
         ["--test it a_release_that_a_replica_refuses"],
+    ),
+    (
+        "a block of fences is shared out wrongly",
+        [(COMMANDS, "last - takes + 1 + place as u64", "last + place as u64")],
+        ["--lib the_block_of_fences_is_shared_out"],
+    ),
+    (
+        "a counter that was lost is used",
+        [(COMMANDS, "if fence >= server.seed + takes => Ok(fence)", "=> Ok(fence)")],
+        ["--lib a_fence_that_is_not_above_the_seed"],
     ),
     (
         "a run past its lease succeeds where Redis is silent",

@@ -604,7 +604,7 @@ fn a_block_of_fences_that_begins_too_high_is_found() {
 
 /// The holder is also told. Only if that is lost, all depends on the mark.
 #[test]
-fn a_lock_without_a_mark_is_given_to_nobody() {
+fn a_lock_without_a_mark_goes_to_no_waiter() {
     let lost_pushes = 1;
     let faults = Faults {
         lost_pushes,
@@ -616,7 +616,7 @@ fn a_lock_without_a_mark_is_given_to_nobody() {
 }
 
 #[test]
-fn a_lock_whose_mark_a_renewal_removes_is_given_to_nobody() {
+fn a_lock_whose_mark_a_renewal_removes_goes_to_no_waiter() {
     let (delays, lost_pushes) = (2, 1);
     let faults = Faults {
         delays,

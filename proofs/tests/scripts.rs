@@ -391,7 +391,7 @@ enum Piece {
     Take(Operation),
     /// `SET NX`, where a read follows.
     TakeUnread(Operation),
-    /// What the holder's place has, after that.
+    /// The read behind that: what is in the lock's place.
     ReadHolder(Operation),
     /// The read of a check.
     Check(Operation),
@@ -465,8 +465,8 @@ enum Slip {
     BlockBeginsLate,
     /// The block of fences begins with the last one that was counted before.
     BlockBeginsEarly,
-    /// Only those that got their lock are counted.
-    OnlyHoldersCount,
+    /// One acquire of a write is counted, however many there are.
+    OneIsCounted,
     /// A counter that was lost is taken for the old one.
     LostCounterIsUsed,
 }
@@ -518,7 +518,7 @@ impl Sources {
             Piece::Check(of) => command(&["GETRANGE", lock(&of), "0", "64"]),
             Piece::Count(acquires) => {
                 let acquires = match self.slip {
-                    Some(Slip::OnlyHoldersCount) => 1,
+                    Some(Slip::OneIsCounted) => 1,
                     _ => acquires,
                 };
                 let mut count = cmd("INCRBY");
@@ -1553,7 +1553,7 @@ impl Crowd {
             }
         }
         let left = done.iter().map(VecDeque::len).sum::<usize>() + foreign.len();
-        same("steps that nobody saw", &left, &0)?;
+        same("steps that the server did not see", &left, &0)?;
         let inboxes = self.world.inboxes.iter_mut();
         let payloads: Vec<_> = inboxes.map(Inbox::take).collect();
         oracle.inboxes(&payloads)?;
@@ -1787,7 +1787,7 @@ fn a_completion_without_a_look_at_the_token_is_noticed() {
 }
 
 #[test]
-fn a_completion_that_tells_nobody_is_noticed() {
+fn a_completion_that_tells_no_waiter_is_noticed() {
     let from = "call('PUBLISH', ARGV[4] .. process, 'c' .. number .. ':' .. lock)";
     is_the_models(
         Mutation::CompletionInSilence,
@@ -1928,7 +1928,7 @@ fn every_mistake_with_fences_is_noticed() {
         Slip::AllGetTheLastFence,
         Slip::BlockBeginsLate,
         Slip::BlockBeginsEarly,
-        Slip::OnlyHoldersCount,
+        Slip::OneIsCounted,
         Slip::LostCounterIsUsed,
     ] {
         let sources = Sources::new(SCRIPTS.map(str::to_owned), Some(slip));
