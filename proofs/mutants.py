@@ -36,7 +36,7 @@ MUTANTS = [
             (
                 REPLIES,
                 "match self.slot.waiters.is_empty() {\n            true => State::Idle,",
-                "match attempt.first {\n            true => State::Idle,",
+                "match attempt.for_new_requests {\n            true => State::Idle,",
             )
         ],
         [
@@ -50,7 +50,7 @@ MUTANTS = [
             (
                 REPLIES,
                 "match self.slot.waiters.is_empty() {\n            true => State::Idle,",
-                "match attempt.first {\n            true => State::Idle,",
+                "match attempt.for_new_requests {\n            true => State::Idle,",
             ),
             (
                 GRANT,

@@ -6,8 +6,8 @@ use crate::clock::Time;
 use crate::store::Granted;
 
 impl<W, R, S: Default> Machine<'_, W, R, S> {
-    /// Holds a lock that was acquired by a command sent then, unless its reply came too late to be of
-    /// use. Returns whether it holds.
+    /// Holds a lock that was acquired by a command sent then, unless its reply came too late to be
+    /// of use. Returns whether it holds.
     pub(super) fn hold_acquired(
         &mut self,
         token: u64,
