@@ -31,14 +31,16 @@ fn kinds() -> impl Strategy<Value = Vec<Kinds>> {
 }
 
 fn servers() -> impl Strategy<Value = Server> {
-    let facts = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    facts.prop_map(|(takes_with_get, watches, has_epoch, may_give)| Server {
-        takes_with_get,
-        watches,
-        seed: SEED,
-        epoch: has_epoch.then(|| EPOCH.to_vec()),
-        may_give,
-    })
+    any::<[bool; 5]>().prop_map(
+        |[takes_with_get, watches, has_epoch, may_give, is_seed_due]| Server {
+            takes_with_get,
+            watches,
+            seed: SEED,
+            epoch: has_epoch.then(|| EPOCH.to_vec()),
+            may_give,
+            is_seed_due,
+        },
+    )
 }
 
 /// Makes the commands of a call.
@@ -140,9 +142,9 @@ fn all_documented(call: &Call, choices: &[usize]) -> Vec<Value> {
     let takes = counted.map_or(0, |words| {
         words.rsplit(' ').next().unwrap().parse().unwrap()
     });
-    let replies = words.iter().zip(choices.iter().cycle());
+    let replies = words.iter().skip(call.skipped).zip(choices.iter().cycle());
     let replies = replies.map(|(words, choice)| documented(words, *choice, takes));
-    replies.skip(call.skipped).collect()
+    replies.collect()
 }
 
 fn choices() -> impl Strategy<Value = Vec<usize>> {
