@@ -6,8 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::clock;
-use crate::contenders::Kind;
+use super::clock;
 use crate::test_support::RedisServer;
 
 /// Set for a worker only.
@@ -20,7 +19,7 @@ const BOUND: Duration = Duration::from_secs(40);
 pub struct Worker {
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
-    _child: Child,
+    child: Child,
 }
 
 impl Worker {
@@ -35,8 +34,12 @@ impl Worker {
         Self {
             input: child.stdin.take().unwrap(),
             output: BufReader::new(child.stdout.take().unwrap()).lines(),
-            _child: child,
+            child,
         }
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
     }
 
     pub async fn ask(&mut self, line: &str) -> Result<String, String> {
@@ -63,16 +66,7 @@ impl Worker {
     }
 }
 
-/// Starts `count` processes that are connected to the same lock.
-pub async fn start(server: &RedisServer, kind: Kind, count: usize) -> Result<Vec<Worker>, String> {
-    let mut workers: Vec<_> = (0..count).map(|_| Worker::start(server)).collect();
-    for worker in &mut workers {
-        worker.ask(&format!("connect {}", kind.word())).await?;
-    }
-    Ok(workers)
-}
-
-/// Gives all workers the same command at the same time. Returns their answers.
+/// Gives all workers the same order at the same time. Returns their answers.
 pub async fn ask_all(workers: &mut [Worker], line: &str) -> Result<Vec<String>, String> {
     for worker in &mut *workers {
         worker.tell(line).await?;
