@@ -6,7 +6,7 @@
 //! behind it, both awaited; for a replay, one `GET` of as many bytes as a record has. They go over
 //! one multiplexed connection that all clients share.
 //!
-//! Words behind `--` choose parts: first, replay, many.
+//! Words behind `--` choose parts: first, replay, many. `--quick` only shows that they run.
 
 mod support;
 #[path = "../tests/support/mod.rs"]

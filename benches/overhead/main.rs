@@ -6,7 +6,8 @@
 //! share. It comes with both commands awaited, and with its release in the background. The layer
 //! comes with `.wait(…)` and without.
 //!
-//! Words behind `--` choose parts: memory, redis, one, many, nodes, http.
+//! Words behind `--` choose parts: memory, redis, one, many, nodes, http. `--quick` only shows that
+//! they run.
 
 #![allow(unreachable_pub)]
 

@@ -14,26 +14,37 @@ use crate::ways::{Way, compare};
 
 const ROUND: Duration = Duration::from_secs(1);
 
+/// Measures nodes whose runtime has two threads, as most services have as many as there are cores,
+/// and nodes of one thread. In those, the layer works on a thread of its own, as the runtime's may
+/// be blocked by a handler.
 pub async fn measure(server: &RedisServer, figures: &mut Figures) {
-    let many = Fleet::start(server, 8, 2).measure().await;
-    let rates = &many.rates;
-    compare(figures, "rate_8_nodes", rates, &Goal::AtLeast(1.5));
-    let cpu = many.of(|usage| usage.redis_cpu);
-    compare(figures, "redis_cpu_8_nodes", &cpu, &Goal::AtMost(0.6));
-    many.note_wake_ups(figures, "8_nodes");
-    // Unlike in `one`, where a runtime of two threads may pass tasks from one to the other.
-    let one = Fleet::start(server, 1, 1).measure().await;
-    for way in [Way::Layer, Way::WaitingLayer, Way::Background] {
-        let name = format!("rate_1_client_1_thread_{}_vs_awaited", way.word());
-        figures.note(&name, one.rates.ratio(way, Way::Awaited));
+    for (threads, suffix) in [(2, ""), (1, "_1_thread")] {
+        let many = Fleet::start(server, 8, threads, 2).measure().await;
+        let name = format!("8_nodes{suffix}");
+        compare(
+            figures,
+            &format!("rate_{name}"),
+            &many.rates,
+            &Goal::AtLeast(1.5),
+        );
+        let cpu = many.of(|usage| usage.redis_cpu);
+        compare(
+            figures,
+            &format!("redis_cpu_{name}"),
+            &cpu,
+            &Goal::AtMost(0.6),
+        );
+        many.note_wake_ups(figures, &name);
+        let one = Fleet::start(server, 1, threads, 1).measure().await;
+        one.note_wake_ups(figures, &format!("1_client{suffix}"));
     }
-    one.note_wake_ups(figures, "1_client");
 }
 
 /// Worker processes with so many clients each.
 struct Fleet<'a> {
     server: &'a RedisServer,
     workers: Vec<Worker>,
+    threads: usize,
     clients: usize,
 }
 
@@ -44,10 +55,12 @@ struct Measured {
 }
 
 impl<'a> Fleet<'a> {
-    fn start(server: &'a RedisServer, processes: usize, clients: usize) -> Self {
+    fn start(server: &'a RedisServer, processes: usize, threads: usize, clients: usize) -> Self {
+        let workers = (0..processes).map(|_| Worker::with_threads(server, threads));
         Self {
             server,
-            workers: (0..processes).map(|_| Worker::start(server)).collect(),
+            workers: workers.collect(),
+            threads,
             clients,
         }
     }
@@ -62,9 +75,9 @@ impl<'a> Fleet<'a> {
                 measured.usages.push((way, usage));
             }
         }
-        let (processes, clients) = (self.workers.len(), self.clients);
+        let (processes, threads, clients) = (self.workers.len(), self.threads, self.clients);
         println!(
-            "processes × clients: {processes} × {clients}, each request with a key of its own"
+            "{clients} client(s) in each of {processes} process(es) of {threads} thread(s), all with keys of their own"
         );
         measured.print();
         measured

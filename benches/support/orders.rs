@@ -5,7 +5,10 @@
 
 use std::io::{BufRead, Write};
 
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
+
+use super::workers::THREADS;
 
 pub trait Obey {
     async fn obey(&mut self, words: &[&str]) -> Result<String, String>;
@@ -13,11 +16,9 @@ pub trait Obey {
 
 /// Carries out all orders.
 pub fn obey_all(mut worker: impl Obey) {
-    // One thread, as several processes share few cores.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let threads = std::env::var(THREADS).ok();
+    let threads = threads.and_then(|threads| threads.parse().ok());
+    let runtime = runtime(threads.unwrap_or(1));
     let (orders, mut received) = mpsc::unbounded_channel();
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines() {
@@ -39,6 +40,17 @@ pub fn obey_all(mut worker: impl Obey) {
             out.flush().unwrap();
         }
     });
+}
+
+fn runtime(threads: usize) -> Runtime {
+    let mut builder = match threads {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    if threads > 1 {
+        builder.worker_threads(threads);
+    }
+    builder.enable_all().build().unwrap()
 }
 
 pub fn text(error: impl std::fmt::Display) -> String {

@@ -12,6 +12,9 @@ use crate::test_support::RedisServer;
 /// Set for a worker only.
 pub const URL: &str = "TOWER_DISTRIBUTED_LOCK_BENCH_URL";
 
+/// Set for a worker whose runtime is to have this many threads.
+pub const THREADS: &str = "TOWER_DISTRIBUTED_LOCK_BENCH_THREADS";
+
 /// No workload takes so long.
 const BOUND: Duration = Duration::from_secs(40);
 
@@ -23,9 +26,15 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// Starts a worker with a runtime of one thread, as several processes share few cores.
     pub fn start(server: &RedisServer) -> Self {
+        Self::with_threads(server, 1)
+    }
+
+    pub fn with_threads(server: &RedisServer, threads: usize) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .env(URL, server.url())
+            .env(THREADS, threads.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
