@@ -170,9 +170,6 @@ impl RedisStore {
                 replies.push_back(self.send(&link, &call, scripts, seeded));
                 in_flight.push(call);
                 scripts = Scripts::ByHash;
-                if self.has_releases_waiting() {
-                    break;
-                }
             }
             if replies.is_empty() && is_finished() {
                 return End::Finished;

@@ -112,7 +112,6 @@ impl RedisStore {
             command,
             submitted: now,
             attempts: 0,
-            has_waited: false,
             had_it: false,
         });
         self.submitted.notify();

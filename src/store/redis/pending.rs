@@ -17,8 +17,6 @@ pub(super) struct Pending {
     pub(super) submitted: Time,
     /// How often the command has been sent. It may have been carried out as often.
     pub(super) attempts: u32,
-    /// Whether it is a release that has let other commands go first, which it does once.
-    pub(super) has_waited: bool,
     /// Whether it is a release, and Redis has said that the token had the lock.
     pub(super) had_it: bool,
 }
@@ -32,18 +30,16 @@ impl Pending {
         self.key.kind() == Kind::Record
     }
 
-    /// Returns whether no process and no caller is known to wait for this command, and it has not
-    /// let others go first yet.
+    /// Returns whether it is a release for which no process and no caller is known to wait.
     pub(super) fn can_wait(&self) -> bool {
-        let is_awaited = !matches!(
+        matches!(
             self.command,
             Command::Release {
                 contended: false,
                 reply: None,
                 ..
             }
-        );
-        !is_awaited && !self.has_waited
+        )
     }
 
     pub(super) fn sent(&self) -> Sent<'_> {

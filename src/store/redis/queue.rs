@@ -8,7 +8,6 @@ use super::RedisStore;
 use super::pending::Pending;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::key::LockKey;
 use crate::store::{Command, Events, Failure};
 
 /// Script calls in flight at once. Commands that are submitted meanwhile go out together, in the
@@ -79,6 +78,10 @@ impl Queue {
         self.len() == 0
     }
 
+    fn can_wait(&self) -> bool {
+        self.others.is_empty() && self.ends.iter().all(Pending::can_wait)
+    }
+
     /// Returns whether an acquire was submitted since the last call, which had `seen` all commands
     /// before that number.
     pub(super) fn has_new_acquire(&self, seen: &mut u64) -> bool {
@@ -145,24 +148,16 @@ impl RedisStore {
         }
     }
 
-    /// Returns whether releases stay in the queue so that other commands go first.
-    pub(super) fn has_releases_waiting(&self) -> bool {
-        let queue = self.queue();
-        queue.ends.front().is_some_and(|first| first.has_waited)
-    }
-
-    /// Takes the commands of the next call, in order, if a call may go out behind the `calls` that
-    /// are in flight. If few commands are queued, releases for which no process and no caller is
-    /// known to wait let others go first: once, and only behind other commands or a call in flight.
-    ///
-    /// Commands for one key go in order of submission. All commands that are taken are older than
-    /// all that stay, except the releases that let others go first, and with those stay all
-    /// commands of this call for their keys.
+    /// Takes the commands of the next call, in order of submission, if a call may go out behind the
+    /// `calls` that are in flight. Releases for which no process and no caller is known to wait go
+    /// along with other commands, or when no call is in flight: mostly, the next request is there
+    /// before that, and one write does for both.
     pub(super) fn take_commands(&self, calls: usize) -> Option<Vec<Pending>> {
         let mut queue = self.queue();
         let length = queue.len();
         let may_go = calls < FEW_CALLS || calls < MAX_CALLS && length >= MAX_COMMANDS;
-        if !may_go {
+        let can_wait = calls > 0 && length <= FEW && queue.can_wait();
+        if !may_go || can_wait {
             return None;
         }
         // Shared out among the calls that may go now, so that Redis works on one of them while this
@@ -173,24 +168,6 @@ impl RedisStore {
         if calls >= FEW_CALLS && taken.iter().any(Pending::is_about_record) {
             queue.put_back(taken);
             return None;
-        }
-        if length <= FEW {
-            let urgent: Vec<LockKey> = taken
-                .iter()
-                .filter(|pending| !pending.can_wait())
-                .map(|pending| pending.key.clone())
-                .collect();
-            if !urgent.is_empty() || calls > 0 {
-                // By key, so that two commands for one key stay in order.
-                let (go, mut wait): (Vec<_>, Vec<_>) = taken
-                    .into_iter()
-                    .partition(|pending| urgent.contains(&pending.key));
-                for pending in &mut wait {
-                    pending.has_waited = true;
-                }
-                queue.put_back(wait);
-                taken = go;
-            }
         }
         drop(queue);
         for pending in &mut taken {

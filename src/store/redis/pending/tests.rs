@@ -15,7 +15,6 @@ fn release(contended: bool, queued: bool, attempts: u32) -> Pending {
         },
         submitted: Time::from_nanos(9),
         attempts,
-        has_waited: true,
         had_it: false,
     }
 }
@@ -43,9 +42,8 @@ fn a_release_that_is_to_grant_the_lock_is_as_if_it_had_been_submitted_so() {
 }
 
 #[test]
-fn a_release_that_no_process_and_no_caller_waits_for_lets_others_go_first_until_it_is_to_grant() {
+fn a_release_that_no_process_and_no_caller_waits_for_can_wait_until_it_is_to_grant() {
     let mut pending = release(false, false, 0);
-    pending.has_waited = false;
     assert!(!pending.can_wait());
     if let Command::Release { reply, .. } = &mut pending.command {
         *reply = None;

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::super::{Address, Settings};
 use super::*;
+use crate::key::LockKey;
 use crate::store::{Notice, Outcome};
 
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
@@ -193,4 +194,39 @@ fn records_are_in_flight_in_few_calls_however_many_are_queued() {
     }
     assert!(store.take_commands(FEW_CALLS).is_none());
     assert!(store.take_commands(FEW_CALLS - 1).is_some());
+}
+
+#[test]
+fn a_release_goes_out_at_once_or_with_the_next_command_or_behind_the_call_in_flight() {
+    let store = store(MINUTE);
+    let taken = |calls| {
+        let commands = store.take_commands(calls).unwrap_or_default();
+        let commands = commands.iter().map(|pending| pending.command.bare());
+        commands.collect::<Vec<_>>()
+    };
+    store.put(1, release(1));
+    assert_eq!(taken(0), [release(1).bare()]);
+    store.put(2, release(2));
+    assert_eq!(taken(2), []);
+    assert_eq!(taken(1), []);
+    store.put(3, acquire(3));
+    assert_eq!(taken(1), [release(2).bare(), acquire(3).bare()]);
+    store.put(4, release(4));
+    assert_eq!(taken(1), []);
+    assert_eq!(taken(0), [release(4).bare()]);
+    // A caller, or a process, waits for it.
+    let (reply, _) = tokio::sync::oneshot::channel();
+    let mut awaited = release(5);
+    if let Command::Release { reply: to, .. } = &mut awaited {
+        *to = Some(reply);
+    }
+    store.put(5, awaited);
+    assert_eq!(taken(1), [release(5).bare()]);
+    let mut contended = release(6);
+    if let Command::Release { contended, .. } = &mut contended {
+        *contended = true;
+    }
+    store.put(6, release(7));
+    store.put(7, contended);
+    assert_eq!(taken(1).len(), 2);
 }
