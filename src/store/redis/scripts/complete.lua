@@ -13,13 +13,12 @@ elseif value ~= token and value ~= token .. '!' then
   return 1
 end
 call('SET', lock, record, 'PX', ARGV[3])
-if value ~= token then
-  for _, waiting in ipairs(call('LRANGE', queue, 0, -1)) do
-    local process, number = string.match(waiting, '^(%x+):(%d+)$')
-    if process then
-      call('PUBLISH', ARGV[4] .. process, 'c' .. number .. ':' .. lock)
-    end
+-- A queue can be there without a mark: its first token's lock expired, and another took it.
+for _, waiting in ipairs(call('LRANGE', queue, 0, -1)) do
+  local process, number = string.match(waiting, '^(%x+):(%d+)$')
+  if process then
+    call('PUBLISH', ARGV[4] .. process, 'c' .. number .. ':' .. lock)
   end
-  call('DEL', queue)
 end
+call('DEL', queue)
 return 2
