@@ -234,7 +234,8 @@ impl Link {
     /// Returns why no lock may be given at this time.
     pub(super) fn refuses(&mut self, now: Time) -> Option<Error> {
         let is_quarantined = self.quarantined_until.is_some_and(|until| now < until);
-        self.server.may_give = !is_quarantined;
+        // A server that is not ready may be in quarantine, or its counter of fences be lost.
+        self.server.may_give = !is_quarantined && self.unready.is_none();
         match is_quarantined {
             true => Some(Error::new(ErrorKind::Unavailable, QUARANTINED)),
             false => self.unready.clone(),
