@@ -23,7 +23,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use redis::aio::MultiplexedConnection;
-use support::{Figures, Goal};
+use support::figures::{Figures, Goal};
 use test_support::{Mode, Proxy, RedisServer, eventually, run};
 use tokio::runtime::Handle;
 use tower::{ServiceBuilder, ServiceExt, service_fn};

@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tower_distributed_lock::{LockGuard, LockManager};
 
 use crate::random;
+use crate::support::orders::text;
 use crate::support::recipe::Recipe;
 
 /// Longer than any workload takes.
@@ -195,8 +196,4 @@ impl Held {
 async fn pause() {
     let time = Duration::from_micros(1000 + random::shared() % 4000);
     tokio::time::sleep(time).await;
-}
-
-pub fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
 }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use redis::aio::MultiplexedConnection;
 use tokio::task::JoinSet;
 
-use crate::contenders::{Contender, text};
+use crate::contenders::Contender;
 use crate::random::{Random, Zipf};
-use crate::support::p99;
+use crate::support::figures::p99;
+use crate::support::orders::text;
 
 /// How long waiters may go on after the end of a workload.
 const DRAIN: Duration = Duration::from_secs(3);

@@ -4,20 +4,19 @@
 //! compare-and-delete, tried again after 1 to 5 ms), the published crates `rslock` (its delay
 //! between tries set to up to 5 ms, in place of 200) and `distributed-lock-redis` (which does not
 //! wait for a held lock, and is tried again like the recipe); and the limits: a
-//! `tokio::sync::Mutex`, a `PING`. Figures are medians over several rounds, in turns with their
-//! references.
+//! `tokio::sync::Mutex`, a message by `PUBLISH`. Figures are medians over several rounds, in turns
+//! with their references.
 //!
-//! Words behind `--` choose parts: one, once, gap, four, zipf, distinct, http, queue, memory.
+//! Words behind `--` choose parts: one, once, gap, four, zipf, queue, memory. `--quick` only shows
+//! that they run.
 //! `--svg <path>` says where the plot goes, from the top of the repository (default:
 //! `contention.svg` in cargo's target directory).
 
 #![allow(unreachable_pub)]
 
-mod clock;
 mod contenders;
 mod load;
 mod memory;
-mod monitor;
 mod one_process;
 mod plot;
 mod processes;
@@ -30,12 +29,13 @@ mod table;
 #[path = "../../tests/support/mod.rs"]
 mod test_support;
 mod worker;
-mod workers;
 
 use std::path::{Path, PathBuf};
 
 use plot::Panel;
-use support::{Figures, Goal, over_http};
+use support::figures::Figures;
+use support::options::Parts;
+use support::workers;
 use test_support::RedisServer;
 
 fn main() {
@@ -52,32 +52,30 @@ fn main() {
 }
 
 struct Chosen {
-    parts: Vec<String>,
+    parts: Parts,
     svg: PathBuf,
 }
 
 impl Chosen {
     fn from_args() -> Self {
-        let mut chosen = Self {
-            parts: Vec::new(),
-            // `tmp` lies in cargo's target directory, wherever that is.
-            svg: Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("contention.svg"),
-        };
-        let mut args = std::env::args().skip(1);
-        while let Some(arg) = args.next() {
-            if arg == "--svg" {
-                let path = args.next().expect("a path follows --svg");
-                // Cargo starts a benchmark in its package's folder, which is one below the top.
-                chosen.svg = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
-            } else if !arg.starts_with('-') {
-                chosen.parts.push(arg);
-            }
+        // `tmp` lies in cargo's target directory, wherever that is.
+        let mut svg = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("contention.svg");
+        let mut words: Vec<String> = std::env::args().skip(1).collect();
+        if let Some(at) = words.iter().position(|word| word == "--svg") {
+            words.remove(at);
+            assert!(at < words.len(), "a path follows --svg");
+            let path = words.remove(at);
+            // Cargo starts a benchmark in its package's folder, which is one below the top.
+            svg = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
         }
-        chosen
+        Self {
+            parts: Parts::of(words.into_iter()),
+            svg,
+        }
     }
 
     fn wants(&self, part: &str) -> bool {
-        self.parts.is_empty() || self.parts.iter().any(|chosen| chosen == part)
+        self.parts.wants(part)
     }
 }
 
@@ -113,13 +111,6 @@ async fn run(chosen: &Chosen) {
     }
     if chosen.wants("zipf") {
         one_process::zipf(&server, &mut figures).await.print();
-    }
-    if chosen.wants("distinct") {
-        one_process::distinct(&server, &mut figures).await;
-    }
-    if chosen.wants("http") {
-        println!();
-        over_http::compare(&server, &mut figures, &Goal::AtLeast(0.6)).await;
     }
     if chosen.wants("queue") {
         queue::measure(&mut figures).await;

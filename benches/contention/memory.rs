@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tower_distributed_lock::LockManager;
 
-use crate::contenders::text;
-use crate::support::{Figures, Goal, cpu_time};
+use crate::support::figures::{Figures, Goal};
+use crate::support::load::cpu_time;
+use crate::support::orders::text;
+use crate::support::workers::Worker;
 use crate::test_support::RedisServer;
-use crate::workers::Worker;
 
 const WAITERS: usize = 10_000;
 const KEYS: [usize; 2] = [10_000, 100_000];

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit};
 use tower_distributed_lock::LockManager;
 
-use crate::contenders::text;
-use crate::monitor::Monitor;
-use crate::support::{Figures, Goal};
+use crate::support::figures::{Figures, Goal};
+use crate::support::monitor::Monitor;
+use crate::support::orders::text;
 use crate::test_support::{RedisServer, queue_length};
 
 const BOUND: Duration = Duration::from_secs(8);

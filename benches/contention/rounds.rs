@@ -1,7 +1,7 @@
 //! Several rounds of one workload, in turns, and their medians.
 
 use crate::contenders::Kind;
-use crate::support::median;
+use crate::support::figures::{Spread, median};
 use crate::table::{Table, Values};
 
 pub struct Rounds(Vec<(Kind, Vec<Values>)>);
@@ -33,15 +33,22 @@ impl Rounds {
         }
     }
 
-    /// Returns the median, over the rounds, of one contender's value divided by the other's in the
+    /// Returns the spread of a contender's values.
+    pub fn spread(&self, kind: Kind, column: usize) -> Spread {
+        let rounds = self.0.iter().filter(|(other, _)| *other == kind);
+        let rounds = rounds.flat_map(|(_, rounds)| rounds);
+        Spread::of(rounds.map(|values| values.as_ref().map_or(f64::NAN, |values| values[column])))
+    }
+
+    /// Returns the spread, over the rounds, of one contender's value divided by the other's in the
     /// same round.
-    pub fn ratio(&self, kind: Kind, reference: Kind, column: usize) -> f64 {
+    pub fn ratio(&self, kind: Kind, reference: Kind, column: usize) -> Spread {
         let of = |kind| self.0.iter().find(|(other, _)| *other == kind);
         let (Some((_, ours)), Some((_, theirs))) = (of(kind), of(reference)) else {
-            return f64::NAN;
+            return f64::NAN.into();
         };
         let pairs = ours.iter().zip(theirs);
-        median_of(pairs.filter_map(|pair| match pair {
+        Spread::of(pairs.filter_map(|pair| match pair {
             (Ok(ours), Ok(theirs)) => Some(ours[column] / theirs[column]),
             _ => None,
         }))

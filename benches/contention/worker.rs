@@ -1,56 +1,24 @@
-//! The worker's side of a process of its own: it carries out the commands of its standard input,
-//! and ends when that is closed.
-//!
-//! A command is a line, and so is its answer.
+//! The worker's side of a process of its own.
 
-use std::io::{BufRead, Write};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
-use tokio::sync::mpsc;
 
-use crate::clock;
-use crate::contenders::{Contender, Kind, text};
+use crate::contenders::{Contender, Kind};
 use crate::load::{self, Keys, Load, Work};
 use crate::memory;
-use crate::support::median;
+use crate::support::clock;
+use crate::support::figures::median;
+use crate::support::orders::{Obey, obey_all, text};
 use crate::support::recipe::{client, connection};
 
 pub fn run(url: &str) {
-    // One thread, as several processes share few cores.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let (commands, received) = mpsc::unbounded_channel();
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines() {
-            let _ = commands.send(line.unwrap());
-        }
-        // The benchmark is over, however it ended.
-        std::process::exit(0);
-    });
-    // The runtime never stops, so that background tasks go on between the commands.
-    runtime.block_on(obey_all(url, received));
-}
-
-async fn obey_all(url: &str, mut commands: mpsc::UnboundedReceiver<String>) {
-    let mut worker = Worker {
+    obey_all(Worker {
         url: url.to_owned(),
         connected: None,
-    };
-    while let Some(line) = commands.recv().await {
-        let words: Vec<&str> = line.split(' ').collect();
-        let answer = match worker.obey(&words).await {
-            Ok(answer) => answer,
-            Err(reason) => format!("failed {}", reason.replace('\n', " ")),
-        };
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "{answer}").unwrap();
-        out.flush().unwrap();
-    }
+    });
 }
 
 struct Worker {
@@ -58,7 +26,7 @@ struct Worker {
     connected: Option<(Contender, MultiplexedConnection)>,
 }
 
-impl Worker {
+impl Obey for Worker {
     async fn obey(&mut self, words: &[&str]) -> Result<String, String> {
         match *words {
             ["connect", kind] => {
@@ -96,10 +64,12 @@ impl Worker {
             }
             ["wait", tasks] => memory::wait(&self.url, tasks.parse().map_err(text)?).await,
             ["hold", keys] => memory::hold(&self.url, keys.parse().map_err(text)?).await,
-            _ => Err(format!("unknown command: {words:?}")),
+            _ => Err(format!("unknown order: {words:?}")),
         }
     }
+}
 
+impl Worker {
     fn connected(&self) -> Result<&(Contender, MultiplexedConnection), String> {
         let connected = self.connected.as_ref();
         connected.ok_or_else(|| "not connected".to_owned())

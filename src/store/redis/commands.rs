@@ -24,7 +24,7 @@ pub(super) const MAX_FENCE: u64 = 1 << 53;
 const MARK: u8 = b'!';
 
 /// What a connection has found out about its server.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Server {
     /// Whether to take with `SET … NX GET`: if the server knows that, as it does from Redis 7.0 on,
     /// and until a lock's name has turned out to hold more than any of this crate's values, which
@@ -38,8 +38,6 @@ pub(super) struct Server {
     pub(super) epoch: Option<Vec<u8>>,
     /// Whether locks may be given.
     pub(super) may_give: bool,
-    /// Whether the counter of fences is to be raised to the clock before the next commands.
-    pub(super) is_seed_due: bool,
 }
 
 /// A command that is put to Redis.
@@ -137,12 +135,14 @@ impl Call {
     }
 }
 
-/// Puts commands to Redis, in order. Without any, it looks whether the server is there.
+/// Puts commands to Redis, in order. Without any, it looks whether the server is there. If it is
+/// `seeded`, the counter of fences is raised to the clock first.
 pub(super) fn call<'a>(
     settings: &Settings,
     server: &Server,
     commands: impl Iterator<Item = Sent<'a>> + Clone,
     how: Scripts,
+    seeded: bool,
 ) -> Call {
     let mut call = Call {
         pipeline: Pipeline::new(),
@@ -166,7 +166,7 @@ pub(super) fn call<'a>(
         call.skipped = 1;
     }
     // A fence follows the clock, so that it is lower than those of another server that takes over.
-    if server.is_seed_due && commands.clone().next().is_some() {
+    if seeded {
         let seed = call.pipeline.cmd("EVAL").arg(scripts::SEED.source);
         seed.arg(1).arg(settings.fence_name());
         call.skipped += 1;
@@ -597,4 +597,4 @@ pub(super) mod fits;
 mod properties;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

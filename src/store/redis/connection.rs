@@ -1,5 +1,6 @@
 //! One connection to Redis, made ready for the driver.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -12,6 +13,8 @@ use tokio::sync::mpsc;
 use super::Settings;
 use super::commands::{Server, refused};
 use super::connection_driver::ConnectionDriver;
+use super::in_flight::InFlightCall;
+use super::pending::Pending;
 use super::pushes::{self, Observed, Push};
 use super::scripts;
 use crate::clock::Time;
@@ -39,7 +42,8 @@ pub(super) struct Link {
     pub(super) observed: Observed,
     /// Whether grants come with a time before which they were not given.
     pub(super) dates_grants: bool,
-    pub(super) server: Server,
+    /// What is found out later holds for later calls: each call has what it was made for.
+    pub(super) server: Arc<Server>,
     /// Why no lock can be given before the server is [made ready](Link::make_ready).
     pub(super) unready: Option<Error>,
     /// Until then, no lock may be given.
@@ -153,7 +157,7 @@ async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, Red
     let watches = watches.unwrap_or_else(|| Err(closed()))?;
     let mut link = Link::new(commands, pushes, driver, observed);
     link.dates_grants = true;
-    link.server.watches = watches;
+    Arc::make_mut(&mut link.server).watches = watches;
     link.make_ready(settings).await;
     Ok(link)
 }
@@ -186,14 +190,13 @@ impl Link {
             pushes,
             observed,
             dates_grants: false,
-            server: Server {
+            server: Arc::new(Server {
                 takes_with_get: true,
                 watches: false,
                 seed: 0,
                 epoch: None,
                 may_give: true,
-                is_seed_due: false,
-            },
+            }),
             unready: Some(Error::of(ErrorKind::Unavailable)),
             quarantined_until: None,
             seeded_at: Time::now(),
@@ -212,9 +215,10 @@ impl Link {
         let ready = tokio::time::timeout(settings.command_timeout, ready);
         self.unready = match self.connection.run_until(ready).await {
             Some(Ok(Ok(ready))) => {
-                self.server.seed = ready.seed;
-                self.server.takes_with_get = ready.takes_with_get;
-                self.server.epoch = ready.epoch;
+                let server = Arc::make_mut(&mut self.server);
+                server.seed = ready.seed;
+                server.takes_with_get = ready.takes_with_get;
+                server.epoch = ready.epoch;
                 self.quarantined_until = ready.quarantined_until;
                 None
             }
@@ -223,19 +227,33 @@ impl Link {
         };
     }
 
-    /// Sees whether it is time to raise the counter of fences.
-    pub(super) fn before_sending(&mut self, now: Time) {
-        self.server.is_seed_due = now.since(self.seeded_at) >= SEED_EVERY;
-        if self.server.is_seed_due {
+    /// Returns a call of these commands.
+    pub(super) fn call(&self, sent_at: Time, commands: Vec<Pending>) -> InFlightCall {
+        let server = self.server.clone();
+        InFlightCall {
+            sent_at,
+            server,
+            commands,
+        }
+    }
+
+    /// Returns whether it is time to raise the counter of fences, which the next call then does.
+    pub(super) fn is_seed_due(&mut self, now: Time) -> bool {
+        let is_due = now.since(self.seeded_at) >= SEED_EVERY;
+        if is_due {
             self.seeded_at = now;
         }
+        is_due
     }
 
     /// Returns why no lock may be given at this time.
     pub(super) fn refuses(&mut self, now: Time) -> Option<Error> {
         let is_quarantined = self.quarantined_until.is_some_and(|until| now < until);
         // A server that is not ready may be in quarantine, or its counter of fences be lost.
-        self.server.may_give = !is_quarantined && self.unready.is_none();
+        let may_give = !is_quarantined && self.unready.is_none();
+        if self.server.may_give != may_give {
+            Arc::make_mut(&mut self.server).may_give = may_give;
+        }
         match is_quarantined {
             true => Some(Error::new(ErrorKind::Unavailable, QUARANTINED)),
             false => self.unready.clone(),

@@ -1,5 +1,6 @@
 //! Sends the queued commands, and takes the replies and messages of Redis.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 use super::RedisStore;
 use super::commands::{self, Said, Scripts, Sent, Unusable, refused};
 use super::connection::Link;
-use super::in_flight::InFlight;
+use super::in_flight::{InFlight, InFlightCall};
 use super::messages::message;
 use super::names::key_of;
 use super::passed_on::PassedOn;
@@ -164,9 +165,10 @@ impl RedisStore {
                     continue;
                 }
                 last_sent = Time::now();
-                link.before_sending(last_sent);
-                replies.push_back(self.send(&link, &commands, scripts));
-                in_flight.push(last_sent, commands);
+                let call = link.call(last_sent, commands);
+                let seeded = link.is_seed_due(last_sent);
+                replies.push_back(self.send(&link, &call, scripts, seeded));
+                in_flight.push(call);
                 scripts = Scripts::ByHash;
                 if self.has_releases_waiting() {
                     break;
@@ -204,7 +206,7 @@ impl RedisStore {
                 }
                 () = &mut overdue => {
                     let now = Time::now();
-                    let oldest = in_flight.calls.front().map_or(now, |(sent_at, _)| *sent_at);
+                    let oldest = in_flight.calls.front().map_or(now, |call| call.sent_at);
                     let due = oldest + self.settings.command_timeout;
                     let is_late = due <= now;
                     if is_late && was_late {
@@ -232,8 +234,9 @@ impl RedisStore {
                     let silent = Time::now().since(last_sent);
                     if replies.is_empty() && silent > self.longest_silence(&link, events) {
                         last_sent = Time::now();
-                        replies.push_back(self.send(&link, &[], scripts));
-                        in_flight.push(last_sent, Vec::new());
+                        let call = link.call(last_sent, Vec::new());
+                        replies.push_back(self.send(&link, &call, scripts, false));
+                        in_flight.push(call);
                     }
                 }
             }
@@ -255,11 +258,12 @@ impl RedisStore {
     fn send(
         &self,
         link: &Link,
-        pending: &[Pending],
+        call: &InFlightCall,
         scripts: Scripts,
+        seeded: bool,
     ) -> impl Future<Output = Result<Vec<Value>, RedisError>> + use<> {
-        let commands = pending.iter().map(Pending::sent);
-        let call = commands::call(&self.settings, &link.server, commands, scripts);
+        let commands = call.commands.iter().map(Pending::sent);
+        let call = commands::call(&self.settings, &call.server, commands, scripts, seeded);
         let mut connection = link.commands.clone();
         async move {
             connection
@@ -274,7 +278,7 @@ impl RedisStore {
         let releases: Vec<(LockKey, Command)> = in_flight
             .calls
             .iter()
-            .flat_map(|(_, commands)| commands)
+            .flat_map(|call| &call.commands)
             .filter_map(|pending| match pending.command {
                 Command::Acquire { token, .. } => Some((pending.key.clone(), regrant(token))),
                 _ => None,
@@ -282,7 +286,10 @@ impl RedisStore {
             .collect();
         let error = no_reply(&self.settings.command_timeout);
         while !in_flight.calls.is_empty() {
-            self.fail(in_flight.pop(), &error, true, events);
+            let InFlightCall {
+                sent_at, commands, ..
+            } = in_flight.pop();
+            self.fail(sent_at, commands, &error, true, events);
         }
         if !releases.is_empty() {
             let commands = releases.iter().map(|(key, command)| Sent {
@@ -290,7 +297,8 @@ impl RedisStore {
                 command,
                 is_repeated: false,
             });
-            let call = commands::call(&self.settings, &link.server, commands, Scripts::BySource);
+            let scripts = Scripts::BySource;
+            let call = commands::call(&self.settings, &link.server, commands, scripts, false);
             // Whatever Redis carries out later than that expires by itself.
             let patience = Duration::from_secs(30);
             tokio::spawn(async move {
@@ -337,18 +345,22 @@ impl RedisStore {
         passed_on: &mut PassedOn,
         events: &impl Events,
     ) -> Result<(), Undelivered> {
-        let Some((sent_at, commands)) = in_flight.calls.front() else {
+        let Some(call) = in_flight.calls.front() else {
             return Err(Undelivered::OfNoUse(unexpected()));
         };
-        let commands = commands.iter().map(Pending::sent);
-        let replies = commands::replies(&self.settings, &link.server, commands, values)?;
-        link.observed.reply_to(*sent_at);
+        let commands = call.commands.iter().map(Pending::sent);
+        let replies = commands::replies(&self.settings, &call.server, commands, values)?;
+        link.observed.reply_to(call.sent_at);
         if let Some(error) = replies.no_tracking {
             crate::trace::no_tracking(&error);
-            link.server.watches = false;
+            Arc::make_mut(&mut link.server).watches = false;
         }
-        link.server.takes_with_get &= !replies.found_too_much;
-        let (sent_at, commands) = in_flight.pop();
+        if replies.found_too_much {
+            Arc::make_mut(&mut link.server).takes_with_get = false;
+        }
+        let InFlightCall {
+            sent_at, commands, ..
+        } = in_flight.pop();
         let mut of_no_use = Ok(());
         let now = Time::now();
         for (mut pending, said) in commands.into_iter().zip(replies.said) {

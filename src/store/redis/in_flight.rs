@@ -1,11 +1,21 @@
 //! [`InFlight`]: the calls that Redis has not replied to.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::RedisStore;
+use super::commands::Server;
 use super::pending::Pending;
 use crate::clock::Time;
+
+/// A call that has no reply yet.
+pub(super) struct InFlightCall {
+    pub(super) sent_at: Time,
+    /// What the server was found to be like when the call was made.
+    pub(super) server: Arc<Server>,
+    pub(super) commands: Vec<Pending>,
+}
 
 /// The calls that have no reply yet, in the order in which they were sent, which is that of the
 /// replies.
@@ -13,7 +23,7 @@ use crate::clock::Time;
 /// When this is dropped, the commands go back into the queue: to carry one out twice does no harm.
 pub(super) struct InFlight<'a> {
     pub(super) store: &'a RedisStore,
-    pub(super) calls: VecDeque<(Time, Vec<Pending>)>,
+    pub(super) calls: VecDeque<InFlightCall>,
     /// Releases and completions that Redis refused. They are tried again.
     pub(super) refused: Vec<Pending>,
 }
@@ -27,26 +37,24 @@ impl<'a> InFlight<'a> {
         }
     }
 
-    pub(super) fn pop(&mut self) -> (Time, Vec<Pending>) {
+    pub(super) fn pop(&mut self) -> InFlightCall {
         let call = self.calls.pop_front().expect("a reply belongs to a call");
-        self.store
-            .in_flight
-            .fetch_sub(call.1.len(), Ordering::AcqRel);
+        let count = call.commands.len();
+        self.store.in_flight.fetch_sub(count, Ordering::AcqRel);
         call
     }
 
-    pub(super) fn push(&mut self, sent_at: Time, commands: Vec<Pending>) {
-        self.store
-            .in_flight
-            .fetch_add(commands.len(), Ordering::AcqRel);
-        self.calls.push_back((sent_at, commands));
+    pub(super) fn push(&mut self, call: InFlightCall) {
+        let count = call.commands.len();
+        self.store.in_flight.fetch_add(count, Ordering::AcqRel);
+        self.calls.push_back(call);
     }
 
     /// Puts the commands of all calls back into the queue, to be sent again.
     pub(super) fn recall(&mut self) {
         let mut commands = Vec::new();
         while !self.calls.is_empty() {
-            commands.extend(self.pop().1);
+            commands.extend(self.pop().commands);
         }
         self.store.put_back(commands);
     }

@@ -246,7 +246,8 @@ impl RedisStore {
     /// Fails the commands of a call. Those that end a hold are put back.
     pub(super) fn fail(
         &self,
-        (sent_at, commands): (Time, Vec<Pending>),
+        sent_at: Time,
+        commands: Vec<Pending>,
         error: &Error,
         is_unknown: bool,
         events: &impl Events,

@@ -31,16 +31,14 @@ fn kinds() -> impl Strategy<Value = Vec<Kinds>> {
 }
 
 fn servers() -> impl Strategy<Value = Server> {
-    any::<[bool; 5]>().prop_map(
-        |[takes_with_get, watches, has_epoch, may_give, is_seed_due]| Server {
-            takes_with_get,
-            watches,
-            seed: SEED,
-            epoch: has_epoch.then(|| EPOCH.to_vec()),
-            may_give,
-            is_seed_due,
-        },
-    )
+    let facts = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    facts.prop_map(|(takes_with_get, watches, has_epoch, may_give)| Server {
+        takes_with_get,
+        watches,
+        seed: SEED,
+        epoch: has_epoch.then(|| EPOCH.to_vec()),
+        may_give,
+    })
 }
 
 /// Makes the commands of a call.
@@ -70,7 +68,11 @@ impl Mix {
     }
 
     fn call(&self, server: &Server) -> Call {
-        call(&self.settings, server, self.sent(), Scripts::ByHash)
+        self.call_after(server, false)
+    }
+
+    fn call_after(&self, server: &Server, seeded: bool) -> Call {
+        call(&self.settings, server, self.sent(), Scripts::ByHash, seeded)
     }
 
     fn read(&self, server: &Server, values: &[Value]) -> Result<Replies, Unusable> {
@@ -184,9 +186,10 @@ proptest! {
         kinds in kinds(),
         server in servers(),
         choices in choices(),
+        seeded in any::<bool>(),
     ) {
         let mix = Mix::of(kinds);
-        let call = mix.call(&server);
+        let call = mix.call_after(&server, seeded);
         prop_assert_eq!(call.pipeline.cmd_iter().count(), call.skipped + call.replies);
         let mut returned = all_documented(&call, &choices);
         prop_assert_eq!(returned.len(), call.replies);

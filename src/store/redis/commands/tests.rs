@@ -22,13 +22,12 @@ pub(super) fn settings() -> Settings {
 }
 
 /// A server of this day, which tracks nothing and has no quarantine.
-pub(super) const SERVER: Server = Server {
+pub(in crate::store::redis) const SERVER: Server = Server {
     takes_with_get: true,
     watches: false,
     seed: SEED,
     epoch: None,
     may_give: true,
-    is_seed_due: false,
 };
 
 /// A server of the days before `SET` took `NX` and `GET` together.
@@ -157,7 +156,13 @@ pub(super) fn words_of(call: &Call) -> Vec<String> {
 }
 
 fn sends(server: &Server, all: &[Sent<'_>]) -> Vec<String> {
-    let call = call(&settings(), server, all.iter().copied(), Scripts::ByHash);
+    let call = call(
+        &settings(),
+        server,
+        all.iter().copied(),
+        Scripts::ByHash,
+        false,
+    );
     words_of(&call)
 }
 
@@ -304,8 +309,14 @@ fn a_call_without_commands_looks_whether_the_server_is_there_and_has_its_data() 
 fn scripts_that_redis_has_forgotten_go_with_their_sources() {
     let (key, all) = (lock(), commands());
     let all = all.iter().map(|command| sent(&key, command));
-    let by_hash = words_of(&call(&settings(), &SERVER, all.clone(), Scripts::ByHash));
-    let by_source = words_of(&call(&settings(), &SERVER, all, Scripts::BySource));
+    let by_hash = words_of(&call(
+        &settings(),
+        &SERVER,
+        all.clone(),
+        Scripts::ByHash,
+        false,
+    ));
+    let by_source = words_of(&call(&settings(), &SERVER, all, Scripts::BySource, false));
     let expected: Vec<_> = by_hash
         .iter()
         .map(|words| words.replacen("EVALSHA ", "EVAL ", 1))

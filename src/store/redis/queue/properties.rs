@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::tests::{MINUTE, Outcomes, closed, store};
 use super::*;
 use crate::store::Record;
-use crate::store::redis::in_flight::InFlight;
+use crate::store::redis::commands::tests::SERVER;
+use crate::store::redis::in_flight::{InFlight, InFlightCall};
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -78,7 +79,7 @@ fn send(store: &RedisStore, in_flight: &mut InFlight<'_>, late: &HashSet<u64>) {
             );
         }
         // Only a command that was refused, or a release that is to grant the lock, comes late.
-        let before = in_flight.calls.iter().flat_map(|(_, commands)| commands);
+        let before = in_flight.calls.iter().flat_map(|call| &call.commands);
         for earlier in before.filter(of_key) {
             assert!(
                 earlier.number < pending.number || late.contains(&pending.number),
@@ -86,7 +87,11 @@ fn send(store: &RedisStore, in_flight: &mut InFlight<'_>, late: &HashSet<u64>) {
             );
         }
     }
-    in_flight.push(Time::now(), commands);
+    in_flight.push(InFlightCall {
+        sent_at: Time::now(),
+        server: SERVER.into(),
+        commands,
+    });
 }
 
 proptest! {
@@ -108,7 +113,7 @@ proptest! {
                 }
                 Step::Send => send(&store, &mut in_flight, &late),
                 Step::Replied(bits) if !in_flight.calls.is_empty() => {
-                    for (place, pending) in in_flight.pop().1.into_iter().enumerate() {
+                    for (place, pending) in in_flight.pop().commands.into_iter().enumerate() {
                         if pending.ends_hold() && bits >> (place % 8) & 1 == 1 {
                             late.insert(pending.number);
                             in_flight.keep(pending);
@@ -116,12 +121,13 @@ proptest! {
                     }
                 }
                 Step::Fails if !in_flight.calls.is_empty() => {
-                    store.fail(in_flight.pop(), &closed(), true, &outcomes);
+                    let call = in_flight.pop();
+                    store.fail(call.sent_at, call.commands, &closed(), true, &outcomes);
                     // The connection is closed then.
                     in_flight.recall();
                 }
                 Step::ToBeGranted(bits) if !in_flight.calls.is_empty() => {
-                    for (place, mut pending) in in_flight.pop().1.into_iter().enumerate() {
+                    for (place, mut pending) in in_flight.pop().commands.into_iter().enumerate() {
                         let Command::Release { contended: false, queued: false, .. } =
                             pending.command
                         else {

@@ -6,12 +6,14 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::clock;
-use crate::contenders::Kind;
+use super::clock;
 use crate::test_support::RedisServer;
 
 /// Set for a worker only.
 pub const URL: &str = "TOWER_DISTRIBUTED_LOCK_BENCH_URL";
+
+/// Set for a worker whose runtime is to have this many threads.
+pub const THREADS: &str = "TOWER_DISTRIBUTED_LOCK_BENCH_THREADS";
 
 /// No workload takes so long.
 const BOUND: Duration = Duration::from_secs(40);
@@ -20,13 +22,19 @@ const BOUND: Duration = Duration::from_secs(40);
 pub struct Worker {
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
-    _child: Child,
+    child: Child,
 }
 
 impl Worker {
+    /// Starts a worker with a runtime of one thread, as several processes share few cores.
     pub fn start(server: &RedisServer) -> Self {
+        Self::with_threads(server, 1)
+    }
+
+    pub fn with_threads(server: &RedisServer, threads: usize) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .env(URL, server.url())
+            .env(THREADS, threads.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -35,8 +43,12 @@ impl Worker {
         Self {
             input: child.stdin.take().unwrap(),
             output: BufReader::new(child.stdout.take().unwrap()).lines(),
-            _child: child,
+            child,
         }
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
     }
 
     pub async fn ask(&mut self, line: &str) -> Result<String, String> {
@@ -63,16 +75,7 @@ impl Worker {
     }
 }
 
-/// Starts `count` processes that are connected to the same lock.
-pub async fn start(server: &RedisServer, kind: Kind, count: usize) -> Result<Vec<Worker>, String> {
-    let mut workers: Vec<_> = (0..count).map(|_| Worker::start(server)).collect();
-    for worker in &mut workers {
-        worker.ask(&format!("connect {}", kind.word())).await?;
-    }
-    Ok(workers)
-}
-
-/// Gives all workers the same command at the same time. Returns their answers.
+/// Gives all workers the same order at the same time. Returns their answers.
 pub async fn ask_all(workers: &mut [Worker], line: &str) -> Result<Vec<String>, String> {
     for worker in &mut *workers {
         worker.tell(line).await?;
