@@ -195,7 +195,7 @@ MUTANTS = [
     (
         "a completion trusts the mark",
         [(COMPLETE, "for _, waiting in", "if value == token then\n  return 2\nend\nfor _, waiting in")],
-        ["--test scripts whatever_clients_do"],
+        ["--test scripts those_who_waited_for_a_lease"],
     ),
     (
         "a quarantine that a new connection finds is not kept",

@@ -1934,6 +1934,47 @@ fn whatever_clients_do_redis_replies_tells_and_keeps_what_the_model_does() {
         .unwrap_or_else(|error| panic!("{error}"));
 }
 
+/// A take does not look into the queue, and leaves no mark.
+#[test]
+fn those_who_waited_for_a_lease_that_expired_are_told_of_a_record() {
+    let call = |client, kind| {
+        Step::Call(Call {
+            client,
+            operations: vec![Operation {
+                kind,
+                key: 0,
+                process: client,
+                number: 1,
+            }],
+            times: TIMES[0],
+            takes_with_get: true,
+            is_seed_due: false,
+            may_give: true,
+            is_repeated: false,
+            by_source: false,
+        })
+    };
+    let acquire = |queue| Kind::Acquire {
+        queue,
+        again: false,
+        may_be_record: true,
+    };
+    let steps = [
+        call(0, acquire(false)),
+        call(1, acquire(true)),
+        Step::Happens(Event::OwnerExpires, 0),
+        call(2, acquire(false)),
+        call(2, Kind::Complete(0)),
+    ];
+    let mut world = World::start(Sources::as_they_are());
+    world.run(None, &steps).unwrap();
+    // Where only a marked lock's waiters are told, this fails.
+    let from = "for _, waiting in";
+    let to = "if value == token then return 2 end\nfor _, waiting in";
+    let mut world = World::start(changed(Script::Complete, from, to));
+    world.run(None, &steps).unwrap_err();
+}
+
 #[test]
 fn clients_at_the_same_time_are_served_as_if_one_after_the_other() {
     const CASES: u32 = 40;
