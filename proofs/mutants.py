@@ -25,7 +25,11 @@ GRANT = "src/manager/slot/machine/grant.rs"
 EVENT = "src/manager/core/event.rs"
 BACKGROUND = "src/manager/background.rs"
 COMMANDS = "src/store/redis/commands.rs"
+CONNECTION = "src/store/redis/connection.rs"
 ACQUIRE = "src/store/redis/scripts/acquire.lua"
+RENEW = "src/store/redis/scripts/renew.lua"
+COMPLETE = "src/store/redis/scripts/complete.lua"
+QUARANTINE = "src/store/redis/scripts/quarantine.lua"
 
 # The mistake; for each change, the file, the code, and the code in its place; the tests that must
 # notice, each on its own.
@@ -131,6 +135,93 @@ MUTANTS = [
         "a counter that was lost is used",
         [(COMMANDS, "if fence >= server.seed + takes => Ok(fence)", "=> Ok(fence)")],
         ["--lib a_fence_that_is_not_above_the_seed"],
+    ),
+    (
+        "a new connection goes on with a counter that was lost",
+        [
+            (
+                CONNECTION,
+                'redis::cmd("EVAL");\n    seed.arg(scripts::SEED.source).arg(1).arg(fence);',
+                'redis::cmd("INCRBY");\n    seed.arg(fence).arg(0);',
+            )
+        ],
+        [
+            "--test it fencing_tokens_go_on_rising_whatever",
+            "--test it a_server_that_was_restarted_empty",
+        ],
+    ),
+    (
+        "fences are seeded at connect only",
+        [(CONNECTION, "SEED_EVERY: Duration = Duration::from_millis(100)", "SEED_EVERY: Duration = Duration::from_secs(100)")],
+        ["--test it fences_follow_the_clock"],
+    ),
+    (
+        "a lock gets no mark",
+        [(ACQUIRE, "    call('SET', lock, value .. '!', 'KEEPTTL')\n", "")],
+        ["--test scripts whatever_clients_do"],
+    ),
+    (
+        "a renewal removes the mark",
+        [(RENEW, "redis.call('PEXPIRE', KEYS[1], ARGV[2])", "redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])")],
+        ["--test scripts whatever_clients_do"],
+    ),
+    (
+        "a take that is sent again trusts its own token",
+        [
+            (COMMANDS, "} if !self.is_repeated => Way::Take,", "} => Way::Take,"),
+            (COMMANDS, "self.take(server, sent)?", "self.take(settings, server, sent)?"),
+            (COMMANDS, "fn take(&mut self, server: &Server,", "fn take(&mut self, settings: &Settings, server: &Server,"),
+            (
+                COMMANDS,
+                "            Ok(Value::BulkString(value)) => {\n",
+                "            Ok(Value::BulkString(value)) if is_token(&value, &sent.token(settings)) => {\n"
+                "                said(acquired(false))\n            }\n"
+                "            Ok(Value::BulkString(value)) => {\n",
+            ),
+        ],
+        [
+            "--lib any_other_acquire_goes_by_the_script",
+            "--test it a_take_that_is_sent_again",
+        ],
+    ),
+    (
+        "an acquire that is sent again renews nothing",
+        [(ACQUIRE, "  call('PEXPIRE', lock, ttl)\n", "")],
+        [
+            "--test scripts whatever_clients_do",
+            "--test it a_take_that_is_sent_again",
+        ],
+    ),
+    (
+        "a completion trusts the mark",
+        [(COMPLETE, "for _, waiting in", "if value == token then\n  return 2\nend\nfor _, waiting in")],
+        ["--test scripts those_who_waited_for_a_lease"],
+    ),
+    (
+        "a quarantine that a new connection finds is not kept",
+        [(CONNECTION, "self.quarantined_until = ready.quarantined_until;", "let _ = ready.quarantined_until;")],
+        [
+            "--test it a_server_that_was_restarted_empty",
+            "--test it a_promoted_replica_that_lacks",
+        ],
+    ),
+    (
+        "a quarantine looks only for lost data",
+        [(QUARANTINE, "if known ~= server then", "if not known then")],
+        [
+            "--test scripts whatever_clients_do",
+            "--test it a_promoted_replica_that_lacks",
+        ],
+    ),
+    (
+        "the epoch of another connection counts",
+        [(COMMANDS, "Some(known)) if epoch == *known => {}", "Some(_)) if epoch != *b\"\" => {}")],
+        ["--lib another_epoch_says_that_data_was_lost"],
+    ),
+    (
+        "a server that is not ready grants locks",
+        [(CONNECTION, " && self.unready.is_none()", "")],
+        ["--test it while_the_quarantine_is_not_known"],
     ),
     (
         "a run past its lease succeeds where Redis is silent",

@@ -25,7 +25,9 @@ mod world;
 
 use redis::Mutation;
 use stateright::{Checker, HasDiscoveries, Model};
-use world::{FENCES, Faults, LAST, MEANT, Mutant, ONCE, OVERLAP, PROMPT, Plan, SERVED, TTL};
+use world::{
+    FENCES, FOLLOWS, Faults, LAST, MEANT, Mutant, ONCE, OVERLAP, PROMPT, Plan, SERVED, TTL,
+};
 
 const NONE: Faults = Faults {
     delays: 0,
@@ -36,6 +38,7 @@ const NONE: Faults = Faults {
     crashes: 0,
     foreign: 0,
     data_losses: 0,
+    take_overs: 0,
     lost_pushes: 0,
     other_commands: 0,
 };
@@ -254,6 +257,37 @@ fn with_data_that_is_lost_and_quarantine() {
             faults: Faults {
                 delays,
                 data_losses,
+                ..NONE
+            },
+            records,
+            quarantine: true,
+            ..PLAN
+        });
+    }
+}
+
+#[test]
+fn with_servers_that_take_over() {
+    let (delays, take_overs) = (1, 1);
+    holds(
+        &[1, 1],
+        Faults {
+            delays,
+            take_overs,
+            ..NONE
+        },
+    );
+}
+
+#[test]
+fn with_servers_that_take_over_and_quarantine() {
+    let take_overs = 1;
+    for (records, delays) in [(false, 2), (true, 1)] {
+        explore(Plan {
+            requests: &[1, 1],
+            faults: Faults {
+                delays,
+                take_overs,
                 ..NONE
             },
             records,
@@ -595,6 +629,49 @@ fn a_lock_that_is_given_in_quarantine_overlaps() {
             ..PLAN
         },
     );
+}
+
+#[test]
+fn a_quarantine_that_is_not_looked_for_on_a_new_connection_overlaps() {
+    let mutants = [
+        Mutant::QuarantineOnlyAtFirst,
+        Mutant::Script(Mutation::EpochOfAnotherServer),
+    ];
+    for mutant in mutants {
+        finds_in(
+            OVERLAP,
+            Plan {
+                requests: &[1, 1],
+                faults: Faults {
+                    take_overs: 1,
+                    ..NONE
+                },
+                quarantine: true,
+                mutant: Some(mutant),
+                ..PLAN
+            },
+        );
+    }
+}
+
+#[test]
+fn fences_fall_when_a_new_connection_does_not_seed_a_counter_that_was_lost() {
+    let faults = Faults {
+        data_losses: 1,
+        ..NONE
+    };
+    finds(FENCES, Mutant::NoSeedAtReconnect, &[1, 1], faults);
+}
+
+#[test]
+fn fences_that_are_seeded_at_connect_only_stay_behind_the_clock() {
+    let (delays, data_losses) = (4, 1);
+    let faults = Faults {
+        delays,
+        data_losses,
+        ..NONE
+    };
+    finds(FOLLOWS, Mutant::SeedsOnlyAtConnect, &[2], faults);
 }
 
 #[test]

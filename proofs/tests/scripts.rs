@@ -15,7 +15,7 @@ use std::fmt::Debug;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use model::{Message, Mutation, Owner, Process, Record, Redis, Reply, Server, Times, Token};
+use model::{Epoch, Message, Mutation, Owner, Process, Record, Redis, Reply, Server, Times, Token};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -32,19 +32,22 @@ enum Script {
     Renew,
     Complete,
     Seed,
+    Quarantine,
 }
 
-const SCRIPTS: [&str; 6] = [
+const SCRIPTS: [&str; 7] = [
     include_str!("../../src/store/redis/scripts/acquire.lua"),
     include_str!("../../src/store/redis/scripts/release.lua"),
     include_str!("../../src/store/redis/scripts/grant.lua"),
     include_str!("../../src/store/redis/scripts/renew.lua"),
     include_str!("../../src/store/redis/scripts/complete.lua"),
     include_str!("../../src/store/redis/scripts/seed.lua"),
+    include_str!("../../src/store/redis/scripts/quarantine.lua"),
 ];
 
 // The names that the crate gives to its keys and channels, with the prefix `lock:`.
 const FENCE: &str = "{lock:}:fence";
+const EPOCH: &str = "{lock:}:epoch";
 const INBOX: &str = "lock:inbox:";
 const OWNERS: [&str; 2] = ["lock:a", "lock:{u}b"];
 const QUEUES: [&str; 2] = ["{lock:a}:queue", "{u}:queue:lock:{u}b"];
@@ -66,6 +69,9 @@ const FOREIGN: [&str; 11] = [
     "0000000000000000000000000000000a0:1",
     "000000000000000000000000000000g0:1",
 ];
+
+/// Values that are no epoch, and that another client writes in its place.
+const NO_EPOCHS: [&str; 3] = ["", "0", "g0 1700000000000"];
 
 /// Records, which are put in a lock's place: any bytes that are no token. None is among `FOREIGN`.
 const RECORDS: [&[u8]; 2] = [
@@ -167,20 +173,36 @@ enum Event {
     QueueExpires,
     QueueOfWrongType,
     FenceOfWrongType,
+    FenceDeleted,
     /// The clock is set back, as far as scripts can tell: the counter of fences is ahead.
     ClockSetBack,
     Flushed,
+    EpochReplaced(&'static str),
+    EpochSpoilt,
+    /// Another server with the same data takes over, as far as scripts can tell.
+    TakenOver,
 }
 
 #[derive(Clone, Debug)]
 enum Step {
     Call(Call),
     /// A new connection, on which the counter of fences is seeded.
-    Connects(Process),
+    Connects(Process, Settings),
     Listens(Process, bool),
     Happens(Event, usize),
     /// The server forgets the scripts.
     ScriptsFlushed,
+    /// The server saves its data.
+    Saves,
+    /// The server is killed and started again. What it did not save is lost. All connect again.
+    Restarts,
+}
+
+/// What a process is set to when it connects.
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    ttl_ms: u64,
+    quarantine: bool,
 }
 
 fn key() -> impl Strategy<Value = usize> {
@@ -226,6 +248,7 @@ fn plain_event() -> impl Strategy<Value = Event> {
         2 => Just(Event::OwnerDeleted),
         1 => Just(Event::OwnerPersisted),
         1 => Just(Event::QueueDeleted),
+        1 => Just(Event::FenceDeleted),
         1 => Just(Event::Flushed),
     ]
 }
@@ -239,7 +262,18 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::QueueOfWrongType),
         1 => Just(Event::FenceOfWrongType),
         1 => Just(Event::ClockSetBack),
+        1 => select(&NO_EPOCHS[..]).prop_map(Event::EpochReplaced),
+        1 => Just(Event::EpochSpoilt),
+        2 => Just(Event::TakenOver),
     ]
+}
+
+fn connects(process: impl Strategy<Value = Process>) -> impl Strategy<Value = Step> {
+    let times = select(&TIMES[..]);
+    (process, times, any::<bool>()).prop_map(|(process, times, quarantine)| {
+        let ttl_ms = times.ttl_ms;
+        Step::Connects(process, Settings { ttl_ms, quarantine })
+    })
 }
 
 fn call(client: impl Strategy<Value = Process>) -> impl Strategy<Value = Step> {
@@ -267,11 +301,13 @@ fn call(client: impl Strategy<Value = Process>) -> impl Strategy<Value = Step> {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        20 => call(0..PROCESSES),
-        1 => (0..PROCESSES).prop_map(Step::Connects),
-        3 => (0..PROCESSES, any::<bool>()).prop_map(|(process, does)| Step::Listens(process, does)),
-        8 => (event(), key()).prop_map(|(event, key)| Step::Happens(event, key)),
-        1 => Just(Step::ScriptsFlushed),
+        40 => call(0..PROCESSES),
+        4 => connects(0..PROCESSES),
+        6 => (0..PROCESSES, any::<bool>()).prop_map(|(process, does)| Step::Listens(process, does)),
+        18 => (event(), key()).prop_map(|(event, key)| Step::Happens(event, key)),
+        2 => Just(Step::ScriptsFlushed),
+        2 => Just(Step::Saves),
+        1 => Just(Step::Restarts),
     ];
     vec(step, 1..=40)
 }
@@ -281,7 +317,7 @@ fn programs() -> impl Strategy<Value = Vec<Vec<Step>>> {
     let process = |process| {
         let step = prop_oneof![
             8 => call(Just(process)),
-            1 => Just(Step::Connects(process)),
+            1 => connects(Just(process)),
             1 => any::<bool>().prop_map(move |does| Step::Listens(process, does)),
         ];
         vec(step, 5..=25)
@@ -348,8 +384,12 @@ impl Event {
             Self::QueueExpires => &[&["PEXPIRE", queue, "1"]],
             Self::QueueOfWrongType => &[&["SET", queue, "x"]],
             Self::FenceOfWrongType => &[&["DEL", FENCE], &["RPUSH", FENCE, "x"]],
+            Self::FenceDeleted => &[&["DEL", FENCE]],
             Self::ClockSetBack => &[&["SET", FENCE, &fence]],
             Self::Flushed => &[&["FLUSHALL"]],
+            Self::EpochReplaced(text) => &[&["SET", EPOCH, text]],
+            Self::EpochSpoilt => &[&["APPEND", EPOCH, " "]],
+            Self::TakenOver => &[&["DEBUG", "CHANGE-REPL-ID"]],
         };
         commands.iter().map(|words| command(words)).collect()
     }
@@ -398,12 +438,53 @@ enum Piece {
     Script(Script, Operation),
     /// So many acquires.
     Count(u64),
+    /// Before a connection is used.
+    Quarantine(Settings),
+    /// The read of the epoch.
+    Epoch,
+}
+
+/// What a process knows of its connection.
+#[derive(Clone, Debug)]
+struct Link {
+    settings: Settings,
+    /// What the counter of fences had when it connected. `None`: it could not be seeded, and so no
+    /// lock may be given.
+    seed: Option<u64>,
+    /// The epoch then, with quarantine.
+    epoch: Option<Value>,
+}
+
+impl Link {
+    fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            seed: None,
+            epoch: None,
+        }
+    }
+
+    fn server(&self, may_give: bool) -> Server {
+        Server {
+            seed: self.seed.unwrap_or_default(),
+            may_give: may_give && self.seed.is_some(),
+        }
+    }
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self::new(Settings {
+            ttl_ms: TIMES[0].ttl_ms,
+            quarantine: true,
+        })
+    }
 }
 
 impl Call {
-    fn pieces(&self) -> Vec<Piece> {
+    fn pieces(&self, link: &Link, slip: Option<Slip>) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        if self.is_seed_due {
+        if self.is_seed_due && slip != Some(Slip::NoSeedWithCalls) {
             pieces.push(Piece::Seed);
         }
         for operation in &self.operations {
@@ -430,7 +511,10 @@ impl Call {
         }
         match self.acquires() {
             0 => {}
-            acquires => pieces.push(Piece::Count(acquires)),
+            acquires => {
+                pieces.push(Piece::Count(acquires));
+                pieces.extend(link.epoch.as_ref().map(|_| Piece::Epoch));
+            }
         }
         pieces
     }
@@ -438,13 +522,6 @@ impl Call {
     fn acquires(&self) -> u64 {
         let is_acquire = |operation: &&Operation| operation.kind.is_acquire();
         self.operations.iter().filter(is_acquire).count() as u64
-    }
-
-    fn server(&self, seed: u64) -> Server {
-        Server {
-            seed,
-            may_give: self.may_give,
-        }
     }
 }
 
@@ -469,6 +546,12 @@ enum Slip {
     OneIsCounted,
     /// A counter that was lost is taken for the old one.
     LostCounterIsUsed,
+    /// A new connection goes on with the counter as it is.
+    NoSeedAtConnect,
+    /// The counter is not raised to the clock where that is due.
+    NoSeedWithCalls,
+    /// Another epoch is taken for the one that was there at connect.
+    AnotherEpochIsUsed,
 }
 
 impl Sources {
@@ -493,18 +576,27 @@ impl Sources {
 
     fn seed(&self) -> Cmd {
         let mut seed = cmd("EVAL");
-        seed.arg(&self.sources[Script::Seed as usize])
-            .arg(1)
-            .arg(FENCE);
+        let source = &self.sources[Script::Seed as usize];
+        seed.arg(source).arg(1).arg(FENCE);
         seed
     }
 
-    fn command(&self, call: &Call, seed: u64, piece: Piece) -> Cmd {
+    fn quarantine(&self, settings: Settings) -> Cmd {
+        let mut quarantine = cmd("EVAL");
+        let source = &self.sources[Script::Quarantine as usize];
+        quarantine.arg(source).arg(1).arg(EPOCH);
+        quarantine.arg(settings.ttl_ms);
+        quarantine
+    }
+
+    fn command(&self, call: &Call, server: Server, piece: Piece) -> Cmd {
         let token =
             |operation: &Operation| format!("{}:{}", id(operation.process), operation.number);
         let (ttl, lock) = (call.times.ttl_ms, |of: &Operation| OWNERS[of.key]);
         match piece {
             Piece::Seed => self.seed(),
+            Piece::Quarantine(settings) => self.quarantine(settings),
+            Piece::Epoch => command(&["GET", EPOCH]),
             Piece::Take(of) | Piece::TakeUnread(of) => {
                 let mut take = cmd("SET");
                 take.arg(lock(&of)).arg(token(&of)).arg("NX");
@@ -538,7 +630,8 @@ impl Sources {
                 let keys = match script {
                     Script::Release | Script::Renew => &keys[..1],
                     Script::Acquire | Script::Complete => &keys[..2],
-                    Script::Grant | Script::Seed => &keys[..],
+                    Script::Grant => &keys[..],
+                    Script::Seed | Script::Quarantine => unreachable!("it is about no lock"),
                 };
                 run.arg(keys.len()).arg(keys).arg(token(&of));
                 match (script, of.kind) {
@@ -555,7 +648,7 @@ impl Sources {
                     }
                     (Script::Grant, _) => {
                         run.arg(call.times.grant_ttl_ms).arg(INBOX);
-                        run.arg(seed).arg(u8::from(call.may_give));
+                        run.arg(server.seed).arg(u8::from(server.may_give));
                     }
                     (_, Kind::Renew) => drop(run.arg(ttl)),
                     (_, Kind::Complete(record)) => {
@@ -583,6 +676,10 @@ struct Done {
     value: Value,
     /// What those that got their lock are given, if all of the call counts.
     fences: Vec<u64>,
+    /// Whether it is the first of its call.
+    is_first: bool,
+    /// Whether the fences of the call are to be above the clock.
+    is_seed_due: bool,
 }
 
 /// Carries out a call, and what follows from its replies. `send` sends commands in one write, and
@@ -590,27 +687,43 @@ struct Done {
 fn carry_out(
     sources: &Sources,
     call: &Call,
-    seed: &mut u64,
+    link: &mut Link,
     send: &mut impl FnMut(&[Cmd]) -> Vec<Value>,
     tell: &mut impl FnMut(Vec<Done>) -> Check,
 ) -> Check {
     let mut call = call.clone();
     for _ in 0..20 {
-        let pieces = call.pieces();
-        let command = |piece: &Piece| sources.command(&call, *seed, *piece);
+        if link.seed.is_none() {
+            connect(sources, link, send, tell)?;
+        }
+        if link.seed.is_none() {
+            call.operations
+                .retain(|operation| !operation.kind.is_acquire());
+        }
+        let server = link.server(call.may_give);
+        let pieces = call.pieces(link, sources.slip);
+        let command = |piece: &Piece| sources.command(&call, server, *piece);
         let commands: Vec<Cmd> = pieces.iter().map(command).collect();
         let values = send(&commands);
-        let server = call.server(*seed);
         let is_unknown = values.iter().any(|value| is_error(value, "NOSCRIPT"));
         ensure(!(is_unknown && call.by_source), || {
             "a script that came along is not known".to_owned()
         })?;
-        let last = match (pieces.last(), values.last()) {
-            (Some(Piece::Count(_)), Some(Value::Int(last))) => Some(*last as u64),
-            _ => None,
-        };
-        let is_lost = last.is_some_and(|last| last < *seed + call.acquires())
-            && sources.slip != Some(Slip::LostCounterIsUsed);
+        let (mut last, mut is_lost) = (None, false);
+        for (piece, value) in pieces.iter().zip(&values) {
+            match (piece, value) {
+                (Piece::Count(acquires), Value::Int(count)) => {
+                    last = Some(*count as u64);
+                    is_lost |= (*count as u64) < server.seed + acquires
+                        && sources.slip != Some(Slip::LostCounterIsUsed);
+                }
+                (Piece::Epoch, epoch) => {
+                    is_lost |= link.epoch.as_ref() != Some(epoch)
+                        && sources.slip != Some(Slip::AnotherEpochIsUsed);
+                }
+                _ => {}
+            }
+        }
         let mut fences = Vec::new();
         if let Some(last) = last
             && !is_unknown
@@ -631,6 +744,7 @@ fn carry_out(
                 _ => None,
             })
             .collect();
+        let mut is_first = true;
         let done = pieces.into_iter().zip(values).map(|(piece, value)| Done {
             piece,
             times: call.times,
@@ -640,13 +754,15 @@ fn carry_out(
                 Piece::Count(_) => std::mem::take(&mut fences),
                 _ => Vec::new(),
             },
+            is_first: std::mem::take(&mut is_first),
+            is_seed_due: call.is_seed_due,
         });
         tell(done.collect())?;
         if is_unknown || is_lost {
             call.is_repeated = true;
             call.by_source = is_unknown;
             if is_lost {
-                connect(sources, call.times, seed, send, tell)?;
+                connect(sources, link, send, tell)?;
             }
         } else if to_be_granted.is_empty() {
             return Ok(());
@@ -659,28 +775,43 @@ fn carry_out(
     Err(format!("{call:?} goes on for ever"))
 }
 
-/// Seeds the counter of fences, as a new connection does.
+/// Asks for the epoch and seeds the counter of fences, as a new connection does.
 fn connect(
     sources: &Sources,
-    times: Times,
-    seed: &mut u64,
+    link: &mut Link,
     send: &mut impl FnMut(&[Cmd]) -> Vec<Value>,
     tell: &mut impl FnMut(Vec<Done>) -> Check,
 ) -> Check {
-    let value = send(&[sources.seed()]).remove(0);
-    if let Value::Int(new) = value {
-        *seed = new as u64;
+    (link.seed, link.epoch) = (None, None);
+    let server = link.server(false);
+    let mut put = |piece, command: Cmd| {
+        let value = send(&[command]).remove(0);
+        tell(vec![Done {
+            piece,
+            times: TIMES[0],
+            server,
+            value: value.clone(),
+            fences: Vec::new(),
+            is_first: true,
+            is_seed_due: false,
+        }])?;
+        Ok::<_, String>(value)
+    };
+    if link.settings.quarantine {
+        let quarantine = sources.quarantine(link.settings);
+        let value = put(Piece::Quarantine(link.settings), quarantine)?;
+        if let Value::Array(mut parts) = value {
+            link.epoch = Some(parts.swap_remove(0));
+        }
     }
-    tell(vec![Done {
-        piece: Piece::Seed,
-        times,
-        server: Server {
-            seed: *seed,
-            may_give: true,
-        },
-        value,
-        fences: Vec::new(),
-    }])
+    let seed = match sources.slip {
+        Some(Slip::NoSeedAtConnect) => command(&["INCRBY", FENCE, "0"]),
+        _ => sources.seed(),
+    };
+    if let Value::Int(new) = put(Piece::Seed, seed)? {
+        link.seed = Some(new as u64);
+    }
+    Ok(())
 }
 
 /// Returns whether an acquire got its lock.
@@ -855,8 +986,18 @@ struct Oracle {
     last_fence: u64,
     /// How much higher it may be than the model's, which has the time of a window's beginning.
     slack_us: u64,
-    /// By client: what the counter had when it connected.
-    seeds: [u64; PROCESSES as usize],
+    /// By client: what it knows of its connection.
+    links: [Link; PROCESSES as usize],
+    /// By client: the epoch when it connected.
+    epochs: [Option<Epoch>; PROCESSES as usize],
+    /// The servers' replication ids, by their numbers.
+    servers: HashMap<u8, String>,
+    /// What the server has saved.
+    saved: ([Redis; 2], u64),
+    /// By client: when its call was begun.
+    began_us: [u64; PROCESSES as usize],
+    /// By client: whether its call gave fences out.
+    has_given: [bool; PROCESSES as usize],
     /// By client: whether the take of its call took the lock that is read next.
     has_taken: [bool; PROCESSES as usize],
     /// By client: how many acquires of its call got their lock.
@@ -875,7 +1016,12 @@ impl Oracle {
             locks: [Redis::new(mutation), Redis::new(mutation)],
             last_fence: 0,
             slack_us: 0,
-            seeds: [0; PROCESSES as usize],
+            links: Default::default(),
+            epochs: [None; PROCESSES as usize],
+            servers: HashMap::new(),
+            saved: ([Redis::new(mutation), Redis::new(mutation)], 0),
+            began_us: [0; PROCESSES as usize],
+            has_given: [false; PROCESSES as usize],
             has_taken: [false; PROCESSES as usize],
             got: [0; PROCESSES as usize],
             listening: [true; PROCESSES as usize],
@@ -887,6 +1033,9 @@ impl Oracle {
 
     /// One command of a client's call was carried out.
     fn done(&mut self, time: Window, client: Process, done: &Done) -> Check {
+        if done.is_first {
+            self.began_us[usize::from(client)] = time.from_us;
+        }
         if is_error(&done.value, "NOSCRIPT") {
             return Ok(());
         }
@@ -894,6 +1043,8 @@ impl Oracle {
         let of = match done.piece {
             Piece::Seed => return self.seeded(time, value),
             Piece::Count(acquires) => return self.counted(client, acquires, done),
+            Piece::Quarantine(settings) => return self.quarantined(time, client, settings, value),
+            Piece::Epoch => return self.epoch_read(client, value),
             Piece::Take(of)
             | Piece::TakeUnread(of)
             | Piece::ReadHolder(of)
@@ -940,9 +1091,11 @@ impl Oracle {
                     Kind::Complete(record) => lock.complete(now_ms, token, record, RETENTION_MS),
                     _ => unreachable!("a completion has a record"),
                 },
-                Script::Seed => unreachable!("it is about no lock"),
+                Script::Seed | Script::Quarantine => unreachable!("it is about no lock"),
             },
-            Piece::Seed | Piece::Count(_) => unreachable!("they are about no lock"),
+            Piece::Seed | Piece::Count(_) | Piece::Quarantine(_) | Piece::Epoch => {
+                unreachable!("they are about no lock")
+            }
         };
         if lock.last_fence > self.last_fence + 1 || lock.last_fence < self.last_fence {
             self.slack_us = time.slack_us();
@@ -973,6 +1126,71 @@ impl Oracle {
         self.counter_is(value, model, slack)
     }
 
+    fn quarantined(
+        &mut self,
+        time: Window,
+        client: Process,
+        settings: Settings,
+        value: &Value,
+    ) -> Check {
+        let (from_ms, to_ms) = (time.from_us / 1000, time.to_us / 1000);
+        let known = self.locks[0].epoch;
+        let mut model = self.locks[0].quarantine(from_ms, settings.ttl_ms);
+        let is_kept =
+            known == Some(model) && self.mutation != Some(Mutation::QuarantineStartsAgain);
+        let slack_ms = if is_kept { 0 } else { to_ms - from_ms };
+        let wrong = || format!("a quarantine is {value:?}, in the model {model:?}");
+        let Value::Array(parts) = value else {
+            return Err(wrong());
+        };
+        let [epoch, Value::Int(remaining)] = &parts[..] else {
+            return Err(wrong());
+        };
+        let (server, ends_ms) = epoch_of(epoch).ok_or_else(wrong)?;
+        let is_so = (model.ends_ms..=model.ends_ms + slack_ms).contains(&ends_ms)
+            && (from_ms..=to_ms).contains(&ends_ms.saturating_add_signed(-remaining));
+        ensure(is_so, wrong)?;
+        self.is_server(model.server, server)?;
+        model.ends_ms = ends_ms;
+        self.locks[0].epoch = Some(model);
+        self.epochs[usize::from(client)] = Some(model);
+        Ok(())
+    }
+
+    /// Each server has an id of its own.
+    fn is_server(&mut self, number: u8, id: String) -> Check {
+        let is_new = !self.servers.contains_key(&number);
+        let is_known = self.servers.values().any(|known| *known == id);
+        ensure(!(is_new && is_known), || {
+            format!(
+                "the epoch is of {id}, in the model of {number}: {:?}",
+                self.servers
+            )
+        })?;
+        let known = self.servers.entry(number).or_insert_with(|| id.clone());
+        same("the epoch's server", &id, known)
+    }
+
+    /// Compares the epoch.
+    fn epoch_is(&self, value: &Value) -> Check {
+        let real = epoch_of(value);
+        let model = self.locks[0].epoch.map(|epoch| {
+            let id = self.servers.get(&epoch.server).cloned();
+            (id.unwrap_or_default(), epoch.ends_ms)
+        });
+        same(EPOCH, &real, &model)
+    }
+
+    /// A client whose epoch is another by now uses nothing of its call.
+    fn epoch_read(&mut self, client: Process, value: &Value) -> Check {
+        let client = usize::from(client);
+        let is_another = self.locks[0].epoch != self.epochs[client];
+        ensure(!(is_another && self.has_given[client]), || {
+            format!("fences are used, and the epoch is {value:?}")
+        })?;
+        self.epoch_is(value)
+    }
+
     /// The counter of fences is seen.
     fn counter_is(&mut self, value: &Value, model: u64, slack: u64) -> Check {
         let real = match value {
@@ -988,6 +1206,7 @@ impl Oracle {
 
     fn counted(&mut self, client: Process, acquires: u64, done: &Done) -> Check {
         let got = std::mem::take(&mut self.got[usize::from(client)]);
+        self.has_given[usize::from(client)] = !done.fences.is_empty();
         let lock = &mut self.locks[0];
         lock.last_fence = self.last_fence;
         let Some(model) = lock.count(acquires) else {
@@ -998,9 +1217,14 @@ impl Oracle {
         if !done.fences.is_empty() {
             same("acquires that got their lock", &done.fences.len(), &got)?;
         }
+        let client = usize::from(client);
+        let clock = match done.is_seed_due && self.mutation.is_none() {
+            true => self.began_us[client],
+            false => 0,
+        };
         for fence in &done.fences {
             let seen = Seen::Share(*fence);
-            let (least, most) = (done.server.seed + 1, self.last_fence);
+            let (least, most) = (clock.max(done.server.seed + 1), self.last_fence);
             self.fences.push(Fence { seen, least, most });
         }
         Ok(())
@@ -1082,12 +1306,29 @@ impl Oracle {
                 lock.wrong_type.queue = true;
             }
             Event::FenceOfWrongType => self.fence_replaced(time, true, 0),
+            Event::FenceDeleted => self.fence_replaced(time, false, 0),
             Event::ClockSetBack => self.fence_replaced(time, false, fence_ahead),
             Event::Flushed => {
                 self.locks.iter_mut().for_each(Redis::flush_all);
                 self.fence_replaced(time, false, 0);
             }
+            Event::EpochReplaced(_) | Event::EpochSpoilt => self.locks[0].epoch = None,
+            Event::TakenOver => self.locks[0].take_over(),
         }
+    }
+
+    fn saves(&mut self) {
+        self.saved = (self.locks.clone(), self.last_fence);
+    }
+
+    /// The server was killed, and has what it saved. Nothing is on its way: all was compared.
+    fn restarted(&mut self, time: Window) {
+        let server = self.locks[0].server;
+        let (locks, fence) = self.saved.clone();
+        self.locks = locks;
+        self.locks[0].server = server;
+        self.locks[0].take_over();
+        self.fence_replaced(time, self.locks[0].wrong_type.fence, fence);
     }
 
     fn fence_replaced(&mut self, time: Window, is_wrong: bool, fence: u64) {
@@ -1096,7 +1337,7 @@ impl Oracle {
             lock.wrong_type.fence = is_wrong;
         }
         // Nothing helps against a clock that is set back and a counter that is lost.
-        if fence == 0 && self.highest_fence > time.from_us {
+        if fence < self.highest_fence && self.highest_fence > time.from_us {
             self.highest_fence = 0;
         }
     }
@@ -1130,8 +1371,10 @@ impl Oracle {
         time_to_live(name, queue_ttl, expires, now_ms)
     }
 
-    /// Compares the counter of fences.
-    fn counter(&mut self, found: &Value) -> Check {
+    /// Compares the epoch and the counter of fences.
+    fn counter(&mut self, [found, epoch]: [Value; 2]) -> Check {
+        self.epoch_is(&epoch)?;
+        let found = &found;
         if self.locks[0].wrong_type.fence {
             return ensure(is_wrong_type(found), || format!("{FENCE}: found {found:?}"));
         }
@@ -1172,6 +1415,15 @@ fn is_found(value: &Value, model: Option<Option<Owner>>) -> Check {
         _ => false,
     };
     ensure(is_so, || format!("found {value:?}, in the model {model:?}"))
+}
+
+/// Reads an epoch: the server's replication id, and when the quarantine ends.
+fn epoch_of(value: &Value) -> Option<(String, u64)> {
+    let text = text(value)?;
+    let (server, ends) = text.split_once(' ')?;
+    let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (server.len() == 40 && is_hex(server)).then_some(())?;
+    Some((server.to_owned(), ends.parse().ok()?))
 }
 
 fn fence_of(message: Message) -> u64 {
@@ -1223,6 +1475,15 @@ struct Inbox {
 }
 
 impl Inbox {
+    fn all(server: &RedisServer) -> Vec<Self> {
+        let inbox = |process| Self {
+            connection: connect_to(server),
+            channel: inbox(process),
+            payloads: Vec::new(),
+        };
+        (0..PROCESSES).map(inbox).collect()
+    }
+
     /// Takes all messages before the reply. Those that were published before it are among them.
     fn ask(&mut self, words: &[&str]) {
         let packed = command(words).get_packed_command();
@@ -1255,7 +1516,10 @@ struct World {
     sources: Sources,
     client: Connection,
     inboxes: Vec<Inbox>,
+    /// Whether the server has a snapshot.
+    has_saved: bool,
     server: RedisServer,
+    runtime: tokio::runtime::Runtime,
 }
 
 fn connect_to(server: &RedisServer) -> Connection {
@@ -1295,22 +1559,22 @@ impl World {
     fn start(sources: Sources) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let server = runtime.block_on(RedisServer::start());
-        let inboxes = (0..PROCESSES).map(|process| Inbox {
-            connection: connect_to(&server),
-            channel: inbox(process),
-            payloads: Vec::new(),
-        });
         Self {
             sources,
             client: connect_to(&server),
-            inboxes: inboxes.collect(),
+            inboxes: Inbox::all(&server),
+            has_saved: false,
             server,
+            runtime,
         }
     }
 
     /// All locks are free, all processes listen, and the server knows the scripts.
     fn begin(&mut self) {
         ask(&mut self.client, &[cmd("FLUSHALL")]);
+        if std::mem::take(&mut self.has_saved) {
+            ask(&mut self.client, &[cmd("SAVE")]);
+        }
         ask(&mut self.client, &self.sources.load());
         for inbox in &mut self.inboxes {
             inbox.listen(true);
@@ -1324,8 +1588,9 @@ impl World {
                 self.act(oracle, call.client, Some(call))?;
                 self.compare(oracle)?;
             }
-            Step::Connects(process) => {
+            Step::Connects(process, settings) => {
                 ask(&mut self.client, &self.sources.load());
+                oracle.links[usize::from(*process)] = Link::new(*settings);
                 self.act(oracle, *process, None)?;
                 self.compare(oracle)?;
             }
@@ -1337,8 +1602,32 @@ impl World {
             Step::ScriptsFlushed => {
                 ask(&mut self.client, &[command(&["SCRIPT", "FLUSH"])]);
             }
+            Step::Saves => {
+                self.has_saved = true;
+                let saved = ask(&mut self.client, &[cmd("SAVE")]);
+                same("a save", &saved, &vec![Value::Okay])?;
+                oracle.saves();
+            }
+            Step::Restarts => self.restart(oracle)?,
         }
         Ok(())
+    }
+
+    fn restart(&mut self, oracle: &mut Oracle) -> Check {
+        self.server.kill();
+        self.runtime.block_on(self.server.restart());
+        self.client = connect_to(&self.server);
+        self.inboxes = Inbox::all(&self.server);
+        for (inbox, does) in self.inboxes.iter_mut().zip(oracle.listening) {
+            inbox.listen(does);
+        }
+        let (time, _) = timed(&mut self.client, &[]);
+        oracle.restarted(time);
+        self.compare(oracle)?;
+        for process in 0..PROCESSES {
+            self.act(oracle, process, None)?;
+        }
+        self.compare(oracle)
     }
 
     /// A client makes a call, or else a new connection.
@@ -1348,7 +1637,7 @@ impl World {
             client: connection,
             ..
         } = self;
-        let mut seed = oracle.seeds[usize::from(client)];
+        let mut link = oracle.links[usize::from(client)].clone();
         let window = Cell::new(None);
         let mut send = |commands: &[Cmd]| {
             let (time, values) = timed(connection, commands);
@@ -1361,10 +1650,10 @@ impl World {
                 .try_for_each(|done| oracle.done(time, client, done))
         };
         let result = match call {
-            Some(call) => carry_out(sources, call, &mut seed, &mut send, &mut tell),
-            None => connect(sources, TIMES[0], &mut seed, &mut send, &mut tell),
+            Some(call) => carry_out(sources, call, &mut link, &mut send, &mut tell),
+            None => connect(sources, &mut link, &mut send, &mut tell),
         };
-        oracle.seeds[usize::from(client)] = seed;
+        oracle.links[usize::from(client)] = link;
         result
     }
 
@@ -1391,13 +1680,13 @@ impl World {
     fn compare(&mut self, oracle: &mut Oracle) -> Check {
         let payloads: Vec<_> = self.inboxes.iter_mut().map(Inbox::take).collect();
         oracle.inboxes(&payloads)?;
-        let fence = self.compare_keys(oracle)?;
-        oracle.counter(&fence)
+        let counters = self.compare_keys(oracle)?;
+        oracle.counter(counters)
     }
 
-    /// Compares the locks' keys. Returns what the server has under the fence's.
-    fn compare_keys(&mut self, oracle: &Oracle) -> Result<Value, String> {
-        let mut look = vec![command(&["GET", FENCE])];
+    /// Compares the locks' keys. Returns what the server has under the fence's and the epoch's.
+    fn compare_keys(&mut self, oracle: &Oracle) -> Result<[Value; 2], String> {
+        let mut look = vec![command(&["GET", FENCE]), command(&["GET", EPOCH])];
         for (owner, queue) in OWNERS.iter().zip(&QUEUES) {
             look.push(command(&["GET", owner]));
             look.push(command(&["PTTL", owner]));
@@ -1405,10 +1694,10 @@ impl World {
             look.push(command(&["PTTL", queue]));
         }
         let (time, found) = timed(&mut self.client, &look);
-        for (key, found) in found[1..].chunks(4).enumerate() {
+        for (key, found) in found[2..].chunks(4).enumerate() {
             oracle.keys(time.now_ms(), key, found)?;
         }
-        Ok(found[0].clone())
+        Ok([found[0].clone(), found[1].clone()])
     }
 
     /// Takes the steps one by one, and compares after each.
@@ -1525,11 +1814,11 @@ impl Crowd {
         let mut foreign = programs[usize::from(PROCESSES)].iter();
         let mut last = None;
         for served in order {
-            // A script's clock may be a little behind the time at which the server says that it
+            // A script's clock may be a little off the time at which the server says that it
             // served the call. Where it matters, it is known.
             let time = Window {
                 from_us: served.clock_us.unwrap_or(served.at_us - 100_000),
-                to_us: served.clock_us.unwrap_or(served.at_us),
+                to_us: served.clock_us.unwrap_or(served.at_us + 100_000),
             };
             match self.numbers.get(&served.by) {
                 Some(&client) if client < PROCESSES => {
@@ -1574,7 +1863,7 @@ fn run_program(
     client: &mut Connection,
     mut inbox: Option<&mut Inbox>,
 ) -> Result<VecDeque<Done>, String> {
-    let (mut all, mut seed) = (VecDeque::new(), 0);
+    let (mut all, mut link) = (VecDeque::new(), Link::default());
     let client = RefCell::new(client);
     let mut send = |commands: &[Cmd]| {
         let commands = commands.iter();
@@ -1587,17 +1876,20 @@ fn run_program(
         Ok(())
     };
     if inbox.is_some() {
-        connect(sources, TIMES[0], &mut seed, &mut send, &mut tell)?;
+        connect(sources, &mut link, &mut send, &mut tell)?;
     }
     for step in program {
         match step {
-            Step::Call(call) => carry_out(sources, call, &mut seed, &mut send, &mut tell)?,
-            Step::Connects(_) => connect(sources, TIMES[0], &mut seed, &mut send, &mut tell)?,
+            Step::Call(call) => carry_out(sources, call, &mut link, &mut send, &mut tell)?,
+            Step::Connects(_, settings) => {
+                link = Link::new(*settings);
+                connect(sources, &mut link, &mut send, &mut tell)?;
+            }
             Step::Listens(_, does) => inbox.as_mut().unwrap().listen(*does),
             Step::Happens(event, key) => {
                 drop(ask(&mut client.borrow_mut(), &event.commands(*key, 0)));
             }
-            Step::ScriptsFlushed => {}
+            Step::ScriptsFlushed | Step::Saves | Step::Restarts => {}
         }
     }
     Ok(all)
@@ -1640,6 +1932,47 @@ fn whatever_clients_do_redis_replies_tells_and_keeps_what_the_model_does() {
             world.borrow_mut().run(None, &steps).map_err(fail)
         })
         .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// A take does not look into the queue, and leaves no mark.
+#[test]
+fn those_who_waited_for_a_lease_that_expired_are_told_of_a_record() {
+    let call = |client, kind| {
+        Step::Call(Call {
+            client,
+            operations: vec![Operation {
+                kind,
+                key: 0,
+                process: client,
+                number: 1,
+            }],
+            times: TIMES[0],
+            takes_with_get: true,
+            is_seed_due: false,
+            may_give: true,
+            is_repeated: false,
+            by_source: false,
+        })
+    };
+    let acquire = |queue| Kind::Acquire {
+        queue,
+        again: false,
+        may_be_record: true,
+    };
+    let steps = [
+        call(0, acquire(false)),
+        call(1, acquire(true)),
+        Step::Happens(Event::OwnerExpires, 0),
+        call(2, acquire(false)),
+        call(2, Kind::Complete(0)),
+    ];
+    let mut world = World::start(Sources::as_they_are());
+    world.run(None, &steps).unwrap();
+    // Where only a marked lock's waiters are told, this fails.
+    let from = "for _, waiting in";
+    let to = "if value == token then return 2 end\nfor _, waiting in";
+    let mut world = World::start(changed(Script::Complete, from, to));
+    world.run(None, &steps).unwrap_err();
 }
 
 #[test]
@@ -1796,6 +2129,34 @@ fn a_completion_that_tells_no_waiter_is_noticed() {
 }
 
 #[test]
+fn a_completion_that_tells_waiters_only_of_a_marked_lock_is_noticed() {
+    let from = "for _, waiting in";
+    let to = "if value == token then return 2 end\nfor _, waiting in";
+    is_the_models(
+        Mutation::CompletionTrustsTheMark,
+        changed(Script::Complete, from, to),
+    );
+}
+
+#[test]
+fn a_quarantine_that_looks_only_for_lost_data_is_noticed() {
+    let from = "if known ~= server then";
+    is_the_models(
+        Mutation::EpochOfAnotherServer,
+        changed(Script::Quarantine, from, "if not known then"),
+    );
+}
+
+#[test]
+fn a_quarantine_that_begins_with_every_connection_is_noticed() {
+    let from = "if known ~= server then";
+    is_the_models(
+        Mutation::QuarantineStartsAgain,
+        changed(Script::Quarantine, from, "do"),
+    );
+}
+
+#[test]
 fn a_queue_that_another_s_settings_shorten_is_noticed() {
     let from = "if call('PTTL', queue) < lasts then";
     is_the_models(
@@ -1842,7 +2203,7 @@ fn a_repeated_acquire_that_does_not_renew_is_noticed() {
 
 /// Small slips that have no name in the model, one for each thing that is compared.
 #[rustfmt::skip]
-const SLIPS: [(Script, &str, &str); 59] = [
+const SLIPS: [(Script, &str, &str); 68] = [
     // Fences.
     (Script::Seed, "* 1000000 + now[2]", "* 1000000"),
     (Script::Seed, "if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(clock) then", "if redis.call('GET', KEYS[1]) or true then"),
@@ -1901,7 +2262,9 @@ const SLIPS: [(Script, &str, &str); 59] = [
     (Script::Acquire, "if ARGV[5] == '1' and not process then", "if ARGV[5] == '1' then"),
     (Script::Acquire, "if ARGV[5] == '1' and not process then", "if not process then"),
     (Script::Complete, "if value == record then\n  return 2\nelseif", "if"),
-    (Script::Complete, "  call('DEL', queue)\n", ""),
+    (Script::Complete, "call('DEL', queue)\n", ""),
+    (Script::Complete, "call('DEL', queue)\n", "if value ~= token then call('DEL', queue) end\n"),
+    (Script::Complete, "ipairs(call('LRANGE', queue, 0, -1))", "ipairs(value ~= token and call('LRANGE', queue, 0, -1) or {})"),
     (Script::Complete, "LRANGE', queue, 0, -1", "LRANGE', queue, 0, 0"),
     // Messages.
     (Script::Acquire, "    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)\n", ""),
@@ -1909,6 +2272,14 @@ const SLIPS: [(Script, &str, &str); 59] = [
     (Script::Complete, "'c' .. number", "'c1'"),
     (Script::Grant, "number, fence, ARGV[2], waiting", "1, fence, ARGV[2], waiting"),
     (Script::Grant, "number, fence, ARGV[2], waiting", "number, fence, ARGV[2], 0"),
+    // Quarantine.
+    (Script::Quarantine, "  redis.call('SET', KEYS[1], epoch)\n", ""),
+    (Script::Quarantine, "ends = now + ARGV[1]", "ends = now"),
+    (Script::Quarantine, "ends = now + ARGV[1]", "ends = (ends or now) + ARGV[1]"),
+    (Script::Quarantine, "time[1] * 1000 + math.floor(time[2] / 1000)", "time[1] * 1000 + time[2] * 0"),
+    (Script::Quarantine, "'^(%x+) (%d+)$'", "'^(%x+) (%d+)'"),
+    (Script::Quarantine, "return { epoch, ends - now }", "return { epoch, tonumber(ARGV[1]) }"),
+    (Script::Quarantine, "return { epoch, ends - now }", "return { epoch, 0 }"),
 ];
 
 #[test]
@@ -1923,13 +2294,16 @@ fn every_slip_is_noticed() {
 }
 
 #[test]
-fn every_mistake_with_fences_is_noticed() {
+fn every_mistake_with_fences_and_epochs_is_noticed() {
     for slip in [
         Slip::AllGetTheLastFence,
         Slip::BlockBeginsLate,
         Slip::BlockBeginsEarly,
         Slip::OneIsCounted,
         Slip::LostCounterIsUsed,
+        Slip::NoSeedAtConnect,
+        Slip::NoSeedWithCalls,
+        Slip::AnotherEpochIsUsed,
     ] {
         let sources = Sources::new(SCRIPTS.map(str::to_owned), Some(slip));
         assert!(is_noticed_in_steps(sources), "{slip:?}");
@@ -1980,10 +2354,13 @@ fn no_more_is_answered_than_shows_that_it_is_too_long_for_a_record() {
             is_repeated: false,
             by_source: true,
         };
-        let mut pieces = call.pieces();
+        let mut pieces = call.pieces(&Link::default(), None);
         pieces.retain(|piece| !matches!(piece, Piece::Count(_)));
         let sources = Sources::as_they_are();
-        let commands = pieces.iter().map(|piece| sources.command(&call, 0, *piece));
+        let server = Link::default().server(true);
+        let commands = pieces
+            .iter()
+            .map(|piece| sources.command(&call, server, *piece));
         let replies = ask(&mut client, &commands.collect::<Vec<_>>());
         assert_eq!(replies.last(), Some(&expected), "{kind:?}");
         let length = ask(&mut client, &[command(&["STRLEN", OWNERS[key]])]);

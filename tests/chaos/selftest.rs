@@ -94,6 +94,10 @@ const CASES: &[(Option<&str>, &str)] = &[
     (Some("no lock is an orphan"),
            "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 30 0 Seen 0 500 29 a p:1; 90 2 Held 1 0 90; 91 2 Ended 1 0 0;
             800 0 Seen 0 500 800 a p:2; 900 0 Seen 0 500 900 a p:2; 1100 0 Seen 0 500 1100 a p:2; 1300 0 Seen 0 500 1300 a p:2"),
+    // A process begins to wait for it.
+    (Some("no lock is an orphan"),
+           "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 30 0 Seen 0 500 29 a p:1; 90 2 Held 1 0 90; 91 2 Ended 1 0 0;
+            800 0 Seen 0 500 800 a p:2; 900 0 Seen 0 500 900 a p:2; 1100 0 Seen 0 500 1100 a p:2!; 1300 0 Seen 0 500 1300 a p:2!"),
     // It has a holder, of that process. It is not renewed, or every time another's.
     (None, "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 30 0 Seen 0 500 29 a p:1; 90 2 Held 1 0 90; 91 2 Ended 1 0 0;
             750 2 Asked 3 500 0 a; 790 2 Granted 3 770 0; 800 0 Seen 0 500 800 a p:2; 900 0 Seen 0 500 900 a p:2; 1100 0 Seen 0 500 1100 a p:2;

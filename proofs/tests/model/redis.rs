@@ -141,6 +141,12 @@ pub enum Mutation {
     GrantWithoutMark,
     /// A repeated acquire of a lock that is the token's does not let it last for longer.
     RepeatDoesNotRenew,
+    /// A completion tells those in the queue, and removes it, only if the lock has a mark.
+    CompletionTrustsTheMark,
+    /// A server that took over from another goes on with that one's epoch.
+    EpochOfAnotherServer,
+    /// The quarantine begins anew with every connection.
+    QuarantineStartsAgain,
 }
 
 /// The settings of the process that calls. Another's may differ.
@@ -159,6 +165,13 @@ pub struct Server {
     pub seed: u64,
     /// Whether locks may be given.
     pub may_give: bool,
+}
+
+/// Which server has the data, and since when it may give locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Epoch {
+    pub server: u8,
+    pub ends_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -187,6 +200,9 @@ pub struct Redis {
     pub queue_expires_ms: Option<u64>,
     /// The counter, which begins with the clock, in µs. 0: there is none.
     pub last_fence: u64,
+    /// The number of this server. One that takes over has another.
+    pub server: u8,
+    pub epoch: Option<Epoch>,
     pub wrong_type: WrongType,
 }
 
@@ -201,6 +217,8 @@ impl Redis {
             queue: Vec::new(),
             queue_expires_ms: None,
             last_fence: 0,
+            server: 0,
+            epoch: None,
             wrong_type: WrongType::default(),
         }
     }
@@ -287,8 +305,9 @@ impl Redis {
         })
     }
 
-    /// Puts a record in the place of the lock if that is this token's. If the lock has a mark,
-    /// tells all in the queue, and removes the queue.
+    /// Puts a record in the place of the lock if that is this token's, tells all in the queue, and
+    /// removes the queue. A lock without a mark may have a queue, too: a take does not see those who
+    /// waited for a lease that has expired.
     pub fn complete(
         &mut self,
         now_ms: u64,
@@ -336,6 +355,21 @@ impl Redis {
         }
         self.last_fence += acquires;
         Some(self.last_fence)
+    }
+
+    /// Says since when this server may give locks. If the epoch is another server's, or there is
+    /// none, that is after a whole time to live.
+    pub fn quarantine(&mut self, now_ms: u64, ttl_ms: u64) -> Epoch {
+        let begins = Epoch {
+            server: self.server,
+            ends_ms: now_ms + ttl_ms,
+        };
+        let known = self.epoch.filter(|epoch| {
+            let is_its_own =
+                epoch.server == self.server || self.has(Mutation::EpochOfAnotherServer);
+            is_its_own && !self.has(Mutation::QuarantineStartsAgain)
+        });
+        *self.epoch.insert(known.unwrap_or(begins))
     }
 
     /// Drops what has expired. Every operation begins with it. Returns whether anything has.
@@ -398,9 +432,17 @@ impl Redis {
         }
     }
 
-    /// `FLUSHALL`, or a restart: all is lost, the counter of fences too.
+    /// `FLUSHALL`: all is lost, the counter of fences too.
     pub fn flush_all(&mut self) {
-        *self = Self::new(self.mutation);
+        *self = Self {
+            server: self.server,
+            ..Self::new(self.mutation)
+        };
+    }
+
+    /// Another server takes over, or this one is started again, with its data.
+    pub fn take_over(&mut self) {
+        self.server += 1;
     }
 
     fn carry_out(
@@ -523,15 +565,16 @@ impl Redis {
             _ => return Ok(Reply::Gone),
         };
         self.set_owner(record);
-        if is_marked {
-            let told = !self.has(Mutation::CompletionInSilence);
-            for waiting in self.queue()?.iter().filter(|_| told) {
-                if let Token::Ours { process, number } = *waiting {
-                    messages.push(Message::Completed { process, number });
-                }
-            }
-            self.delete_queue();
+        if !is_marked && self.has(Mutation::CompletionTrustsTheMark) {
+            return Ok(Reply::Completed);
         }
+        let told = !self.has(Mutation::CompletionInSilence);
+        for waiting in self.queue()?.iter().filter(|_| told) {
+            if let Token::Ours { process, number } = *waiting {
+                messages.push(Message::Completed { process, number });
+            }
+        }
+        self.delete_queue();
         Ok(Reply::Completed)
     }
 

@@ -19,7 +19,7 @@ use stateright::{Model, Property};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::lease::Grant;
-use crate::redis::{Message, Mutation, Process, Redis, Server, Times, Token};
+use crate::redis::{Epoch, Message, Mutation, Process, Redis, Server, Times, Token};
 use crate::slot::tests::Standing;
 use crate::slot::{Effect, Effects, Env, Machine, Rules, Slot};
 use crate::store::{Failure, Granted, Notice, Outcome, Reply};
@@ -35,8 +35,12 @@ pub(crate) const ONCE: &str =
 pub(crate) const PROMPT: &str = "a lock that is released goes to who waits, at once";
 pub(crate) const MEANT: &str = "a slot that is not idle stands for a request or a record";
 
+pub(crate) const FOLLOWS: &str = "fences follow the clock";
+
 pub(crate) const TTL: u64 = 200;
 const GRANT_TTL: u64 = 100;
+/// How often a process that sends commands raises the counter of fences to the clock.
+const SEED_EVERY: u64 = 100;
 /// No record expires in a plan.
 const RETENTION: u64 = 1000 * TTL;
 /// How far the clock goes at once.
@@ -80,6 +84,8 @@ pub(crate) struct Faults {
     pub(crate) foreign: u8,
     /// `FLUSHALL`, or a restart without data.
     pub(crate) data_losses: u8,
+    /// Servers that take over, and lack the last write: nobody has the lock. All connections break.
+    pub(crate) take_overs: u8,
     /// Messages that Redis publishes and no process gets.
     pub(crate) lost_pushes: u8,
     /// Commands of a waiting process that concern other keys. They are no fault, but their replies
@@ -112,6 +118,12 @@ pub(crate) enum Mutant {
     LostCounterUnnoticed,
     /// Locks are given in quarantine.
     QuarantineIgnored,
+    /// A new connection goes on with the epoch of the old one.
+    QuarantineOnlyAtFirst,
+    /// A new connection goes on with the counter of fences as it is.
+    NoSeedAtReconnect,
+    /// The counter of fences is raised to the clock when a process connects, and not later.
+    SeedsOnlyAtConnect,
     /// The scripts are wrong.
     Script(Mutation),
 }
@@ -122,14 +134,14 @@ pub(crate) struct World {
     redis: Redis,
     nodes: Vec<Node>,
     left: Faults,
-    /// Since when the server may give locks. `None`: it has lost its data.
-    epoch: Option<u64>,
     /// The highest one that Redis gave out.
     last_fence: u64,
     /// Of the newest lease that was trusted.
     last_fencing_token: u64,
     fences_fell: bool,
     fencing_tokens_fell: bool,
+    /// A fence was further behind the clock than seeds leave it.
+    fence_is_late: bool,
     /// A record was put in the lock's place.
     is_completed: bool,
     /// A request got it.
@@ -153,8 +165,12 @@ struct Node {
     holders: Vec<Holder>,
     /// A number that the counter of fences had when this process connected.
     seed: u64,
-    /// The server's epoch then. No lock is given before it.
-    epoch: u64,
+    /// The server's epoch then, with quarantine. No lock is given before it ends.
+    epoch: Option<Epoch>,
+    /// When this process last raised the counter.
+    seeded_at: u64,
+    /// The connection is to a server that is gone.
+    is_cut: bool,
     /// Sent, and not carried out.
     outgoing: Vec<Sent>,
     /// An acquire that was carried out, and its reply. Its fence is to be counted next.
@@ -201,6 +217,8 @@ struct Sent {
     at: u64,
     /// Whether it was sent before.
     is_repeated: bool,
+    /// Whether the counter of fences is raised to the clock before it.
+    seeds: bool,
 }
 
 /// A command on a connection that broke.
@@ -208,6 +226,7 @@ struct Sent {
 struct Late {
     command: Command,
     is_repeated: bool,
+    seeds: bool,
 }
 
 impl Late {
@@ -215,6 +234,7 @@ impl Late {
         Self {
             command: sent.command,
             is_repeated: sent.is_repeated,
+            seeds: sent.seeds,
         }
     }
 
@@ -223,6 +243,7 @@ impl Late {
         Self {
             command: regrant(token),
             is_repeated: false,
+            seeds: false,
         }
     }
 }
@@ -292,6 +313,7 @@ pub(crate) enum Action {
     ForeignTakes,
     ForeignReleases,
     LoseData,
+    TakeOver,
 }
 
 /// The fate of the commands without a reply when there is a new connection.
@@ -331,6 +353,11 @@ impl Plan {
         }
     }
 
+    /// Returns whether it can be seen that the counter of fences is raised to the clock.
+    fn may_lose_data(&self) -> bool {
+        self.faults.data_losses > 0 || self.faults.take_overs > 0
+    }
+
     fn is(&self, mutant: Mutant) -> bool {
         self.mutant == Some(mutant)
     }
@@ -349,7 +376,9 @@ impl Model for Plan {
             waiting: Vec::new(),
             holders: Vec::new(),
             seed: 0,
-            epoch: 0,
+            epoch: None,
+            seeded_at: TTL,
+            is_cut: false,
             outgoing: Vec::new(),
             counting: None,
             incoming: Vec::new(),
@@ -369,17 +398,20 @@ impl Model for Plan {
             redis: Redis::new(mutation),
             nodes: self.requests.iter().map(node).collect(),
             left: self.faults,
-            epoch: Some(TTL),
             last_fence: 0,
             last_fencing_token: 0,
             fences_fell: false,
             fencing_tokens_fell: false,
+            fence_is_late: false,
             is_completed: false,
             is_replayed: false,
             ran_beside_record: false,
             has_expired: false,
         };
+        // The server has had it for as long as a quarantine lasts.
+        world.redis.quarantine(0, TTL);
         for node in 0..world.nodes.len() {
+            world.ask_for_epoch(self, node);
             world.seed(self, node);
         }
         vec![world]
@@ -404,6 +436,9 @@ impl Model for Plan {
         if world.left.data_losses > 0 {
             actions.push(Action::LoseData);
         }
+        if world.left.take_overs > 0 {
+            actions.push(Action::TakeOver);
+        }
         if world.next_moment(self).is_some() {
             actions.push(Action::TimePasses);
         }
@@ -423,6 +458,7 @@ impl Model for Plan {
                 world.may_overlap(plan) || world.trusting() <= 1
             }),
             Property::<Self>::always(FENCES, |_, world| !world.fences_fell),
+            Property::<Self>::always(FOLLOWS, |_, world| !world.fence_is_late),
             Property::<Self>::always(FENCING_TOKENS, |plan, world| {
                 world.may_overlap(plan) || !world.fencing_tokens_fell
             }),
@@ -485,7 +521,9 @@ impl Plan {
                 actions.push(Action::Complete(number, holder));
             }
         }
-        if node.counting.is_some() {
+        if node.is_cut {
+            // Nothing reaches the server before there is a new connection.
+        } else if node.counting.is_some() {
             actions.push(Action::Count(number));
         } else if let Some(sent) = node.outgoing.first() {
             actions.push(Action::CarryOut(number));
@@ -521,7 +559,7 @@ impl Plan {
         // A slot may be idle while a completion is in flight, which can still be lost.
         let is_busy = !node.slot.is_idle()
             || self.records && !(node.outgoing.is_empty() && node.incoming.is_empty());
-        if world.left.disconnections > 0 && is_busy {
+        if world.left.disconnections > 0 && is_busy || node.is_cut {
             for unanswered in [Unanswered::SentAgain, Unanswered::Fail, Unanswered::GivenUp] {
                 let node = number;
                 actions.push(Action::Reconnect { node, unanswered });
@@ -579,6 +617,7 @@ impl World {
 
     fn has_lost_data(&self, plan: &Plan) -> bool {
         self.left.data_losses < plan.faults.data_losses
+            || self.left.take_overs < plan.faults.take_overs
     }
 
     fn may_overlap(&self, plan: &Plan) -> bool {
@@ -589,6 +628,7 @@ impl World {
         self.living().any(|node| {
             node.requests > 0
                 || !node.holders.is_empty()
+                || node.is_cut
                 || !node.outgoing.is_empty()
                 || node.counting.is_some()
                 || !node.incoming.is_empty()
@@ -667,15 +707,14 @@ impl World {
             Action::TryAgain(node) => self.try_again(plan, node),
             Action::CarryOut(node) => {
                 let sent = self.nodes[node].outgoing.remove(0);
-                let said = self.carry_out(plan, node, sent.command, sent.is_repeated);
+                let said = self.carry_out(plan, node, Late::of(sent), Some(sent.at));
                 let node = &mut self.nodes[node];
                 match said {
                     Said::Reply(reply) if is_counted_later(sent.command, &reply) => {
                         node.counting = Some((sent, reply));
                     }
                     Said::Reply(_)
-                        if is_acquire(sent.command)
-                            && is_lost(plan, &self.redis, self.epoch, node) =>
+                        if is_acquire(sent.command) && is_lost(plan, &self.redis, node) =>
                     {
                         node.incoming.push(Incoming::LostData(sent));
                     }
@@ -687,7 +726,7 @@ impl World {
             Action::CarryOutLate(node) => {
                 // It may be counted, too, which gives no fence.
                 let late = self.nodes[node].late.remove(0);
-                self.carry_out(plan, node, late.command, late.is_repeated);
+                self.carry_out(plan, node, late, None);
             }
             Action::Deliver(node) => {
                 let incoming = self.nodes[node].incoming.remove(0);
@@ -715,7 +754,9 @@ impl World {
                 }
             }
             Action::Reconnect { node, unanswered } => {
-                self.left.disconnections -= 1;
+                if !self.nodes[node].is_cut {
+                    self.left.disconnections -= 1;
+                }
                 self.reconnect(plan, node, unanswered);
             }
             Action::Crash(node) => {
@@ -743,11 +784,21 @@ impl World {
             Action::LoseData => {
                 self.left.data_losses -= 1;
                 self.redis.flush_all();
-                self.epoch = None;
                 // Not in the same microsecond as what was before.
                 self.now += STEP;
                 for node in self.nodes.iter_mut().filter(|node| node.is_alive) {
                     node.incoming.push(Incoming::AllChanged);
+                }
+            }
+            Action::TakeOver => {
+                self.left.take_overs -= 1;
+                self.redis.delete_owner();
+                self.redis.take_over();
+                self.now += STEP;
+                for node in &mut self.nodes {
+                    node.is_cut = node.is_alive;
+                    node.is_subscribed = false;
+                    node.late.clear();
                 }
             }
         }
@@ -804,6 +855,7 @@ impl World {
                 command,
                 at: submitted,
                 is_repeated: true,
+                seeds: false,
             });
         }
     }
@@ -923,8 +975,11 @@ impl World {
         let counting = node.counting.take().map(|(sent, _)| sent);
         let replies = replies.chain(counting);
         let unanswered: Vec<Sent> = replies.chain(node.outgoing.clone()).collect();
-        node.late.extend(node.outgoing.drain(..).map(Late::of));
-        if how == Unanswered::GivenUp {
+        let is_cut = std::mem::take(&mut node.is_cut);
+        let lost = node.outgoing.drain(..).map(Late::of);
+        node.late.extend(lost.filter(|_| !is_cut));
+        node.is_subscribed = true;
+        if how == Unanswered::GivenUp && !is_cut {
             let releases = unanswered.iter().filter_map(|sent| match sent.command {
                 Command::Acquire { token, .. } => Some(Late::regrant(token)),
                 _ => None,
@@ -933,7 +988,13 @@ impl World {
         }
         let fails = how != Unanswered::SentAgain;
         node.observed = self.now;
-        self.seed(plan, number);
+        if !plan.is(Mutant::QuarantineOnlyAtFirst) {
+            self.ask_for_epoch(plan, number);
+        }
+        match plan.is(Mutant::NoSeedAtReconnect) {
+            true => self.nodes[number].seed = self.redis.last_fence,
+            false => self.seed(plan, number),
+        }
         if plan.is(Mutant::ReconnectUnnoticed) {
             return;
         }
@@ -982,13 +1043,17 @@ impl World {
     /// A process connects: it seeds the counter of fences. Where no data is lost, only the first
     /// seed says anything, and the others would make one state into many.
     fn seed(&mut self, plan: &Plan, node: usize) {
-        if self.redis.last_fence == 0 || plan.faults.data_losses > 0 {
+        if self.redis.last_fence == 0 || plan.may_lose_data() {
             let seed = self.redis.seed(self.now * 1000);
             self.nodes[node].seed = seed.expect("no key has a wrong type");
+            self.nodes[node].seeded_at = self.now;
         }
+    }
+
+    fn ask_for_epoch(&mut self, plan: &Plan, node: usize) {
         if plan.quarantine {
-            let ends = self.now + plan.times(node).ttl_ms;
-            self.nodes[node].epoch = *self.epoch.get_or_insert(ends);
+            let epoch = self.redis.quarantine(self.now, plan.times(node).ttl_ms);
+            self.nodes[node].epoch = Some(epoch);
         }
     }
 
@@ -997,7 +1062,7 @@ impl World {
     fn count(&mut self, plan: &Plan, number: usize) {
         let node = &mut self.nodes[number];
         let (sent, mut reply) = node.counting.take().expect("one is to be counted");
-        let is_lost = is_lost(plan, &self.redis, self.epoch, node);
+        let is_lost = is_lost(plan, &self.redis, node);
         let mut given = None;
         if let Reply::Acquired { fence, .. } = &mut reply {
             *fence = self.redis.count(1).expect("no key has a wrong type");
@@ -1010,12 +1075,20 @@ impl World {
         }
         node.incoming.push(Incoming::Reply(sent, reply));
         if let Some(fence) = given {
-            self.gave_out(fence);
+            self.gave_out(plan, fence, Some(sent.at));
         }
     }
 
     /// Redis carries out a command, and publishes the messages that follow.
-    fn carry_out(&mut self, plan: &Plan, node: usize, command: Command, is_repeated: bool) -> Said {
+    fn carry_out(&mut self, plan: &Plan, node: usize, late: Late, sent_at: Option<u64>) -> Said {
+        let Late {
+            command,
+            is_repeated,
+            seeds,
+        } = late;
+        if seeds {
+            self.redis.seed(self.now * 1000);
+        }
         let process = node as Process;
         let ours = |number| Token::Ours { process, number };
         let (now, times) = (self.now, plan.times(node));
@@ -1051,7 +1124,7 @@ impl World {
         };
         for message in &outcome.messages {
             if let Message::Granted { fence, .. } = message {
-                self.gave_out(*fence);
+                self.gave_out(plan, *fence, sent_at);
             }
         }
         for message in outcome.messages {
@@ -1088,9 +1161,12 @@ impl World {
         })
     }
 
-    fn gave_out(&mut self, fence: u64) {
+    /// A command got this fence, which was sent at that time, if it is known.
+    fn gave_out(&mut self, plan: &Plan, fence: u64, sent_at: Option<u64>) {
         self.fences_fell |= fence <= self.last_fence;
         self.last_fence = fence;
+        let least = sent_at.map_or(0, |at| at.saturating_sub(SEED_EVERY) * 1000);
+        self.fence_is_late |= plan.may_lose_data() && fence < least;
     }
 
     fn send(&mut self, plan: &Plan, node: usize, command: Command) {
@@ -1098,16 +1174,23 @@ impl World {
             command,
             at: self.now,
             is_repeated: false,
+            seeds: false,
         };
         self.put(plan, node, sent);
     }
 
-    fn put(&mut self, plan: &Plan, number: usize, sent: Sent) {
+    fn put(&mut self, plan: &Plan, number: usize, mut sent: Sent) {
         let node = &mut self.nodes[number];
-        match is_acquire(sent.command) && is_quarantined(plan, node, self.now) {
-            true => node.incoming.push(Incoming::Quarantined(sent)),
-            false => node.outgoing.push(sent),
+        if is_acquire(sent.command) && is_quarantined(plan, node, self.now) {
+            node.incoming.push(Incoming::Quarantined(sent));
+            return;
         }
+        let is_due = self.now - node.seeded_at >= SEED_EVERY;
+        sent.seeds = is_due && plan.may_lose_data() && !plan.is(Mutant::SeedsOnlyAtConnect);
+        if sent.seeds {
+            node.seeded_at = self.now;
+        }
+        node.outgoing.push(sent);
     }
 
     /// Something happens to a process's state machine.
@@ -1181,7 +1264,8 @@ impl World {
 }
 
 fn is_quarantined(plan: &Plan, node: &Node, now: u64) -> bool {
-    plan.quarantine && now < node.epoch && !plan.is(Mutant::QuarantineIgnored)
+    let is_over = node.epoch.is_none_or(|epoch| epoch.ends_ms <= now);
+    !is_over && !plan.is(Mutant::QuarantineIgnored)
 }
 
 fn is_acquire(command: Command) -> bool {
@@ -1199,9 +1283,9 @@ fn is_counted_later(command: Command, reply: &Reply) -> bool {
 }
 
 /// Returns whether a process sees, at its next count, that the counter was lost.
-fn is_lost(plan: &Plan, redis: &Redis, epoch: Option<u64>, node: &Node) -> bool {
+fn is_lost(plan: &Plan, redis: &Redis, node: &Node) -> bool {
     redis.last_fence < node.seed && !plan.is(Mutant::LostCounterUnnoticed)
-        || plan.quarantine && epoch != Some(node.epoch)
+        || plan.quarantine && redis.epoch != node.epoch
 }
 
 fn at(ms: u64) -> Time {

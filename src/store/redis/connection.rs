@@ -249,8 +249,10 @@ impl Link {
     /// Returns why no lock may be given at this time.
     pub(super) fn refuses(&mut self, now: Time) -> Option<Error> {
         let is_quarantined = self.quarantined_until.is_some_and(|until| now < until);
-        if self.server.may_give == is_quarantined {
-            Arc::make_mut(&mut self.server).may_give = !is_quarantined;
+        // A server that is not ready may be in quarantine, or its counter of fences be lost.
+        let may_give = !is_quarantined && self.unready.is_none();
+        if self.server.may_give != may_give {
+            Arc::make_mut(&mut self.server).may_give = may_give;
         }
         match is_quarantined {
             true => Some(Error::new(ErrorKind::Unavailable, QUARANTINED)),

@@ -80,7 +80,9 @@ pub(super) fn check(
 fn looks(events: &[Event]) -> HashMap<&str, Vec<Look<'_>>> {
     let mut looks: HashMap<&str, Vec<Look<'_>>> = HashMap::new();
     for event in events.iter().filter(|event| event.what == What::Seen) {
-        let (key, token) = event.text.split_once(' ').unwrap();
+        let (key, value) = event.text.split_once(' ').unwrap();
+        // A mark says only that processes wait.
+        let token = value.strip_suffix('!').unwrap_or(value);
         looks.entry(key).or_default().push(Look {
             from: event.before,
             until: event.at,

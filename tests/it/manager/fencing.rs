@@ -4,7 +4,7 @@ use tower_distributed_lock::LockManager;
 
 use super::WAIT;
 use crate::nodes::Store;
-use crate::support::{RedisServer, run, soon};
+use crate::support::{RedisServer, eventually, run, soon};
 
 on_every_store! {
     Store:
@@ -81,6 +81,22 @@ async fn fencing_tokens_go_on_rising_whatever_happens_to_the_data() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn fences_follow_the_clock_while_a_connection_lasts() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let locks = LockManager::connect(&server.url()).await.unwrap();
+    let lag = async || {
+        let time = run(&redis, "TIME").await;
+        let (seconds, micros): (u64, u64) = redis::from_redis_value(time).unwrap();
+        let guard = locks.try_acquire("a").await.unwrap();
+        (seconds * 1_000_000 + micros).saturating_sub(guard.fencing_token() / 1024)
+    };
+    // Between two seeds it falls behind.
+    eventually("a fence is behind", async || lag().await > 0).await;
+    eventually("a fence is at the clock", async || lag().await == 0).await;
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! Proxies that do harm of one kind each.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::Gate;
 
 /// A proxy that closes its client's connection when it sees a command. If `late` says so, what it
 /// had read reaches the server later.
@@ -52,6 +54,51 @@ pub async fn closing(
         }
     });
     (port, closed)
+}
+
+/// A proxy that hands a command on the first time, keeps the replies from its client, and closes the
+/// connection when the gate opens.
+pub async fn silencing(server: u16, command: &'static [u8], gate: Gate) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let was_seen = Arc::new(AtomicBool::new(false));
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+            let (mut client_read, mut client_write) = client.into_split();
+            let (mut server_read, mut server_write) = server.into_split();
+            let is_silent = Arc::new(AtomicBool::new(false));
+            let replies = tokio::spawn({
+                let is_silent = Arc::clone(&is_silent);
+                async move {
+                    let mut buffer = vec![0; 1 << 16];
+                    while let Ok(length @ 1..) = server_read.read(&mut buffer).await {
+                        if !is_silent.load(Ordering::SeqCst) {
+                            client_write.write_all(&buffer[..length]).await.unwrap();
+                        }
+                    }
+                }
+            });
+            let (was_seen, gate) = (Arc::clone(&was_seen), gate.clone());
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 1 << 16];
+                while let Ok(length @ 1..) = client_read.read(&mut buffer).await {
+                    let chunk = &buffer[..length];
+                    let is_it = chunk.windows(command.len()).any(|window| window == command);
+                    let is_first = is_it && !was_seen.swap(true, Ordering::SeqCst);
+                    is_silent.fetch_or(is_first, Ordering::SeqCst);
+                    server_write.write_all(chunk).await.unwrap();
+                    if is_first {
+                        gate.pass().await;
+                        replies.abort();
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    url
 }
 
 /// A proxy that puts another reply in the place of the fence that comes with a lock.

@@ -51,6 +51,13 @@ async fn epoch(redis: &MultiplexedConnection) -> Option<String> {
     value(redis, EPOCH).await
 }
 
+/// Ends the connections of all other clients: in RESP3, one on which a manager also listens.
+async fn kill_all_others(redis: &MultiplexedConnection) {
+    for kind in ["normal", "pubsub"] {
+        run(redis, &format!("CLIENT KILL TYPE {kind} SKIPME yes")).await;
+    }
+}
+
 #[tokio::test]
 async fn a_server_that_was_restarted_empty_gives_nothing_that_may_still_be_trusted() {
     for (builder, is_careful) in [(careful(), true), (short_lived(TTL_MS), false)] {
@@ -110,7 +117,7 @@ async fn while_the_data_is_kept_nobody_waits_for_anything() {
     let one = careful().connect(&server.url()).await.unwrap();
     let guard = given(&one, "a").await;
     let before = epoch(&redis).await;
-    run(&redis, "CLIENT KILL TYPE normal SKIPME yes").await;
+    kill_all_others(&redis).await;
     run(&redis, "SCRIPT FLUSH").await;
     let two = careful().connect(&server.url()).await.unwrap();
     let waiting = tokio::spawn(async move { two.acquire("a", PATIENCE).await });
@@ -131,4 +138,32 @@ async fn a_manager_that_only_waits_for_work_begins_the_quarantine_when_it_connec
         epoch(&redis).await.is_some()
     })
     .await;
+}
+
+/// A server that cannot say whether it knows of all leases gives no lock, not even to the next in
+/// the queue.
+#[tokio::test]
+async fn while_the_quarantine_is_not_known_a_release_grants_to_no_waiter() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let one = careful().connect(&server.url()).await.unwrap();
+    let guard = given(&one, "a").await;
+    // Another server takes over, and refuses to say who it is.
+    run(&redis, "ACL SETUSER default -info").await;
+    run(&redis, "DEBUG CHANGE-REPL-ID").await;
+    kill_all_others(&redis).await;
+    // A process that waits, and that listens to its inbox.
+    let waiter = format!("{:032x}", 1);
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut inbox = client.get_async_pubsub().await.unwrap();
+    let channel = format!("lock:inbox:{waiter}");
+    inbox.subscribe(channel).await.unwrap();
+    run(&redis, &format!("RPUSH {{lock:a}}:queue {waiter}:1")).await;
+    run(&redis, "APPEND lock:a !").await;
+    eventually("the manager is connected again", || async {
+        guard.lease().is_held() && one.try_acquire("b").await.is_err()
+    })
+    .await;
+    guard.release().await.unwrap();
+    assert_eq!(value(&redis, "lock:a").await, None);
 }

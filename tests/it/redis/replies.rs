@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use tower_distributed_lock::{ErrorKind, LockManager};
 
-use super::proxies::{closing, garbling};
+use super::proxies::{closing, garbling, silencing};
 use super::unavailable;
-use crate::support::{PATIENCE, RedisServer, eventually, eventually_no_trace, soon, value};
+use crate::support::{
+    Gate, PATIENCE, RedisServer, eventually, eventually_no_trace, expires_in, minute, run, soon,
+    value,
+};
 
 #[tokio::test]
 async fn a_connection_that_dies_at_every_command_is_told_after_two_attempts() {
@@ -75,4 +78,26 @@ async fn a_reply_of_a_wrong_form_is_refused_and_what_it_hides_is_released() {
         assert!(error.to_string().contains("form"), "{error}");
         eventually_no_trace(&redis).await;
     }
+}
+
+#[tokio::test]
+async fn a_take_that_is_sent_again_lasts_for_a_whole_time_to_live_from_then_on() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let gate = Gate::new();
+    let url = silencing(server.port, b"$6\r\nlock:a\r\n", gate.clone()).await;
+    let locks = minute().connect(&url).await.unwrap();
+    let taking = tokio::spawn(async move { locks.try_acquire("a").await });
+    gate.arrived().await;
+    eventually("the lock is taken", || async {
+        value(&redis, "lock:a").await.is_some()
+    })
+    .await;
+    // As if most of its time were over before the process connects again.
+    run(&redis, "PEXPIRE lock:a 20000").await;
+    gate.open();
+    let guard = soon("it is taken", taking).await.unwrap().unwrap();
+    assert!(expires_in(&redis, "lock:a").await > Duration::from_secs(40));
+    guard.release().await.unwrap();
+    eventually_no_trace(&redis).await;
 }
