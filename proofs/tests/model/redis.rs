@@ -306,8 +306,8 @@ impl Redis {
     }
 
     /// Puts a record in the place of the lock if that is this token's, tells all in the queue, and
-    /// removes the queue. A lock without a mark may have a queue, too: a take does not see those who
-    /// waited for a lease that has expired.
+    /// removes the queue. A lock without a mark may have a queue, too: a take does not see those
+    /// who waited for a lease that has expired.
     pub fn complete(
         &mut self,
         now_ms: u64,

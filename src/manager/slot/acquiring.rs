@@ -19,8 +19,8 @@ pub(super) struct AcquireAttempt {
 }
 
 impl AcquireAttempt {
-    /// Returns an acquire for requests that have just come. It does not queue: the lock is free, as a
-    /// rule.
+    /// Returns an acquire for requests that have just come. It does not queue: the lock is free, as
+    /// a rule.
     pub(super) fn first(token: u64) -> Self {
         Self {
             token,

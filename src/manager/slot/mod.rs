@@ -200,8 +200,8 @@ impl<W> Slot<W> {
         }
     }
 
-    /// Returns whether the first request acquires, and does not wait yet: until the first reply, the
-    /// lock may be free.
+    /// Returns whether the first request acquires, and does not wait yet: until the first reply,
+    /// the lock may be free.
     fn first_acquires_only(&self) -> bool {
         matches!(self.state, State::Acquiring { attempt, .. } if attempt.for_new_requests)
             && self.waiters.first().is_some_and(|first| first.patient)

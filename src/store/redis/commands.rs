@@ -1,7 +1,7 @@
 //! How commands are put to Redis, and what its replies mean.
 //!
-//! A take of a lock, and a check, are commands of Redis. The others are [scripts] for one lock each.
-//! All that is queued goes out in one write, and each command has replies of its own.
+//! A take of a lock, and a check, are commands of Redis. The others are [scripts] for one lock
+//! each. All that is queued goes out in one write, and each command has replies of its own.
 
 use std::time::Duration;
 
@@ -150,8 +150,8 @@ pub(super) fn call<'a>(
         replies: 0,
     };
     // A leading PING changes the order in which Redis flushes its clients, so that the new holder
-    // hears of the grant before this process gets its reply, for which no request waits (measured: a
-    // fifth less hand-off latency).
+    // hears of the grant before this process gets its reply, for which no request waits (measured:
+    // a fifth less hand-off latency).
     let gives_way = |sent: Sent<'_>| {
         matches!(
             sent.command,
@@ -304,7 +304,8 @@ pub(super) struct Replies {
 pub(super) enum Unusable {
     /// Redis does not know a script. All commands may be sent again.
     NoScript,
-    /// The server has lost its data, or another one has taken its place. Nothing that it gave counts.
+    /// The server has lost its data, or another one has taken its place. Nothing that it gave
+    /// counts.
     LostData,
     /// They are none that Redis documents.
     Unexpected,

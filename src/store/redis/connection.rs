@@ -204,9 +204,9 @@ impl Link {
         }
     }
 
-    /// Readies the server for takes, if it is not ready yet: sets the counter of fences to the clock
-    /// at least, and sees whether data was lost. If the server refuses, as it does when it is out of
-    /// memory, locks that are held can still be renewed and released.
+    /// Readies the server for takes, if it is not ready yet: sets the counter of fences to the
+    /// clock at least, and sees whether data was lost. If the server refuses, as it does when it is
+    /// out of memory, locks that are held can still be renewed and released.
     pub(super) async fn make_ready(&mut self, settings: &Settings) {
         if self.unready.is_none() {
             return;

@@ -187,8 +187,8 @@ impl RedisStore {
                     Some(Ok(values)) => match self.deliver(values, &mut link, &mut in_flight, passed_on, events) {
                         Ok(()) => *backoff = MIN_BACKOFF,
                         Err(Undelivered::NoScript) => {
-                            // The scripts were flushed. All calls are sent again, in order, though some
-                            // of their commands have been carried out.
+                            // The scripts were flushed. All calls are sent again, in order, though
+                            // some of their commands have been carried out.
                             replies = FuturesOrdered::new();
                             in_flight.recall();
                             scripts = Scripts::BySource;
@@ -441,7 +441,8 @@ fn refuse_acquires(link: &mut Link, commands: Vec<Pending>, events: &impl Events
     others
 }
 
-/// Returns a release that gives a lock that is free to the next in the queue. No caller waits for it.
+/// Returns a release that gives a lock that is free to the next in the queue. No caller waits for
+/// it.
 fn regrant(token: u64) -> Command {
     Command::Release {
         token,

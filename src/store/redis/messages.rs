@@ -8,7 +8,8 @@ use crate::clock::Time;
 use crate::key::LockKey;
 use crate::store::{Granted, Notice};
 
-/// Reads what came into the inbox, and was sent `after` that time: the key it is about, and what happened.
+/// Reads what came into the inbox, and was sent `after` that time: the key it is about, and what
+/// happened.
 pub(super) fn message(
     prefix: &str,
     payload: &[u8],

@@ -30,8 +30,8 @@ impl Settings {
     }
 }
 
-/// Names a lock as other clients would; a record with a brace in front, as no lock is (a prefix holds
-/// none).
+/// Names a lock as other clients would; a record with a brace in front, as no lock is (a prefix
+/// holds none).
 pub(super) fn lock_name(prefix: &str, key: &LockKey) -> String {
     let text = key.as_str();
     match key.kind() {

@@ -50,8 +50,8 @@ impl Pending {
         }
     }
 
-    /// Has a release grant the lock, which is the token's, to a process that waits. Nothing has been
-    /// done for it so far.
+    /// Has a release grant the lock, which is the token's, to a process that waits. Nothing has
+    /// been done for it so far.
     pub(super) fn grant_next(&mut self) {
         self.had_it = true;
         if let Command::Release { contended, .. } = &mut self.command {

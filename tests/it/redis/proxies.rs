@@ -56,8 +56,8 @@ pub async fn closing(
     (port, closed)
 }
 
-/// A proxy that hands a command on the first time, keeps the replies from its client, and closes the
-/// connection when the gate opens.
+/// A proxy that hands a command on the first time, keeps the replies from its client, and closes
+/// the connection when the gate opens.
 pub async fn silencing(server: u16, command: &'static [u8], gate: Gate) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());

@@ -1,9 +1,9 @@
--- Takes a lock, or puts its token into the queue: for a token that may be known to Redis already, and
--- for one that waits.
+-- Takes a lock, or puts its token into the queue: for a token that may be known to Redis already,
+-- and for one that waits.
 --
 -- KEYS  1: the lock. 2: its queue.
--- ARGV  1: the token. 2: time to live of a lease, in ms. 3: what the name of a process's inbox begins
---       with. 4: '1' if the token may wait in the queue. 5: '1' if the lock may be a record.
+-- ARGV  1: the token. 2: time to live of a lease, in ms. 3: what the name of a process's inbox
+--       begins with. 4: '1' if the token may wait in the queue. 5: '1' if the lock may be a record.
 -- Returns 1: acquired. 2: acquired, and processes wait. -(5 + 2 × remaining ms, -1 being no limit,
 -- + 1 if the holder is a client of another kind): held elsewhere. The record, if there is one.
 local call, lock, queue, token, ttl = redis.call, KEYS[1], KEYS[2], ARGV[1], ARGV[2]

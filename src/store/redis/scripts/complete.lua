@@ -3,8 +3,8 @@
 -- KEYS  1: the lock. 2: its queue.
 -- ARGV  1: the token. 2: the record. 3: how long to keep it, in ms. 4: what the name of a process's
 --       inbox begins with.
--- Returns 2: the record is there, by this call or by one whose reply was lost. 1: the lock is not the
--- token's.
+-- Returns 2: the record is there, by this call or by one whose reply was lost. 1: the lock is not
+-- the token's.
 local call, lock, queue, token, record = redis.call, KEYS[1], KEYS[2], ARGV[1], ARGV[2]
 local value = call('GETRANGE', lock, 0, 16384)
 if value == record then

@@ -1,9 +1,9 @@
--- Gives up what a token has, the lock or its place in the queue. A lock that is free then goes to the
--- first in the queue whose process listens to its inbox, which is told.
+-- Gives up what a token has, the lock or its place in the queue. A lock that is free then goes to
+-- the first in the queue whose process listens to its inbox, which is told.
 --
 -- KEYS  1: the lock. 2: its queue. 3: the counter of fences.
--- ARGV  1: the token. 2: time to live of a grant, in ms. 3: what the name of a process's inbox begins
---       with. 4: a fence that the counter had already. 5: '1' if locks may be given.
+-- ARGV  1: the token. 2: time to live of a grant, in ms. 3: what the name of a process's inbox
+--       begins with. 4: a fence that the counter had already. 5: '1' if locks may be given.
 -- Returns 1, + 1 if the token had the lock, + 2 if the lock went to the next.
 local call, lock, queue, token = redis.call, KEYS[1], KEYS[2], ARGV[1]
 local value = call('GETRANGE', lock, 0, 64)

@@ -1,6 +1,6 @@
--- Says for how long no lock may be given, as this server may not know of all leases that are valid. A
--- server that lost its data has no epoch. One that took over from another, or was started again and
--- may lack the last writes, has another replication id than the epoch.
+-- Says for how long no lock may be given, as this server may not know of all leases that are valid.
+-- A server that lost its data has no epoch. One that took over from another, or was started again
+-- and may lack the last writes, has another replication id than the epoch.
 --
 -- KEYS  1: the epoch: which server has the data, and since when it may give locks.
 -- ARGV  1: how long no lock is given after data was lost, in ms.

@@ -2,8 +2,8 @@
 --
 -- KEYS  1: the lock.
 -- ARGV  1: the token.
--- Returns 2: deleted. 3: the lock is the token's, and processes wait: nothing was done. 1: the lock is
--- not the token's.
+-- Returns 2: deleted. 3: the lock is the token's, and processes wait: nothing was done. 1: the lock
+-- is not the token's.
 local value = redis.call('GETRANGE', KEYS[1], 0, 64)
 if value == ARGV[1] then
   redis.call('DEL', KEYS[1])

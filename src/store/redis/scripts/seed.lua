@@ -1,5 +1,5 @@
--- Sets the counter of fences to the server's clock, in µs, unless it is higher: so fences go on rising
--- when all keys are lost, and when the clock is set back.
+-- Sets the counter of fences to the server's clock, in µs, unless it is higher: so fences go on
+-- rising when all keys are lost, and when the clock is set back.
 --
 -- KEYS  1: the counter.
 -- Returns what the counter has then.
