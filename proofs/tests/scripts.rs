@@ -2237,8 +2237,8 @@ const SLIPS: [(Script, &str, &str); 68] = [
     (Script::Complete, "'PX', ARGV[3])", "'PX', 1000 + ARGV[3] / 2)"),
     // The queue.
     (Script::Acquire, "call('RPUSH', queue, token)", "call('LPUSH', queue, token)"),
-    (Script::Acquire, "  call('LREM', queue, 0, token)\n", ""),
-    (Script::Grant, "  call('LREM', queue, 0, token)\n", ""),
+    (Script::Acquire, "  call('LREM', queue, '0', token)\n", ""),
+    (Script::Grant, "  call('LREM', queue, '0', token)\n", ""),
     (Script::Grant, "  next = call('LPOP', queue)\n", "  next = nil\n"),
     (Script::Grant, "ARGV[5] == '1' and call('LPOP', queue)", "ARGV[5] == '1' and call('RPOP', queue)"),
     (Script::Grant, "ARGV[5] == '1' and ", ""),
@@ -2264,8 +2264,8 @@ const SLIPS: [(Script, &str, &str); 68] = [
     (Script::Complete, "if value == record then\n  return 2\nelseif", "if"),
     (Script::Complete, "call('DEL', queue)\n", ""),
     (Script::Complete, "call('DEL', queue)\n", "if value ~= token then call('DEL', queue) end\n"),
-    (Script::Complete, "ipairs(call('LRANGE', queue, 0, -1))", "ipairs(value ~= token and call('LRANGE', queue, 0, -1) or {})"),
-    (Script::Complete, "LRANGE', queue, 0, -1", "LRANGE', queue, 0, 0"),
+    (Script::Complete, "ipairs(call('LRANGE', queue, '0', '-1'))", "ipairs(value ~= token and call('LRANGE', queue, '0', '-1') or {})"),
+    (Script::Complete, "LRANGE', queue, 0, -1", "LRANGE', queue, '0', '0'"),
     // Messages.
     (Script::Acquire, "    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)\n", ""),
     (Script::Acquire, "'w' .. number", "'w1'"),

@@ -40,6 +40,8 @@
 //!     ...  # alone with the account, also on the nodes that use this crate
 //! ```
 //!
+//! While processes of this crate wait for a lock that one of them holds, its value ends with `!`.
+//!
 //! Such a client cannot stand in line: it gets the lock when it happens to ask while the lock is
 //! free. A process of this crate whose requests keep a lock busy passes it on among them without
 //! ever freeing it, so a client that tries again every so often may not get its turn until that

@@ -7,9 +7,9 @@
 -- Returns 1: acquired. 2: acquired, and processes wait. -(5 + 2 × remaining ms, -1 being no limit,
 -- + 1 if the holder is a client of another kind): held elsewhere. The record, if there is one.
 local call, lock, queue, token, ttl = redis.call, KEYS[1], KEYS[2], ARGV[1], ARGV[2]
-local value = call('GETRANGE', lock, 0, 16384)
+local value = call('GETRANGE', lock, '0', '16384')
 if value == '' and call('EXISTS', lock) == 0 then
-  call('LREM', queue, 0, token)
+  call('LREM', queue, '0', token)
   local waiting = call('EXISTS', queue)
   call('SET', lock, waiting == 1 and token .. '!' or token, 'PX', ttl)
   return 1 + waiting

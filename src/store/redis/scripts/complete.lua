@@ -6,7 +6,7 @@
 -- Returns 2: the record is there, by this call or by one whose reply was lost. 1: the lock is not
 -- the token's.
 local call, lock, queue, token, record = redis.call, KEYS[1], KEYS[2], ARGV[1], ARGV[2]
-local value = call('GETRANGE', lock, 0, 16384)
+local value = call('GETRANGE', lock, '0', '16384')
 if value == record then
   return 2
 elseif value ~= token and value ~= token .. '!' then
@@ -14,7 +14,7 @@ elseif value ~= token and value ~= token .. '!' then
 end
 call('SET', lock, record, 'PX', ARGV[3])
 -- A queue can be there without a mark: its first token's lock expired, and another took it.
-for _, waiting in ipairs(call('LRANGE', queue, 0, -1)) do
+for _, waiting in ipairs(call('LRANGE', queue, '0', '-1')) do
   local process, number = string.match(waiting, '^(%x+):(%d+)$')
   if process then
     call('PUBLISH', ARGV[4] .. process, 'c' .. number .. ':' .. lock)

@@ -6,10 +6,10 @@
 --       begins with. 4: a fence that the counter had already. 5: '1' if locks may be given.
 -- Returns 1, + 1 if the token had the lock, + 2 if the lock went to the next.
 local call, lock, queue, token = redis.call, KEYS[1], KEYS[2], ARGV[1]
-local value = call('GETRANGE', lock, 0, 64)
+local value = call('GETRANGE', lock, '0', '64')
 local had = (value == token or value == token .. '!') and 1 or 0
 if had == 0 then
-  call('LREM', queue, 0, token)
+  call('LREM', queue, '0', token)
   if value ~= '' or call('EXISTS', lock) == 1 then
     return 1
   end
