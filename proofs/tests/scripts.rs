@@ -2265,7 +2265,7 @@ const SLIPS: [(Script, &str, &str); 68] = [
     (Script::Complete, "call('DEL', queue)\n", ""),
     (Script::Complete, "call('DEL', queue)\n", "if value ~= token then call('DEL', queue) end\n"),
     (Script::Complete, "ipairs(call('LRANGE', queue, '0', '-1'))", "ipairs(value ~= token and call('LRANGE', queue, '0', '-1') or {})"),
-    (Script::Complete, "LRANGE', queue, 0, -1", "LRANGE', queue, '0', '0'"),
+    (Script::Complete, "LRANGE', queue, '0', '-1'", "LRANGE', queue, '0', '0'"),
     // Messages.
     (Script::Acquire, "    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)\n", ""),
     (Script::Acquire, "'w' .. number", "'w1'"),
