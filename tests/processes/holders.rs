@@ -74,7 +74,11 @@ pub async fn an_answer_that_came_while_the_process_was_frozen_is_not_late() {
     worker.tell("acquire").await;
     eventually("the command is there", || async {
         let clients = clients(&redis).await;
-        clients.iter().any(|client| client.contains("cmd=evalsha"))
+        let is_paused = |client: &String| {
+            let flags = client.split("flags=").nth(1).unwrap_or_default();
+            flags.split(' ').next().unwrap().contains('b')
+        };
+        clients.iter().any(is_paused)
     })
     .await;
     worker.freeze().await;
