@@ -29,5 +29,7 @@ pub use inspect::{
 };
 pub use managers::{connections_per_manager, knows_what_was_said, minute, short_lived};
 pub use proxy::{Mode, Proxy};
-pub use redis_server::{ClosedPort, FREE_PORT, RedisServer, connect_patiently, has_resp3, signal};
+pub use redis_server::{
+    ClosedPort, FREE_PORT, RedisServer, connect_patiently, has_resp3, server_program, signal,
+};
 pub use wait::{PATIENCE, eventually, soon};

@@ -18,6 +18,39 @@ pub const FREE_PORT: &str = "<a free port>";
 /// If this variable is set, every server of the tests refuses RESP3.
 const RESP2: &str = "TOWER_DISTRIBUTED_LOCK_TEST_RESP2";
 
+/// The variable that names the program of the tests' servers, by its path, instead of the
+/// `redis-server` that is installed.
+const SERVER: &str = "TOWER_DISTRIBUTED_LOCK_TEST_SERVER";
+
+/// The program of the tests' servers. Panics if the variable names one that is not there: the tests
+/// must not go on with another server than the one that they were asked to run on.
+pub fn server_program() -> PathBuf {
+    let Some(path) = std::env::var_os(SERVER) else {
+        return "redis-server".into();
+    };
+    // Servers are started in folders of their own.
+    let path = std::path::absolute(&path).unwrap_or(path.into());
+    assert!(
+        path.is_file(),
+        "{SERVER} is {}, where there is no redis-server: set it to the path of one, or unset it",
+        path.display()
+    );
+    path
+}
+
+/// What the program says about its version, such as `Redis server v=7.0.15 …`.
+fn version(program: &Path) -> String {
+    let output = Command::new(program).arg("--version").output();
+    let Ok(output) = output else {
+        panic!(
+            "these tests need {}, which cannot be run: run tests/run, which installs it, or install it \
+             (Debian: apt-get install redis-server)",
+            program.display()
+        );
+    };
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// Whether servers may push messages between the replies of a connection.
 pub fn has_resp3() -> bool {
     std::env::var_os(RESP2).is_none()
@@ -77,7 +110,8 @@ impl RedisServer {
             }
         }
         panic!(
-            "redis-server did not start: run `redis-server --version`, or see {}",
+            "the server did not start: run `{} --version`, or see {}",
+            server_program().display(),
             dir.display()
         );
     }
@@ -158,17 +192,18 @@ async fn launch(
 ) -> Option<(Child, u32)> {
     // The shell ends the server when this process ends, however it ends: the shell's standard input
     // is closed then.
-    let script = "exec 3<&0; redis-server \"$@\" >redis.log 2>&1 3<&- & redis=$!; echo $redis >pid; \
+    let script = "exec 3<&0; \"$0\" \"$@\" >redis.log 2>&1 3<&- & redis=$!; echo $redis >pid; \
                   (read -r _ <&3; kill -9 $redis) 2>/dev/null & watch=$!; exec 3<&-; wait $redis; kill $watch; wait $watch";
     let _ = std::fs::remove_file(dir.join("pid"));
-    let found = Command::new("redis-server").arg("--version").output();
-    assert!(
-        found.is_ok(),
-        "these tests need redis-server, which is not installed: run tests/run, which installs it, or install it \
-         (Debian: apt-get install redis-server)"
-    );
+    let program = server_program();
+    // Before Redis 7, DEBUG needed no permission, and this setting was an error.
+    let may_debug: &[&str] = match version(&program).contains("v=6.") {
+        true => &[],
+        false => &["--enable-debug-command", "yes"],
+    };
     let mut child = Command::new("sh")
-        .args(["-c", script, "redis-server"])
+        .args(["-c", script])
+        .arg(&program)
         .args([
             "--port",
             &port.to_string(),
@@ -179,7 +214,7 @@ async fn launch(
             "--appendonly",
             "no",
         ])
-        .args(["--enable-debug-command", "yes"])
+        .args(may_debug)
         .args(args)
         .envs(env.iter().map(|(name, value)| (name, value)))
         .current_dir(dir)

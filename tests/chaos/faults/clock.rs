@@ -10,6 +10,7 @@ use tokio::sync::OnceCell;
 
 use super::Scene;
 use crate::support::random::Random;
+use crate::support::server_program;
 
 /// The library (Debian: apt-get install faketime), if it is installed and this redis-server runs
 /// with it.
@@ -31,7 +32,7 @@ async fn look() -> Option<PathBuf> {
     let path = paths.find(|path| path.exists())?;
     let dir = std::env::temp_dir();
     // Where it does not go together with the server's memory allocator, even this hangs.
-    let version = Command::new("redis-server")
+    let version = Command::new(server_program())
         .arg("--version")
         .envs(environment(&path, &dir))
         .stdout(Stdio::null())
