@@ -18,7 +18,7 @@
 //! With the prefix `lock:`, a user needs these keys, channels and commands:
 //!
 //! ```text
-//! ~lock:* ~{* &lock:inbox:*
+//! ~lock:* ~{* resetchannels &lock:inbox:*
 //! +@connection +@scripting +@string +@list +@keyspace +subscribe +publish +pubsub +time +client
 //! ```
 //!

@@ -405,7 +405,7 @@ impl Reader {
                 Ok(value) => read(settings, way, sent, value).ok_or(Unusable::Unexpected)?,
                 // Something may have been done before the error.
                 Err(error) => {
-                    let unknown = way == Way::Acquire && error.code() != Some("READONLY");
+                    let unknown = way == Way::Acquire && code(&error) != Some("READONLY");
                     failed(error, unknown)
                 }
             },
@@ -571,7 +571,7 @@ fn said(reply: Reply) -> Said {
 fn failed(error: RedisError, unknown: bool) -> Said {
     // What holds for the connection, or for the server behind it, and not for a command.
     let is_of_no_use = matches!(
-        error.code(),
+        code(&error),
         Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "NOPERM" | "CLUSTERDOWN" | "MOVED")
     );
     let error = refused(error);
@@ -581,6 +581,18 @@ fn failed(error: RedisError, unknown: bool) -> Said {
         is_changed: false,
         is_of_no_use,
     }
+}
+
+/// Returns the code of an error. Redis 6 puts an error within a script into the text of another one:
+/// `ERR Error running script (…): @user_script:1: @user_script: 1: -READONLY You can't write …`.
+fn code(error: &RedisError) -> Option<&str> {
+    let within_script = error.detail().and_then(|detail| {
+        let (_, within) = detail
+            .strip_prefix("Error running script ")?
+            .split_once(": -")?;
+        within.split(' ').next()
+    });
+    within_script.or(error.code())
 }
 
 pub(super) fn refused(error: RedisError) -> Error {

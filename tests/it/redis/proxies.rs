@@ -118,9 +118,13 @@ pub async fn garbling(server: u16, reply: &'static str) -> String {
                     let text = str::from_utf8(&buffer[..length]).unwrap();
                     // It stands behind the reply to the take of a free lock, or, at a second
                     // attempt, to the script.
-                    let taken = ["_\r\n", ":1\r\n"].into_iter().find_map(|taken| {
-                        let fence = text.strip_prefix(taken)?.strip_prefix(':')?;
-                        (fence.len() > 12).then(|| format!("{taken}{reply}"))
+                    let is_taken = |replies: &str| {
+                        let with_get = replies == "_\r\n" || replies == "$-1\r\n";
+                        with_get || replies.starts_with("+OK\r\n$") || replies == ":1\r\n"
+                    };
+                    let taken = text.rsplit_once(':').and_then(|(taken, fence)| {
+                        let is_fence = fence.len() > 12 && is_taken(taken);
+                        is_fence.then(|| format!("{taken}{reply}"))
                     });
                     let garbled = taken.unwrap_or_else(|| text.to_owned());
                     client_write.write_all(garbled.as_bytes()).await.unwrap();

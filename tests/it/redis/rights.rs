@@ -28,7 +28,7 @@ async fn a_wrong_password_is_told_as_such() {
 
 #[tokio::test]
 async fn an_acl_user_with_just_these_rights_and_a_database_number_work() {
-    let user = "worker on >secret ~lock:* ~{* &lock:inbox:* +@connection +@scripting +@string +@list +@keyspace \
+    let user = "worker on >secret ~lock:* ~{* resetchannels &lock:inbox:* +@connection +@scripting +@string +@list +@keyspace \
                 +subscribe +publish +pubsub +time +client -@dangerous";
     let server = RedisServer::start_with(&acl(user)).await;
     let redis = server.client().await;
@@ -49,7 +49,8 @@ async fn an_acl_user_with_just_these_rights_and_a_database_number_work() {
         guard.release().await.unwrap();
     }
     // A user without the rights gets an error, and does not wait.
-    let user = "guest on >secret ~lock:* &lock:inbox:* +@connection +subscribe +script";
+    let user =
+        "guest on >secret ~lock:* resetchannels &lock:inbox:* +@connection +subscribe +script";
     let server = RedisServer::start_with(&acl(user)).await;
     let url = format!("redis://guest:secret@127.0.0.1:{}", server.port);
     let locks = LockManager::builder().connect_lazy(&url).unwrap();
@@ -92,7 +93,11 @@ async fn an_inbox_that_can_no_longer_be_subscribed_to_is_told() {
 
 #[tokio::test]
 async fn a_foreign_holder_is_looked_at_where_redis_may_not_tell() {
-    for rule in ["-client|caching", "-mget", "-client|tracking"] {
+    for rule in [
+        "-client +client|tracking",
+        "-mget",
+        "-client +client|caching",
+    ] {
         let user = format!("worker on >secret ~* &* +@all {rule}");
         let server = RedisServer::start_with(&acl(&user)).await;
         let redis = server.client().await;

@@ -121,7 +121,7 @@ fn a_process_that_dies_while_it_writes_leaves_nothing_for_long() {
 /// With the rights that the README names. Neither long records nor watched locks need others.
 #[tokio::test]
 async fn an_acl_user_with_just_the_rights_for_locks_keeps_long_records() {
-    let user = "worker on >secret ~lock:* ~{* &lock:inbox:* +@connection +@scripting +@string +@list \
+    let user = "worker on >secret ~lock:* ~{* resetchannels &lock:inbox:* +@connection +@scripting +@string +@list \
                 +@keyspace +subscribe +publish +pubsub +time +client -@dangerous";
     let user: Vec<&str> = std::iter::once("--user").chain(user.split(' ')).collect();
     let server = RedisServer::start_with(&user).await;
