@@ -1150,7 +1150,7 @@ impl Oracle {
         let is_so = (model.ends_ms..=model.ends_ms + slack_ms).contains(&ends_ms)
             && (from_ms..=to_ms).contains(&ends_ms.saturating_add_signed(-remaining));
         ensure(is_so, wrong)?;
-        self.is_server(model.server, server)?;
+        self.is_server(model.server, &server)?;
         model.ends_ms = ends_ms;
         self.locks[0].epoch = Some(model);
         self.epochs[usize::from(client)] = Some(model);
@@ -1158,17 +1158,17 @@ impl Oracle {
     }
 
     /// Each server has an id of its own.
-    fn is_server(&mut self, number: u8, id: String) -> Check {
+    fn is_server(&mut self, number: u8, id: &str) -> Check {
         let is_new = !self.servers.contains_key(&number);
-        let is_known = self.servers.values().any(|known| *known == id);
+        let is_known = self.servers.values().any(|known| known == id);
         ensure(!(is_new && is_known), || {
             format!(
                 "the epoch is of {id}, in the model of {number}: {:?}",
                 self.servers
             )
         })?;
-        let known = self.servers.entry(number).or_insert_with(|| id.clone());
-        same("the epoch's server", &id, known)
+        let known = self.servers.entry(number).or_insert_with(|| id.to_owned());
+        same("the epoch's server", &id, &known.as_str())
     }
 
     /// Compares the epoch.
