@@ -1160,7 +1160,7 @@ impl Oracle {
     /// Each server has an id of its own.
     fn is_server(&mut self, number: u8, id: &str) -> Check {
         let is_new = !self.servers.contains_key(&number);
-        let is_known = self.servers.values().any(|known| *known == id);
+        let is_known = self.servers.values().any(|known| known == id);
         ensure(!(is_new && is_known), || {
             format!(
                 "the epoch is of {id}, in the model of {number}: {:?}",
