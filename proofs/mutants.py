@@ -152,7 +152,7 @@ MUTANTS = [
     ),
     (
         "fences are seeded at connect only",
-        [(CONNECTION, "SEED_EVERY: Duration = Duration::from_millis(100)", "SEED_EVERY: Duration = Duration::from_secs(100)")],
+        [(CONNECTION, "SEED_EVERY: Duration = Duration::from_millis(2)", "SEED_EVERY: Duration = Duration::from_secs(100)")],
         ["--test it fences_follow_the_clock"],
     ),
     (

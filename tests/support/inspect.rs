@@ -102,6 +102,13 @@ pub async fn calls(redis: &MultiplexedConnection, command: &str) -> u64 {
     calls_in(&text(redis, "INFO commandstats").await, command)
 }
 
+/// How many values the server has set, except those of the counter of fences: an `EVAL` raises it,
+/// as often as time goes by.
+pub async fn sets(redis: &MultiplexedConnection) -> u64 {
+    let stats = text(redis, "INFO commandstats").await;
+    calls_in(&stats, "set") - calls_in(&stats, "eval")
+}
+
 /// How many scripts the server has run that it knew. Connections are made ready, and the counter of
 /// fences is raised, by scripts that it does not keep: these do not count.
 pub async fn script_calls(redis: &MultiplexedConnection) -> u64 {

@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind};
 
 /// How far the counter of fences may be behind the clock of its server while it is used: another
 /// server whose counter is at the clock may take over after that time.
-const SEED_EVERY: Duration = Duration::from_millis(100);
+const SEED_EVERY: Duration = Duration::from_millis(2);
 
 const QUARANTINED: &str = "Redis lost data, or another server took over: no lock is given until all \
                            who had one before must have lost it";

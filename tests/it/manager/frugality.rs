@@ -4,7 +4,7 @@ use tower_distributed_lock::{ErrorKind, LockManager};
 
 use super::WAIT;
 use crate::support::{
-    RedisServer, calls, clients, connections_per_manager, eventually, run, script_calls, value,
+    RedisServer, clients, connections_per_manager, eventually, run, script_calls, sets, value,
 };
 
 #[tokio::test]
@@ -28,7 +28,7 @@ async fn five_hundred_duplicates_cost_one_command() {
     let server = RedisServer::start().await;
     let redis = server.client().await;
     let locks = LockManager::connect(&server.url()).await.unwrap();
-    let takes = async || (calls(&redis, "set").await, script_calls(&redis).await);
+    let takes = async || (sets(&redis).await, script_calls(&redis).await);
     let (before, scripts) = takes().await;
     let mut results =
         futures_util::future::join_all((0..500).map(|_| locks.try_acquire("a"))).await;

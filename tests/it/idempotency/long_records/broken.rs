@@ -10,7 +10,7 @@ use crate::idempotency::RECORD;
 use crate::once::{App, Runs, post};
 use crate::support::{
     Mode, PATIENCE, Proxy, RedisServer, calls, eventually, eventually_queued, has_resp3, minute,
-    run, soon, statistic, watched_keys,
+    run, sets, soon, statistic, watched_keys,
 };
 
 #[tokio::test]
@@ -34,12 +34,12 @@ async fn a_lock_that_is_lost_while_its_record_is_written_gets_none() {
         app.send(post("k")).await.is_replay()
     })
     .await;
-    let sent = calls(&redis, "set").await;
+    let sent = sets(&redis).await;
     proxy.set(Mode::Forward);
     let first = soon("a response", first).await.unwrap();
     first.is_rejected(503, RejectionKind::Lost);
     // Only the part that was in flight is written, and none of the others.
-    assert!(calls(&redis, "set").await <= sent + 1);
+    assert!(sets(&redis).await <= sent + 1);
     other.send(post("k")).await.is_replay_of(2);
     let left = parts(&redis).await;
     assert!(left.iter().all(|part| !written.contains(part)), "{left:?}");

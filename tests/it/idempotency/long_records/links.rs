@@ -11,7 +11,7 @@ use super::{
     is_short_replay, is_whole, parts, patient,
 };
 use crate::once::{Answer, Runs, post};
-use crate::support::{Mode, Proxy, RedisServer, calls, minute, soon};
+use crate::support::{Mode, Proxy, RedisServer, minute, sets, soon};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_lock_waits_for_a_long_record_that_is_written_or_read_over_a_slow_link() {
@@ -128,11 +128,9 @@ async fn a_part_that_fails_is_sent_again_and_not_those_before_it() {
     let proxy = Proxy::start(server.port).await;
     let locks = patient().connect(&proxy.url()).await.unwrap();
     let (runs, body) = (Runs::default(), content(8 * MIB - 1000));
-    // The counter of fences is raised by a script, as often as time goes by.
-    let sets = async || calls(&redis, "set").await - calls(&redis, "eval").await;
-    let before = sets().await;
+    let before = sets(&redis).await;
     app(&locks, &runs, &content(1)).send(post("short")).await;
-    let short = sets().await - before;
+    let short = sets(&redis).await - before;
     let connected = connected(&redis).await;
     proxy.set(Mode::First(5 * MIB as u64 / 2));
     let app = app(&locks, &runs, &body);
@@ -142,7 +140,7 @@ async fn a_part_that_fails_is_sent_again_and_not_those_before_it() {
     has_parts(&redis, 3).await;
     proxy.set(Mode::Forward);
     is_whole(&soon("the response", answer).await.unwrap(), &body);
-    let long = sets().await - before - short;
+    let long = sets(&redis).await - before - short;
     assert_eq!(long, short + 8);
     is_replay(&app.send(post("k")).await, &body);
 }
