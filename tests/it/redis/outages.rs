@@ -261,10 +261,9 @@ async fn restarted_empty_the_lock_is_lost_and_the_next_request_works() {
 
 #[tokio::test]
 async fn a_server_that_is_loading_its_data_is_waited_for() {
-    let mut server =
-        RedisServer::start_with(&["--dbfilename", "dump.rdb", "--rdbcompression", "no"]).await;
+    let mut server = RedisServer::start_with(&["--dbfilename", "dump.rdb"]).await;
     let redis = server.client().await;
-    run(&redis, "DEBUG POPULATE 20000 key 1000").await;
+    run(&redis, "DEBUG POPULATE 20000").await;
     run(&redis, "SAVE").await;
     let locks = LockManager::connect(&server.url()).await.unwrap();
     locks
@@ -275,9 +274,15 @@ async fn a_server_that_is_loading_its_data_is_waited_for() {
         .await
         .unwrap();
     server.kill();
-    // At a hundred µs for each key, this takes two seconds. Clients are told at every 2 MiB, which
-    // no setting of Redis 6 changes.
-    server.restart_with(&["--key-load-delay", "100"]).await;
+    // At a hundred µs for each key, this takes two seconds.
+    server
+        .restart_with(&[
+            "--key-load-delay",
+            "100",
+            "--loading-process-events-interval-bytes",
+            "1024",
+        ])
+        .await;
     let error = unavailable(&locks).await;
     assert!(
         error.to_string().to_lowercase().contains("loading"),
