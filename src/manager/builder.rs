@@ -286,7 +286,8 @@ impl LockManagerBuilder {
     /// used for the first time, and whenever it is restarted, with its data or without: then, too,
     /// there is no lock for one time to live.
     ///
-    /// It costs one `INFO` with each call, and an ACL user needs `+info`.
+    /// It costs one `INFO` for each connection and a `GET` with each write that takes locks. An ACL
+    /// user needs `+info`.
     ///
     /// # What it needs to hold
     ///
