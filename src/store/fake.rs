@@ -461,7 +461,6 @@ impl Truth {
             if !self.has(key, token, now) {
                 return Reply::Gone;
             }
-            let is_awaited = self.is_marked(key);
             self.changed(key, Some(token.process));
             let entry = Entry {
                 value,
@@ -469,13 +468,11 @@ impl Truth {
                 is_marked: false,
             };
             self.locks.insert(key.clone(), entry);
-            if is_awaited {
-                for waiting in self.queue(key, now).to_vec() {
-                    self.notices
-                        .push((waiting.process, key.clone(), Notice::Changed));
-                }
-                self.queues.remove(key);
+            for waiting in self.queue(key, now).to_vec() {
+                self.notices
+                    .push((waiting.process, key.clone(), Notice::Changed));
             }
+            self.queues.remove(key);
         }
         Reply::Completed
     }
