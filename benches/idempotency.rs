@@ -24,6 +24,7 @@ use support::figures::{Figures, Goal, Turns, median};
 use support::load::load;
 use support::monitor::Monitor;
 use support::options::{Parts, requests, rounds, time};
+use support::orders::runtime;
 use support::recipe::{Tokens, connection};
 use test_support::RedisServer;
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -40,12 +41,7 @@ const PAYLOAD: &[u8] = &[b'p'; 1024];
 const ANSWER: &[u8] = &[b'a'; 1024];
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(run(&Parts::from_args()));
+    runtime(2).block_on(run(&Parts::from_args()));
 }
 
 async fn run(parts: &Parts) {

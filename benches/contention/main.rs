@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 use plot::Panel;
 use support::figures::Figures;
 use support::options::Parts;
+use support::orders::runtime;
 use support::workers;
 use test_support::RedisServer;
 
@@ -43,12 +44,7 @@ fn main() {
         worker::run(&url);
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(run(&Chosen::from_args()));
+    runtime(2).block_on(run(&Chosen::from_args()));
 }
 
 struct Chosen {

@@ -26,6 +26,7 @@ mod ways;
 
 use support::figures::Figures;
 use support::options::Parts;
+use support::orders::runtime;
 use support::workers;
 use test_support::RedisServer;
 
@@ -34,12 +35,7 @@ fn main() {
         node::run(&url);
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(run(&Parts::from_args()));
+    runtime(2).block_on(run(&Parts::from_args()));
 }
 
 async fn run(parts: &Parts) {

@@ -42,7 +42,8 @@ pub fn obey_all(mut worker: impl Obey) {
     });
 }
 
-fn runtime(threads: usize) -> Runtime {
+/// Returns a runtime with so many threads.
+pub fn runtime(threads: usize) -> Runtime {
     let mut builder = match threads {
         1 => Builder::new_current_thread(),
         _ => Builder::new_multi_thread(),
