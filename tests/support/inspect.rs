@@ -112,8 +112,7 @@ pub async fn sets(redis: &MultiplexedConnection) -> u64 {
 /// How many scripts the server has run that it knew. Connections are made ready, and the counter of
 /// fences is raised, by scripts that it does not keep: these do not count.
 pub async fn script_calls(redis: &MultiplexedConnection) -> u64 {
-    let stats = text(redis, "INFO commandstats").await;
-    calls_in(&stats, "evalsha")
+    calls(redis, "evalsha").await
 }
 
 fn calls_in(stats: &str, command: &str) -> u64 {

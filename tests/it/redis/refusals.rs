@@ -6,8 +6,8 @@ use tower_distributed_lock::{ErrorKind, LockManager};
 
 use super::{recovers, unavailable};
 use crate::support::{
-    PATIENCE, RedisServer, calls, eventually, eventually_no_trace, eventually_queued, run, soon,
-    value,
+    PATIENCE, RedisServer, eventually, eventually_no_trace, eventually_queued, run, script_calls,
+    soon, value,
 };
 
 #[tokio::test]
@@ -146,12 +146,11 @@ async fn after_an_acquire_that_redis_refused_there_is_nothing_to_release() {
         let url = format!("redis://{user}127.0.0.1:{}", server.port);
         let minute = LockManager::builder().ttl(Duration::from_secs(60));
         let locks = minute.connect(&url).await.unwrap();
-        // The counter of fences is seeded by the source of its script, every now and then.
-        let before = calls(&redis, "evalsha").await;
+        let before = script_calls(&redis).await;
         let error = unavailable(&locks).await.to_string();
         assert!(error.contains(reason), "{reason}: {error}");
         // A release would be refused as well, and would be tried again for a minute.
         soon(reason, locks.close()).await;
-        assert_eq!(calls(&redis, "evalsha").await, before, "{reason}");
+        assert_eq!(script_calls(&redis).await, before, "{reason}");
     }
 }
