@@ -1,7 +1,6 @@
 //! The scripts, one for each operation that no command of Redis does.
 //!
-//! They give Redis numbers as strings where they can: it takes Lua a fifth of a release's time to
-//! write out two numbers.
+//! They give Redis numbers as strings where they can, as Lua is slow at writing out numbers.
 
 use std::sync::OnceLock;
 
