@@ -88,6 +88,11 @@ impl Sent<'_> {
         matches!(self.way(), Way::Take | Way::Acquire)
     }
 
+    /// Returns whether a fence may come of it, for this token or for the next in the queue.
+    pub(super) fn gives_fence(&self) -> bool {
+        matches!(self.way(), Way::Take | Way::Acquire | Way::Grant)
+    }
+
     fn token(&self, settings: &Settings) -> String {
         let (Command::Acquire { token, .. }
         | Command::Release { token, .. }

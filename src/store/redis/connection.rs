@@ -237,8 +237,8 @@ impl Link {
         }
     }
 
-    /// Returns whether it is time to raise the counter of fences, which the next call then does.
-    pub(super) fn is_seed_due(&mut self, now: Time) -> bool {
+    /// Decides whether a call that is sent now raises the counter of fences.
+    pub(super) fn seeds(&mut self, now: Time) -> bool {
         let is_due = now.since(self.seeded_at) >= SEED_EVERY;
         if is_due {
             self.seeded_at = now;

@@ -166,7 +166,7 @@ impl RedisStore {
                 }
                 last_sent = Time::now();
                 let call = link.call(last_sent, commands);
-                let seeded = link.is_seed_due(last_sent);
+                let seeded = call.gives_fences() && link.seeds(last_sent);
                 replies.push_back(self.send(&link, &call, scripts, seeded));
                 in_flight.push(call);
                 scripts = Scripts::ByHash;
@@ -283,10 +283,7 @@ impl RedisStore {
             .collect();
         let error = no_reply(&self.settings.command_timeout);
         while !in_flight.calls.is_empty() {
-            let InFlightCall {
-                sent_at, commands, ..
-            } = in_flight.pop();
-            self.fail(sent_at, commands, &error, true, events);
+            self.fail(in_flight.pop(), &error, true, events);
         }
         if !releases.is_empty() {
             let commands = releases.iter().map(|(key, command)| Sent {

@@ -17,6 +17,14 @@ pub(super) struct InFlightCall {
     pub(super) commands: Vec<Pending>,
 }
 
+impl InFlightCall {
+    pub(super) fn gives_fences(&self) -> bool {
+        self.commands
+            .iter()
+            .any(|pending| pending.sent().gives_fence())
+    }
+}
+
 /// The calls that have no reply yet, in the order in which they were sent, which is that of the
 /// replies.
 ///

@@ -5,6 +5,7 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::RedisStore;
+use super::in_flight::InFlightCall;
 use super::pending::Pending;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
@@ -78,6 +79,7 @@ impl Queue {
         self.len() == 0
     }
 
+    /// Returns whether there are only releases that no process and no caller is known to wait for.
     fn can_wait(&self) -> bool {
         self.others.is_empty() && self.ends.iter().all(Pending::can_wait)
     }
@@ -223,18 +225,17 @@ impl RedisStore {
     /// Fails the commands of a call. Those that end a hold are put back.
     pub(super) fn fail(
         &self,
-        sent_at: Time,
-        commands: Vec<Pending>,
+        call: InFlightCall,
         error: &Error,
         is_unknown: bool,
         events: &impl Events,
     ) {
-        let (ends, others) = commands.into_iter().partition(Pending::ends_hold);
+        let (ends, others) = call.commands.into_iter().partition(Pending::ends_hold);
         self.put_back(ends);
         for pending in others {
             let unknown = is_unknown || pending.may_have_been_carried_out_before();
             let error = error.clone();
-            pending.finish(sent_at, Err(Failure { error, unknown }), events);
+            pending.finish(call.sent_at, Err(Failure { error, unknown }), events);
         }
     }
 }

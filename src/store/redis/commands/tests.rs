@@ -529,6 +529,30 @@ fn an_error_says_whether_the_token_may_have_got_something() {
     }
     // A replica writes nothing.
     assert!(!failure(&QUEUE, "READONLY You can't write").1.unknown);
+    assert!(!failure(&QUEUE, &within_script("READONLY")).1.unknown);
+}
+
+/// Returns an error within a script, as Redis 6 tells it.
+fn within_script(code: &str) -> String {
+    format!(
+        "ERR Error running script (call to f_a): @user_script:1: @user_script: 8: -{code} 1 a:1"
+    )
+}
+
+#[test]
+fn a_fence_comes_of_acquires_and_of_releases_that_may_grant() {
+    for (command, gives_fence) in [
+        (&TAKE, true),
+        (&QUEUE, true),
+        (&GRANT, true),
+        (&RELEASE, false),
+        (&RENEW, false),
+        (&CHECK, false),
+        (&complete(), false),
+    ] {
+        let sent = sent(&lock(), command).gives_fence();
+        assert_eq!(sent, gives_fence, "{command:?}");
+    }
 }
 
 #[test]
@@ -542,13 +566,14 @@ fn an_error_that_holds_for_the_server_makes_the_connection_useless() {
         "CLUSTERDOWN",
         "MOVED",
     ] {
-        let line = format!("{code} 1 a:1");
-        for command in commands() {
-            let said = one(&lock(), &command, error(&line)).unwrap();
-            assert!(
-                said.is_of_no_use && said.result.is_err(),
-                "{command:?}: {code}"
-            );
+        for line in [format!("{code} 1 a:1"), within_script(code)] {
+            for command in commands() {
+                let said = one(&lock(), &command, error(&line)).unwrap();
+                assert!(
+                    said.is_of_no_use && said.result.is_err(),
+                    "{command:?}: {line}"
+                );
+            }
         }
     }
 }

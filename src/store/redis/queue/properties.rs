@@ -121,8 +121,7 @@ proptest! {
                     }
                 }
                 Step::Fails if !in_flight.calls.is_empty() => {
-                    let call = in_flight.pop();
-                    store.fail(call.sent_at, call.commands, &closed(), true, &outcomes);
+                    store.fail(in_flight.pop(), &closed(), true, &outcomes);
                     // The connection is closed then.
                     in_flight.recall();
                 }
