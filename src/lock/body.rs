@@ -139,15 +139,15 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    if lock.poll_lost(cx).is_ready() {
+    if lock.is_lost() {
         return Poll::Ready(Some(Err(lost())));
     }
-    let frame = ready!(lock.enter(|| content.poll_frame(cx)));
-    // The body may have blocked its thread for longer than the lease.
-    Poll::Ready(match lock.is_lost() {
-        true => Some(Err(lost())),
-        false => frame,
-    })
+    match lock.enter(|| content.poll_frame(cx)) {
+        // The body may have blocked its thread for longer than the lease.
+        Poll::Ready(_) if lock.is_lost() => Poll::Ready(Some(Err(lost()))),
+        Poll::Ready(frame) => Poll::Ready(frame),
+        Poll::Pending => lock.poll_lost(cx).map(|()| Some(Err(lost()))),
+    }
 }
 
 fn lost() -> BoxError {

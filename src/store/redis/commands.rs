@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use redis::{Cmd, Pipeline, RedisError, Value};
+use redis::{Cmd, Pipeline, RedisError, RedisWrite, Value};
 
 use super::Settings;
 use super::names::{lock_name, queue_name};
@@ -93,27 +93,27 @@ impl Sent<'_> {
         matches!(self.way(), Way::Take | Way::Acquire | Way::Grant)
     }
 
-    fn token(&self, settings: &Settings) -> String {
+    fn token(&self) -> u64 {
         let (Command::Acquire { token, .. }
         | Command::Release { token, .. }
         | Command::Complete { token, .. }
         | Command::Renew { token }
         | Command::Check { token }) = self.command;
-        format!("{}:{token}", settings.manager.simple())
+        *token
     }
 
     /// What Redis is to track, to tell when another client changes it.
     fn tracked_read(&self, lock: &str) -> Option<Cmd> {
-        let mut read = Cmd::new();
         match self.command {
             // Empty is not absent.
-            Command::Acquire { watch: true, .. } => read.arg("EXISTS").arg(lock),
+            Command::Acquire { watch: true, .. } => Some(words(&["EXISTS", lock])),
             Command::Renew { .. } | Command::Check { .. } => {
-                read.arg("GETRANGE").arg(lock).arg(0).arg(MAX_TOKEN)
+                let mut read = words(&["GETRANGE", lock]);
+                read.arg(0).arg(MAX_TOKEN);
+                Some(read)
             }
-            _ => return None,
-        };
-        Some(read)
+            _ => None,
+        }
     }
 }
 
@@ -149,8 +149,10 @@ pub(super) fn call<'a>(
     how: Scripts,
     seeded: bool,
 ) -> Call {
+    // Besides these, a seed and a block of fences.
+    let count = commands.size_hint().0 + 2;
     let mut call = Call {
-        pipeline: Pipeline::new(),
+        pipeline: Pipeline::with_capacity(count),
         skipped: 0,
         replies: 0,
     };
@@ -172,14 +174,14 @@ pub(super) fn call<'a>(
     }
     // A fence follows the clock, so that it is lower than those of another server that takes over.
     if seeded {
-        let seed = call.pipeline.cmd("EVAL").arg(scripts::SEED.source);
-        seed.arg(1).arg(settings.fence_name());
+        let seed = ["EVAL", scripts::SEED.source, "1", &settings.names.fence];
+        call.pipeline.add_command(words(&seed));
         call.skipped += 1;
     }
     let mut takes: usize = 0;
     for sent in commands {
         takes += usize::from(sent.takes());
-        let lock = lock_name(&settings.prefix, sent.key);
+        let lock = lock_name(&settings.names.prefix, sent.key);
         let read = sent.tracked_read(&lock);
         add(&mut call, settings, server, sent, &lock, how);
         if let Some(read) = read.filter(|_| server.watches) {
@@ -188,20 +190,25 @@ pub(super) fn call<'a>(
         }
     }
     if takes > 0 {
-        let mut fence = words(&["INCRBY", &settings.fence_name()]);
+        let mut fence = words(&["INCRBY", settings.names.fence.as_str()]);
         fence.arg(takes);
         call.add(fence);
     }
     if server.epoch.is_some() && (takes > 0 || call.replies == 0) {
-        call.add(words(&["GET", &settings.epoch_name()]));
+        call.add(words(&["GET", settings.names.epoch.as_str()]));
     } else if call.replies == 0 {
         call.add(words(&["PING"]));
     }
     call
 }
 
+/// Has room for most commands, so that they are written without allocating on the way.
+fn command() -> Cmd {
+    Cmd::with_capacity(12, 256)
+}
+
 fn words(words: &[&str]) -> Cmd {
-    let mut command = Cmd::new();
+    let mut command = command();
     command.arg(words);
     command
 }
@@ -214,20 +221,22 @@ fn add(
     lock: &str,
     scripts: Scripts,
 ) {
-    let token = sent.token(settings);
+    let token = settings.names.token(sent.token());
     let ttl = settings.ttl.as_millis() as u64;
     let script = |script: &Script, keys: &[&str]| {
-        let mut command = Cmd::new();
+        let mut command = command();
         match scripts {
             Scripts::ByHash => command.arg("EVALSHA").arg(script.hash()),
             Scripts::BySource => command.arg("EVAL").arg(script.source),
         };
-        command.arg(keys.len()).arg(keys).arg(&token);
+        command.arg(keys.len()).arg(keys).write_arg_fmt(&token);
         command
     };
     let command = match sent.way() {
         Way::Take => {
-            let mut take = words(&["SET", lock, &token, "NX"]);
+            let mut take = words(&["SET", lock]);
+            take.write_arg_fmt(&token);
+            take.arg("NX");
             if server.takes_with_get {
                 take.arg("GET").arg("PX").arg(ttl);
                 take
@@ -243,7 +252,7 @@ fn add(
             let may_queue = matches!(sent.command, Command::Acquire { queue: true, .. });
             let may_be_record = sent.key.kind() == Kind::Record;
             let mut acquire = script(&scripts::ACQUIRE, &[lock, &queue_name(lock)]);
-            acquire.arg(ttl).arg(settings.inbox_prefix());
+            acquire.arg(ttl).arg(&settings.names.inboxes);
             acquire
                 .arg(u8::from(may_queue))
                 .arg(u8::from(may_be_record));
@@ -251,10 +260,10 @@ fn add(
         }
         Way::Release => script(&scripts::RELEASE, &[lock]),
         Way::Grant => {
-            let keys = [lock, &queue_name(lock), &settings.fence_name()];
+            let keys = [lock, &queue_name(lock), settings.names.fence.as_str()];
             let mut grant = script(&scripts::GRANT, &keys);
             grant.arg(settings.grant_ttl.as_millis() as u64);
-            grant.arg(settings.inbox_prefix());
+            grant.arg(&settings.names.inboxes);
             grant.arg(server.seed).arg(u8::from(server.may_give));
             grant
         }
@@ -269,7 +278,7 @@ fn add(
                 complete.arg(&record.content[..]);
                 complete.arg(record.retention.as_millis() as u64);
             }
-            complete.arg(settings.inbox_prefix());
+            complete.arg(&settings.names.inboxes);
             complete
         }
         // Its read is the reply.
@@ -336,14 +345,10 @@ pub(super) fn replies<'a>(
         no_tracking: None,
         found_too_much: false,
     };
-    let (mut said, mut taken, mut takes) = (Vec::new(), Vec::new(), 0);
+    let (mut said, mut takes) = (Vec::with_capacity(commands.size_hint().0), 0);
     for sent in commands {
         takes += u64::from(sent.takes());
-        let one = reader.read(settings, server, sent)?;
-        if let Ok(Reply::Acquired { .. }) = one.result {
-            taken.push(said.len());
-        }
-        said.push(one);
+        said.push(reader.read(settings, server, sent)?);
     }
     let mut last_fence = Ok(server.seed);
     if takes > 0 {
@@ -366,14 +371,15 @@ pub(super) fn replies<'a>(
         let _ = reader.next()?;
     }
     // The block of fences is shared out among those that got their lock, in order.
-    for (place, index) in taken.iter().enumerate() {
+    let is_taken = |said: &&mut Said| matches!(said.result, Ok(Reply::Acquired { .. }));
+    for (place, taken) in said.iter_mut().filter(is_taken).enumerate() {
         match &last_fence {
             Ok(last) => {
-                if let Ok(Reply::Acquired { fence, .. }) = &mut said[*index].result {
+                if let Ok(Reply::Acquired { fence, .. }) = &mut taken.result {
                     *fence = last - takes + 1 + place as u64;
                 }
             }
-            Err(error) => said[*index] = failed(error.clone(), true),
+            Err(error) => *taken = failed(error.clone(), true),
         }
     }
     match reader.values.next() {
@@ -472,8 +478,7 @@ impl Reader {
             // A value of another type is none that was left there.
             Err(_) => Value::Nil,
         };
-        let is_ours =
-            || matches!(&read, Value::BulkString(value) if is_token(value, &sent.token(settings)));
+        let is_ours = || matches!(&read, Value::BulkString(value) if is_token(value, &settings.names.token(sent.token()).to_string()));
         match (sent.command, &said.result) {
             (Command::Check { .. }, _) if !is_ours() => said.result = Ok(Reply::Gone),
             (Command::Renew { .. }, Ok(Reply::Renewed { .. })) => said.is_changed = !is_ours(),
@@ -495,7 +500,7 @@ fn read(settings: &Settings, way: Way, sent: Sent<'_>, value: Value) -> Option<S
     let number = match value {
         Value::Int(number) => number,
         Value::BulkString(value) if way == Way::Check => {
-            let is_ours = is_token(&value, &sent.token(settings));
+            let is_ours = is_token(&value, &settings.names.token(sent.token()).to_string());
             return Some(said(if is_ours { Reply::Intact } else { Reply::Gone }));
         }
         Value::BulkString(record) if way == Way::Acquire && sent.key.kind() == Kind::Record => {

@@ -152,7 +152,7 @@ async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, Red
     let (sender, pushes) = mpsc::unbounded_channel();
     let config = config().set_push_sender(pushes::forward(sender, observed.clone()));
     let (commands, mut driver) = open_connection(client, config).await?;
-    let prepared = prepare(commands.clone(), Some(settings.inbox()));
+    let prepared = prepare(commands.clone(), Some(&settings.names.inbox));
     let watches = driver.run_until(prepared).await;
     let watches = watches.unwrap_or_else(|| Err(closed()))?;
     let mut link = Link::new(commands, pushes, driver, observed);
@@ -165,7 +165,7 @@ async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, Red
 /// Makes two connections: in RESP2, one that is subscribed to the inbox can do nothing else.
 async fn connect_resp2(client: &Client, settings: &Settings) -> Result<Link, RedisError> {
     let mut inbox = client.get_async_pubsub().await?;
-    inbox.subscribe(settings.inbox()).await?;
+    inbox.subscribe(&settings.names.inbox).await?;
     let (sender, pushes) = mpsc::unbounded_channel();
     tokio::spawn(pushes::listen(inbox, sender, settings.command_timeout));
     let (commands, mut driver) = open_connection(client, config()).await?;
@@ -278,7 +278,7 @@ async fn make_ready(
         let (known, remaining): (Vec<u8>, i64) = redis::cmd("EVAL")
             .arg(scripts::QUARANTINE.source)
             .arg(1)
-            .arg(settings.epoch_name())
+            .arg(&settings.names.epoch)
             .arg(settings.ttl.as_millis() as u64)
             .query_async(&mut commands)
             .await?;
@@ -286,7 +286,7 @@ async fn make_ready(
         let remaining = u64::try_from(remaining).unwrap_or(0);
         quarantined_until = Some(Time::now() + Duration::from_millis(remaining));
     }
-    let (seed, takes_with_get) = seed(&mut commands, &settings.fence_name()).await?;
+    let (seed, takes_with_get) = seed(&mut commands, &settings.names.fence).await?;
     Ok(Ready {
         seed,
         takes_with_get,
@@ -374,7 +374,7 @@ fn refuses_resp3(error: &RedisError) -> bool {
 /// Returns whether the server tracks them.
 async fn prepare(
     mut commands: MultiplexedConnection,
-    inbox: Option<String>,
+    inbox: Option<&str>,
 ) -> Result<bool, RedisError> {
     let can_push = inbox.is_some();
     if let Some(inbox) = inbox {

@@ -308,7 +308,7 @@ impl RedisStore {
     /// Tells the manager what the server has sent of its own accord. An error says that the
     /// connection is closed.
     fn pushed(&self, push: Option<Push>, events: &impl Events) -> Result<(), ()> {
-        let prefix = &self.settings.prefix;
+        let prefix = &self.settings.names.prefix;
         match push.ok_or(())? {
             Push::Message { payload, after } => {
                 if let Some((key, notice)) = message(prefix, &payload, after) {

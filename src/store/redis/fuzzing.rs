@@ -41,8 +41,7 @@ pub(crate) fn manifest(bytes: &[u8]) {
 pub fn reply(bytes: &[u8]) {
     let values = values(bytes);
     let settings = Settings {
-        manager: Uuid::nil(),
-        prefix: PREFIX.to_owned(),
+        names: Names::new(PREFIX.to_owned(), Uuid::nil()),
         ttl: Duration::from_secs(30),
         grant_ttl: Duration::from_secs(10),
         command_timeout: Duration::from_secs(1),

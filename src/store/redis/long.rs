@@ -173,7 +173,7 @@ impl RedisStore {
         for (name, range) in self.names(key, parts).zip(parts.ranges()) {
             let part = self.get(&name, range.len()).await?;
             if part.len() != range.len() {
-                let lock_name = lock_name(&self.settings.prefix, key);
+                let lock_name = lock_name(&self.settings.names.prefix, key);
                 return match self.get(&lock_name, LONG_RECORD).await? == found {
                     true => Ok(Err(Damage::Missing)),
                     // The record went away while it was read. There may be a new run.
@@ -202,7 +202,7 @@ impl RedisStore {
 
     fn names(&self, key: &LockKey, parts: Parts) -> impl Iterator<Item = String> {
         (0..parts.count())
-            .map(move |number| part_name(&self.settings.prefix, key, &parts.id, number))
+            .map(move |number| part_name(&self.settings.names.prefix, key, &parts.id, number))
     }
 
     /// Returns how long it may take to write a record, or to read one.

@@ -32,6 +32,7 @@ use self::breaker::Breaker;
 use self::connection::{Address, Link};
 use self::long::LongRecords;
 pub(crate) use self::manifest::{Damage, Manifest};
+use self::names::Names;
 use self::pending::Pending;
 use self::queue::Queue;
 use super::{Command, Failure, Options, Outcome};
@@ -42,9 +43,7 @@ use crate::sync::Doorbell;
 
 #[derive(Debug)]
 struct Settings {
-    /// Tells this manager's tokens from all others.
-    manager: Uuid,
-    prefix: String,
+    names: Names,
     ttl: Duration,
     grant_ttl: Duration,
     command_timeout: Duration,
@@ -72,8 +71,7 @@ impl RedisStore {
     pub(crate) fn new(url: &str, options: Options) -> Result<Self, Error> {
         let address = Address::parse(url, options.root_certificate.as_deref())?;
         let settings = Settings {
-            manager: Uuid::new_v4(),
-            prefix: options.prefix,
+            names: Names::new(options.prefix, Uuid::new_v4()),
             ttl: options.ttl,
             grant_ttl: options.grant_ttl,
             command_timeout: options.command_timeout,

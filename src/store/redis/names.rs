@@ -1,32 +1,58 @@
 //! The names of what the crate keeps in Redis.
 
+use std::fmt::{self, Display};
+
 use uuid::Uuid;
 
-use super::Settings;
 use crate::key::{Kind, LockKey};
 
 /// How the name of a record ends.
 const RECORD: &str = ":record";
 
-impl Settings {
+/// What does not change from call to call.
+#[derive(Debug)]
+pub(super) struct Names {
+    /// What the name of every lock begins with.
+    pub(super) prefix: String,
     /// The counter of fences.
-    pub(super) fn fence_name(&self) -> String {
-        format!("{{{}}}:fence", self.prefix)
-    }
-
+    pub(super) fence: String,
     /// Says which server has the data, and since when it may give locks.
-    pub(super) fn epoch_name(&self) -> String {
-        format!("{{{}}}:epoch", self.prefix)
-    }
-
+    pub(super) epoch: String,
     /// What the name of every inbox of this prefix begins with.
-    pub(super) fn inbox_prefix(&self) -> String {
-        format!("{}inbox:", self.prefix)
+    pub(super) inboxes: String,
+    /// The channel on which this process is told of grants.
+    pub(super) inbox: String,
+    /// What every token of this process begins with.
+    pub(super) tokens: String,
+}
+
+impl Names {
+    /// Returns the names that the manager `id` uses. No other manager has its tokens.
+    pub(super) fn new(prefix: String, id: Uuid) -> Self {
+        let inboxes = format!("{prefix}inbox:");
+        Self {
+            fence: format!("{{{prefix}}}:fence"),
+            epoch: format!("{{{prefix}}}:epoch"),
+            inbox: format!("{inboxes}{}", id.simple()),
+            inboxes,
+            tokens: format!("{}:", id.simple()),
+            prefix,
+        }
     }
 
-    /// The channel on which this process is told of grants.
-    pub(super) fn inbox(&self) -> String {
-        format!("{}{}", self.inbox_prefix(), self.manager.simple())
+    /// Returns what the number stands for in Redis.
+    pub(super) fn token(&self, number: u64) -> impl Display {
+        Token(&self.tokens, number)
+    }
+}
+
+/// Written where it is needed, without a string of its own.
+struct Token<'a>(&'a str, u64);
+
+impl Display for Token<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)?;
+        self.1.fmt(f)
     }
 }
 

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::store::Record;
+use crate::store::redis::names::Names;
 
 const TOKEN: &str = "0000000000000000000000000000000a:7";
 const OTHER: &str = "0000000000000000000000000000000b:9";
@@ -12,8 +13,7 @@ const SEED: u64 = 1_000;
 
 pub(super) fn settings() -> Settings {
     Settings {
-        manager: Uuid::from_u128(0xa),
-        prefix: "lock:".to_owned(),
+        names: Names::new("lock:".to_owned(), Uuid::from_u128(0xa)),
         ttl: Duration::from_millis(1000),
         grant_ttl: Duration::from_millis(300),
         command_timeout: Duration::from_millis(200),

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use uuid::Uuid;
 
-use super::super::{Address, Settings};
+use super::super::{Address, Names, Settings};
 use super::*;
 use crate::key::LockKey;
 use crate::store::{Notice, Outcome};
@@ -14,8 +14,7 @@ pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
 pub(super) fn store(command_timeout: Duration) -> RedisStore {
     let settings = Settings {
-        manager: Uuid::new_v4(),
-        prefix: "lock:".to_owned(),
+        names: Names::new("lock:".to_owned(), Uuid::new_v4()),
         ttl: MINUTE,
         grant_ttl: MINUTE,
         command_timeout,

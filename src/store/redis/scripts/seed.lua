@@ -4,8 +4,9 @@
 -- KEYS  1: the counter.
 -- Returns what the counter has then.
 local now = redis.call('TIME')
-local clock = string.format('%.0f', now[1] * 1000000 + now[2])
-if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(clock) then
-  redis.call('SET', KEYS[1], clock)
+local counter, clock = redis.call('GET', KEYS[1]), now[1] * 1000000 + now[2]
+if not counter or tonumber(counter) < clock then
+  counter = string.format('%.0f', clock)
+  redis.call('SET', KEYS[1], counter)
 end
-return tonumber(redis.call('GET', KEYS[1]))
+return tonumber(counter)
