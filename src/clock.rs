@@ -12,9 +12,26 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Time(u64);
 
-fn epoch() -> Instant {
-    static EPOCH: OnceLock<Instant> = OnceLock::new();
-    *EPOCH.get_or_init(Instant::now)
+/// The clock's first use.
+struct Epoch {
+    suspended: Suspended,
+    /// What the clock that counts suspensions said right before `instant`.
+    all: u64,
+    instant: Instant,
+}
+
+fn epoch() -> &'static Epoch {
+    static EPOCH: OnceLock<Epoch> = OnceLock::new();
+    EPOCH.get_or_init(|| {
+        let suspended = suspended();
+        let all = all();
+        let instant = Instant::now();
+        Epoch {
+            suspended,
+            all,
+            instant,
+        }
+    })
 }
 
 /// For how long the machine has been suspended since the clock's first use, as far as that was
@@ -30,18 +47,20 @@ const ATTEMPTS: u32 = 16;
 
 impl Time {
     pub(crate) fn now() -> Self {
-        let epoch = epoch();
-        let running = Instant::now().saturating_duration_since(epoch).as_nanos() as u64;
-        Self(running + SUSPENDED.load(Ordering::Relaxed))
+        Self(running() + SUSPENDED.load(Ordering::Relaxed))
     }
 
     /// Returns the time, even if the machine was suspended just now: an `Instant` stands still
     /// meanwhile, and the server's clock does not. Costs more than [`now`](Self::now), and is for
     /// code that relies on a lease.
     pub(crate) fn now_for_certain() -> Self {
-        static FIRST: OnceLock<Suspended> = OnceLock::new();
-        let total = suspended();
-        let since = total.since(FIRST.get_or_init(|| total));
+        // A suspension that is not counted yet puts the second reading ahead of the first. So does
+        // the time between the two: then it is looked at more closely.
+        let now = Self::now();
+        if all().saturating_sub(epoch().all) <= now.0 + TIGHT {
+            return now;
+        }
+        let since = suspended().since(&epoch().suspended);
         SUSPENDED.fetch_max(since, Ordering::Relaxed);
         Self::now()
     }
@@ -56,13 +75,20 @@ impl Time {
 
     pub(crate) fn instant(self) -> Instant {
         let running = self.0.saturating_sub(SUSPENDED.load(Ordering::Relaxed));
-        epoch() + Duration::from_nanos(running)
+        epoch().instant + Duration::from_nanos(running)
     }
 
     /// Returns how long after `earlier` this is, zero if it is not.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+}
+
+/// Returns the time since the clock's first use without suspensions.
+fn running() -> u64 {
+    Instant::now()
+        .saturating_duration_since(epoch().instant)
+        .as_nanos() as u64
 }
 
 /// Bounds of how long this machine has been suspended since it was started, in nanoseconds.
@@ -107,19 +133,31 @@ impl Suspended {
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
+fn nanos(clock: rustix::time::ClockId) -> u64 {
+    let time = rustix::time::clock_gettime(clock);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Reads the clock that counts suspensions.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn all() -> u64 {
+    nanos(rustix::time::ClockId::Boottime)
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
 fn suspended() -> Suspended {
-    use rustix::time::{ClockId, clock_gettime};
-    let nanos = |clock| {
-        let time = clock_gettime(clock);
-        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-    };
-    Suspended::read(|| nanos(ClockId::Monotonic), || nanos(ClockId::Boottime))
+    Suspended::read(|| nanos(rustix::time::ClockId::Monotonic), all)
 }
 
 /// On other systems, this crate knows no clock that counts suspensions.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn all() -> u64 {
+    0
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn suspended() -> Suspended {
-    Suspended::read(|| 0, || 0)
+    Suspended::read(|| 0, all)
 }
 
 /// Saturates a century from now, so that a caller's `Duration::MAX` is harmless.
