@@ -57,7 +57,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
 fn app(locks: &LockManager) -> Router {
     // One lock for each account, whatever is done to it. The handlers take the id as text, too: as
     // a number, `7` and `07` would be one account with two locks.
-    let account = key::path("/accounts/{id}/{*rest}");
+    let account = key::path("/accounts/{id}/**");
     let one_at_a_time =
         DistributedLockLayer::new(locks.clone(), account).wait(Duration::from_secs(5));
 
@@ -65,9 +65,8 @@ fn app(locks: &LockManager) -> Router {
     // a 409, and the sender tries again later. The scope keeps a header like `accounts:7` from
     // naming the lock of an account.
     let delivery = key::scope("delivery", key::header("x-delivery-id"));
-    let no_duplicates = DistributedLockLayer::new(locks.clone(), delivery)
-        // Without an id, a duplicate cannot be told from a new delivery: 400.
-        .require_key(true);
+    // Without an id, a duplicate cannot be told from a new delivery: 400.
+    let no_duplicates = DistributedLockLayer::new(locks.clone(), delivery);
 
     // `route_layer` applies to the one route that it is called on, after routing: unknown paths
     // take no locks.

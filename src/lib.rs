@@ -21,7 +21,7 @@
 //! let app: Router = Router::new()
 //!     .route("/accounts/{id}/transfer", post(transfer))
 //!     .route_layer(
-//!         DistributedLockLayer::new(locks, key::path("/accounts/{id}/{*rest}"))
+//!         DistributedLockLayer::new(locks, key::path("/accounts/{id}/transfer"))
 //!             .wait(Duration::from_secs(5)), // without it: 409 at once
 //!     );
 //! # let _ = app;
@@ -37,6 +37,7 @@
 //! |---|---|
 //! | answer 409, wait, hold the lock for the head of the response only, run without Redis | [`DistributedLockLayer`] |
 //! | lock an account, an order, a header's value, what the body says | [`key`], [`DistributedLockLayer::from_extension`] |
+//! | let requests run that name nothing to lock | [`DistributedLockLayer::optional_key`] |
 //! | handle a webhook or a payment once, however often it arrives | [`IdempotencyLayer`] |
 //! | let a request run to its end when its client leaves | [`DetachLayer`] |
 //! | take a lock without HTTP | [`LockManager::acquire`], [`LockGuard`] |

@@ -154,6 +154,15 @@ pub(crate) fn restarted() {
     tracing::error!("the background task of a lock manager panicked, and is started again");
 }
 
+/// A request is refused, as no key can be made for it.
+pub(crate) fn misconfigured(error: &Error) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(
+        %error,
+        "no key can be made for a request, as the service is put together: it does not run"
+    );
+}
+
 pub(crate) fn disconnected(why: &dyn Display) {
     #[cfg(feature = "tracing")]
     tracing::warn!(%why, "no connection to Redis");

@@ -23,7 +23,7 @@
 //! at [`Lease::is_held`] before each step that matters. Before the process ends,
 //! `locks.close().await` waits until all guards are dropped and Redis has the releases.
 //!
-//! The key `accounts:7` is the one that [`key::path("/accounts/{id}/{*rest}")`](crate::key::path)
+//! The key `accounts:7` is the one that [`key::path("/accounts/{id}/**")`](crate::key::path)
 //! makes of a request for `/accounts/7/…`.
 //!
 //! # Other clients

@@ -12,19 +12,20 @@
 //!
 //! | | Key of `POST /accounts/7/transfer` with `x-account: 7` |
 //! |---|---|
-//! | [`key::path("/accounts/{id}/{*rest}")`](crate::key::path) | `accounts:7`: the parts of the path that the pattern names |
+//! | [`key::path("/accounts/{id}/transfer")`](crate::key::path) | `accounts:7`: the path up to the last parameter, so that all routes to one account share its lock |
+//! | [`key::path("/accounts/{id}/**")`](crate::key::path) | `accounts:7`: for one layer over many routes |
 //! | [`key::header("x-account")`](crate::key::header) | `7` |
 //! | [`key::method_and_path()`](crate::key::method_and_path) | `POST:/accounts/7/transfer` |
 //! | [`key::scope("transfers", key::header("x-account"))`](crate::key::scope) | `transfers:7` |
 //! | [`key::join(key::header("x-account"), key::method_and_path())`](crate::key::join) | both, escaped, so that they cannot run into each other |
-//! | a closure, `\|req: &Parts\| Some("everything")` | what it returns; `None` for no lock, an error for 400 |
+//! | a closure, `\|req\| Some(("account", number_in(req)?))` | `account:7`: what it returns, a text, a number, or a tuple of these |
 //!
 //! Paths are percent-decoded first, as routers do: `/accounts/%37` is `/accounts/7`. Keys longer
 //! than 512 bytes are replaced by their SHA-256.
 //!
-//! To make a key of several texts, use [`LockKey::join`](crate::LockKey::join) and not `format!`.
-//! It escapes its separator, so a client that sends `a:b` as one part does not name the lock of the
-//! parts `a` and `b`.
+//! To make a key of several parts, return a tuple, or use [`LockKey::join`](crate::LockKey::join),
+//! and not `format!`. The separator is escaped, so a client that sends `a:b` as one part does not
+//! name the lock of the parts `a` and `b`.
 //!
 //! # Keys from elsewhere
 //!
@@ -60,6 +61,14 @@
 //! # }
 //! ```
 //!
+//! # Requests without a key
+//!
+//! A request whose key is not found does not run: 400 if its client left out a header, say, and 500
+//! if the service is put together in such a way that there can be no key. The feature `tracing`
+//! tells of the latter at the level error. The [table in `key`](crate::key#requests-without-a-key)
+//! has all cases. Put the layer on the routes that it is for, or say that the others need no lock:
+//! [`optional_key`](crate::DistributedLockLayer::optional_key).
+//!
 //! # Keys that clients choose
 //!
 //! Keys often come from a stranger's request. Assume that they are chosen to do harm.
@@ -69,8 +78,6 @@
 //! - **[`key::header`](crate::key::header) uses the value as the whole key.** Give it a
 //!   [scope](crate::key::scope), unless every key of this manager comes from that header. Otherwise
 //!   a client that sends `accounts:7` takes the lock of an account.
-//! - **A request without a key runs without a lock.** If every request must have one, say
-//!   [`require_key(true)`](crate::DistributedLockLayer::require_key): it is answered with 400.
 //! - **In a nested axum router** the path is what is left of it there. Two routers at `/a` and `/b`
 //!   share their keys, unless each has a scope.
 //!

@@ -50,7 +50,9 @@ pub(crate) enum RejectedBy {
 /// | [`Held`](Self::Held) | 409 | yes | `ABORTED` | both layers |
 /// | [`TimedOut`](Self::TimedOut) | 409 | yes | `ABORTED` | both layers |
 /// | [`QueueFull`](Self::QueueFull) | 503 | yes | `RESOURCE_EXHAUSTED` | both layers |
+/// | [`MissingKey`](Self::MissingKey) | 400 | | `INVALID_ARGUMENT` | both layers |
 /// | [`InvalidKey`](Self::InvalidKey) | 400 | | `INVALID_ARGUMENT` | both layers |
+/// | [`Misconfigured`](Self::Misconfigured) | 500 | | `INTERNAL` | both layers |
 /// | [`Unavailable`](Self::Unavailable) | 503 | yes | `UNAVAILABLE` | both layers |
 /// | [`Lost`](Self::Lost) | 503 | yes | `ABORTED` | both layers |
 /// | [`Mismatch`](Self::Mismatch) | 422 | | `INVALID_ARGUMENT` | [`IdempotencyLayer`] |
@@ -70,9 +72,18 @@ pub enum RejectionKind {
     TimedOut,
     /// Too many requests wait already. 503, gRPC `RESOURCE_EXHAUSTED`.
     QueueFull,
-    /// The request has no key though one is required, its key cannot name a lock, or there is no
-    /// scope for its idempotency key. 400, gRPC `INVALID_ARGUMENT`.
+    /// The request lacks what its key, or the scope of its idempotency key, is made of. 400, gRPC
+    /// `INVALID_ARGUMENT`.
+    MissingKey,
+    /// What the request has for a key cannot be one: it is empty, or not text. 400, gRPC
+    /// `INVALID_ARGUMENT`.
     InvalidKey,
+    /// No request of this kind can have a key, as the service is put together: no middleware put a
+    /// [`LockKey`](crate::LockKey) into the extensions for
+    /// [`from_extension`](crate::DistributedLockLayer::from_extension), or the path does not match
+    /// the pattern of [`key::path`](crate::key::path). 500, gRPC `INTERNAL`; the feature `tracing`
+    /// tells the reason, at the level error.
+    Misconfigured,
     /// Redis cannot say whether the lock is free, or the manager is closed. 503, gRPC
     /// `UNAVAILABLE`.
     Unavailable,
@@ -116,10 +127,14 @@ impl Rejection {
             RejectionKind::Held | RejectionKind::TimedOut | RejectionKind::NotKept => {
                 StatusCode::CONFLICT
             }
-            RejectionKind::InvalidKey | RejectionKind::Incomplete => StatusCode::BAD_REQUEST,
+            RejectionKind::MissingKey | RejectionKind::InvalidKey | RejectionKind::Incomplete => {
+                StatusCode::BAD_REQUEST
+            }
             RejectionKind::Mismatch => StatusCode::UNPROCESSABLE_ENTITY,
             RejectionKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            RejectionKind::Unreadable => StatusCode::INTERNAL_SERVER_ERROR,
+            RejectionKind::Misconfigured | RejectionKind::Unreadable => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             RejectionKind::QueueFull | RejectionKind::Unavailable | RejectionKind::Lost => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -181,10 +196,11 @@ impl Rejection {
     fn grpc_status(&self) -> &'static str {
         match self.kind {
             RejectionKind::Incomplete => "1",
-            RejectionKind::InvalidKey | RejectionKind::Mismatch => "3",
+            RejectionKind::MissingKey | RejectionKind::InvalidKey | RejectionKind::Mismatch => "3",
             RejectionKind::NotKept => "6",
             RejectionKind::QueueFull | RejectionKind::TooLarge => "8",
             RejectionKind::Held | RejectionKind::TimedOut | RejectionKind::Lost => "10",
+            RejectionKind::Misconfigured => "13",
             RejectionKind::Unavailable => "14",
             RejectionKind::Unreadable => "15",
         }
@@ -209,11 +225,23 @@ impl Rejection {
             (RejectionKind::QueueFull, RejectedBy::Idempotency) => {
                 "too many requests with this idempotency key wait"
             }
-            (RejectionKind::InvalidKey, RejectedBy::Lock) => {
+            (RejectionKind::MissingKey, RejectedBy::Lock) => {
                 "the request does not name what is to be locked"
+            }
+            (RejectionKind::MissingKey, RejectedBy::Idempotency) => {
+                "the request lacks its idempotency key, or what that belongs to"
+            }
+            (RejectionKind::InvalidKey, RejectedBy::Lock) => {
+                "what the request names cannot be locked"
             }
             (RejectionKind::InvalidKey, RejectedBy::Idempotency) => {
                 "the request has no valid idempotency key"
+            }
+            (RejectionKind::Misconfigured, RejectedBy::Lock) => {
+                "the service cannot tell what the request is to lock"
+            }
+            (RejectionKind::Misconfigured, RejectedBy::Idempotency) => {
+                "the service cannot tell what the idempotency key belongs to"
             }
             (RejectionKind::Unavailable, _) => "the lock service is not available",
             (RejectionKind::Lost, _) => "the lock was lost while the request ran",
@@ -236,9 +264,11 @@ impl From<ErrorKind> for RejectionKind {
             ErrorKind::Held => Self::Held,
             ErrorKind::TimedOut => Self::TimedOut,
             ErrorKind::QueueFull => Self::QueueFull,
+            ErrorKind::MissingKey => Self::MissingKey,
             ErrorKind::InvalidKey => Self::InvalidKey,
+            ErrorKind::Config => Self::Misconfigured,
             ErrorKind::Lost => Self::Lost,
-            ErrorKind::Unavailable | ErrorKind::Closed | ErrorKind::Config => Self::Unavailable,
+            ErrorKind::Unavailable | ErrorKind::Closed => Self::Unavailable,
         }
     }
 }

@@ -86,7 +86,7 @@ impl Config {
     }
 
     /// Returns the key if the head has it. Fails if what the head has is no valid key.
-    pub(super) fn key_in_head(&self, parts: &Parts) -> KeyResult {
+    pub(super) fn key_in_head(&self, parts: &Parts) -> Result<Option<LockKey>, Error> {
         match &self.key {
             KeySource::Header(name) => in_header(parts, name)?
                 .map(|key| self.scoped(parts, &key))
@@ -96,23 +96,24 @@ impl Config {
     }
 
     /// Returns the key that the user's closure finds in the head or the body.
-    pub(super) fn key_in_body(&self, parts: &Parts, body: &Bytes) -> KeyResult {
-        match &self.key {
-            KeySource::Header(_) => Ok(None),
-            KeySource::Closure(find) => find(parts, body)?
-                .map(|key| self.scoped(parts, key.as_str()))
-                .transpose(),
+    pub(super) fn key_in_body(
+        &self,
+        parts: &Parts,
+        body: &Bytes,
+    ) -> Result<Option<LockKey>, Error> {
+        let KeySource::Closure(find) = &self.key else {
+            return Ok(None);
+        };
+        match find(parts, body) {
+            Ok(key) => self.scoped(parts, key.as_str()).map(Some),
+            Err(error) if error.kind() == ErrorKind::MissingKey => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
     /// Puts an idempotency key into its scope.
     fn scoped(&self, parts: &Parts, key: &str) -> Result<LockKey, Error> {
-        let scope = (self.scope)(parts)?.ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidKey,
-                "the request has no scope for its idempotency key",
-            )
-        })?;
+        let scope = (self.scope)(parts)?;
         LockKey::record([scope.as_str(), key])
     }
 

@@ -60,7 +60,7 @@
 //! | [`new(locks)`] | | the key is in the header `Idempotency-Key` of `POST` and `PATCH` requests: 1 to 255 visible ASCII characters, quoted or not |
 //! | [`webhook(locks, header)`] | | the key is in that header, in requests of any method; a key is required, and there is no fingerprint |
 //! | [`key(closure)`] | the header | `key(&request::Parts, &Bytes)` returns the [key](crate::key), from the body for instance, `None` (no key), or an error (400) |
-//! | [`scope(closure)`] | method and path | within what a key is unique; not found: 400 |
+//! | [`scope(closure)`] | method and path | within what a key is unique; not found: 400, or 500 where the service cannot have it |
 //! | [`require_key(bool)`] | `false`; `true` for `webhook` | answer requests without a key with 400; otherwise they run as if this layer were not there |
 //! | [`fingerprint(closure)`] | the body; nothing for `webhook` | what must be the same in all requests with one key, or the response is 422 |
 //! | [`wait(duration)`] | no waiting: 409 | how long a duplicate waits for the request that runs, to get its response: more than zero, at most a day |
@@ -95,7 +95,9 @@
 //! | is still running | [`Held`](RejectionKind::Held) | 409, `Retry-After: 1` | `ABORTED` |
 //! | is still running when the [`wait`](IdempotencyLayer::wait) is over | [`TimedOut`](RejectionKind::TimedOut) | 409, `Retry-After: 1` | `ABORTED` |
 //! | was completed, with another payload | [`Mismatch`](RejectionKind::Mismatch) | 422 | `INVALID_ARGUMENT` |
-//! | has no key though one is required, an invalid key, or no scope | [`InvalidKey`](RejectionKind::InvalidKey) | 400 | `INVALID_ARGUMENT` |
+//! | has no key though one is required, or lacks what the scope of its key is made of | [`MissingKey`](RejectionKind::MissingKey) | 400 | `INVALID_ARGUMENT` |
+//! | has an invalid key, or an invalid scope | [`InvalidKey`](RejectionKind::InvalidKey) | 400 | `INVALID_ARGUMENT` |
+//! | cannot have a scope, as the service is put together | [`Misconfigured`](RejectionKind::Misconfigured) | 500 | `INTERNAL` |
 //! | has a body that is too long | [`TooLarge`](RejectionKind::TooLarge) | 413 | `RESOURCE_EXHAUSTED` |
 //! | has a body that did not arrive | [`Incomplete`](RejectionKind::Incomplete) | 400 | `CANCELLED` |
 //! | finds too many waiting already | [`QueueFull`](RejectionKind::QueueFull) | 503, `Retry-After: 1` | `RESOURCE_EXHAUSTED` |

@@ -14,11 +14,13 @@ use super::read::{RequestError, read_request};
 use super::replay::replay;
 use super::run::Run;
 use crate::detach::DetachFuture;
+use crate::error::{Error, ErrorKind};
 use crate::http::{
     Collected, Protocol, RejectedBy, RejectionKind, find_lease, insert_secondary_lease,
 };
 use crate::key::LockKey;
 use crate::manager::{Claimed, LockGuard};
+use crate::trace;
 
 /// Handles a request that may have a key: runs it, replays the response of another one, or rejects
 /// it.
@@ -66,7 +68,7 @@ where
             };
         }
         Ok(Claimed::Damaged(damage)) => {
-            crate::trace::unreadable(&key, &damage);
+            trace::unreadable(&key, &damage);
             return reject(RejectionKind::Unreadable);
         }
         Err(error) => return reject(error.kind().into()),
@@ -93,9 +95,9 @@ where
     B: Body<Data = Bytes>,
 {
     // A request whose head has no valid key where one must be is rejected before its body is read.
-    let in_head = config.key_in_head(parts).map_err(|error| error.kind())?;
+    let in_head = config.key_in_head(parts).map_err(refusal)?;
     if in_head.is_none() && config.is_key_in_head() {
-        return Err(RejectionKind::InvalidKey);
+        return Err(RejectionKind::MissingKey);
     }
     let body = match read_request(body, config.max_request_body).await {
         Ok(body) => body,
@@ -106,8 +108,17 @@ where
         return Ok((in_head, body));
     }
     match config.key_in_body(parts, &body.data) {
-        Ok(None) if config.require_key => Err(RejectionKind::InvalidKey),
+        Ok(None) if config.require_key => Err(RejectionKind::MissingKey),
         Ok(key) => Ok((key, body)),
-        Err(error) => Err(error.kind().into()),
+        Err(error) => Err(refusal(error)),
     }
+}
+
+/// Returns the reason for which a request is refused, if its key or scope could not be made.
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn refusal(error: Error) -> RejectionKind {
+    if error.kind() == ErrorKind::Config {
+        trace::misconfigured(&error);
+    }
+    error.kind().into()
 }

@@ -55,7 +55,9 @@ impl IdempotencyLayer {
     /// Sets the scope within which a key is unique. Default: the method and the path,
     /// [`key::method_and_path`](crate::key::method_and_path).
     ///
-    /// A request whose scope is not found (`None`, or an error) is answered with 400.
+    /// A request whose scope is not found is refused: with 400 where the client left out what it is
+    /// made of (`None`) or that is invalid, with 500 where the service is put together wrongly, for
+    /// instance where the path does not match the pattern of [`key::path`](crate::key::path).
     ///
     /// In a nested axum router, the path is what the outer router has left of it. Two senders at
     /// `/a/webhooks` and `/b/webhooks` share a scope there, unless each has a name of its own:

@@ -1,6 +1,6 @@
 //! [`LockKey`]: the name of a lock.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, OnceLock};
 
@@ -114,21 +114,11 @@ impl LockKey {
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        let mut joined = String::new();
+        let mut joined = JoinedParts::default();
         for part in parts {
-            let part = part.as_ref();
-            if part.is_empty() {
-                return Err(Error::new(
-                    ErrorKind::InvalidKey,
-                    "a part of the lock key is empty",
-                ));
-            }
-            if !joined.is_empty() {
-                joined.push_str(SEPARATOR);
-            }
-            joined.extend(utf8_percent_encode(part, ESCAPED));
+            joined.push(part.as_ref())?;
         }
-        Self::new(joined)
+        joined.into_key()
     }
 
     /// Makes a key of the text that a store has of it.
@@ -154,33 +144,52 @@ impl LockKey {
     }
 }
 
+/// The text of a key that is being made of several parts.
+#[derive(Debug)]
+pub struct JoinedParts(String);
+
+impl Default for JoinedParts {
+    fn default() -> Self {
+        // Nearly all keys fit, so that the text is allocated once.
+        Self(String::with_capacity(64))
+    }
+}
+
+impl JoinedParts {
+    /// Adds a part, escaped.
+    pub(super) fn push(&mut self, part: &str) -> Result<(), Error> {
+        if part.is_empty() {
+            return Err(Error::new(
+                ErrorKind::InvalidKey,
+                "a part of the lock key is empty",
+            ));
+        }
+        self.separate();
+        self.0.extend(utf8_percent_encode(part, ESCAPED));
+        Ok(())
+    }
+
+    /// Adds a number, whose digits need no escape.
+    pub(super) fn push_number(&mut self, number: impl fmt::Display) {
+        self.separate();
+        write!(self.0, "{number}").expect("a String takes any text");
+    }
+
+    fn separate(&mut self) {
+        // No part is empty, so neither is the text behind the first one.
+        if !self.0.is_empty() {
+            self.0.push_str(SEPARATOR);
+        }
+    }
+
+    pub(super) fn into_key(self) -> Result<LockKey, Error> {
+        LockKey::new(self.0)
+    }
+}
+
 impl fmt::Debug for LockKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "LockKey({})", self.fingerprint())
-    }
-}
-
-impl TryFrom<&str> for LockKey {
-    type Error = Error;
-
-    fn try_from(key: &str) -> Result<Self, Error> {
-        Self::new(key)
-    }
-}
-
-impl TryFrom<String> for LockKey {
-    type Error = Error;
-
-    fn try_from(key: String) -> Result<Self, Error> {
-        Self::new(key)
-    }
-}
-
-impl TryFrom<&String> for LockKey {
-    type Error = Error;
-
-    fn try_from(key: &String) -> Result<Self, Error> {
-        Self::new(key)
     }
 }
 

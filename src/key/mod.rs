@@ -4,13 +4,13 @@
 //! [`DistributedLockLayer::new`](crate::DistributedLockLayer::new) and
 //! [`IdempotencyLayer::scope`](crate::IdempotencyLayer::scope):
 //!
-//! | Function | The key |
+//! | Function | The key of `POST /accounts/7/transfer` with `x-account: 7` |
 //! |---|---|
-//! | [`path`] | the part of the path that a pattern names |
-//! | [`method_and_path`] | `POST:/accounts/7` |
-//! | [`header`] | the value of a request header |
-//! | [`scope`] | that of another closure, kept apart from the keys of other scopes |
-//! | [`join`] | those of two other closures, joined |
+//! | [`path("/accounts/{id}/transfer")`](path()) | `accounts:7`, the part of the path up to the last parameter |
+//! | [`method_and_path()`] | `POST:/accounts/7/transfer` |
+//! | [`header("x-account")`](header()) | `7` |
+//! | [`scope("transfers", header("x-account"))`](scope()) | `transfers:7`, kept apart from the keys of other scopes |
+//! | [`join(header("x-account"), path("/accounts/{id}/**"))`](join()) | `7:accounts%3A7`, both, each escaped as one part |
 //!
 //! ```
 //! use tower_distributed_lock::{DistributedLockLayer, LockManager, key};
@@ -18,23 +18,23 @@
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! let locks = LockManager::in_memory();
 //! // One lock per account, whatever is done to it: /accounts/7, /accounts/7/transfer, …
-//! let layer = DistributedLockLayer::new(locks, key::path("/accounts/{id}/{*rest}"));
+//! let layer = DistributedLockLayer::new(locks, key::path("/accounts/{id}/**"));
 //! # }
 //! ```
 //!
 //! # A closure of your own
 //!
 //! A closure that takes the request's head does as well. It returns whatever [`IntoLockKey`] is
-//! implemented for: a key, `None` (no lock), or an error (400). [`LockKey::join`] makes a key of
-//! several parts:
+//! implemented for: text, a number, a tuple of these, `None` (no key), or an error. A tuple becomes
+//! a key of several parts, as [`LockKey::join`] makes it:
 //!
 //! ```
-//! use tower_distributed_lock::{DistributedLockLayer, LockKey, LockManager};
+//! use tower_distributed_lock::{DistributedLockLayer, LockManager};
 //!
 //! # fn layer(locks: LockManager) -> DistributedLockLayer {
 //! DistributedLockLayer::new(locks, |req| {
-//!     let order = req.headers.get("x-order")?.to_str().ok()?;
-//!     Some(LockKey::join(["order", order]))
+//!     let order: u64 = req.headers.get("x-order")?.to_str().ok()?.parse().ok()?;
+//!     Some(("order", order)) // the key order:7
 //! })
 //! # }
 //! ```
@@ -42,6 +42,19 @@
 //! A key that needs the body, the router's path parameters or something asynchronous is made by an
 //! outer middleware: see
 //! [`DistributedLockLayer::from_extension`](crate::DistributedLockLayer::from_extension).
+//!
+//! # Requests without a key
+//!
+//! No request runs unlocked by mistake: where no key is found, the request is refused.
+//!
+//! | | Response | With [`optional_key()`] |
+//! |---|---|---|
+//! | the client left out what the key is made of: a header is missing, a closure returns `None` | 400 | runs without a lock |
+//! | the service cannot have a key: the path does not match the pattern of [`path`](path()), or there is no [`LockKey`] in the extensions for [`from_extension`] | 500, and an error event (feature `tracing`) | runs without a lock |
+//! | what is there cannot be a key: it is empty, or not text | 400 | 400 |
+//!
+//! [`optional_key()`]: crate::DistributedLockLayer::optional_key
+//! [`from_extension`]: crate::DistributedLockLayer::from_extension
 //!
 //! # Keys come from strangers
 //!

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Rejection, RejectionResponder};
 use crate::key::{KeyResult, LockKey};
 use crate::manager::LockManager;
+use crate::trace;
 
 #[derive(Clone)]
 pub(super) struct Config {
@@ -22,7 +23,7 @@ pub(super) struct Config {
     pub(super) on_unavailable: OnUnavailable,
     pub(super) on_lost: OnLost,
     pub(super) release_before_response: bool,
-    pub(super) require_key: bool,
+    pub(super) optional_key: bool,
     pub(super) rejection: Option<Arc<RejectionResponder>>,
 }
 
@@ -94,11 +95,18 @@ pub enum OnUnavailable {
 pub struct Unlocked;
 
 impl Config {
-    /// Returns the key of a request, or `None` where it needs no lock.
+    /// Returns the key of a request, or `None` where it has none and needs none.
     pub(super) fn key(&self, parts: &Parts) -> Result<Option<LockKey>, Error> {
-        match (self.find_key)(parts)? {
-            None if self.require_key => Err(Error::of(ErrorKind::InvalidKey)),
-            key => Ok(key),
+        match (self.find_key)(parts) {
+            Ok(key) => Ok(Some(key)),
+            Err(error) => match error.kind() {
+                ErrorKind::MissingKey | ErrorKind::Config if self.optional_key => Ok(None),
+                ErrorKind::Config => {
+                    trace::misconfigured(&error);
+                    Err(error)
+                }
+                _ => Err(error),
+            },
         }
     }
 
@@ -115,7 +123,7 @@ impl fmt::Debug for Config {
             .field("on_unavailable", &self.on_unavailable)
             .field("on_lost", &self.on_lost)
             .field("release_before_response", &self.release_before_response)
-            .field("require_key", &self.require_key)
+            .field("optional_key", &self.optional_key)
             .finish_non_exhaustive()
     }
 }

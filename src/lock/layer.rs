@@ -10,6 +10,7 @@ use tower_layer::Layer;
 
 use super::config::{Config, Hold, OnUnavailable};
 use super::service::DistributedLock;
+use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Rejection};
 use crate::key::{IntoLockKey, LockKey};
 use crate::manager::LockManager;
@@ -31,7 +32,7 @@ use crate::manager::LockManager;
 /// let app: Router = Router::new()
 ///     .route("/accounts/{id}/transfer", post(|| async { "done" }))
 ///     .route_layer(
-///         DistributedLockLayer::new(locks, key::path("/accounts/{id}/{*rest}"))
+///         DistributedLockLayer::new(locks, key::path("/accounts/{id}/transfer"))
 ///             .wait(Duration::from_secs(5)),
 ///     );
 /// # let _ = app;
@@ -46,9 +47,9 @@ pub struct DistributedLockLayer {
 impl DistributedLockLayer {
     /// Makes a layer that locks the key which the closure `key` makes of a request.
     ///
-    /// The closure returns a key, `None` (the request needs no lock), or an error (400): see
-    /// [`IntoLockKey`]. The module [`key`](crate::key) has ready-made closures. It runs on every
-    /// request, so it must be quick.
+    /// The closure returns a key, `None` (no key: 400, unless the layer says
+    /// [`optional_key`](Self::optional_key)), or an error: see [`IntoLockKey`]. The module
+    /// [`key`](crate::key) has ready-made closures. It runs on every request, so it must be quick.
     ///
     /// A client may be allowed less than what it can name: put the caller's identity into the key
     /// where clients could block each other.
@@ -56,11 +57,11 @@ impl DistributedLockLayer {
     /// # Example
     ///
     /// ```
-    /// # use tower_distributed_lock::{DistributedLockLayer, LockKey, LockManager};
+    /// # use tower_distributed_lock::{DistributedLockLayer, LockManager};
     /// # fn layer(locks: LockManager) -> DistributedLockLayer {
     /// DistributedLockLayer::new(locks, |req| {
-    ///     let order = req.headers.get("x-order")?;
-    ///     Some(LockKey::join(["order", order.to_str().unwrap_or("?")]))
+    ///     let order = req.headers.get("x-order")?; // no such header: 400
+    ///     Some(("order", order.to_str().unwrap_or("?").to_owned())) // the key order:7
     /// })
     /// # }
     /// ```
@@ -78,7 +79,7 @@ impl DistributedLockLayer {
                 on_unavailable: OnUnavailable::default(),
                 on_lost: OnLost::default(),
                 release_before_response: false,
-                require_key: false,
+                optional_key: false,
                 rejection: None,
             }),
         }
@@ -86,9 +87,10 @@ impl DistributedLockLayer {
 
     /// Makes a layer that locks the [`LockKey`] in the request's extensions.
     ///
-    /// An outer middleware has put it there: for keys that need the body, the router's path
-    /// parameters, or something asynchronous. A request without one runs without a lock, unless
-    /// [`require_key`](Self::require_key) is on.
+    /// An outer middleware has put it there: for keys that need the body, or something that only
+    /// that middleware knows. A request without one is answered with 500: the middleware is
+    /// missing, or stands inside. One that puts a key into some requests only needs
+    /// [`optional_key`](Self::optional_key).
     ///
     /// # Example
     ///
@@ -96,10 +98,10 @@ impl DistributedLockLayer {
     /// use axum::extract::{Path, Request};
     /// use axum::middleware::{Next, from_fn};
     /// use axum::{Router, response::Response, routing::post};
-    /// use tower_distributed_lock::{DistributedLockLayer, LockKey, LockManager};
+    /// use tower_distributed_lock::{DistributedLockLayer, LockManager, key::IntoLockKey};
     ///
     /// async fn lock_the_account(Path(id): Path<u64>, mut req: Request, next: Next) -> Response {
-    ///     let key = LockKey::join(["account", &id.to_string()]).expect("neither part is empty");
+    ///     let key = ("account", id).into_lock_key().expect("neither part is empty");
     ///     req.extensions_mut().insert(key);
     ///     next.run(req).await
     /// }
@@ -108,13 +110,21 @@ impl DistributedLockLayer {
     /// let locks = LockManager::in_memory();
     /// let app: Router = Router::new()
     ///     .route("/accounts/{id}", post(|| async {}))
-    ///     .route_layer(DistributedLockLayer::from_extension(locks).require_key(true))
+    ///     .route_layer(DistributedLockLayer::from_extension(locks))
     ///     .route_layer(from_fn(lock_the_account)); // the last layer is the outermost
     /// # let _ = app;
     /// # }
     /// ```
     pub fn from_extension(locks: LockManager) -> Self {
-        Self::new(locks, |req| req.extensions.get::<LockKey>().cloned())
+        Self::new(locks, |req| {
+            let key = req.extensions.get::<LockKey>().cloned();
+            key.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Config,
+                    "the request has no LockKey in its extensions: DistributedLockLayer::from_extension needs a middleware outside of it that puts one there",
+                )
+            })
+        })
     }
 
     fn set(mut self, set: impl FnOnce(&mut Config)) -> Self {
@@ -265,23 +275,38 @@ impl DistributedLockLayer {
         self.set(|config| config.release_before_response = release_before_response)
     }
 
-    /// Sets whether a request without a key is answered with 400. Default: `false`, it runs without
-    /// a lock.
+    /// Lets requests without a key run, without a lock. Default: they are refused, with 400 where
+    /// the client left out what the key is made of, and 500 where the service cannot have it.
+    ///
+    /// Such a request has no [`Lease`](crate::Lease) in its extensions. An invalid key (an empty
+    /// header, for instance) is answered with 400 all the same.
+    ///
+    /// # Warning
+    ///
+    /// The layer can then no longer tell a mistake from a request that needs no lock. Also these
+    /// run without one: every request whose path does not match the pattern of
+    /// [`key::path`](crate::key::path), and, with [`from_extension`](Self::from_extension), every
+    /// request into which no middleware put a key.
     ///
     /// # Example
     ///
     /// ```
+    /// use http::{Method, request::Parts};
     /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, key};
     /// # fn layer(locks: LockManager) -> DistributedLockLayer {
-    /// let account = key::scope("account", key::header("x-account-id"));
-    /// DistributedLockLayer::new(locks, account).require_key(true)
+    /// // Reads need no lock.
+    /// let account = key::path("/accounts/{id}/**");
+    /// DistributedLockLayer::new(locks, move |req: &Parts| {
+    ///     (req.method != Method::GET).then(|| account(req))
+    /// })
+    /// .optional_key()
     /// # }
     /// ```
-    pub fn require_key(self, require_key: bool) -> Self {
-        self.set(|config| config.require_key = require_key)
+    pub fn optional_key(self) -> Self {
+        self.set(|config| config.optional_key = true)
     }
 
-    /// Replaces the responses to requests that do not run: 400, 409 and 503. Default:
+    /// Replaces the responses to requests that do not run: 400, 409, 500 and 503. Default:
     /// [`Rejection::to_response`], problem+json or a gRPC status.
     ///
     /// # Example

@@ -23,22 +23,21 @@
 //! let locks = LockManager::in_memory(); // or connect("redis://127.0.0.1:6379").await?
 //! let app: Router = Router::new()
 //!     .route("/accounts/{id}/transfer", post(transfer))
-//!     .route_layer(DistributedLockLayer::new(locks, key::path("/accounts/{id}/{*rest}")));
+//!     .route_layer(DistributedLockLayer::new(locks, key::path("/accounts/{id}/transfer")));
 //! # let _ = app;
 //! # }
 //! ```
 //!
-//! Customised: requests wait for their turn, every one must name what it locks, and a client that
-//! has its response finds the resource unlocked on every node.
+//! Customised: requests wait for their turn, those that do not name their tenant are refused, and a
+//! client that has its response finds the resource unlocked on every node.
 //!
 //! ```
 //! use std::time::Duration;
 //! use tower_distributed_lock::{DistributedLockLayer, LockManager, key, lock::RejectionKind};
 //!
 //! # fn layer(locks: LockManager) -> DistributedLockLayer {
-//! let account = key::join(key::header("x-tenant"), key::path("/accounts/{id}/{*rest}"));
+//! let account = key::join(key::header("x-tenant"), key::path("/accounts/{id}/**"));
 //! DistributedLockLayer::new(locks, account)
-//!     .require_key(true)
 //!     .wait(Duration::from_secs(5))
 //!     .release_before_response(true)
 //!     .rejection(|rejection| {
@@ -55,13 +54,13 @@
 //!
 //! | Setting | Default | |
 //! |---|---|---|
-//! | [`new(locks, key)`] | | `key(&request::Parts)` returns a [key](crate::key), `None` (no lock), or an error (400) |
-//! | [`from_extension(locks)`] | | the key is a [`LockKey`](crate::LockKey) in the request's extensions, put there by an outer middleware |
+//! | [`new(locks, key)`] | | `key(&request::Parts)` returns a [key](crate::key), `None` (400), or an error |
+//! | [`from_extension(locks)`] | | the key is a [`LockKey`](crate::LockKey) in the request's extensions, put there by an outer middleware; without it: 500 |
 //! | [`wait(duration)`] | no waiting: 409 at once | how long a request waits for its turn: more than zero, at most a day |
 //! | [`hold(Hold)`] | [`Hold::Body`] | until the body of the response has been sent, or until the handler has returned ([`Hold::Head`]) |
 //! | [`on_unavailable(OnUnavailable)`] | [`Reject`](OnUnavailable::Reject) | 503 when Redis is not available, or run without a lock ([`Proceed`](OnUnavailable::Proceed)) |
 //! | [`on_lost(OnLost)`] | [`Cancel`](OnLost::Cancel) | stop a request whose lock is lost, or let it go on ([`Continue`](OnLost::Continue)) |
-//! | [`require_key(bool)`] | `false` | answer requests without a key with 400 |
+//! | [`optional_key()`] | refused: 400 or 500 | requests without a key run without a lock |
 //! | [`release_before_response(bool)`] | `false` | hold the response back until Redis has released the lock; of a stream, only its last frame |
 //! | [`rejection(closure)`] | problem+json, or a gRPC status | replaces the responses of the next table |
 //!
@@ -71,7 +70,7 @@
 //! [`hold(Hold)`]: DistributedLockLayer::hold
 //! [`on_unavailable(OnUnavailable)`]: DistributedLockLayer::on_unavailable
 //! [`on_lost(OnLost)`]: DistributedLockLayer::on_lost
-//! [`require_key(bool)`]: DistributedLockLayer::require_key
+//! [`optional_key()`]: DistributedLockLayer::optional_key
 //! [`release_before_response(bool)`]: DistributedLockLayer::release_before_response
 //! [`rejection(closure)`]: DistributedLockLayer::rejection
 //!
@@ -88,7 +87,9 @@
 //! | another request holds the lock | [`Held`](RejectionKind::Held) | 409, `Retry-After: 1` | `ABORTED` |
 //! | the lock did not become free in time | [`TimedOut`](RejectionKind::TimedOut) | 409, `Retry-After: 1` | `ABORTED` |
 //! | too many requests wait already | [`QueueFull`](RejectionKind::QueueFull) | 503, `Retry-After: 1` | `RESOURCE_EXHAUSTED` |
-//! | there is no key though one is required, or it cannot name a lock | [`InvalidKey`](RejectionKind::InvalidKey) | 400 | `INVALID_ARGUMENT` |
+//! | the client left out what the key is made of | [`MissingKey`](RejectionKind::MissingKey) | 400 | `INVALID_ARGUMENT` |
+//! | the key cannot name a lock: it is empty, or not text | [`InvalidKey`](RejectionKind::InvalidKey) | 400 | `INVALID_ARGUMENT` |
+//! | the service is put together wrongly: no `LockKey` in the extensions, or a path that does not match the pattern | [`Misconfigured`](RejectionKind::Misconfigured) | 500 | `INTERNAL` |
 //! | Redis is not available, or the manager was closed | [`Unavailable`](RejectionKind::Unavailable) | 503, `Retry-After: 1` | `UNAVAILABLE` |
 //! | the lock was lost before the head of the response was sent | [`Lost`](RejectionKind::Lost) | 503, `Retry-After: 1` | `ABORTED` |
 //!

@@ -20,7 +20,7 @@ pub(crate) use self::core::Core;
 use self::core::Taken;
 pub use self::guard::LockGuard;
 use crate::error::{Error, ErrorKind};
-use crate::key::LockKey;
+use crate::key::{IntoLockKey, LockKey};
 use crate::store::Damage;
 use crate::trace::{self, Stopwatch};
 
@@ -133,10 +133,9 @@ impl LockManager {
     /// - [`ErrorKind::InvalidKey`] if the key is empty, [`ErrorKind::Closed`] if the manager is.
     pub async fn try_acquire<K>(&self, key: K) -> Result<LockGuard, Error>
     where
-        K: TryInto<LockKey>,
-        Error: From<K::Error>,
+        K: IntoLockKey,
     {
-        self.take(key.try_into()?, None).await
+        self.take(key.into_lock_key()?, None).await
     }
 
     /// Takes the lock as soon as it is free, within `wait`. Requests of one process get it in order
@@ -171,10 +170,9 @@ impl LockManager {
     /// - [`ErrorKind::InvalidKey`] if the key is empty, [`ErrorKind::Closed`] if the manager is.
     pub async fn acquire<K>(&self, key: K, wait: Duration) -> Result<LockGuard, Error>
     where
-        K: TryInto<LockKey>,
-        Error: From<K::Error>,
+        K: IntoLockKey,
     {
-        self.take(key.try_into()?, Some(wait)).await
+        self.take(key.into_lock_key()?, Some(wait)).await
     }
 
     pub(crate) async fn take(

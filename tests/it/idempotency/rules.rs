@@ -104,7 +104,7 @@ async fn a_missing_key_is_refused_where_one_is_required_before_the_body_is_read(
     let answer = app.send(request).await;
     answer.is_refused(400);
     let rejection = answer.head.extensions.get::<Rejection>().unwrap();
-    assert_eq!(rejection.kind(), RejectionKind::InvalidKey);
+    assert_eq!(rejection.kind(), RejectionKind::MissingKey);
     assert_eq!(answer.head.headers.get("retry-after"), None);
     assert_eq!(runs.count(), 0);
     app.send(post("k")).await.is_run(1);

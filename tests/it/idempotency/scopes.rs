@@ -56,6 +56,11 @@ async fn the_same_key_of_another_caller_is_another(nodes: Nodes) {
         let nobody = nobody.map(|_| untouchable());
         app.send(nobody).await.is_refused(400);
     }
+    // A scope that no request can have is a mistake of the service.
+    let wrong = nodes.layer().scope(key::path("/users/{id}/**"));
+    let app = App::new(&wrong, runs.handler());
+    let request = from_user(Some("ann"), "k").map(|_| untouchable());
+    app.send(request).await.is_refused(500);
     assert_eq!(runs.count(), 2);
 }
 

@@ -43,24 +43,23 @@ async fn refused_with(
         }
     });
     let guard = match kind {
-        RejectionKind::Lost | RejectionKind::InvalidKey => None,
+        RejectionKind::Lost
+        | RejectionKind::MissingKey
+        | RejectionKind::InvalidKey
+        | RejectionKind::Misconfigured => None,
         _ => Some(locks.try_acquire(KEY).await.unwrap()),
     };
     let mut waiter = Box::pin(locks.acquire(KEY, WAIT));
     let layer = match kind {
-        RejectionKind::InvalidKey => on(&locks, KEY).require_key(true),
+        RejectionKind::MissingKey => DistributedLockLayer::new(locks.clone(), |_| None::<LockKey>),
+        RejectionKind::InvalidKey => DistributedLockLayer::new(locks.clone(), |_| (KEY, "")),
+        RejectionKind::Misconfigured => DistributedLockLayer::from_extension(locks.clone()),
         RejectionKind::TimedOut => on(&locks, KEY).wait(Duration::from_millis(20)),
         RejectionKind::QueueFull => {
             assert!(poll!(&mut waiter).is_pending());
             on(&locks, KEY).wait(WAIT)
         }
         _ => on(&locks, KEY),
-    };
-    let layer = match kind {
-        RejectionKind::InvalidKey => DistributedLockLayer::new(locks.clone(), |_| {
-            LockKey::join(["secret-key", ""]).map(Some)
-        }),
-        _ => layer,
     };
     if kind == RejectionKind::Unavailable {
         drop(guard);
@@ -84,7 +83,9 @@ async fn a_request_that_does_not_run_gets_a_problem_that_never_shows_the_key() {
         (RejectionKind::Held, 409),
         (RejectionKind::TimedOut, 409),
         (RejectionKind::QueueFull, 503),
+        (RejectionKind::MissingKey, 400),
         (RejectionKind::InvalidKey, 400),
+        (RejectionKind::Misconfigured, 500),
         (RejectionKind::Unavailable, 503),
         (RejectionKind::Lost, 503),
     ] {
@@ -93,7 +94,7 @@ async fn a_request_that_does_not_run_gets_a_problem_that_never_shows_the_key() {
             assert_eq!(response.status().as_u16(), status, "{kind:?}");
             assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
             let again = response.headers().get(RETRY_AFTER);
-            if kind == RejectionKind::InvalidKey {
+            if matches!(status, 400 | 500) {
                 assert_eq!(again, None);
             } else {
                 let seconds: u32 = again.unwrap().to_str().unwrap().parse().unwrap();
@@ -118,7 +119,9 @@ async fn a_grpc_call_that_does_not_run_gets_a_status_in_headers_alone() {
         (RejectionKind::Held, 10),
         (RejectionKind::TimedOut, 10),
         (RejectionKind::QueueFull, 8),
+        (RejectionKind::MissingKey, 3),
         (RejectionKind::InvalidKey, 3),
+        (RejectionKind::Misconfigured, 13),
         (RejectionKind::Unavailable, 14),
         (RejectionKind::Lost, 10),
     ] {

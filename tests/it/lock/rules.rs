@@ -7,7 +7,10 @@ use futures_util::poll;
 use http::{Response, StatusCode};
 use http_body_util::Full;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_distributed_lock::{DistributedLockLayer, Lease, LockKey, LockManager, lock::Rejection};
+use tower_distributed_lock::{
+    DistributedLockLayer, Lease, LockKey, LockManager, key,
+    lock::{Rejection, RejectionKind},
+};
 
 use super::{
     LayerOn, Leases, NotAnError, Request, WAIT, by_header, is_free, noting, on, request,
@@ -19,7 +22,7 @@ use crate::support::{RedisServer, minute, soon, value};
 #[tokio::test]
 async fn the_service_that_was_polled_ready_is_the_one_that_is_called() {
     let locks = LockManager::in_memory();
-    let layer = by_header(&locks).wait(WAIT);
+    let layer = by_header(&locks).optional_key().wait(WAIT);
     let nested = ServiceBuilder::new()
         .layer(on(&locks, "outer").wait(WAIT))
         .layer(layer.clone());
@@ -84,7 +87,9 @@ async fn the_error_of_the_service_inside_comes_through_unchanged_and_the_lock_is
     let locks = LockManager::in_memory();
     for release_first in [false, true] {
         let failing = service_fn(async |_: Request| Err::<Response<Full<Bytes>>, _>(NotAnError(7)));
-        let layer = by_header(&locks).release_before_response(release_first);
+        let layer = by_header(&locks)
+            .optional_key()
+            .release_before_response(release_first);
         let mut service =
             with_error::<_, NotAnError>(ServiceBuilder::new().layer(layer).service(failing));
         assert_eq!(
@@ -123,11 +128,15 @@ async fn nothing_happens_until_the_response_is_polled() {
 
 // Keys, and what a handler is told.
 
+fn kind<B>(response: &Response<B>) -> Option<RejectionKind> {
+    response.extensions().get().map(Rejection::kind)
+}
+
 #[tokio::test]
-async fn a_request_without_a_key_runs_without_a_lock() {
+async fn a_request_without_a_key_runs_without_a_lock_where_it_may() {
     let locks = LockManager::in_memory();
     let leases = Leases::default();
-    let mut service = by_header(&locks).layer_on(noting(&leases));
+    let mut service = by_header(&locks).optional_key().layer_on(noting(&leases));
     let response = service.call(request()).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert!(response.extensions().get::<Rejection>().is_none());
@@ -136,31 +145,68 @@ async fn a_request_without_a_key_runs_without_a_lock() {
 }
 
 #[tokio::test]
-async fn a_request_without_a_key_is_refused_where_one_is_required() {
+async fn a_request_that_lacks_its_key_is_refused_in_all_ways_to_make_one() {
     let locks = LockManager::in_memory();
     let leases = Leases::default();
-    let mut service = by_header(&locks)
-        .require_key(true)
-        .layer_on(noting(&leases));
-    let response = service.call(request()).await.unwrap();
-    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
-    assert!(leases.lock().unwrap().is_empty());
-    let response = service.call(request_for("a")).await.unwrap();
-    assert_eq!(response.status(), StatusCode::OK);
+    let header = || key::header("x-key");
+    for layer in [
+        by_header(&locks),
+        DistributedLockLayer::new(locks.clone(), |_| ("account", None::<u64>)),
+        DistributedLockLayer::new(locks.clone(), header()),
+        DistributedLockLayer::new(locks.clone(), key::scope("account", header())),
+        DistributedLockLayer::new(locks.clone(), key::join(key::method_and_path(), header())),
+    ] {
+        let mut strict = layer.clone().layer_on(noting(&leases));
+        let response = strict.call(request()).await.unwrap();
+        assert_eq!(kind(&response), Some(RejectionKind::MissingKey));
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        assert!(leases.lock().unwrap().is_empty());
+        let mut lenient = layer.optional_key().layer_on(noting(&leases));
+        lenient.call(request()).await.unwrap();
+        assert!(leases.lock().unwrap().pop().unwrap().is_none());
+    }
+    let response = by_header(&locks)
+        .layer_on(noting(&leases))
+        .call(request_for("a"));
+    assert_eq!(response.await.unwrap().status(), StatusCode::OK);
 }
 
 #[tokio::test]
-async fn an_invalid_key_is_refused_whether_one_is_required_or_not() {
+async fn a_request_that_cannot_have_a_key_is_refused_as_a_mistake_of_the_service() {
     let locks = LockManager::in_memory();
     let leases = Leases::default();
-    for require_key in [false, true] {
-        for layer in [
-            on(&locks, ""),
-            by_header(&locks),
-            DistributedLockLayer::new(locks.clone(), |_| LockKey::join(["a", ""])),
-        ] {
-            let mut service = layer.require_key(require_key).layer_on(noting(&leases));
+    let path = || key::path("/accounts/{id}");
+    for layer in [
+        DistributedLockLayer::from_extension(locks.clone()),
+        DistributedLockLayer::new(locks.clone(), path()),
+        DistributedLockLayer::new(locks.clone(), key::scope("account", path())),
+        DistributedLockLayer::new(locks.clone(), key::join(path(), key::method_and_path())),
+    ] {
+        let mut strict = layer.clone().layer_on(noting(&leases));
+        let response = strict.call(request()).await.unwrap();
+        assert_eq!(kind(&response), Some(RejectionKind::Misconfigured));
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(leases.lock().unwrap().is_empty());
+        let mut lenient = layer.optional_key().layer_on(noting(&leases));
+        lenient.call(request()).await.unwrap();
+        assert!(leases.lock().unwrap().pop().unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn an_invalid_key_is_refused_even_where_a_request_may_have_none() {
+    let locks = LockManager::in_memory();
+    let leases = Leases::default();
+    for layer in [
+        on(&locks, ""),
+        by_header(&locks),
+        DistributedLockLayer::new(locks.clone(), |_| LockKey::join(["a", ""])),
+        DistributedLockLayer::new(locks.clone(), key::path("/{id}")),
+    ] {
+        for layer in [layer.clone(), layer.optional_key()] {
+            let mut service = layer.layer_on(noting(&leases));
             let response = service.call(request_for("")).await.unwrap();
+            assert_eq!(kind(&response), Some(RejectionKind::InvalidKey));
             assert_eq!(response.status(), StatusCode::BAD_REQUEST);
         }
     }
@@ -176,12 +222,7 @@ async fn the_key_can_come_from_the_extensions() {
     let key = LockKey::join(["account", "7"]).unwrap();
     with_key.extensions_mut().insert(key.clone());
     service.call(with_key.clone()).await.unwrap();
-    service.call(request()).await.unwrap();
-    {
-        let leases = leases.lock().unwrap();
-        assert_eq!(leases[0].as_ref().unwrap().key(), &key);
-        assert!(leases[1].is_none());
-    }
+    assert_eq!(leases.lock().unwrap()[0].as_ref().unwrap().key(), &key);
     let _guard = locks.try_acquire(key).await.unwrap();
     let response = service.call(with_key).await.unwrap();
     assert_eq!(response.status(), StatusCode::CONFLICT);

@@ -70,7 +70,7 @@ async fn axum_requests_for_different_paths_run_at_the_same_time() {
             async move { gate.pass().await }
         }
     });
-    let by_path = DistributedLockLayer::new(locks, key::path("/accounts/{id}/{*rest}"));
+    let by_path = DistributedLockLayer::new(locks, key::path("/accounts/{id}/**"));
     let router = Router::new()
         .route("/accounts/{id}", handler.clone())
         .route("/accounts/{id}/transfer", handler)
