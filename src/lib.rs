@@ -37,6 +37,7 @@
 //! |---|---|
 //! | answer 409, wait, hold the lock for the head of the response only, run without Redis | [`DistributedLockLayer`] |
 //! | lock an account, an order, a header's value, what the body says | [`key`], [`DistributedLockLayer::from_extension`] |
+//! | make the key of what axum parses (feature `axum`), or of something asynchronous | [`DistributedLockLayer::from_extractor`], [`DistributedLockLayer::new_async`] |
 //! | let requests run that name nothing to lock | [`DistributedLockLayer::optional_key`] |
 //! | handle a webhook or a payment once, however often it arrives | [`IdempotencyLayer`] |
 //! | let a request run to its end when its client leaves | [`DetachLayer`] |
@@ -83,6 +84,7 @@
 //!
 //! None is on by default.
 //!
+//! - `axum`: [`Lease`] as an extractor, and [`DistributedLockLayer::from_extractor`].
 //! - `tls`: `rediss://`, by rustls.
 //! - `tracing`: events when a lock is acquired, refused, released or lost, and a span `lock` around
 //!   the handler. Keys appear there as [fingerprints](LockKey::fingerprint) only.

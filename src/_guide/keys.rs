@@ -27,36 +27,60 @@
 //! and not `format!`. The separator is escaped, so a client that sends `a:b` as one part does not
 //! name the lock of the parts `a` and `b`.
 //!
-//! # Keys from elsewhere
-//!
-//! A closure sees the head of a request only. If the key depends on the body, on the router's path
-//! parameters or on something asynchronous (a session, a database), have a middleware find it and
-//! put it into the request's extensions. The layer takes it from there with
-//! [`DistributedLockLayer::from_extension`](crate::DistributedLockLayer::from_extension).
-//!
 //! # A key is text
 //!
 //! If the handler parses `7`, `07` and `+7` to the same number, these are three locks on one
-//! account. Make the key of the number: parse it in a middleware, and use `from_extension`. In this
-//! example axum parses the path before the lock is taken.
+//! account. Make the key of the number. With axum and the feature `axum`, key and handler use the
+//! same extractor:
 //!
 //! ```
-//! use axum::{Router, extract::{Path, Request}, middleware::{Next, from_fn}};
-//! use axum::{response::Response, routing::post};
-//! use tower_distributed_lock::{DistributedLockLayer, LockKey, LockManager};
+//! use axum::{Router, extract::Path, routing::post};
+//! use tower_distributed_lock::{DistributedLockLayer, LockManager};
 //!
-//! async fn key_of_the_number(Path(id): Path<u64>, mut request: Request, next: Next) -> Response {
-//!     let key = LockKey::join(["accounts", &id.to_string()]).expect("neither part is empty");
-//!     request.extensions_mut().insert(key);
-//!     next.run(request).await
+//! # #[cfg(feature = "axum")]
+//! # fn app() -> Router {
+//! let lock = DistributedLockLayer::from_extractor(
+//!     LockManager::in_memory(),
+//!     |Path(id): Path<u64>| ("account", id), // the key account:7
+//! );
+//! Router::new().route("/accounts/{id}", post(|| async {}).route_layer(lock))
+//! # }
+//! ```
+//!
+//! Without axum, parse the text in the closure, and return the number.
+//!
+//! # Keys from elsewhere
+//!
+//! A closure sees the head of a request only, and returns at once.
+//!
+//! - Something asynchronous (a session, a database) goes into the future of
+//!   [`DistributedLockLayer::new_async`](crate::DistributedLockLayer::new_async), or into an
+//!   extractor of your own.
+//! - If the key depends on the body, have a middleware read it and put a
+//!   [`LockKey`](crate::LockKey) into the request's extensions. The layer takes it from there with
+//!   [`DistributedLockLayer::from_extension`](crate::DistributedLockLayer::from_extension).
+//!
+//! ```
+//! use axum::{Router, body::{Body, to_bytes}, extract::Request, http::StatusCode};
+//! use axum::{middleware::{Next, from_fn}, response::Response, routing::post};
+//! use tower_distributed_lock::{DistributedLockLayer, LockManager, key::IntoLockKey};
+//!
+//! async fn key_in_the_body(request: Request, next: Next) -> Result<Response, StatusCode> {
+//!     let (mut head, body) = request.into_parts();
+//!     let body = to_bytes(body, 64 * 1024).await.map_err(|_| StatusCode::PAYLOAD_TOO_LARGE)?;
+//!     let id: u64 = std::str::from_utf8(&body).ok().and_then(|text| text.parse().ok())
+//!         .ok_or(StatusCode::UNPROCESSABLE_ENTITY)?;
+//!     let key = ("account", id).into_lock_key().expect("neither part is empty");
+//!     head.extensions.insert(key);
+//!     Ok(next.run(Request::from_parts(head, Body::from(body))).await)
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
-//! let lock = DistributedLockLayer::from_extension(LockManager::in_memory()).require_key(true);
+//! let lock = DistributedLockLayer::from_extension(LockManager::in_memory());
 //! let app: Router = Router::new()
-//!     .route("/accounts/{id}", post(|| async {}))
+//!     .route("/transfers", post(|| async {}))
 //!     .route_layer(lock)
-//!     .route_layer(from_fn(key_of_the_number)); // the last layer is the outermost
+//!     .route_layer(from_fn(key_in_the_body)); // the last layer is the outermost
 //! # let _ = app;
 //! # }
 //! ```

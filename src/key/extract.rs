@@ -119,8 +119,8 @@ pub fn method_and_path() -> impl Fn(&Parts) -> KeyResult + Clone + Send + Sync +
 ///
 /// Panics if the pattern
 ///
-/// - has no parameter, so that one lock would be for all requests: if that is meant, use the closure
-///   `|_| "name"`;
+/// - has no parameter, so that one lock would be for all requests: if that is meant, use the
+///   closure `|_| "name"`;
 /// - has a segment that begins with `:` or `*`, which was a parameter in older routers: write
 ///   `{id}`, `{*rest}` or `**`;
 /// - has `{*name}` or `**` before its end, a brace that is not part of a whole segment, or an empty

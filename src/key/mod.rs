@@ -39,9 +39,13 @@
 //! # }
 //! ```
 //!
-//! A key that needs the body, the router's path parameters or something asynchronous is made by an
-//! outer middleware: see
-//! [`DistributedLockLayer::from_extension`](crate::DistributedLockLayer::from_extension).
+//! Other ways to make a key:
+//!
+//! | The key needs | |
+//! |---|---|
+//! | what an axum extractor returns, `Path<u64>` above all (feature `axum`) | [`from_extractor`](crate::DistributedLockLayer::from_extractor) |
+//! | something asynchronous | [`new_async`](crate::DistributedLockLayer::new_async) |
+//! | the body, or something that only an outer middleware knows | [`from_extension`] |
 //!
 //! # Requests without a key
 //!
@@ -69,8 +73,8 @@
 //! Three more are up to you:
 //!
 //! - **A key is text.** If the handler parses `7`, `07` and `+7` to the same number, make the key
-//!   of the number: parse it in a middleware, and use
-//!   [`from_extension`](crate::DistributedLockLayer::from_extension).
+//!   of the number: parse it in the closure, or use
+//!   [`from_extractor`](crate::DistributedLockLayer::from_extractor).
 //! - **Clients can block each other** through keys that they choose. Put the caller's identity into
 //!   the key where they should not.
 //! - **A [`header`] is the whole key.** Give it a [`scope`], unless every key comes from that

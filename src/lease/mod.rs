@@ -1,11 +1,15 @@
 //! [`Lease`]: a view of a lock that is held.
 
+#[cfg(feature = "axum")]
+mod extract;
 mod terms;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "axum")]
+pub use self::extract::MissingLease;
 pub(crate) use self::terms::Grant;
 pub use self::terms::LostReason;
 use crate::clock::Time;
@@ -15,7 +19,8 @@ use crate::sync::{LeaseExpiry, VALID};
 use crate::trace::Stopwatch;
 
 /// A view of a held lock: cheap to clone, and in the extensions of every request that runs under a
-/// lock.
+/// lock. With the feature `axum`, it is an extractor: a handler takes a `Lease`, or an
+/// `Option<Lease>`.
 ///
 /// It does not keep the lock held. A handler that must not go on without the lock, in code that
 /// does not await, looks at [`is_held`](Self::is_held) before each step that matters.

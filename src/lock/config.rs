@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
-use http::request::Parts;
 
+use super::find_key::FindKey;
 use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Rejection, RejectionResponder};
 use crate::key::{KeyResult, LockKey};
@@ -17,7 +17,7 @@ use crate::trace;
 #[derive(Clone)]
 pub(super) struct Config {
     pub(super) locks: LockManager,
-    pub(super) find_key: Arc<FindKey>,
+    pub(super) find_key: FindKey,
     pub(super) wait: Option<Duration>,
     pub(super) hold: Hold,
     pub(super) on_unavailable: OnUnavailable,
@@ -26,9 +26,6 @@ pub(super) struct Config {
     pub(super) optional_key: bool,
     pub(super) rejection: Option<Arc<RejectionResponder>>,
 }
-
-/// A user's closure that finds the key of a request.
-pub(super) type FindKey = dyn Fn(&Parts) -> KeyResult + Send + Sync;
 
 /// How long a request holds its lock: see [`DistributedLockLayer::hold`].
 ///
@@ -95,9 +92,9 @@ pub enum OnUnavailable {
 pub struct Unlocked;
 
 impl Config {
-    /// Returns the key of a request, or `None` where it has none and needs none.
-    pub(super) fn key(&self, parts: &Parts) -> Result<Option<LockKey>, Error> {
-        match (self.find_key)(parts) {
+    /// Returns the key that was found, or `None` if there is none and the request needs none.
+    pub(super) fn key(&self, found: KeyResult) -> Result<Option<LockKey>, Error> {
+        match found {
             Ok(key) => Ok(Some(key)),
             Err(error) => match error.kind() {
                 ErrorKind::MissingKey | ErrorKind::Config if self.optional_key => Ok(None),

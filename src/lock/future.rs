@@ -4,9 +4,9 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
@@ -14,11 +14,14 @@ use tower::{BoxError, Service};
 
 use super::body::ResponseBody;
 use super::config::{Config, OnUnavailable, Unlocked};
+use super::find_key::{FindingKey, NoKey};
 use super::finish::{Finish, finish};
 use super::held_lock::{BoxFuture, HeldLock};
 use crate::error::{Error, ErrorKind};
-use crate::http::{Content, Protocol, RejectedBy, Rejection, RejectionKind, insert_lease};
-use crate::key::LockKey;
+use crate::http::{
+    Content, Protocol, RejectedBy, Rejection, RejectionKind, find_lease, insert_lease,
+};
+use crate::key::KeyResult;
 use crate::manager::LockGuard;
 
 pin_project! {
@@ -41,9 +44,14 @@ pin_project! {
 // Acquiring ─► Locked ─► Done; with `release_before_response`: ─► Releasing ─► Done
 // Acquiring ─► Unlocked ─► Done
 // Acquiring, Locked, Releasing ─► Rejected ─► Done
+// Before these, where a future finds the key: Finding ─► Acquiring, Unlocked, Rejected, Done
 pin_project! {
     #[project = StateProj]
     enum State<S, B, F, R> {
+        Finding {
+            finding: FindingKey,
+            call: Option<(S, Request<B>)>,
+        },
         Acquiring {
             acquiring: BoxFuture<Result<LockGuard, Error>>,
             call: Option<(S, Request<B>)>,
@@ -71,27 +79,28 @@ where
         }
     }
 
-    pub(super) fn rejected(config: Arc<Config>, protocol: Protocol, kind: RejectionKind) -> Self {
-        Self::new(config, protocol, State::rejected(protocol, kind))
-    }
-
-    pub(super) fn unlocked(config: Arc<Config>, protocol: Protocol, inner: S::Future) -> Self {
-        Self::new(config, protocol, State::Unlocked { inner })
-    }
-
-    pub(super) fn acquiring(
+    /// A request whose key is still to be found.
+    pub(super) fn finding(
         config: Arc<Config>,
         protocol: Protocol,
-        key: LockKey,
-        wait: Option<Duration>,
+        finding: FindingKey,
         service: S,
         request: Request<B>,
     ) -> Self {
-        let shared = Arc::clone(&config);
-        let state = State::Acquiring {
-            acquiring: Box::pin(async move { shared.locks.take(key, wait).await }),
-            call: Some((service, request)),
-        };
+        let call = Some((service, request));
+        Self::new(config, protocol, State::Finding { finding, call })
+    }
+
+    /// A request whose key was found, or not.
+    pub(super) fn found(
+        config: Arc<Config>,
+        protocol: Protocol,
+        found: KeyResult,
+        service: S,
+        parts: Parts,
+        body: B,
+    ) -> Self {
+        let state = begin(&config, protocol, found, service, parts, body);
         Self::new(config, protocol, state)
     }
 }
@@ -109,6 +118,24 @@ where
         let (config, protocol) = (this.config, *this.protocol);
         loop {
             let next = match this.state.as_mut().project() {
+                StateProj::Finding { finding, call } => {
+                    let found = match ready!(finding.poll(cx)) {
+                        Ok(key) => Ok(key),
+                        Err(NoKey::Error(error)) => Err(error),
+                        #[cfg(feature = "axum")]
+                        Err(NoKey::Rejected(mut response)) => {
+                            let kind = RejectionKind::InvalidKey;
+                            let rejection = protocol.reject(kind, RejectedBy::Lock);
+                            response.extensions_mut().insert(rejection);
+                            this.state.set(State::Done);
+                            let fixed = |data| ResponseBody::unlocked(Content::fixed(data));
+                            return Poll::Ready(Ok(response.map(fixed)));
+                        }
+                    };
+                    let (service, request) = call.take().expect("found once");
+                    let (parts, body) = request.into_parts();
+                    begin(config, protocol, found, service, parts, body)
+                }
                 StateProj::Acquiring { acquiring, call } => {
                     let acquired = ready!(acquiring.as_mut().poll(cx));
                     let (service, request) = call.take().expect("acquired once");
@@ -166,6 +193,44 @@ impl<S, B, F, R> State<S, B, F, R> {
     fn rejected(protocol: Protocol, kind: RejectionKind) -> Self {
         let rejection = protocol.reject(kind, RejectedBy::Lock);
         Self::Rejected { rejection }
+    }
+}
+
+/// Begins with a request whose key was found, or not.
+fn begin<S, B, R>(
+    config: &Arc<Config>,
+    protocol: Protocol,
+    found: KeyResult,
+    mut service: S,
+    parts: Parts,
+    body: B,
+) -> State<S, B, S::Future, R>
+where
+    S: Service<Request<B>>,
+{
+    let key = match config.key(found) {
+        Ok(key) => key,
+        Err(error) => return State::rejected(protocol, error.kind().into()),
+    };
+    // A layer that is applied twice takes a lock once.
+    let outer = key
+        .as_ref()
+        .and_then(|key| find_lease(&parts.extensions, config.locks.id(), key));
+    match (key, outer) {
+        (Some(_), Some(lease)) if !lease.is_held() => {
+            State::rejected(protocol, RejectionKind::Lost)
+        }
+        (Some(key), None) => {
+            let wait = protocol.wait(config.wait, &parts);
+            let config = Arc::clone(config);
+            State::Acquiring {
+                acquiring: Box::pin(async move { config.locks.take(key, wait).await }),
+                call: Some((service, Request::from_parts(parts, body))),
+            }
+        }
+        (None, _) | (Some(_), Some(_)) => State::Unlocked {
+            inner: service.call(Request::from_parts(parts, body)),
+        },
     }
 }
 

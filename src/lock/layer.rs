@@ -9,6 +9,7 @@ use http::request::Parts;
 use tower_layer::Layer;
 
 use super::config::{Config, Hold, OnUnavailable};
+use super::find_key::{FindKey, NoKey};
 use super::service::DistributedLock;
 use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Rejection};
@@ -70,10 +71,51 @@ impl DistributedLockLayer {
         F: Fn(&Parts) -> K + Send + Sync + 'static,
         K: IntoLockKey,
     {
+        let find = FindKey::now(move |parts| key(parts).into_lock_key());
+        Self::with(locks, find)
+    }
+
+    /// Makes a layer that locks the key which a future finds, for keys that need something
+    /// asynchronous: a session, a database.
+    ///
+    /// The closure gets a copy of the request's head. Its future runs before the lock is asked for,
+    /// and its time does not count as [waiting](Self::wait). Dropping the request drops it. Like
+    /// the closure of [`new`](Self::new), it returns a key, `None`, or an error.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{DistributedLockLayer, LockManager};
+    /// # #[derive(Clone)] struct Sessions;
+    /// # impl Sessions { async fn user(&self, _: &str) -> Option<u64> { Some(7) } }
+    /// # fn layer(locks: LockManager, sessions: Sessions) -> DistributedLockLayer {
+    /// DistributedLockLayer::new_async(locks, move |req| {
+    ///     let sessions = sessions.clone();
+    ///     async move {
+    ///         let session = req.headers.get("x-session")?.to_str().ok()?;
+    ///         Some(("user", sessions.user(session).await?)) // user:7; no session: 400
+    ///     }
+    /// })
+    /// # }
+    /// ```
+    pub fn new_async<F, Fut>(locks: LockManager, key: F) -> Self
+    where
+        F: Fn(Parts) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output: IntoLockKey> + Send + 'static,
+    {
+        let find = FindKey::later(move |parts| {
+            let key = key(parts);
+            async move { key.await.into_lock_key().map_err(NoKey::Error) }
+        });
+        Self::with(locks, find)
+    }
+
+    /// Makes a layer with the default settings.
+    pub(super) fn with(locks: LockManager, find_key: FindKey) -> Self {
         Self {
             config: Arc::new(Config {
                 locks,
-                find_key: Arc::new(move |parts| key(parts).into_lock_key()),
+                find_key,
                 wait: None,
                 hold: Hold::default(),
                 on_unavailable: OnUnavailable::default(),

@@ -55,6 +55,8 @@
 //! | Setting | Default | |
 //! |---|---|---|
 //! | [`new(locks, key)`] | | `key(&request::Parts)` returns a [key](crate::key), `None` (400), or an error |
+//! | [`new_async(locks, key)`] | | `key(request::Parts)` returns a future, for keys that need something asynchronous |
+//! | [`from_extractor(locks, key)`] | | the key is made of what an axum extractor returns (feature `axum`) |
 //! | [`from_extension(locks)`] | | the key is a [`LockKey`](crate::LockKey) in the request's extensions, put there by an outer middleware; without it: 500 |
 //! | [`wait(duration)`] | no waiting: 409 at once | how long a request waits for its turn: more than zero, at most a day |
 //! | [`hold(Hold)`] | [`Hold::Body`] | until the body of the response has been sent, or until the handler has returned ([`Hold::Head`]) |
@@ -65,6 +67,8 @@
 //! | [`rejection(closure)`] | problem+json, or a gRPC status | replaces the responses of the next table |
 //!
 //! [`new(locks, key)`]: DistributedLockLayer::new
+//! [`new_async(locks, key)`]: DistributedLockLayer::new_async
+//! [`from_extractor(locks, key)`]: DistributedLockLayer::from_extractor
 //! [`from_extension(locks)`]: DistributedLockLayer::from_extension
 //! [`wait(duration)`]: DistributedLockLayer::wait
 //! [`hold(Hold)`]: DistributedLockLayer::hold
@@ -97,7 +101,8 @@
 //! ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)). A gRPC call, told by its content type
 //! `application/grpc`, gets a gRPC status without a body. The response carries its [`Rejection`] in
 //! its extensions, for outer layers that log or count. The error type of the service stays that of
-//! the service inside.
+//! the service inside. What an extractor of [`from_extractor(locks, key)`] rejects gets the
+//! extractor's own response.
 //!
 //! # Where to place it
 //!
@@ -133,7 +138,10 @@
 mod body;
 mod collect;
 mod config;
+mod find_key;
 mod finish;
+#[cfg(feature = "axum")]
+mod from_extractor;
 mod future;
 mod held_lock;
 mod layer;
@@ -145,3 +153,5 @@ pub use self::future::ResponseFuture;
 pub use self::layer::DistributedLockLayer;
 pub use self::service::DistributedLock;
 pub use crate::http::{OnLost, Rejection, RejectionKind};
+#[cfg(feature = "axum")]
+pub use crate::lease::MissingLease;

@@ -11,8 +11,9 @@ use tower::{BoxError, Service};
 
 use super::body::ResponseBody;
 use super::config::Config;
+use super::find_key::FindKey;
 use super::future::ResponseFuture;
-use crate::http::{Protocol, RejectionKind, find_lease};
+use crate::http::Protocol;
 
 /// Runs every request of the service inside under a lock. Made by a
 /// [`DistributedLockLayer`](super::DistributedLockLayer).
@@ -65,32 +66,19 @@ where
     fn call(&mut self, request: Request<ReqB>) -> Self::Future {
         // The request takes the service that is ready. Its clone need not be.
         let clone = self.inner.clone();
-        let mut ready = mem::replace(&mut self.inner, clone);
+        let ready = mem::replace(&mut self.inner, clone);
         let config = Arc::clone(&self.config);
 
         let (parts, body) = request.into_parts();
         let protocol = Protocol::of(&parts);
-        let key = match config.key(&parts) {
-            Ok(key) => key,
-            Err(error) => return ResponseFuture::rejected(config, protocol, error.kind().into()),
-        };
-        // A layer that is applied twice takes a lock once.
-        let outer = key
-            .as_ref()
-            .and_then(|key| find_lease(&parts.extensions, config.locks.id(), key));
-        match (key, outer) {
-            (Some(_), Some(lease)) if !lease.is_held() => {
-                ResponseFuture::rejected(config, protocol, RejectionKind::Lost)
-            }
-            (Some(key), None) => {
-                let wait = protocol.wait(config.wait, &parts);
+        let found = match &config.find_key {
+            FindKey::Now(find) => find(&parts),
+            FindKey::Later(find) => {
+                let finding = find(parts.clone());
                 let request = Request::from_parts(parts, body);
-                ResponseFuture::acquiring(config, protocol, key, wait, ready, request)
+                return ResponseFuture::finding(config, protocol, finding, ready, request);
             }
-            (None, _) | (Some(_), Some(_)) => {
-                let inner = ready.call(Request::from_parts(parts, body));
-                ResponseFuture::unlocked(config, protocol, inner)
-            }
-        }
+        };
+        ResponseFuture::found(config, protocol, found, ready, parts, body)
     }
 }

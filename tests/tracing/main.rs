@@ -31,7 +31,7 @@ use support::{
 };
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_distributed_lock::{
-    DistributedLockLayer, ErrorKind, IdempotencyLayer, Lease, LockManager, LostReason,
+    DistributedLockLayer, ErrorKind, IdempotencyLayer, Lease, LockManager, LostReason, key,
 };
 use tracing::Level;
 
@@ -362,6 +362,43 @@ async fn a_background_task_among_others_that_panics_is_told_and_started_again() 
 #[tokio::test]
 async fn a_background_thread_that_panics_is_told_and_started_again() {
     a_background_task_that_panics_is_told_and_started_again().await;
+}
+
+#[tokio::test]
+async fn a_service_that_cannot_have_keys_is_told_as_an_error_without_what_the_client_sent() {
+    const SECRET: &str = "secret-in-the-path";
+    let (records, _guard) = of_this_thread();
+    let locks = LockManager::in_memory();
+    for (layer, hint) in [
+        (
+            DistributedLockLayer::from_extension(locks.clone()),
+            "from_extension",
+        ),
+        (
+            DistributedLockLayer::new(locks.clone(), key::path("/accounts/{id}")),
+            "/accounts/{id}",
+        ),
+    ] {
+        for (layer, events) in [(layer.clone(), 1), (layer.optional_key(), 0)] {
+            records.lock().unwrap().clear();
+            let handler = service_fn(async |_: Request<Empty<Bytes>>| {
+                Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+            });
+            let service = ServiceBuilder::new().layer(layer).service(handler);
+            let request = Request::get(format!("/{SECRET}"))
+                .body(Empty::new())
+                .unwrap();
+            service.oneshot(request).await.unwrap();
+            let told = records.lock().unwrap();
+            let told: Vec<&Record> = told.iter().filter(|told| told.is_ours()).collect();
+            assert_eq!(told.len(), events, "{told:#?}");
+            for told in told {
+                assert_eq!(told.level, Level::ERROR);
+                assert!(told.fields.get("error").unwrap().contains(hint));
+                assert!(!format!("{told:?}").contains(SECRET));
+            }
+        }
+    }
 }
 
 /// It arrives twice, as the reply to the first one is cut off.

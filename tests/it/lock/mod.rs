@@ -5,6 +5,7 @@
 mod access;
 mod detach;
 mod hold;
+mod keys_later;
 mod lost;
 mod refusals;
 mod release;

@@ -1,5 +1,7 @@
 //! The lock layer in the servers that it is made for, over real sockets.
 
+#[cfg(feature = "axum")]
+mod axum_extractors;
 mod on_axum;
 mod on_hyper;
 mod on_tonic;
