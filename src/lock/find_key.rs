@@ -30,11 +30,14 @@ impl FindKey {
     pub(super) fn later<F, Fut>(find: F) -> Self
     where
         F: Fn(Parts) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<LockKey, NoKey>> + Send + 'static,
+        Fut: Future<Output = Found> + Send + 'static,
     {
         Self::Later(Arc::new(move |parts| FindingKey::new(find(parts))))
     }
 }
+
+/// What a future has found.
+type Found = Result<LockKey, NoKey>;
 
 /// Why a future found no key.
 pub(super) enum NoKey {
@@ -48,14 +51,14 @@ pub(super) enum NoKey {
 ///
 /// It need not be `Sync`, but the future of a request is. The mutex makes it so, and is never
 /// locked.
-pub(super) struct FindingKey(Mutex<Pin<Box<dyn Future<Output = Result<LockKey, NoKey>> + Send>>>);
+pub(super) struct FindingKey(Mutex<Pin<Box<dyn Future<Output = Found> + Send>>>);
 
 impl FindingKey {
-    fn new(finding: impl Future<Output = Result<LockKey, NoKey>> + Send + 'static) -> Self {
+    fn new(finding: impl Future<Output = Found> + Send + 'static) -> Self {
         Self(Mutex::new(Box::pin(finding)))
     }
 
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<LockKey, NoKey>> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Found> {
         let finding = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
         finding.as_mut().poll(cx)
     }
