@@ -58,6 +58,7 @@
 //!
 //! | Level | Event | What it means |
 //! |---|---|---|
+//! | error | `no key can be made for a request…` (`error`) | a layer is on a route that it is not for, or a middleware is missing: 500, see [keys](super::keys#requests-without-a-key) |
 //! | error | `the answer to an idempotency key could not be recorded…` | the work was done, and a duplicate may do it again |
 //! | error | `the record of an idempotency key cannot be read…` | damaged, partly evicted, or written by a newer version: 500 for that key |
 //! | error | `the state of a lock was given up after a panic…`, `the background task of a lock manager panicked…` | a panic, kept to one key or mended by starting again: a mistake in this crate, or in a waker or subscriber of the service. Please report it |

@@ -61,8 +61,8 @@ impl DistributedLockLayer {
     /// # use tower_distributed_lock::{DistributedLockLayer, LockManager};
     /// # fn layer(locks: LockManager) -> DistributedLockLayer {
     /// DistributedLockLayer::new(locks, |req| {
-    ///     let order = req.headers.get("x-order")?; // no such header: 400
-    ///     Some(("order", order.to_str().unwrap_or("?").to_owned())) // the key order:7
+    ///     let order = req.headers.get("x-order")?.to_str().ok()?; // no such header: 400
+    ///     Some(("order", order.to_owned())) // the key order:7
     /// })
     /// # }
     /// ```

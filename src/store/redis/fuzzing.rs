@@ -12,7 +12,7 @@ use super::commands::fits::fits;
 use super::commands::{Sent, Server, replies};
 use super::manifest::Manifest;
 use super::messages::message;
-use super::names::{key_of, lock_name};
+use super::names::{Names, key_of, lock_name};
 use crate::key::LockKey;
 use crate::store::{Command, Record};
 
