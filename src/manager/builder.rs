@@ -374,7 +374,59 @@ impl LockManagerBuilder {
     /// # Ok::<(), tower_distributed_lock::Error>(())
     /// ```
     pub fn connect_lazy(self, url: &str) -> Result<LockManager, Error> {
-        Ok(LockManager::from_core(self.core(Some(url))?))
+        self.manager(|options| Store::at(url, options))
+    }
+
+    /// Connects to a Redis Cluster of Redis 7.0 or later, or of Valkey. The URLs are those of some of
+    /// its servers, of which one must answer; the others are found by it. All have the login of the
+    /// first.
+    ///
+    /// The manager has a connection to each primary, finds moved slots and new primaries by itself,
+    /// and keeps each lock in the slot of its name. A `{tag}` in a [key](crate::LockKey::new) chooses
+    /// the slot, as it does for any key. A lock that no other process wants costs what it costs
+    /// without a cluster. Where processes wait, the message that hands the lock on goes to all
+    /// servers of the cluster, as every `PUBLISH` does.
+    ///
+    /// A failover loses the last writes, as replicas lag behind: see
+    /// [the guarantees](crate::_guide::guarantees). [`quarantine`](Self::quarantine) is not supported
+    /// with a cluster.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if there is no URL, or one or a setting is not valid,
+    /// [`ErrorKind::Unavailable`], with an address and the cause, if no server answers for a
+    /// cluster, or one of its primaries cannot be used.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// let urls = ["redis://redis-0.internal:6379", "redis://redis-1.internal:6379"];
+    /// LockManager::builder().connect_cluster(urls).await
+    /// # }
+    /// ```
+    pub async fn connect_cluster(
+        self,
+        urls: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<LockManager, Error> {
+        let locks = self.connect_cluster_lazy(urls)?;
+        locks.core.connect().await?;
+        Ok(locks)
+    }
+
+    /// Like [`connect_cluster`](Self::connect_cluster), but connects in the background: see
+    /// [`connect_lazy`](Self::connect_lazy).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if there is no URL, or one or a setting is not valid.
+    pub fn connect_cluster_lazy(
+        self,
+        urls: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<LockManager, Error> {
+        let urls: Vec<String> = urls.into_iter().map(Into::into).collect();
+        self.manager(|options| Store::in_cluster(&urls, options))
     }
 
     /// Keeps the locks in this process, with the same rules: for tests, examples, and services of
@@ -393,10 +445,13 @@ impl LockManagerBuilder {
     /// # Ok::<(), tower_distributed_lock::Error>(())
     /// ```
     pub fn in_memory(self) -> Result<LockManager, Error> {
-        Ok(LockManager::from_core(self.core(None)?))
+        self.manager(|options| Ok(Store::in_memory(&options)))
     }
 
-    fn core(self, url: Option<&str>) -> Result<std::sync::Arc<Core>, Error> {
+    fn manager(
+        self,
+        store: impl FnOnce(Options) -> Result<Store, Error>,
+    ) -> Result<LockManager, Error> {
         let rules = self.rules()?;
         let options = Options {
             prefix: self.prefix,
@@ -406,16 +461,13 @@ impl LockManagerBuilder {
             quarantine: self.quarantine,
             root_certificate: self.root_certificate,
         };
-        let store = match url {
-            None => Store::in_memory(&options),
-            Some(url) => Store::at(url, options)?,
-        };
-        Ok(Core::new(
-            store,
+        let core = Core::new(
+            store(options)?,
             rules,
             self.command_timeout,
             self.max_waiters,
-        ))
+        );
+        Ok(LockManager::from_core(core))
     }
 
     fn rules(&self) -> Result<Rules, Error> {

@@ -92,6 +92,27 @@ impl LockManager {
         Self::builder().connect(url).await
     }
 
+    /// Connects to a Redis Cluster with the default settings: see
+    /// [`LockManagerBuilder::connect_cluster`].
+    ///
+    /// # Errors
+    ///
+    /// Like [`LockManagerBuilder::connect_cluster`].
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// let locks = LockManager::connect_cluster(["redis://redis-0.internal:6379"]).await?;
+    /// # Ok(locks) }
+    /// ```
+    pub async fn connect_cluster(
+        urls: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<Self, Error> {
+        Self::builder().connect_cluster(urls).await
+    }
+
     /// Returns a builder, for other settings than the default ones.
     pub fn builder() -> LockManagerBuilder {
         LockManagerBuilder::default()

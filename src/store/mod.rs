@@ -125,6 +125,7 @@ impl Done {
 pub(crate) enum Store {
     Memory(memory::MemoryStore),
     Redis(redis::RedisStore),
+    Cluster(redis::ClusterStore),
     #[cfg(all(test, feature = "properties"))]
     Fake(fake::FakeStore),
 }
@@ -144,12 +145,22 @@ impl Store {
         Ok(Self::Redis(redis::RedisStore::new(url, options)?))
     }
 
+    /// Returns the store in the Redis Cluster of which these URLs are servers.
+    ///
+    /// # Errors
+    ///
+    /// Like [`at`](Self::at).
+    pub(crate) fn in_cluster(urls: &[String], options: Options) -> Result<Self, Error> {
+        Ok(Self::Cluster(redis::ClusterStore::new(urls, options)?))
+    }
+
     /// Takes over a command. Returns its outcome if there is one at once. Otherwise, the store
     /// calls its [`Events`] later.
     pub(crate) fn submit(&self, now: Time, key: &LockKey, command: Command) -> Option<Done> {
         match self {
             Self::Memory(memory) => Some(memory.execute(now, key, command)),
             Self::Redis(redis) => redis.submit(now, key, command).map(Done::new),
+            Self::Cluster(cluster) => cluster.submit(now, key, command).map(Done::new),
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => {
                 fake.submit(now, key, command);
@@ -169,6 +180,7 @@ impl Store {
     ) {
         match self {
             Self::Redis(redis) => redis.run(connected, events, is_finished).await,
+            Self::Cluster(cluster) => cluster.run(connected, events, is_finished).await,
             Self::Memory(_) => std::future::pending().await,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => std::future::pending().await,
@@ -177,8 +189,12 @@ impl Store {
 
     /// Makes [`run`](Self::run) ask whether it is finished.
     pub(crate) fn wake(&self) {
-        if let Self::Redis(redis) = self {
-            redis.wake();
+        match self {
+            Self::Redis(redis) => redis.wake(),
+            Self::Cluster(cluster) => cluster.wake(),
+            Self::Memory(_) => {}
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => {}
         }
     }
 
@@ -187,7 +203,7 @@ impl Store {
     /// its time still.
     pub(crate) fn needs_to_run(&self) -> bool {
         match self {
-            Self::Redis(_) => true,
+            Self::Redis(_) | Self::Cluster(_) => true,
             Self::Memory(_) => false,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => false,
@@ -199,6 +215,7 @@ impl Store {
     pub(crate) fn replies_within(&self) -> Option<Duration> {
         match self {
             Self::Redis(redis) => Some(redis.replies_within()),
+            Self::Cluster(cluster) => Some(cluster.replies_within()),
             Self::Memory(_) => None,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => Some(fake.replies_within()),
@@ -210,7 +227,10 @@ impl Store {
     pub(crate) fn time_to_put_aside(&self, record: &Record) -> Option<Duration> {
         match self {
             Self::Redis(redis) if record.content.len() > LONG_RECORD => Some(redis.patience()),
-            Self::Redis(_) | Self::Memory(_) => None,
+            Self::Cluster(cluster) if record.content.len() > LONG_RECORD => {
+                Some(cluster.patience())
+            }
+            Self::Redis(_) | Self::Cluster(_) | Self::Memory(_) => None,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => None,
         }
@@ -229,6 +249,7 @@ impl Store {
     ) -> Result<Manifest, Error> {
         match self {
             Self::Redis(redis) => redis.put_aside(key, record, hold, lost).await,
+            Self::Cluster(cluster) => cluster.put_aside(key, record, hold, lost).await,
             Self::Memory(_) => unreachable!("this store takes records of any length"),
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => unreachable!("this store takes records of any length"),
@@ -237,8 +258,12 @@ impl Store {
 
     /// Deletes a record that was put aside, if its manifest did not take the lock's place.
     pub(crate) async fn discard(&self, key: &LockKey, manifest: Manifest) {
-        if let Self::Redis(redis) = self {
-            redis.discard(key, manifest.parts()).await;
+        match self {
+            Self::Redis(redis) => redis.discard(key, manifest.parts()).await,
+            Self::Cluster(cluster) => cluster.discard(key, manifest).await,
+            Self::Memory(_) => {}
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => {}
         }
     }
 
@@ -252,6 +277,7 @@ impl Store {
         match self {
             Self::Memory(_) => Ok(Ok(found)),
             Self::Redis(redis) => redis.fetch(key, found).await,
+            Self::Cluster(cluster) => cluster.fetch(key, found).await,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => Ok(Ok(found)),
         }
@@ -262,6 +288,7 @@ impl Store {
         match self {
             Self::Memory(_) => true,
             Self::Redis(redis) => redis.is_connected(),
+            Self::Cluster(cluster) => cluster.is_connected(),
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => fake.is_connected(),
         }
@@ -272,6 +299,7 @@ impl Store {
         match self {
             Self::Memory(_) => true,
             Self::Redis(redis) => redis.is_drained(),
+            Self::Cluster(cluster) => cluster.is_drained(),
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => fake.is_drained(),
         }

@@ -14,6 +14,7 @@
     missing_docs
 )]
 
+mod cluster;
 mod gate;
 mod inspect;
 mod managers;
@@ -22,6 +23,7 @@ pub mod random;
 mod redis_server;
 mod wait;
 
+pub use cluster::Cluster;
 pub use gate::{Gate, OnDrop};
 pub use inspect::{
     calls, clients, eventually_no_trace, eventually_queued, expires_in, names, queue_length, run,

@@ -1,5 +1,6 @@
 //! One connection to Redis, made ready for the driver.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, ErrorKind as RedisKind, ProtocolVersion};
 use redis::{ConnectionAddr, IntoConnectionInfo, RedisError, ServerErrorKind};
+use smallvec::SmallVec;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
@@ -14,6 +16,7 @@ use super::Settings;
 use super::commands::{Server, refused};
 use super::connection_driver::ConnectionDriver;
 use super::in_flight::InFlightCall;
+use super::names::Fences;
 use super::pending::Pending;
 use super::pushes::{self, Observed, Push};
 use super::scripts;
@@ -28,7 +31,7 @@ const QUARANTINED: &str = "Redis lost data, or another server took over: no lock
                            who had one before must have lost it";
 
 /// Where Redis is, and how to log in there.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Address {
     client: Client,
     /// For a server that does not speak RESP3.
@@ -48,8 +51,8 @@ pub(super) struct Link {
     pub(super) unready: Option<Error>,
     /// Until then, no lock may be given.
     quarantined_until: Option<Time>,
-    /// When the counter of fences was last raised to the clock.
-    seeded_at: Time,
+    /// When the counters of fences were last raised to the clock, by their slots.
+    seeded_at: HashMap<u16, Time>,
     pub(super) connection: ConnectionDriver,
 }
 
@@ -96,6 +99,39 @@ impl Address {
             client: client(ProtocolVersion::RESP3)?,
             resp2: client(ProtocolVersion::RESP2)?,
         })
+    }
+
+    /// Returns the address of another server of the same cluster, with the same login.
+    pub(super) fn at(&self, host: &str, port: u16) -> Self {
+        let at = |client: &Client| {
+            let info = client.get_connection_info().clone();
+            let addr = match info.addr().clone() {
+                ConnectionAddr::TcpTls {
+                    insecure,
+                    tls_params,
+                    ..
+                } => ConnectionAddr::TcpTls {
+                    host: host.to_owned(),
+                    port,
+                    insecure,
+                    tls_params,
+                },
+                _ => ConnectionAddr::Tcp(host.to_owned(), port),
+            };
+            Client::open(info.set_addr(addr)).expect("as valid as the other server's")
+        };
+        Self {
+            client: at(&self.client),
+            resp2: at(&self.resp2),
+        }
+    }
+
+    /// Returns the name of the host.
+    pub(super) fn host(&self) -> String {
+        match self.client.get_connection_info().addr() {
+            ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
+            _ => "localhost".to_owned(),
+        }
     }
 
     /// Returns host and port, without user and password.
@@ -199,7 +235,7 @@ impl Link {
             }),
             unready: Some(Error::of(ErrorKind::Unavailable)),
             quarantined_until: None,
-            seeded_at: Time::now(),
+            seeded_at: HashMap::new(),
             connection: driver,
         }
     }
@@ -237,13 +273,28 @@ impl Link {
         }
     }
 
-    /// Decides whether a call that is sent now raises the counter of fences.
-    pub(super) fn seeds(&mut self, now: Time) -> bool {
-        let is_due = now.since(self.seeded_at) >= SEED_EVERY;
-        if is_due {
-            self.seeded_at = now;
-        }
-        is_due
+    /// Returns the slots whose counters of fences are to be raised by a call that is sent now, and
+    /// takes fences from these.
+    pub(super) fn seeds(
+        &mut self,
+        now: Time,
+        slots: impl Iterator<Item = u16>,
+    ) -> SmallVec<[u16; 4]> {
+        let is_due = |slot: &u16| {
+            let seeded_at = self.seeded_at.get_mut(slot);
+            match seeded_at {
+                Some(at) if now.since(*at) < SEED_EVERY => false,
+                Some(at) => {
+                    *at = now;
+                    true
+                }
+                None => {
+                    self.seeded_at.insert(*slot, now);
+                    true
+                }
+            }
+        };
+        slots.filter(is_due).collect()
     }
 
     /// Returns why no lock may be given at this time.
@@ -286,13 +337,23 @@ async fn make_ready(
         let remaining = u64::try_from(remaining).unwrap_or(0);
         quarantined_until = Some(Time::now() + Duration::from_millis(remaining));
     }
-    let (seed, takes_with_get) = seed(&mut commands, &settings.names.fence).await?;
+    let (seed, takes_with_get) = match &settings.names.fences {
+        Fences::One(fence) => seed(&mut commands, fence).await?,
+        // Each counter is seeded when it is first used. Every server of a cluster is of this day.
+        Fences::BySlot => (clock(&mut commands).await?, true),
+    };
     Ok(Ready {
         seed,
         takes_with_get,
         epoch,
         quarantined_until,
     })
+}
+
+/// Returns the server's clock, in µs, to which every counter of fences is raised from now on.
+async fn clock(commands: &mut MultiplexedConnection) -> Result<u64, RedisError> {
+    let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(commands).await?;
+    Ok(seconds * 1_000_000 + micros)
 }
 
 /// Seeds the counter of fences. Returns what it has then, and whether `SET` takes `NX` and `GET`

@@ -107,6 +107,10 @@ impl RedisStore {
                 }
             };
             crate::trace::disconnected(&error);
+            if let Some(redirected) = &self.redirected {
+                // Another server may take its place.
+                redirected.notify();
+            }
             if is_finished() {
                 return;
             }
@@ -166,8 +170,8 @@ impl RedisStore {
                 }
                 last_sent = Time::now();
                 let call = link.call(last_sent, commands);
-                let seeded = call.gives_fences() && link.seeds(last_sent);
-                replies.push_back(self.send(&link, &call, scripts, seeded));
+                let seeded = link.seeds(last_sent, call.fences(&self.settings.names));
+                replies.push_back(self.send(&link, &call, scripts, &seeded));
                 in_flight.push(call);
                 scripts = Scripts::ByHash;
             }
@@ -232,7 +236,7 @@ impl RedisStore {
                     if replies.is_empty() && silent > self.longest_silence(&link, events) {
                         last_sent = Time::now();
                         let call = link.call(last_sent, Vec::new());
-                        replies.push_back(self.send(&link, &call, scripts, false));
+                        replies.push_back(self.send(&link, &call, scripts, &[]));
                         in_flight.push(call);
                     }
                 }
@@ -257,7 +261,7 @@ impl RedisStore {
         link: &Link,
         call: &InFlightCall,
         scripts: Scripts,
-        seeded: bool,
+        seeded: &[u16],
     ) -> impl Future<Output = Result<Vec<Value>, RedisError>> + use<> {
         let commands = call.commands.iter().map(Pending::sent);
         let call = commands::call(&self.settings, &call.server, commands, scripts, seeded);
@@ -292,7 +296,7 @@ impl RedisStore {
                 is_repeated: false,
             });
             let scripts = Scripts::BySource;
-            let call = commands::call(&self.settings, &link.server, commands, scripts, false);
+            let call = commands::call(&self.settings, &link.server, commands, scripts, &[]);
             // Whatever Redis carries out later than that expires by itself.
             let patience = Duration::from_secs(30);
             tokio::spawn(async move {
@@ -358,6 +362,13 @@ impl RedisStore {
         let mut of_no_use = Ok(());
         let now = Time::now();
         for (mut pending, said) in commands.into_iter().zip(replies.said) {
+            if let Some(redirected) = &self.redirected
+                && said.is_redirected
+            {
+                pending.attempts -= 1;
+                redirected.put(pending);
+                continue;
+            }
             if let Err(Failure { error, .. }) = &said.result
                 && said.is_of_no_use
             {
@@ -369,7 +380,7 @@ impl RedisStore {
                 continue;
             }
             let is_refused_end = said.result.is_err() && pending.ends_hold();
-            if is_refused_end && !self.is_over(&pending, now, events) {
+            if is_refused_end && !pending.is_over(now, self.settings.ttl, events) {
                 in_flight.keep(pending);
                 continue;
             }

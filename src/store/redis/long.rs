@@ -70,6 +70,11 @@ impl Default for LongRecords {
     }
 }
 
+/// Returns how long it may take to write a long record, or to read one.
+pub(super) fn patience(command_timeout: Duration) -> Duration {
+    command_timeout * TIMEOUTS
+}
+
 impl RedisStore {
     /// Writes the parts of a long record. Returns the manifest that is to take the lock's place,
     /// within `hold` and a time to live from now.
@@ -207,7 +212,7 @@ impl RedisStore {
 
     /// Returns how long it may take to write a record, or to read one.
     pub(crate) fn patience(&self) -> Duration {
-        self.settings.command_timeout * TIMEOUTS
+        patience(self.settings.command_timeout)
     }
 
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

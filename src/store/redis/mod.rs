@@ -5,6 +5,7 @@
 //! what the server tells of its own accord.
 
 mod breaker;
+mod cluster;
 mod commands;
 mod connection;
 mod connection_driver;
@@ -22,13 +23,15 @@ mod pushes;
 mod queue;
 mod scripts;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use self::breaker::Breaker;
+pub(crate) use self::cluster::ClusterStore;
+use self::cluster::Redirected;
 use self::connection::{Address, Link};
 use self::long::LongRecords;
 pub(crate) use self::manifest::{Damage, Manifest};
@@ -64,6 +67,8 @@ pub(crate) struct RedisStore {
     connected: AtomicBool,
     breaker: Breaker,
     long_records: LongRecords,
+    /// Where commands go that this server does not carry out, if it is one of a cluster.
+    redirected: Option<Arc<Redirected>>,
 }
 
 impl RedisStore {
@@ -90,6 +95,7 @@ impl RedisStore {
             connected: AtomicBool::new(false),
             breaker: Breaker::default(),
             long_records: LongRecords::default(),
+            redirected: None,
         }
     }
 
@@ -104,15 +110,7 @@ impl RedisStore {
                 result: Err(Failure { error, unknown }),
             });
         }
-        self.queue().push(Pending {
-            number: 0,
-            key: key.clone(),
-            command,
-            submitted: now,
-            attempts: 0,
-            had_it: false,
-        });
-        self.submitted.notify();
+        self.take_over(Pending::new(key.clone(), command, now));
         None
     }
 

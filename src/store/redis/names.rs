@@ -1,21 +1,31 @@
 //! The names of what the crate keeps in Redis.
 
+use std::borrow::Cow;
 use std::fmt::{self, Display};
 
 use uuid::Uuid;
 
+use super::cluster;
 use crate::key::{Kind, LockKey};
 
 /// How the name of a record ends.
 const RECORD: &str = ":record";
+
+/// Where fences come from.
+#[derive(Debug)]
+pub(super) enum Fences {
+    /// The server has one counter for all keys.
+    One(String),
+    /// Each slot of a cluster has a counter, as commands for several keys must be about one slot.
+    BySlot,
+}
 
 /// What does not change from call to call.
 #[derive(Debug)]
 pub(super) struct Names {
     /// What the name of every lock begins with.
     pub(super) prefix: String,
-    /// The counter of fences.
-    pub(super) fence: String,
+    pub(super) fences: Fences,
     /// Says which server has the data, and since when it may give locks.
     pub(super) epoch: String,
     /// What the name of every inbox of this prefix begins with.
@@ -30,13 +40,44 @@ impl Names {
     /// Returns the names that the manager `id` uses. No other manager has its tokens.
     pub(super) fn new(prefix: String, id: Uuid) -> Self {
         let inboxes = format!("{prefix}inbox:");
+        let fences = Fences::One(format!("{{{prefix}}}:fence"));
+        Self::with(prefix, id, inboxes, fences)
+    }
+
+    /// Like [`new`](Self::new), for a primary of a cluster. A process has an inbox at each, of its
+    /// own name: a message goes to all servers of the cluster, but must come over the connection to
+    /// the one that sends it.
+    pub(super) fn of_primary(prefix: &str, id: Uuid, primary: &str) -> Self {
+        let inboxes = format!("{prefix}inbox:{primary}:");
+        Self::with(prefix.to_owned(), id, inboxes, Fences::BySlot)
+    }
+
+    fn with(prefix: String, id: Uuid, inboxes: String, fences: Fences) -> Self {
         Self {
-            fence: format!("{{{prefix}}}:fence"),
+            fences,
             epoch: format!("{{{prefix}}}:epoch"),
             inbox: format!("{inboxes}{}", id.simple()),
             inboxes,
             tokens: format!("{}:", id.simple()),
             prefix,
+        }
+    }
+
+    /// Returns the slot of a key's counter of fences: of the key itself, in a cluster.
+    pub(super) fn slot(&self, key: &LockKey) -> u16 {
+        match self.fences {
+            Fences::One(_) => 0,
+            Fences::BySlot => cluster::slot(&lock_name(&self.prefix, key)),
+        }
+    }
+
+    /// Names the counter of fences of a slot. No lock has such a name, as a prefix holds no brace.
+    pub(super) fn fence(&self, slot: u16) -> Cow<'_, str> {
+        match &self.fences {
+            Fences::One(fence) => Cow::Borrowed(fence),
+            Fences::BySlot => {
+                Cow::Owned(format!("{{{}}}:{}fence", cluster::tag(slot), self.prefix))
+            }
         }
     }
 
@@ -82,7 +123,10 @@ pub(super) fn queue_name(lock_name: &str) -> String {
     });
     match tag {
         Some(tag) => format!("{tag}:queue:{lock_name}"),
-        None if lock_name.contains(['{', '}']) => format!("{{}}:queue:{lock_name}"),
+        None if lock_name.contains(['{', '}']) => {
+            let tag = cluster::tag(cluster::slot(lock_name));
+            format!("{{{tag}}}:queue:{lock_name}")
+        }
         None => format!("{{{lock_name}}}:queue"),
     }
 }

@@ -1,6 +1,7 @@
 //! Redis in trouble, and with other clients: a clear answer, never a hang, never two holders, and
 //! back to work without a restart.
 
+mod cluster;
 mod interop;
 mod neighbours;
 mod outages;
