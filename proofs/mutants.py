@@ -128,12 +128,12 @@ MUTANTS = [
     ),
     (
         "a block of fences is shared out wrongly",
-        [(COMMANDS, "last - takes + 1 + place as u64", "last + place as u64")],
+        [(COMMANDS, "last - block.takes + 1 + block.given", "last + block.given")],
         ["--lib the_block_of_fences_is_shared_out"],
     ),
     (
         "a counter that was lost is used",
-        [(COMMANDS, "if fence >= server.seed + takes => Ok(fence)", "=> Ok(fence)")],
+        [(COMMANDS, "if fence >= server.seed + block.takes => Ok(fence)", "=> Ok(fence)")],
         ["--lib a_fence_that_is_not_above_the_seed"],
     ),
     (

@@ -26,8 +26,8 @@ mod wait;
 pub use cluster::Cluster;
 pub use gate::{Gate, OnDrop};
 pub use inspect::{
-    calls, clients, eventually_no_trace, eventually_queued, expires_in, names, queue_length, run,
-    script_calls, sets, statistic, text, value, watched_keys,
+    calls, clients, eventually_no_trace, eventually_queued, expires_in, is_fence, names,
+    queue_length, run, script_calls, sets, statistic, text, value, watched_keys,
 };
 pub use managers::{connections_per_manager, knows_what_was_said, minute, short_lived};
 pub use proxy::{Mode, Proxy};

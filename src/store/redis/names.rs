@@ -151,7 +151,17 @@ mod tests {
     fn a_queue_lies_in_the_slot_of_its_lock_and_outside_of_the_names_of_locks() {
         assert_eq!(queue_name("lock:a"), "{lock:a}:queue");
         assert_eq!(queue_name("lock:{u}1"), "{u}:queue:lock:{u}1");
-        assert_eq!(queue_name("lock:{}1"), "{}:queue:lock:{}1");
+        assert_eq!(queue_name("lock:{}1"), "{5s7}:queue:lock:{}1");
+        for key in [
+            "a", "{u}1", "{}1", "{", "}", "}{", "a}b", "{a", "{{a}}", "a{b}c{d}",
+        ] {
+            let lock = format!("lock:{key}");
+            let (queue, slot) = (queue_name(&lock), cluster::slot(&lock));
+            assert_eq!(cluster::slot(&queue), slot, "{lock}: {queue}");
+            assert!(!queue.starts_with("lock:"));
+            let names = Names::of_primary("lock:", Uuid::nil(), "node");
+            assert_eq!(cluster::slot(&names.fence(slot)), slot);
+        }
     }
 
     #[test]

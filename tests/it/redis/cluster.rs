@@ -35,7 +35,10 @@ async fn exclude_each_other(locks: &LockManager, others: &LockManager, key: Lock
     });
     let first = guard.fencing_token();
     guard.release().await.unwrap();
-    let second = soon("the lock is handed on", waiting).await.unwrap().unwrap();
+    let second = soon("the lock is handed on", waiting)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(second.fencing_token() > first);
     second.release().await.unwrap();
 }
@@ -154,7 +157,10 @@ async fn a_slot_that_moves_takes_its_locks_its_queue_and_its_fences_along() {
     let fence = guard.fencing_token();
     assert!(guard.lease().is_held());
     guard.release().await.unwrap();
-    let next = soon("the lock is handed on", waiting).await.unwrap().unwrap();
+    let next = soon("the lock is handed on", waiting)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(next.fencing_token() > fence);
     next.release().await.unwrap();
     // And back, with nothing in it.
@@ -187,7 +193,10 @@ async fn while_a_slot_is_on_its_way_its_locks_are_late_but_never_given_twice() {
         )
         .await;
     }
-    let free = soon("the lock is handed on", waiting).await.unwrap().unwrap();
+    let free = soon("the lock is handed on", waiting)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(held.lease().is_held());
     let refused = others.try_acquire("{t}:held").await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Held);

@@ -87,6 +87,9 @@ mod tests {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        assert_eq!(all, "");
+        assert_eq!(
+            all,
+            "310d5916719b3a0ad22a1c3725c8e111862ca55941e8ff28af8ce3a745e2b88c"
+        );
     }
 }
