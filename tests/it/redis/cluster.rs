@@ -1,11 +1,17 @@
 //! A Redis Cluster: keys in all slots, slots that move, and primaries that are replaced.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
+use tokio::task::JoinSet;
 use tower_distributed_lock::{ErrorKind, LockGuard, LockKey, LockManager};
 
-use crate::support::{Cluster, RedisServer, eventually, minute, run, short_lived, soon, value};
+use crate::support::random::Random;
+use crate::support::{
+    Cluster, RedisServer, eventually, minute, run, short_lived, soon, text, value,
+};
 
 async fn connect(cluster: &Cluster) -> LockManager {
     minute().connect_cluster(cluster.urls()).await.unwrap()
@@ -14,7 +20,7 @@ async fn connect(cluster: &Cluster) -> LockManager {
 /// Takes a lock, however often that needs to be tried.
 async fn eventually_acquired(locks: &LockManager, key: &str) -> LockGuard {
     let key = LockKey::new(key).unwrap();
-    let guard = std::sync::Mutex::new(None);
+    let guard = Mutex::new(None);
     eventually("the lock can be taken", || async {
         let taken = locks.try_acquire(key.clone()).await;
         let is_taken = taken.is_ok();
@@ -212,14 +218,7 @@ async fn a_planned_failover_keeps_what_is_held() {
         futures_util::future::try_join_all((0..12).map(|key| locks.try_acquire(key.to_string())))
             .await
             .unwrap();
-    let replica = cluster.client(3).await;
-    run(&replica, "CLUSTER FAILOVER").await;
-    eventually("the replica is a primary", || async {
-        crate::support::text(&replica, "INFO replication")
-            .await
-            .contains("role:master")
-    })
-    .await;
+    fail_over_to(&cluster, 3).await;
     for (key, guard) in held.into_iter().enumerate() {
         let kind = |error: tower_distributed_lock::Error| error.kind();
         let refused = others
@@ -270,4 +269,99 @@ async fn a_server_that_is_none_of_a_cluster_is_refused_with_a_reason() {
     let none: [String; 0] = [];
     let error = LockManager::connect_cluster(none).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
+}
+
+/// Who is in the part that only a holder may be in, and the last fencing token there.
+#[derive(Default)]
+struct Account {
+    is_taken: AtomicBool,
+    last_token: AtomicU64,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_two_hold_a_lock_while_slots_move_and_replicas_take_over() {
+    const KEYS: usize = 12;
+    let cluster = Cluster::start(2, 1).await;
+    let accounts: Arc<Vec<Account>> = Arc::new((0..KEYS).map(|_| Account::default()).collect());
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for node in 0..2 {
+        let locks = connect(&cluster).await;
+        for number in 0..6 {
+            let (locks, accounts) = (locks.clone(), Arc::clone(&accounts));
+            let is_over = Arc::clone(&is_over);
+            clients.spawn(async move {
+                let mut random = Random::new(node * 100 + number);
+                let mut held = 0;
+                while !is_over.load(Ordering::SeqCst) {
+                    let key = random.below(KEYS as u64) as usize;
+                    let wait = Duration::from_millis(random.below(2000));
+                    let Ok(guard) = locks.acquire(key.to_string(), wait).await else {
+                        continue;
+                    };
+                    let account = &accounts[key];
+                    assert!(
+                        !account.is_taken.swap(true, Ordering::SeqCst),
+                        "two holders"
+                    );
+                    let token = guard.fencing_token();
+                    let last = account.last_token.swap(token, Ordering::SeqCst);
+                    assert!(last < token, "a fencing token that did not rise");
+                    tokio::task::yield_now().await;
+                    assert!(guard.lease().is_held(), "{:?}", guard.lease().lost_reason());
+                    account.is_taken.store(false, Ordering::SeqCst);
+                    drop(guard);
+                    held += 1;
+                }
+                held
+            });
+        }
+    }
+    // Server 2 is the replica of the first primary.
+    let mut first = 0;
+    let mut owners: Vec<usize> = Vec::new();
+    let mut slots = Vec::new();
+    for key in 0..KEYS {
+        let slot = cluster.slot(&format!("lock:{key}")).await;
+        slots.push(slot);
+        owners.push(cluster.owner(slot));
+    }
+    for round in 0..8 {
+        let key = round % KEYS;
+        let place = |owner: usize| if owner == 0 { first } else { 1 };
+        move_slot(
+            &cluster,
+            slots[key],
+            place(owners[key]),
+            place(1 - owners[key]),
+        )
+        .await;
+        owners[key] = 1 - owners[key];
+        if round % 3 == 2 {
+            let replica = if first == 0 { 2 } else { 0 };
+            fail_over_to(&cluster, replica).await;
+            first = replica;
+            cluster.eventually_agreed().await;
+        }
+    }
+    is_over.store(true, Ordering::SeqCst);
+    let held = soon("all clients end", clients.join_all()).await;
+    assert!(held.iter().all(|held| *held > 0), "{held:?}");
+}
+
+/// A replica gives up after 5 s in which it had no majority, as on a machine that is busy. It is
+/// asked again then.
+async fn fail_over_to(cluster: &Cluster, replica: usize) {
+    let redis = cluster.client(replica).await;
+    let asked = Mutex::new(None::<Instant>);
+    eventually("the replica is a primary", || async {
+        let is_due = |asked: Instant| asked.elapsed() > Duration::from_secs(6);
+        if asked.lock().unwrap().is_none_or(is_due) {
+            run(&redis, "CLUSTER FAILOVER").await;
+            *asked.lock().unwrap() = Some(Instant::now());
+        }
+        let info = text(&redis, "INFO replication").await;
+        info.contains("role:master")
+    })
+    .await;
 }
