@@ -377,18 +377,20 @@ impl LockManagerBuilder {
         self.manager(|options| Store::at(url, options))
     }
 
-    /// Connects to a Redis Cluster of Redis 7.0 or later, or of Valkey. The URLs are those of some of
-    /// its servers, of which one must answer; the others are found by it. All have the login of the
+    /// Connects to a Redis Cluster of Redis 7.0 or later, or of Valkey. The URLs are those of some
+    /// of its servers, of which one must answer; it tells of the others. All have the login of the
     /// first.
     ///
     /// The manager has a connection to each primary, finds moved slots and new primaries by itself,
-    /// and keeps each lock in the slot of its name. A `{tag}` in a [key](crate::LockKey::new) chooses
-    /// the slot, as it does for any key. A lock that no other process wants costs what it costs
-    /// without a cluster. Where processes wait, the message that hands the lock on goes to all
-    /// servers of the cluster, as every `PUBLISH` does.
+    /// and keeps each lock in the slot of its name. A `{tag}` in a [key](crate::LockKey::new)
+    /// chooses the slot, as it does for any key. Where processes wait, the message that hands the
+    /// lock on goes to all servers of the cluster, as every `PUBLISH` does.
     ///
-    /// A failover loses the last writes, as replicas lag behind: see
-    /// [the guarantees](crate::_guide::guarantees). [`quarantine`](Self::quarantine) is not supported
+    /// While a slot is moved key by key, locks in it that are free may have to wait until the slot
+    /// has arrived; held ones are renewed and released meanwhile.
+    ///
+    /// A failover loses the last writes, as replicas lag behind: see [the
+    /// guarantees](crate::_guide::guarantees). [`quarantine`](Self::quarantine) is not supported
     /// with a cluster.
     ///
     /// # Errors

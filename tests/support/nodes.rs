@@ -6,8 +6,8 @@ use crate::support::{
     Cluster, RedisServer, eventually, eventually_no_trace, is_fence, minute, names, run,
 };
 
-/// Runs each of these tests over memory, over Redis, and over a cluster. They take the fixture that is named
-/// first: a [`Store`] or [`Nodes`].
+/// Runs each of these tests over memory, over Redis, and over a cluster. They take the fixture that
+/// is named first: a [`Store`] or [`Nodes`].
 macro_rules! on_every_store {
     ($fixture:ident: $($name:ident)*) => {
         mod over_memory {

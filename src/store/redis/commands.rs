@@ -142,8 +142,8 @@ impl Call {
     }
 }
 
-/// Puts commands to Redis, in order. Without any, it looks whether the server is there. The counters
-/// of fences of the slots that are `seeded` are raised to the clock first.
+/// Puts commands to Redis, in order. Without any, it looks whether the server is there. The
+/// counters of fences of the slots that are `seeded` are raised to the clock first.
 pub(super) fn call<'a>(
     settings: &Settings,
     server: &Server,
