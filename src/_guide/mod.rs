@@ -32,3 +32,4 @@ pub mod interop;
 pub mod keys;
 pub mod operations;
 pub mod testing;
+pub mod topologies;

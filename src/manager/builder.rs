@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::slot::Rules;
 use super::{Core, LockManager};
 use crate::error::{Error, ErrorKind};
-use crate::store::{Options, Store};
+use crate::store::{Credentials, CredentialsCallback, Options, RedisServer, Servers, Store, Tls};
 
 /// The settings of a [`LockManager`], made by [`LockManager::builder`].
 ///
@@ -20,16 +20,20 @@ use crate::store::{Options, Store};
 /// | [`max_waiters_per_key`](Self::max_waiters_per_key) | 10 000 | how many requests of this process wait for one lock |
 /// | [`max_waiters`](Self::max_waiters) | 100 000 | how many wait for all locks together |
 /// | [`burst`](Self::burst) | 16, 50 ms | how many of this process go before another process that waits, and for how long |
-/// | [`quarantine`](Self::quarantine) | `false` | whether to give no lock for a time to live after Redis lost data |
-/// | `tls_root_certificate` | the system's | the authority to trust with `rediss://` (feature `tls`) |
+/// | [`quarantine`](Self::quarantine) | with Sentinel | whether to give no lock for a time to live after Redis lost data |
+/// | [`credentials`](Self::credentials) | those of the URL | asked for user and password at each login |
+/// | `tls_root_certificate` | the system's | the authorities to trust with `rediss://` (feature `tls`) |
+/// | `tls_client_certificate` | none | the certificate by which Redis knows this client (feature `tls`) |
+/// | `tls_server_name` | the host | the name that the certificate of Redis must have (feature `tls`) |
 ///
 /// The defaults suit most services. Processes that share locks need the same
 /// [`prefix`](Self::prefix), and with [`quarantine`](Self::quarantine) the same time to live. All
 /// else may differ between them, as it does while a new version is rolled out.
 ///
 /// Nothing is checked until the last step, [`connect`](Self::connect),
-/// [`connect_lazy`](Self::connect_lazy) or [`in_memory`](Self::in_memory). It refuses settings that
-/// make no sense with an error of kind [`ErrorKind::Config`].
+/// [`connect_sentinel`](Self::connect_sentinel), their lazy kinds, or
+/// [`in_memory`](Self::in_memory). It refuses settings that make no sense with an error of kind
+/// [`ErrorKind::Config`].
 ///
 /// # Example
 ///
@@ -59,8 +63,10 @@ pub struct LockManagerBuilder {
     max_waiters: usize,
     burst: u32,
     burst_time: Duration,
-    quarantine: bool,
-    root_certificate: Option<Vec<u8>>,
+    /// `None`: where there is failover.
+    quarantine: Option<bool>,
+    tls: Tls,
+    credentials: Option<CredentialsCallback>,
 }
 
 impl Default for LockManagerBuilder {
@@ -75,8 +81,9 @@ impl Default for LockManagerBuilder {
             max_waiters: 100_000,
             burst: 16,
             burst_time: Duration::from_millis(50),
-            quarantine: false,
-            root_certificate: None,
+            quarantine: None,
+            tls: Tls::default(),
+            credentials: None,
         }
     }
 }
@@ -275,7 +282,8 @@ impl LockManagerBuilder {
 
     /// Sets whether to give no lock, after Redis lost data, until every lease that a process may
     /// still count on has run out: for one [time to live](Self::ttl). Requests are told meanwhile
-    /// that Redis is [unavailable](ErrorKind::Unavailable). Default: `false`.
+    /// that Redis is [unavailable](ErrorKind::Unavailable). Default: `true` with
+    /// [Sentinel](Self::connect_sentinel), `false` otherwise.
     ///
     /// Without it, a server that was restarted empty, or a replica that was promoted without the
     /// last writes, gives locks away that other processes hold until they find out. This is the
@@ -285,6 +293,9 @@ impl LockManagerBuilder {
     /// key is gone, or the id is another one, data may have been lost. So it is when a server is
     /// used for the first time, and whenever it is restarted, with its data or without: then, too,
     /// there is no lock for one time to live.
+    ///
+    /// With Sentinel, and without `min-replicas-to-write` in the configuration of Redis, it lasts
+    /// 12 s longer: for so long, an old primary may give locks after another server was promoted.
     ///
     /// It costs one `INFO` for each connection and a `GET` with each write that takes locks. An ACL
     /// user needs `+info`.
@@ -305,13 +316,50 @@ impl LockManagerBuilder {
     /// # }
     /// ```
     pub fn quarantine(mut self, quarantine: bool) -> Self {
-        self.quarantine = quarantine;
+        self.quarantine = Some(quarantine);
         self
     }
 
-    /// Sets the certificate, in PEM form, of the authority to trust when connecting with
-    /// `rediss://`. Default: the authorities of the operating system. It replaces them; it does not
-    /// add to them.
+    /// Sets a callback that is asked for user and password whenever a connection is made, in place
+    /// of those in the URL. It suits passwords that are rotated, and tokens that expire: of a file,
+    /// a vault, or a cloud's identity service.
+    ///
+    /// The callback has to answer within the [command timeout](Self::command_timeout), of which it
+    /// uses up a part. If getting a token takes longer, keep one at hand, and refresh it in a task
+    /// of your own. An error of the callback is an [unavailable](ErrorKind::Unavailable) Redis,
+    /// whose message has its text.
+    ///
+    /// A connection that lives on is logged in anew before its credentials expire, if the callback
+    /// says [when](Credentials::valid_for) that is. Where there is no RESP3, the second connection
+    /// cannot be: it is made again when the server ends it.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_distributed_lock::{Credentials, LockManager};
+    ///
+    /// let locks = LockManager::builder()
+    ///     .credentials(async || {
+    ///         let password = tokio::fs::read_to_string("/run/secrets/redis").await?;
+    ///         Ok::<_, std::io::Error>(Credentials::new("worker", password.trim_end()))
+    ///     })
+    ///     .connect_lazy("redis://127.0.0.1:6379")?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
+    pub fn credentials<F, R, E>(mut self, callback: F) -> Self
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Credentials, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.credentials = Some(CredentialsCallback::new(callback));
+        self
+    }
+
+    /// Sets the certificates, in PEM form, of the authorities to trust when connecting by TLS.
+    /// Default: the authorities of the operating system. These replace them; they do not add to
+    /// them.
     ///
     /// A certificate that cannot be read is refused by [`connect`](Self::connect) and
     /// [`connect_lazy`](Self::connect_lazy). A text without any certificate is not: then no server
@@ -332,12 +380,68 @@ impl LockManagerBuilder {
     #[cfg(feature = "tls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
     pub fn tls_root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.root_certificate = Some(pem.into());
+        self.tls.root_certificate = Some(pem.into());
         self
     }
 
-    /// Connects to Redis. The URL is `redis://user:password@host:port/database`, with the feature
-    /// `tls` also `rediss://`; all but the host may be left out.
+    /// Sets the certificate by which the server knows this client (`tls-auth-clients`), with those
+    /// of its authorities behind it, and its private key, both in PEM form. Default: none.
+    ///
+    /// What cannot be read is refused by [`connect`](Self::connect) and
+    /// [`connect_lazy`](Self::connect_lazy).
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::LockManager;
+    /// # async fn connect() -> Result<LockManager, Box<dyn std::error::Error>> {
+    /// let (certificate, key) = (std::fs::read("client.pem")?, std::fs::read("client.key")?);
+    /// let locks = LockManager::builder()
+    ///     .tls_client_certificate(certificate, key)
+    ///     .connect("rediss://redis.internal:6380")
+    ///     .await?;
+    /// # Ok(locks) }
+    /// ```
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn tls_client_certificate(
+        mut self,
+        certificate: impl Into<Vec<u8>>,
+        key: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.tls.client = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// Sets the name that the certificate of the server must have. Default: the host that is
+    /// connected to. It suits servers that are reached by another name than that in their
+    /// certificate: through a tunnel, or by the IP address that a sentinel tells. (A sentinel's own
+    /// certificate must have the name in its URL.)
+    ///
+    /// It needs a server that speaks RESP3. What is not a name is refused by
+    /// [`connect`](Self::connect) and [`connect_lazy`](Self::connect_lazy).
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// LockManager::builder()
+    ///     .tls_server_name("redis.internal")
+    ///     .connect("rediss://127.0.0.1:16380")
+    ///     .await
+    /// # }
+    /// ```
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn tls_server_name(mut self, name: impl Into<String>) -> Self {
+        self.tls.server_name = Some(name.into());
+        self
+    }
+
+    /// Connects to Redis. What it takes is a URL, `redis://user:password@host:port/database` (all
+    /// but the host may be left out), or a `redis::Client`: see [`RedisServer`], also for TLS and
+    /// Unix sockets.
     ///
     /// # Errors
     ///
@@ -352,8 +456,8 @@ impl LockManagerBuilder {
     /// LockManager::builder().connect("redis://127.0.0.1:6379").await
     /// # }
     /// ```
-    pub async fn connect(self, url: &str) -> Result<LockManager, Error> {
-        let locks = self.connect_lazy(url)?;
+    pub async fn connect(self, server: impl Into<RedisServer>) -> Result<LockManager, Error> {
+        let locks = self.connect_lazy(server)?;
         locks.core.connect().await?;
         Ok(locks)
     }
@@ -373,8 +477,82 @@ impl LockManagerBuilder {
     /// # let _ = locks;
     /// # Ok::<(), tower_distributed_lock::Error>(())
     /// ```
-    pub fn connect_lazy(self, url: &str) -> Result<LockManager, Error> {
-        Ok(LockManager::from_core(self.core(Some(url))?))
+    pub fn connect_lazy(self, server: impl Into<RedisServer>) -> Result<LockManager, Error> {
+        let servers = Servers::One(server.into());
+        Ok(LockManager::from_core(self.core(Some(servers))?))
+    }
+
+    /// Connects to the primary that Redis Sentinel watches under a name, and follows it through
+    /// failovers.
+    ///
+    /// `sentinels` are URLs, `redis://user:password@host:26379`, with the login of the sentinel
+    /// itself. Name all of them: one that can be reached is enough. `primary` is the name of the
+    /// primary in their configuration, such as `mymaster`. If Redis wants a login, or has another
+    /// database than 0, it is a URL with that name as its host: `redis://user:password@mymaster/3`.
+    /// With a name alone, the primary is connected to by TLS if the sentinels are.
+    ///
+    /// At each connect, all sentinels are asked, and the server must say itself that it is the
+    /// primary. Up to two sentinels are listened to meanwhile: when they have put another server in
+    /// its place, the manager goes there. [`quarantine`](Self::quarantine) is on, unless you turn
+    /// it off. The [guide](crate::_guide::topologies) says which settings Redis and the sentinels
+    /// need, and what a failover can lose.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if a URL or a setting is not valid, or the sentinels know no primary
+    /// of that name, [`ErrorKind::Unavailable`], with the cause, if no sentinel tells where it is,
+    /// or it cannot be used.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// LockManager::builder()
+    ///     .connect_sentinel(
+    ///         ["redis://10.0.0.1:26379", "redis://10.0.0.2:26379", "redis://10.0.0.3:26379"],
+    ///         "mymaster",
+    ///     )
+    ///     .await
+    /// # }
+    /// ```
+    pub async fn connect_sentinel<S: Into<RedisServer>>(
+        self,
+        sentinels: impl IntoIterator<Item = S>,
+        primary: impl Into<RedisServer>,
+    ) -> Result<LockManager, Error> {
+        let locks = self.connect_sentinel_lazy(sentinels, primary)?;
+        locks.core.connect().await?;
+        Ok(locks)
+    }
+
+    /// Like [`connect_sentinel`](Self::connect_sentinel), but connects in the background, so that a
+    /// service starts without Redis. Until it is there, and if the sentinels know no primary of
+    /// that name, locks are [unavailable](ErrorKind::Unavailable).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if a URL or a setting is not valid.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::LockManager;
+    /// let sentinels = ["redis://127.0.0.1:26379"];
+    /// let locks = LockManager::builder().connect_sentinel_lazy(sentinels, "mymaster")?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
+    pub fn connect_sentinel_lazy<S: Into<RedisServer>>(
+        self,
+        sentinels: impl IntoIterator<Item = S>,
+        primary: impl Into<RedisServer>,
+    ) -> Result<LockManager, Error> {
+        let servers = Servers::Sentinel {
+            sentinels: sentinels.into_iter().map(Into::into).collect(),
+            primary: primary.into(),
+        };
+        Ok(LockManager::from_core(self.core(Some(servers))?))
     }
 
     /// Keeps the locks in this process, with the same rules: for tests, examples, and services of
@@ -396,19 +574,21 @@ impl LockManagerBuilder {
         Ok(LockManager::from_core(self.core(None)?))
     }
 
-    fn core(self, url: Option<&str>) -> Result<std::sync::Arc<Core>, Error> {
+    fn core(self, servers: Option<Servers>) -> Result<std::sync::Arc<Core>, Error> {
         let rules = self.rules()?;
+        let may_fail_over = matches!(servers, Some(Servers::Sentinel { .. }));
         let options = Options {
             prefix: self.prefix,
             ttl: self.ttl,
             grant_ttl: rules.grant_ttl,
             command_timeout: self.command_timeout,
-            quarantine: self.quarantine,
-            root_certificate: self.root_certificate,
+            quarantine: self.quarantine.unwrap_or(may_fail_over),
+            tls: self.tls,
+            credentials: self.credentials,
         };
-        let store = match url {
+        let store = match servers {
             None => Store::in_memory(&options),
-            Some(url) => Store::at(url, options)?,
+            Some(servers) => Store::at(servers, options)?,
         };
         Ok(Core::new(
             store,
@@ -483,7 +663,7 @@ fn between(name: &str, value: Duration, min: Duration, max: Duration) -> Result<
     ))
 }
 
-/// Leaves the certificate out.
+/// Leaves certificates and credentials out.
 impl fmt::Debug for LockManagerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockManagerBuilder")

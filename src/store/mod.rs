@@ -60,7 +60,8 @@ pub(crate) use self::protocol::{
 };
 #[cfg(fuzzing)]
 pub(crate) use self::redis::fuzzing;
-pub(crate) use self::redis::{Damage, Manifest};
+pub use self::redis::{Credentials, RedisServer};
+pub(crate) use self::redis::{CredentialsCallback, Damage, Manifest, Tls};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
@@ -78,8 +79,20 @@ pub(crate) struct Options {
     pub(crate) command_timeout: Duration,
     /// Whether no lock is given for a time to live after data was lost.
     pub(crate) quarantine: bool,
-    /// The authority to trust in place of the system's, in PEM form.
-    pub(crate) root_certificate: Option<Vec<u8>>,
+    pub(crate) tls: Tls,
+    /// Asked at each login, in place of what the URL says.
+    pub(crate) credentials: Option<CredentialsCallback>,
+}
+
+/// Where the locks are kept in Redis.
+#[derive(Debug)]
+pub(crate) enum Servers {
+    One(RedisServer),
+    /// In the primary of that name, which the sentinels know.
+    Sentinel {
+        sentinels: Vec<RedisServer>,
+        primary: RedisServer,
+    },
 }
 
 /// The calls that a store makes to its manager.
@@ -135,13 +148,13 @@ impl Store {
         Self::Memory(memory::MemoryStore::new(options.ttl))
     }
 
-    /// Returns the store at that URL, to which [`run`](Self::run) connects.
+    /// Returns the store in these servers, to which [`run`](Self::run) connects.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if the URL is not valid. The error does not repeat it.
-    pub(crate) fn at(url: &str, options: Options) -> Result<Self, Error> {
-        Ok(Self::Redis(redis::RedisStore::new(url, options)?))
+    /// [`ErrorKind::Config`] if a URL is not valid. The error does not repeat it.
+    pub(crate) fn at(servers: Servers, options: Options) -> Result<Self, Error> {
+        Ok(Self::Redis(redis::RedisStore::new(servers, options)?))
     }
 
     /// Takes over a command. Returns its outcome if there is one at once. Otherwise, the store

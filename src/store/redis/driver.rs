@@ -102,6 +102,7 @@ impl RedisStore {
                     }
                 }
                 Err(error) => {
+                    let error = error.met_by_a_request();
                     self.fail_first(|_| true, &error, events);
                     error
                 }
@@ -197,8 +198,8 @@ impl RedisStore {
                     },
                 },
                 push = link.pushes.recv() => {
-                    if self.pushed(push, events).is_err() {
-                        return End::Closed(closed());
+                    if let Err(error) = self.pushed(push, events) {
+                        return End::Closed(error);
                     }
                 }
                 () = &mut overdue => {
@@ -305,11 +306,11 @@ impl RedisStore {
         }
     }
 
-    /// Tells the manager what the server has sent of its own accord. An error says that the
-    /// connection is closed.
-    fn pushed(&self, push: Option<Push>, events: &impl Events) -> Result<(), ()> {
+    /// Tells the manager what the server has sent of its own accord. An error says why the
+    /// connection is of no use.
+    fn pushed(&self, push: Option<Push>, events: &impl Events) -> Result<(), Error> {
         let prefix = &self.settings.names.prefix;
-        match push.ok_or(())? {
+        match push.unwrap_or(Push::Closed) {
             Push::Message { payload, after } => {
                 if let Some((key, notice)) = message(prefix, &payload, after) {
                     events.notice(&key, notice);
@@ -325,7 +326,13 @@ impl RedisStore {
                 }
             }
             Push::AllChanged => events.all_changed(),
-            Push::Closed => return Err(()),
+            Push::Replaced => {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the sentinels say that another server is the primary",
+                ));
+            }
+            Push::Closed => return Err(closed()),
         }
         Ok(())
     }

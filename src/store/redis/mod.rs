@@ -4,11 +4,14 @@
 //! runs. The driver sends the commands in batches over one connection, reconnects, and receives
 //! what the server tells of its own accord.
 
+mod address;
 mod breaker;
 mod commands;
 mod connection;
 mod connection_driver;
+mod credentials;
 mod driver;
+mod endpoint;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod in_flight;
@@ -21,6 +24,9 @@ mod pending;
 mod pushes;
 mod queue;
 mod scripts;
+mod sentinel;
+mod server;
+mod tls;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -28,14 +34,19 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use self::address::Address;
 use self::breaker::Breaker;
-use self::connection::{Address, Link};
+use self::connection::Link;
+pub use self::credentials::Credentials;
+pub(crate) use self::credentials::CredentialsCallback;
 use self::long::LongRecords;
 pub(crate) use self::manifest::{Damage, Manifest};
 use self::names::Names;
 use self::pending::Pending;
 use self::queue::Queue;
-use super::{Command, Failure, Options, Outcome};
+pub use self::server::RedisServer;
+pub(crate) use self::tls::Tls;
+use super::{Command, Failure, Options, Outcome, Servers};
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
@@ -67,9 +78,9 @@ pub(crate) struct RedisStore {
 }
 
 impl RedisStore {
-    /// Reads the URL. [`run`](Self::run) connects.
-    pub(crate) fn new(url: &str, options: Options) -> Result<Self, Error> {
-        let address = Address::parse(url, options.root_certificate.as_deref())?;
+    /// Reads where Redis is. [`run`](Self::run) connects.
+    pub(crate) fn new(servers: Servers, options: Options) -> Result<Self, Error> {
+        let address = Address::new(servers, &options.tls, options.credentials)?;
         let settings = Settings {
             names: Names::new(options.prefix, Uuid::new_v4()),
             ttl: options.ttl,

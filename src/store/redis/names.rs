@@ -40,6 +40,12 @@ impl Names {
         }
     }
 
+    /// Returns the name of this process's connections. It ends as its tokens begin.
+    pub(super) fn client(&self) -> String {
+        let id = self.tokens.trim_end_matches(':');
+        format!("{}:{id}", env!("CARGO_PKG_NAME"))
+    }
+
     /// Returns what the number stands for in Redis.
     pub(super) fn token(&self, number: u64) -> impl Display {
         Token(&self.tokens, number)

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::super::{Address, Names, Settings};
 use super::*;
 use crate::key::LockKey;
-use crate::store::{Notice, Outcome};
+use crate::store::{Notice, Outcome, Servers, Tls};
 
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
@@ -20,7 +20,8 @@ pub(super) fn store(command_timeout: Duration) -> RedisStore {
         command_timeout,
         quarantine: false,
     };
-    let address = Address::parse("redis://127.0.0.1:1", None).unwrap();
+    let server = Servers::One("redis://127.0.0.1:1".into());
+    let address = Address::new(server, &Tls::default(), None).unwrap();
     RedisStore::with(settings, address)
 }
 

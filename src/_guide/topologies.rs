@@ -1,0 +1,1 @@
+//! Which Redis to use.
