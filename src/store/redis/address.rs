@@ -124,8 +124,10 @@ impl Address {
                 return Err(unavailable(&server.display(), "it is a replica"));
             }
             if !found.needs_replicas {
-                link.zombie = ZOMBIE;
                 sentinels.warn_of_zombies();
+                if found.may_be_promoted {
+                    link.zombie = ZOMBIE;
+                }
             }
             sentinels.set_current(&server);
             for watch in sentinels.watches(&server, &link.pusher, settings.command_timeout) {

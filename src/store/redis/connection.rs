@@ -298,6 +298,8 @@ pub(super) struct Replication {
     pub(super) is_primary: bool,
     /// Whether it accepts writes only while it has replicas.
     pub(super) needs_replicas: bool,
+    /// Whether it may have taken the place of another server since it was started.
+    pub(super) may_be_promoted: bool,
 }
 
 /// Asks a server for its part in the replication. This is `INFO`, which the quarantine needs as
@@ -314,6 +316,33 @@ fn read_replication(info: &str) -> Replication {
     let mut lines = info.lines().map(str::trim_end);
     Replication {
         is_primary: lines.clone().any(|line| line == "role:master"),
-        needs_replicas: lines.any(|line| line.starts_with("min_slaves_good_slaves:")),
+        needs_replicas: lines
+            .clone()
+            .any(|line| line.starts_with("min_slaves_good_slaves:")),
+        // A server that is promoted keeps the id of what it followed before.
+        may_be_promoted: !lines.any(|line| {
+            let id = line.strip_prefix("master_replid2:");
+            id.is_some_and(|id| id.bytes().all(|byte| byte == b'0'))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_tells_its_part_in_the_replication() {
+        let zeros = "0".repeat(40);
+        let alone = format!("# Replication\r\nrole:master\r\nmaster_replid2:{zeros}\r\n");
+        let replication = read_replication(&alone);
+        assert!(replication.is_primary && !replication.needs_replicas);
+        assert!(!replication.may_be_promoted);
+        let promoted = "role:master\r\nmin_slaves_good_slaves:1\r\nmaster_replid2:0a0\r\n";
+        let replication = read_replication(promoted);
+        assert!(replication.is_primary && replication.needs_replicas);
+        assert!(replication.may_be_promoted);
+        let replica = read_replication("role:slave\r\n");
+        assert!(!replica.is_primary && replica.may_be_promoted);
     }
 }

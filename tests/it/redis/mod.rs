@@ -1,6 +1,7 @@
 //! Redis in trouble, and with other clients: a clear answer, never a hang, never two holders, and
 //! back to work without a restart.
 
+mod connecting;
 mod interop;
 mod neighbours;
 mod outages;
@@ -10,6 +11,7 @@ mod refusals;
 mod releases;
 mod replies;
 mod rights;
+mod sentinel;
 mod waits;
 
 use std::time::Duration;
