@@ -6,9 +6,9 @@
 //! not supported yet. Which to choose is in [topologies](super::topologies).
 //!
 //! The address is a URL, `redis://user:password@host:port/database`, or [something
-//! else](crate::RedisServer); with the feature `tls` also `rediss://`, checked against the operating
-//! system's authorities or against [`tls_root_certificate`](crate::LockManagerBuilder). Passwords
-//! appear in no error and no log.
+//! else](crate::RedisServer); with the feature `tls` also `rediss://`, checked against the
+//! operating system's authorities or against [`tls_root_certificate`](crate::LockManagerBuilder).
+//! Passwords appear in no error and no log.
 //!
 //! [`connect`](crate::LockManagerBuilder::connect) fails if Redis is not there, and says where and
 //! why. [`connect_lazy`](crate::LockManagerBuilder::connect_lazy) lets the service start all the
@@ -26,8 +26,8 @@
 //! With another [prefix](crate::LockManagerBuilder::prefix), put it in the place of `lock:`. With
 //! [`quarantine`](crate::LockManagerBuilder::quarantine), and with Sentinel, add `+info`. A user of
 //! the sentinels needs `+sentinel|get-master-addr-by-name +subscribe &+switch-master +@connection`.
-//! Processes that share a prefix trust each other: any of them can release or overwrite what belongs
-//! to another.
+//! Processes that share a prefix trust each other: any of them can release or overwrite what
+//! belongs to another.
 //!
 //! # Memory and eviction
 //!

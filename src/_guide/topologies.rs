@@ -77,8 +77,8 @@
 //! - At every connect, all sentinels are asked. The address that most of them tell is tried first,
 //!   and the server must say itself that it is the primary.
 //! - Up to two sentinels are listened to, and asked each second. When another server is the
-//!   primary, the manager goes there at once. A holder whose lock was replicated keeps it; one whose
-//!   lock was not is told that it is lost.
+//!   primary, the manager goes there at once. A holder whose lock was replicated keeps it; one
+//!   whose lock was not is told that it is lost.
 //! - The sentinels are needed at a connect only. While the primary lives, they may all be down.
 //!
 //! ## Settings
@@ -124,13 +124,13 @@
 //!
 //! # Redlock
 //!
-//! [Redlock](https://redis.io/docs/latest/develop/use/patterns/distributed-locks/) takes a lock from
-//! the majority of several independent servers. It is not built, for three reasons. It has no
+//! [Redlock](https://redis.io/docs/latest/develop/use/patterns/distributed-locks/) takes a lock
+//! from the majority of several independent servers. It is not built, for three reasons. It has no
 //! counter that all servers agree on, so it [gives no fencing
-//! token](https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html), without which
-//! no lock with a time to live is safe. It has no queue: contended locks are polled for. And it
-//! needs as many servers as Sentinel does, with delayed restarts that are set up by hand.
+//! token](https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html), without
+//! which no lock with a time to live is safe. It has no queue: contended locks are polled for. And
+//! it needs as many servers as Sentinel does, with delayed restarts that are set up by hand.
 //!
 //! If a failover may not lose a lock: use fencing tokens and the quarantine with Sentinel, which
-//! keep writes apart and holders alone at the price of a pause. If there may be no pause either, use
-//! a consensus system (etcd, ZooKeeper), whose sessions and revisions are made for that.
+//! keep writes apart and holders alone at the price of a pause. If there may be no pause either,
+//! use a consensus system (etcd, ZooKeeper), whose sessions and revisions are made for that.

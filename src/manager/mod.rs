@@ -99,8 +99,8 @@ impl LockManager {
     /// # Errors
     ///
     /// [`ErrorKind::Config`] if a URL is not valid, or the sentinels know no primary of that name,
-    /// [`ErrorKind::Unavailable`], with the cause, if no sentinel tells where it is, or it cannot be
-    /// used.
+    /// [`ErrorKind::Unavailable`], with the cause, if no sentinel tells where it is, or it cannot
+    /// be used.
     ///
     /// # Example
     ///

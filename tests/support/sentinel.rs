@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use redis::aio::MultiplexedConnection;
 
 use super::redis_server::{folder, free_port, launch, signal};
-use super::{RedisServer, eventually, run, text};
+use super::{RedisServer, connect_patiently, eventually, run, text};
 
 /// The name of the primary in the configuration of the sentinels.
 pub const PRIMARY: &str = "mymaster";
@@ -140,8 +140,7 @@ impl Sentinel {
 
     pub async fn client(&self) -> MultiplexedConnection {
         let url = format!("redis://127.0.0.1:{}", self.port);
-        let client = redis::Client::open(url).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
+        connect_patiently(&url).await.unwrap()
     }
 
     /// Ends it without warning.

@@ -130,7 +130,8 @@ impl Address {
                 }
             }
             sentinels.set_current(&server);
-            for watch in sentinels.watches(&server, &link.pusher, settings.command_timeout) {
+            let limit = settings.command_timeout;
+            for watch in sentinels.watches(&server, &found.id, &link.pusher, limit) {
                 link.tasks.spawn(watch);
             }
         }

@@ -300,6 +300,8 @@ pub(super) struct Replication {
     pub(super) needs_replicas: bool,
     /// Whether it may have taken the place of another server since it was started.
     pub(super) may_be_promoted: bool,
+    /// The id of its data. No two primaries have the same.
+    pub(super) id: String,
 }
 
 /// Asks a server for its part in the replication. This is `INFO`, which the quarantine needs as
@@ -314,6 +316,9 @@ pub(super) async fn replication(
 
 fn read_replication(info: &str) -> Replication {
     let mut lines = info.lines().map(str::trim_end);
+    let id = lines
+        .clone()
+        .find_map(|line| line.strip_prefix("master_replid:"));
     Replication {
         is_primary: lines.clone().any(|line| line == "role:master"),
         needs_replicas: lines
@@ -324,6 +329,7 @@ fn read_replication(info: &str) -> Replication {
             let id = line.strip_prefix("master_replid2:");
             id.is_some_and(|id| id.bytes().all(|byte| byte == b'0'))
         }),
+        id: id.unwrap_or_default().to_owned(),
     }
 }
 
@@ -338,10 +344,12 @@ mod tests {
         let replication = read_replication(&alone);
         assert!(replication.is_primary && !replication.needs_replicas);
         assert!(!replication.may_be_promoted);
-        let promoted = "role:master\r\nmin_slaves_good_slaves:1\r\nmaster_replid2:0a0\r\n";
+        let promoted =
+            "role:master\r\nmaster_replid:7f\r\nmin_slaves_good_slaves:1\r\nmaster_replid2:0a0\r\n";
         let replication = read_replication(promoted);
         assert!(replication.is_primary && replication.needs_replicas);
         assert!(replication.may_be_promoted);
+        assert_eq!(replication.id, "7f");
         let replica = read_replication("role:slave\r\n");
         assert!(!replica.is_primary && replica.may_be_promoted);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{ProtocolVersion, PushInfo, PushKind, RedisError, Value};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, sleep, timeout};
 
 use super::super::connection::{refuses_resp3, replication};
 use super::super::endpoint::{Endpoint, config};
@@ -26,19 +26,21 @@ impl Sentinels {
     pub(in super::super) fn watches(
         self: &Arc<Self>,
         primary: &Endpoint,
+        id: &str,
         pushes: &UnboundedSender<Push>,
         limit: Duration,
     ) -> impl Iterator<Item = impl Future<Output = ()> + Send + 'static> {
         let count = self.sentinels.len().min(AT_ONCE);
         (0..count).map(move |first| {
             let (sentinels, primary) = (self.clone(), primary.clone());
-            let pushes = pushes.clone();
+            let (id, pushes) = (id.to_owned(), pushes.clone());
             async move {
                 for number in first.. {
                     let sentinel = &sentinels.sentinels[number % sentinels.sentinels.len()];
                     let watch = Watch {
                         sentinels: &sentinels,
                         primary: &primary,
+                        id: &id,
                         limit,
                     };
                     if watch.at(sentinel).await.is_ok() {
@@ -56,6 +58,8 @@ impl Sentinels {
 struct Watch<'a> {
     sentinels: &'a Sentinels,
     primary: &'a Endpoint,
+    /// Its replication id. It has one address, and may have a name besides.
+    id: &'a str,
     limit: Duration,
 }
 
@@ -63,59 +67,59 @@ impl Watch<'_> {
     /// Returns when this sentinel says that another server is the primary.
     async fn at(&self, sentinel: &Endpoint) -> Result<(), RedisError> {
         let mut listener = self.in_time(listen(sentinel)).await?;
+        // It is asked at once, in case that the primary was replaced before this listened.
+        let mut asking = tokio::time::interval(ASK_EVERY);
+        asking.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // First, in case that it was replaced before this listened.
-            let found = self
-                .in_time(ask(&mut listener.commands, &self.sentinels.name))
-                .await?;
-            if let Some(host) = found
-                && self.primary.host() != Some((&host.0, host.1))
-                && self.is_primary(host).await
-            {
-                return Ok(());
-            }
-            let asking = sleep(ASK_EVERY);
-            tokio::pin!(asking);
-            loop {
-                tokio::select! {
-                    Some(switch) = listener.switches.recv() => {
-                        if self.is_replaced_by(&switch) {
-                            return Ok(());
-                        }
-                    }
-                    () = &mut asking => break,
+            let is_replaced = tokio::select! {
+                _ = asking.tick() => {
+                    let asking = ask(&mut listener.commands, &self.sentinels.name);
+                    let found = self.in_time(asking).await?;
+                    found.is_some_and(|host| !self.is_at(&host)) && self.is_replaced().await
                 }
+                Some(switch) = listener.switches.recv() => {
+                    match new_host(&switch, &self.sentinels.name) {
+                        Some(host) if !self.is_at(&host) => {
+                            let other = self.sentinels.login.at(host);
+                            // If it cannot be reached, it is another one all the same.
+                            self.is_another(&other).await.unwrap_or(true)
+                        }
+                        _ => false,
+                    }
+                }
+            };
+            if is_replaced {
+                return Ok(());
             }
         }
     }
 
-    /// Reads `<name> <old host> <old port> <new host> <new port>`.
-    fn is_replaced_by(&self, switch: &str) -> bool {
-        let words: Vec<&str> = switch.split(' ').collect();
-        let [name, _, _, host, port] = words[..] else {
-            return false;
-        };
-        let Ok(port) = port.parse() else {
-            return false;
-        };
-        name == self.sentinels.name && self.primary.host() != Some((host, port))
+    fn is_at(&self, (host, port): &Host) -> bool {
+        self.primary.host() == Some((host, *port))
     }
 
-    /// Returns whether the server says so itself. A sentinel that was cut off for a while names the
-    /// primary of that time.
-    async fn is_primary(&self, host: Host) -> bool {
-        let server = self.sentinels.login.at(host);
+    /// Asks all sentinels whether there is another primary. One that was cut off for a while names
+    /// the primary of that time, which may take itself for that still.
+    async fn is_replaced(&self) -> bool {
+        let found = self.sentinels.primaries(self.limit).await;
+        let Some(first) = found.ok().and_then(|found| found.into_iter().next()) else {
+            return false;
+        };
+        first.addr() != self.primary.addr() && self.is_another(&first).await.unwrap_or(false)
+    }
+
+    /// Returns whether this is a primary, and another one.
+    async fn is_another(&self, server: &Endpoint) -> Result<bool, RedisError> {
         let asking = async {
             let server = match &self.sentinels.credentials {
                 Some(callback) => server.logged_in_as(&callback.ask().await.map_err(failed)?),
-                None => server,
+                None => server.clone(),
             };
             let opening = server.open_in_task(ProtocolVersion::RESP2, config());
             replication(&mut opening.await?).await
         };
-        self.in_time(asking)
-            .await
-            .is_ok_and(|found| found.is_primary)
+        let found = self.in_time(asking).await?;
+        Ok(found.is_primary && found.id != self.id)
     }
 
     async fn in_time<T>(
@@ -124,6 +128,15 @@ impl Watch<'_> {
     ) -> Result<T, RedisError> {
         let late = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
         timeout(self.limit, work).await.unwrap_or_else(late)
+    }
+}
+
+/// Reads `<name> <old host> <old port> <new host> <new port>`.
+fn new_host(switch: &str, primary: &str) -> Option<Host> {
+    let words: Vec<&str> = switch.split(' ').collect();
+    match words[..] {
+        [name, _, _, host, port] if name == primary => Some((host.to_owned(), port.parse().ok()?)),
+        _ => None,
     }
 }
 
