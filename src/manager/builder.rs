@@ -21,6 +21,7 @@ use crate::store::{Credentials, CredentialsCallback, Options, RedisServer, Serve
 /// | [`max_waiters`](Self::max_waiters) | 100 000 | how many wait for all locks together |
 /// | [`burst`](Self::burst) | 16, 50 ms | how many of this process go before another process that waits, and for how long |
 /// | [`quarantine`](Self::quarantine) | with Sentinel | whether to give no lock for a time to live after Redis lost data |
+/// | [`min_replicas`](Self::min_replicas) | 0 | how many replicas must have a lock before it is given |
 /// | [`credentials`](Self::credentials) | those of the URL | asked for user and password at each login |
 /// | `tls_root_certificate` | the system's | the authorities to trust with `rediss://` (feature `tls`) |
 /// | `tls_client_certificate` | none | the certificate by which Redis knows this client (feature `tls`) |
@@ -65,6 +66,7 @@ pub struct LockManagerBuilder {
     burst_time: Duration,
     /// `None`: where there is failover.
     quarantine: Option<bool>,
+    min_replicas: u32,
     tls: Tls,
     credentials: Option<CredentialsCallback>,
 }
@@ -82,6 +84,7 @@ impl Default for LockManagerBuilder {
             burst: 16,
             burst_time: Duration::from_millis(50),
             quarantine: None,
+            min_replicas: 0,
             tls: Tls::default(),
             credentials: None,
         }
@@ -317,6 +320,35 @@ impl LockManagerBuilder {
     /// ```
     pub fn quarantine(mut self, quarantine: bool) -> Self {
         self.quarantine = Some(quarantine);
+        self
+    }
+
+    /// Sets how many replicas must have a lock before it is given. Default: 0. A lock that fewer
+    /// have within the [command timeout](Self::command_timeout) is released again, and the request
+    /// is told that Redis is [unavailable](ErrorKind::Unavailable).
+    ///
+    /// So a lock is rarely lost with the primary. It is no proof against it: another replica may be
+    /// promoted than one that had it, and renewals are not waited for. [Quarantine](Self::quarantine)
+    /// keeps a second holder out, this keeps the first one's lock.
+    ///
+    /// It costs a write and a `WAIT`, on a connection of their own, for all locks that are taken at
+    /// one moment together: every lock takes two round trips more than it would. Hand-offs between
+    /// processes are confirmed as well; those within a process need not be. Redis answers `WAIT`
+    /// on primaries only: not through every proxy. An ACL user needs `+wait`.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// LockManager::builder()
+    ///     .min_replicas(1)
+    ///     .connect_sentinel(["redis://10.0.0.1:26379"], "mymaster")
+    ///     .await
+    /// # }
+    /// ```
+    pub fn min_replicas(mut self, replicas: u32) -> Self {
+        self.min_replicas = replicas;
         self
     }
 
@@ -583,6 +615,7 @@ impl LockManagerBuilder {
             grant_ttl: rules.grant_ttl,
             command_timeout: self.command_timeout,
             quarantine: self.quarantine.unwrap_or(may_fail_over),
+            min_replicas: self.min_replicas,
             tls: self.tls,
             credentials: self.credentials,
         };
@@ -676,6 +709,8 @@ impl fmt::Debug for LockManagerBuilder {
             .field("max_waiters", &self.max_waiters)
             .field("burst", &self.burst)
             .field("burst_time", &self.burst_time)
+            .field("quarantine", &self.quarantine)
+            .field("min_replicas", &self.min_replicas)
             .finish_non_exhaustive()
     }
 }

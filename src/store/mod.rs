@@ -79,6 +79,8 @@ pub(crate) struct Options {
     pub(crate) command_timeout: Duration,
     /// Whether no lock is given for a time to live after data was lost.
     pub(crate) quarantine: bool,
+    /// How many replicas must have a lock before it is given.
+    pub(crate) min_replicas: u32,
     pub(crate) tls: Tls,
     /// Asked at each login, in place of what the URL says.
     pub(crate) credentials: Option<CredentialsCallback>,

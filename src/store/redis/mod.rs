@@ -7,6 +7,7 @@
 mod address;
 mod breaker;
 mod commands;
+mod confirming;
 mod connection;
 mod connection_driver;
 mod credentials;
@@ -60,6 +61,8 @@ struct Settings {
     command_timeout: Duration,
     /// Whether no lock is given for a time to live after data was lost.
     quarantine: bool,
+    /// How many replicas must have a lock before it is given.
+    min_replicas: u32,
 }
 
 #[derive(Debug)]
@@ -87,6 +90,7 @@ impl RedisStore {
             grant_ttl: options.grant_ttl,
             command_timeout: options.command_timeout,
             quarantine: options.quarantine,
+            min_replicas: options.min_replicas,
         };
         Ok(Self::with(settings, address))
     }
@@ -129,9 +133,13 @@ impl RedisStore {
 
     /// Returns how long it may take until an acquire has its outcome, as long as the driver runs. A
     /// connection is made within one command timeout, and a reply comes, or is given up, within
-    /// another. The third is for the driver.
+    /// another. The third is for the driver. To count replicas takes two more.
     pub(crate) fn replies_within(&self) -> Duration {
-        3 * self.settings.command_timeout
+        let timeouts = match self.settings.min_replicas {
+            0 => 3,
+            _ => 5,
+        };
+        timeouts * self.settings.command_timeout
     }
 
     pub(crate) fn is_drained(&self) -> bool {

@@ -18,6 +18,8 @@ pub(super) struct Names {
     pub(super) fence: String,
     /// Says which server has the data, and since when it may give locks.
     pub(super) epoch: String,
+    /// Written before replicas are counted.
+    pub(super) barrier: String,
     /// What the name of every inbox of this prefix begins with.
     pub(super) inboxes: String,
     /// The channel on which this process is told of grants.
@@ -33,6 +35,7 @@ impl Names {
         Self {
             fence: format!("{{{prefix}}}:fence"),
             epoch: format!("{{{prefix}}}:epoch"),
+            barrier: format!("{{{prefix}}}:barrier"),
             inbox: format!("{inboxes}{}", id.simple()),
             inboxes,
             tokens: format!("{}:", id.simple()),

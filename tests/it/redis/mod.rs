@@ -9,6 +9,7 @@ mod proxies;
 mod quarantine;
 mod refusals;
 mod releases;
+mod replicas;
 mod replies;
 mod rights;
 mod sentinel;

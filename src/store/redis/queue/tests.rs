@@ -19,6 +19,7 @@ pub(super) fn store(command_timeout: Duration) -> RedisStore {
         grant_ttl: MINUTE,
         command_timeout,
         quarantine: false,
+        min_replicas: 0,
     };
     let server = Servers::One("redis://127.0.0.1:1".into());
     let address = Address::new(server, &Tls::default(), None).unwrap();
