@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use support::{
     FREE_PORT, PATIENCE, RedisServer, eventually, eventually_no_trace, minute, queue_length, run,
     script_calls, soon, value,
@@ -39,7 +39,10 @@ impl TlsServer {
         let signed = |names: &[&str]| {
             let key = KeyPair::generate().unwrap();
             let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-            let params = CertificateParams::new(names).unwrap();
+            let mut params = CertificateParams::new(names).unwrap();
+            // Named as its authority, it would be taken for one that signed itself.
+            let name = &mut params.distinguished_name;
+            name.push(DnType::CommonName, "signed");
             let certificate = params.signed_by(&key, &authority).unwrap();
             (certificate.pem(), key.serialize_pem())
         };

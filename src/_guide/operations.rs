@@ -80,8 +80,8 @@
 //! # Sizing
 //!
 //! - **Connections.** One per process, whatever the load; a second one for stored responses of
-//!   more than 16 KiB; one more for the inbox where there is no RESP3; and one to each of two
-//!   sentinels.
+//!   more than 16 KiB; one more for the inbox where there is no RESP3; one for
+//!   [`min_replicas`](crate::LockManagerBuilder::min_replicas); and one to each of two sentinels.
 //! - **Waiting requests.** Less than 1 KiB each, the task included. At most 10 000 wait for one
 //!   lock and 100 000 in a process; more are answered with 503
 //!   ([`max_waiters_per_key`](crate::LockManagerBuilder::max_waiters_per_key),

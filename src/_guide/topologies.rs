@@ -109,8 +109,12 @@
 //! with its data or without: Redis does not say whether it lost the last of them. The 12 s are
 //! left out there, as long as the server has not been promoted since it was started.
 //!
-//! What it cannot stop is a holder whose process can reach the old primary, and no sentinel: it
-//! renews its lock there, for as long as that server takes writes.
+//! [`min_replicas`](crate::LockManagerBuilder::min_replicas) makes it rarer that a failover loses a
+//! lock: one that fewer replicas have is not given. It is not a replacement: another replica may be
+//! promoted, and renewals are not waited for.
+//!
+//! What the quarantine cannot stop is a holder whose process can reach the old primary, and no
+//! sentinel: it renews its lock there, for as long as that server takes writes.
 //!
 //! # Managed services
 //!

@@ -328,13 +328,13 @@ impl LockManagerBuilder {
     /// is told that Redis is [unavailable](ErrorKind::Unavailable).
     ///
     /// So a lock is rarely lost with the primary. It is no proof against it: another replica may be
-    /// promoted than one that had it, and renewals are not waited for. [Quarantine](Self::quarantine)
-    /// keeps a second holder out, this keeps the first one's lock.
+    /// promoted than one that had it, and renewals are not waited for.
+    /// [Quarantine](Self::quarantine) keeps a second holder out, this keeps the first one's lock.
     ///
     /// It costs a write and a `WAIT`, on a connection of their own, for all locks that are taken at
     /// one moment together: every lock takes two round trips more than it would. Hand-offs between
-    /// processes are confirmed as well; those within a process need not be. Redis answers `WAIT`
-    /// on primaries only: not through every proxy. An ACL user needs `+wait`.
+    /// processes are confirmed as well; those within a process need not be. Not
+    /// every proxy lets `WAIT` through.
     ///
     /// # Example
     ///

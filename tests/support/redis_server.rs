@@ -294,7 +294,9 @@ impl ClosedPort {
 /// A connection that waits for a reply as long as it takes. A process that was stopped would find
 /// that its replies are late.
 pub async fn connect_patiently(url: &str) -> RedisResult<MultiplexedConnection> {
-    let patient = AsyncConnectionConfig::new().set_response_timeout(None);
+    let patient = AsyncConnectionConfig::new()
+        .set_response_timeout(None)
+        .set_connection_timeout(None);
     let client = redis::Client::open(url)?;
     client
         .get_multiplexed_async_connection_with_config(&patient)
