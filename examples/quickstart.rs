@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The first exits with 0 if all is as it should be. The locks are in Redis if `REDIS_URL` is set
-//! (`redis://127.0.0.1:6379`), in this process if not.
+//! (`redis://127.0.0.1:6379`), or `SENTINELS` (`host:26379,…`) and `SENTINEL_MASTER` (`mymaster`)
+//! are; in this process if not.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -48,7 +49,8 @@ const USAGE: &str = "usage: cargo run --example quickstart [-- --serve]
   (no argument)   send requests to a server of its own, check the answers, and draw who held the lock when
   --serve         keep the server on 127.0.0.1:3000, for curl (another port: PORT)
 
-REDIS_URL, for example redis://127.0.0.1:6379: keep the locks in Redis instead of in memory";
+REDIS_URL, for example redis://127.0.0.1:6379: keep the locks in Redis instead of in memory
+SENTINELS and SENTINEL_MASTER, for example host:26379,host:26379 and mymaster: the same, by Sentinel";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -173,8 +175,16 @@ fn number(headers: &HeaderMap) -> usize {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// Returns a manager of locks in Redis if `REDIS_URL` is set, in this process if not.
+/// Returns a manager of locks in Redis if the environment says where that is, in this process if
+/// not.
 async fn locks() -> Result<LockManager, AnyError> {
+    let by_sentinel = std::env::var("SENTINELS").ok();
+    if let Some((sentinels, primary)) = by_sentinel.zip(std::env::var("SENTINEL_MASTER").ok()) {
+        let sentinels = sentinels.split(',').map(|host| format!("redis://{host}"));
+        let locks = LockManager::connect_sentinel(sentinels, primary).await?;
+        println!("Locks: in Redis, which SENTINELS watch");
+        return Ok(locks);
+    }
     let Some(url) = std::env::var_os("REDIS_URL") else {
         println!("Locks: in the memory of this process (REDIS_URL is not set)");
         return Ok(LockManager::in_memory());

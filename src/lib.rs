@@ -111,6 +111,7 @@ pub use self::key::LockKey;
 pub use self::lease::{Lease, LostReason};
 pub use self::lock::DistributedLockLayer;
 pub use self::manager::{LockGuard, LockManager, LockManagerBuilder};
+pub use self::store::{Credentials, RedisServer};
 
 /// Runs the examples of the README as tests.
 #[cfg(doctest)]

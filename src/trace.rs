@@ -159,6 +159,20 @@ pub(crate) fn disconnected(why: &dyn Display) {
     tracing::warn!(%why, "no connection to Redis");
 }
 
+/// Told once by a manager.
+pub(crate) fn no_min_replicas() {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        "the primary has no min-replicas-to-write: after a failover, an old primary gives locks for about ten seconds"
+    );
+}
+
+/// The connection lives on for as long as the server accepts its last login.
+pub(crate) fn not_logged_in(why: &dyn Display) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(%why, "credentials for Redis could not be renewed");
+}
+
 pub(crate) fn no_tracking(why: &dyn Display) {
     #[cfg(feature = "tracing")]
     tracing::warn!(%why, "Redis does not tell when a lock is deleted by someone else");

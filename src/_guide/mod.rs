@@ -11,6 +11,7 @@
 //! | [`exactly_once`] | to know when a handler may run twice all the same |
 //! | [`guarantees`] | before you rely on a lock |
 //! | [`operations`] | before you go to production: Redis' version and settings, ACLs, failover, alerts, sizing |
+//! | [`topologies`] | to choose between one server, Sentinel and a managed service, and to connect to it |
 //! | [`testing`] | to test a service that uses these layers |
 //! | [`interop`] | to share locks with background jobs and with other clients of Redis |
 //!
@@ -32,3 +33,4 @@ pub mod interop;
 pub mod keys;
 pub mod operations;
 pub mod testing;
+pub mod topologies;

@@ -2,12 +2,13 @@
 //!
 //! # Redis
 //!
-//! Redis 6.2 or newer, or Valkey. One server, or the primary of a replicated pair: Redis Cluster is
-//! not supported yet.
+//! Redis 6.2 or newer, or Valkey: one server, or a primary that sentinels watch. Redis Cluster is
+//! not supported yet. Which to choose is in [topologies](super::topologies).
 //!
-//! The address is a URL, `redis://user:password@host:port/database`; with the feature `tls` also
-//! `rediss://`, checked against the operating system's authorities or against
-//! [`tls_root_certificate`](crate::LockManagerBuilder). Passwords appear in no error and no log.
+//! The address is a URL, `redis://user:password@host:port/database`, or [something
+//! else](crate::RedisServer); with the feature `tls` also `rediss://`, checked against the
+//! operating system's authorities or against [`tls_root_certificate`](crate::LockManagerBuilder).
+//! Passwords appear in no error and no log.
 //!
 //! [`connect`](crate::LockManagerBuilder::connect) fails if Redis is not there, and says where and
 //! why. [`connect_lazy`](crate::LockManagerBuilder::connect_lazy) lets the service start all the
@@ -23,8 +24,10 @@
 //! ```
 //!
 //! With another [prefix](crate::LockManagerBuilder::prefix), put it in the place of `lock:`. With
-//! [`quarantine`](crate::LockManagerBuilder::quarantine), add `+info`. Processes that share a
-//! prefix trust each other: any of them can release or overwrite what belongs to another.
+//! [`quarantine`](crate::LockManagerBuilder::quarantine), and with Sentinel, add `+info`. A user of
+//! the sentinels needs `+sentinel|get-master-addr-by-name +subscribe &+switch-master +@connection`.
+//! Processes that share a prefix trust each other: any of them can release or overwrite what
+//! belongs to another.
 //!
 //! # Memory and eviction
 //!
@@ -42,7 +45,8 @@
 //! [`quarantine(true)`](crate::LockManagerBuilder::quarantine) prevents the second holder:
 //! the manager recognises the new server, and no lock is given there for one
 //! [`ttl`](crate::LockManagerBuilder::ttl) (503 meanwhile). It does not help against an old primary
-//! that processes can still reach: take it away before another is promoted.
+//! that processes can still reach: take it away before another is promoted. With
+//! [Sentinel](super::topologies#sentinel), it is on, and lasts longer for that reason.
 //!
 //! # RESP2
 //!
@@ -64,6 +68,8 @@
 //! | warn | `lock lost` (`reason`) | `Expired`: Redis was away or the process stood still; `Taken`: another client wrote to the lock; `MaxHold`: the request took too long |
 //! | warn | `no connection to Redis` (`why`) | requests are answered with 503 |
 //! | warn | `the answer to an idempotency key could not be kept whole…` | its duplicates get the head only |
+//! | warn | `the primary has no min-replicas-to-write…` | see [Sentinel](super::topologies#settings). Told once by a manager |
+//! | warn | `credentials for Redis could not be renewed` (`why`) | the callback failed, or Redis refused what it returned. The connection ends when the old credentials expire |
 //! | warn | `Redis does not tell when a lock is deleted by someone else` | see RESP2 above, or `CLIENT TRACKING` is refused |
 //!
 //! Acquired, refused and released locks are events of level debug, with `waited_ms` and `held_ms`.
@@ -74,7 +80,8 @@
 //! # Sizing
 //!
 //! - **Connections.** One per process, whatever the load; a second one for stored responses of
-//!   more than 16 KiB; and one more for the inbox where there is no RESP3.
+//!   more than 16 KiB; one more for the inbox where there is no RESP3; one for
+//!   [`min_replicas`](crate::LockManagerBuilder::min_replicas); and one to each of two sentinels.
 //! - **Waiting requests.** Less than 1 KiB each, the task included. At most 10 000 wait for one
 //!   lock and 100 000 in a process; more are answered with 503
 //!   ([`max_waiters_per_key`](crate::LockManagerBuilder::max_waiters_per_key),

@@ -21,7 +21,7 @@ use self::core::Taken;
 pub use self::guard::LockGuard;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
-use crate::store::Damage;
+use crate::store::{Damage, RedisServer};
 use crate::trace::{self, Stopwatch};
 
 /// How long a decision may take from the slot to its request.
@@ -72,7 +72,8 @@ pub struct LockManager {
 
 impl LockManager {
     /// Connects to Redis, `redis://user:password@host:port/database`, with the default settings:
-    /// see [`LockManagerBuilder`].
+    /// see [`LockManagerBuilder`], also for Redis Sentinel, and [`RedisServer`] for all that this
+    /// takes besides a URL.
     ///
     /// # Errors
     ///
@@ -88,8 +89,33 @@ impl LockManager {
     /// let locks = LockManager::connect("redis://127.0.0.1:6379").await?;
     /// # Ok(locks) }
     /// ```
-    pub async fn connect(url: &str) -> Result<Self, Error> {
-        Self::builder().connect(url).await
+    pub async fn connect(server: impl Into<RedisServer>) -> Result<Self, Error> {
+        Self::builder().connect(server).await
+    }
+
+    /// Connects to the primary that Redis Sentinel watches under a name, with the default settings:
+    /// see [`LockManagerBuilder::connect_sentinel`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if a URL is not valid, or the sentinels know no primary of that name,
+    /// [`ErrorKind::Unavailable`], with the cause, if no sentinel tells where it is, or it cannot
+    /// be used.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// let sentinels = ["redis://10.0.0.1:26379", "redis://10.0.0.2:26379"];
+    /// let locks = LockManager::connect_sentinel(sentinels, "mymaster").await?;
+    /// # Ok(locks) }
+    /// ```
+    pub async fn connect_sentinel<S: Into<RedisServer>>(
+        sentinels: impl IntoIterator<Item = S>,
+        primary: impl Into<RedisServer>,
+    ) -> Result<Self, Error> {
+        Self::builder().connect_sentinel(sentinels, primary).await
     }
 
     /// Connects to a Redis Cluster with the default settings: see
@@ -107,10 +133,10 @@ impl LockManager {
     /// let locks = LockManager::connect_cluster(["redis://redis-0.internal:6379"]).await?;
     /// # Ok(locks) }
     /// ```
-    pub async fn connect_cluster(
-        urls: impl IntoIterator<Item = impl Into<String>>,
+    pub async fn connect_cluster<S: Into<RedisServer>>(
+        servers: impl IntoIterator<Item = S>,
     ) -> Result<Self, Error> {
-        Self::builder().connect_cluster(urls).await
+        Self::builder().connect_cluster(servers).await
     }
 
     /// Returns a builder, for other settings than the default ones.

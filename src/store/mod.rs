@@ -60,7 +60,8 @@ pub(crate) use self::protocol::{
 };
 #[cfg(fuzzing)]
 pub(crate) use self::redis::fuzzing;
-pub(crate) use self::redis::{Damage, Manifest};
+pub use self::redis::{Credentials, RedisServer};
+pub(crate) use self::redis::{CredentialsCallback, Damage, Manifest, Tls};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
@@ -78,8 +79,24 @@ pub(crate) struct Options {
     pub(crate) command_timeout: Duration,
     /// Whether no lock is given for a time to live after data was lost.
     pub(crate) quarantine: bool,
-    /// The authority to trust in place of the system's, in PEM form.
-    pub(crate) root_certificate: Option<Vec<u8>>,
+    /// How many replicas must have a lock before it is given.
+    pub(crate) min_replicas: u32,
+    pub(crate) tls: Tls,
+    /// Asked at each login, in place of what the URL says.
+    pub(crate) credentials: Option<CredentialsCallback>,
+}
+
+/// Where the locks are kept in Redis.
+#[derive(Debug)]
+pub(crate) enum Servers {
+    One(RedisServer),
+    /// In the primary of that name, which the sentinels know.
+    Sentinel {
+        sentinels: Vec<RedisServer>,
+        primary: RedisServer,
+    },
+    /// In the cluster to which these belong.
+    Cluster(Vec<RedisServer>),
 }
 
 /// The calls that a store makes to its manager.
@@ -136,22 +153,16 @@ impl Store {
         Self::Memory(memory::MemoryStore::new(options.ttl))
     }
 
-    /// Returns the store at that URL, to which [`run`](Self::run) connects.
+    /// Returns the store in these servers, to which [`run`](Self::run) connects.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if the URL is not valid. The error does not repeat it.
-    pub(crate) fn at(url: &str, options: Options) -> Result<Self, Error> {
-        Ok(Self::Redis(redis::RedisStore::new(url, options)?))
-    }
-
-    /// Returns the store in the Redis Cluster of which these URLs are servers.
-    ///
-    /// # Errors
-    ///
-    /// Like [`at`](Self::at).
-    pub(crate) fn in_cluster(urls: &[String], options: Options) -> Result<Self, Error> {
-        Ok(Self::Cluster(redis::ClusterStore::new(urls, options)?))
+    /// [`ErrorKind::Config`] if a URL is not valid. The error does not repeat it.
+    pub(crate) fn at(servers: Servers, options: Options) -> Result<Self, Error> {
+        Ok(match servers {
+            Servers::Cluster(servers) => Self::Cluster(redis::ClusterStore::new(servers, options)?),
+            servers => Self::Redis(redis::RedisStore::new(servers, options)?),
+        })
     }
 
     /// Takes over a command. Returns its outcome if there is one at once. Otherwise, the store

@@ -21,6 +21,7 @@ mod managers;
 mod proxy;
 pub mod random;
 mod redis_server;
+mod sentinel;
 mod wait;
 
 pub use cluster::Cluster;
@@ -34,4 +35,5 @@ pub use proxy::{Mode, Proxy};
 pub use redis_server::{
     ClosedPort, FREE_PORT, RedisServer, connect_patiently, has_resp3, server_program, signal,
 };
+pub use sentinel::{PRIMARY, Sentinel, SentinelSet};
 pub use wait::{PATIENCE, eventually, soon};

@@ -10,6 +10,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 
 use super::RedisStore;
 use super::commands::{self, Said, Scripts, Sent, Unusable, refused};
+use super::confirming::Confirming;
 use super::connection::Link;
 use super::in_flight::{InFlight, InFlightCall};
 use super::messages::message;
@@ -102,6 +103,7 @@ impl RedisStore {
                     }
                 }
                 Err(error) => {
+                    let error = error.met_by_a_request();
                     self.fail_first(|_| true, &error, events);
                     error
                 }
@@ -150,6 +152,7 @@ impl RedisStore {
         backoff: &mut Duration,
     ) -> End {
         let mut in_flight = InFlight::new(self);
+        let mut confirming = Confirming::new(self);
         let mut replies = FuturesOrdered::new();
         let mut heartbeat = interval(self.settings.grant_ttl / 4);
         let mut last_sent = Time::now();
@@ -188,7 +191,7 @@ impl RedisStore {
                 reply = link.connection.next_reply(&mut replies) => match reply {
                     None => return End::Closed(closed()),
                     Some(Err(error)) => return End::Closed(refused(error)),
-                    Some(Ok(values)) => match self.deliver(values, &mut link, &mut in_flight, passed_on, events) {
+                    Some(Ok(values)) => match self.deliver(values, &mut link, &mut in_flight, &mut confirming, passed_on, events) {
                         Ok(()) => *backoff = MIN_BACKOFF,
                         Err(Undelivered::NoScript) => {
                             // The scripts were flushed. All calls are sent again, in order, though
@@ -201,8 +204,8 @@ impl RedisStore {
                     },
                 },
                 push = link.pushes.recv() => {
-                    if self.pushed(push, events).is_err() {
-                        return End::Closed(closed());
+                    if let Err(error) = self.pushed(push, events) {
+                        return End::Closed(error);
                     }
                 }
                 () = &mut overdue => {
@@ -220,6 +223,7 @@ impl RedisStore {
                     let next = if is_late { now + A_MOMENT } else { due };
                     overdue.as_mut().reset(next.instant());
                 }
+                () = confirming.answered(events), if confirming.ask() => {}
                 () = self.submitted.notified() => {}
                 _ = retry.tick(), if !in_flight.refused.is_empty() || link.unready.is_some() => {
                     in_flight.retry();
@@ -309,12 +313,14 @@ impl RedisStore {
         }
     }
 
-    /// Tells the manager what the server has sent of its own accord. An error says that the
-    /// connection is closed.
-    fn pushed(&self, push: Option<Push>, events: &impl Events) -> Result<(), ()> {
+    /// Tells the manager what the server has sent of its own accord. An error says why the
+    /// connection is of no use.
+    fn pushed(&self, push: Option<Push>, events: &impl Events) -> Result<(), Error> {
         let prefix = &self.settings.names.prefix;
-        match push.ok_or(())? {
+        match push.unwrap_or(Push::Closed) {
             Push::Message { payload, after } => {
+                // Without it, the lock is acquired once more, and replicas are counted then.
+                let after = after.filter(|_| self.settings.min_replicas == 0);
                 if let Some((key, notice)) = message(prefix, &payload, after) {
                     events.notice(&key, notice);
                 }
@@ -329,7 +335,13 @@ impl RedisStore {
                 }
             }
             Push::AllChanged => events.all_changed(),
-            Push::Closed => return Err(()),
+            Push::Replaced => {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the sentinels say that another server is the primary",
+                ));
+            }
+            Push::Closed => return Err(closed()),
         }
         Ok(())
     }
@@ -340,6 +352,7 @@ impl RedisStore {
         values: Vec<Value>,
         link: &mut Link,
         in_flight: &mut InFlight<'_>,
+        confirming: &mut Confirming<'_>,
         passed_on: &mut PassedOn,
         events: &impl Events,
     ) -> Result<(), Undelivered> {
@@ -403,7 +416,12 @@ impl RedisStore {
                     Err(Failure { error, unknown })
                 }
             };
-            pending.finish(sent_at, result, events);
+            match result {
+                Ok(reply @ Reply::Acquired { .. }) if self.settings.min_replicas > 0 => {
+                    confirming.add(sent_at, pending, reply);
+                }
+                result => pending.finish(sent_at, result, events),
+            }
             if let Some(key) = changed {
                 events.notice(&key, Notice::Changed);
             }

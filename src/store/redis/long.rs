@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout};
 
 use super::RedisStore;
 use super::driver::is_refusal;
+use super::endpoint::Endpoint;
 use super::manifest::{Damage, Manifest, Parts};
 use super::names::{lock_name, part_name};
 use crate::error::{Error, ErrorKind};
@@ -50,6 +51,8 @@ pub(super) struct LongRecords {
 #[derive(Debug, Default)]
 struct Kept {
     connection: Option<MultiplexedConnection>,
+    /// Where it leads.
+    server: Option<Endpoint>,
     /// Tells this connection from those before it.
     number: u64,
 }
@@ -300,15 +303,20 @@ impl RedisStore {
     /// Returns the connection for long records, which is made when it is first needed.
     async fn long_connection(&self) -> Result<(u64, MultiplexedConnection), Failed> {
         let mut kept = self.long_records.connection.lock().await;
-        if kept.connection.is_none() {
-            let connection = self
-                .address
-                .connect_for_long()
-                .await
-                .map_err(|error| Failed {
-                    error: self.address.failed(error),
-                    again: true,
-                })?;
+        let Some(server) = self.address.current() else {
+            return Err(Failed {
+                error: self.address.unavailable("there is no connection yet"),
+                again: true,
+            });
+        };
+        // Another server may have become the primary.
+        let is_there = |kept: &Endpoint| kept.addr() == server.addr();
+        if kept.connection.is_none() || !kept.server.as_ref().is_some_and(is_there) {
+            let connecting = self.address.connect_for_long(&server, &self.settings);
+            let again = true;
+            let failed = |error| Failed { error, again };
+            let connection = connecting.await.map_err(failed)?;
+            kept.server = Some(server);
             kept.number += 1;
             kept.connection = Some(connection);
         }

@@ -4,12 +4,16 @@
 //! runs. The driver sends the commands in batches over one connection, reconnects, and receives
 //! what the server tells of its own accord.
 
+mod address;
 mod breaker;
 mod cluster;
 mod commands;
+mod confirming;
 mod connection;
 mod connection_driver;
+mod credentials;
 mod driver;
+mod endpoint;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod in_flight;
@@ -22,6 +26,9 @@ mod pending;
 mod pushes;
 mod queue;
 mod scripts;
+mod sentinel;
+mod server;
+mod tls;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -29,22 +36,27 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use self::address::Address;
 use self::breaker::Breaker;
 pub(crate) use self::cluster::ClusterStore;
 use self::cluster::Redirected;
-use self::connection::{Address, Link};
+use self::connection::Link;
+pub use self::credentials::Credentials;
+pub(crate) use self::credentials::CredentialsCallback;
 use self::long::LongRecords;
 pub(crate) use self::manifest::{Damage, Manifest};
 use self::names::Names;
 use self::pending::Pending;
 use self::queue::Queue;
-use super::{Command, Failure, Options, Outcome};
+pub use self::server::RedisServer;
+pub(crate) use self::tls::Tls;
+use super::{Command, Failure, Options, Outcome, Servers};
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
 use crate::sync::Doorbell;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Settings {
     names: Names,
     ttl: Duration,
@@ -52,6 +64,21 @@ struct Settings {
     command_timeout: Duration,
     /// Whether no lock is given for a time to live after data was lost.
     quarantine: bool,
+    /// How many replicas must have a lock before it is given.
+    min_replicas: u32,
+}
+
+impl Settings {
+    fn new(names: Names, options: &Options) -> Self {
+        Self {
+            names,
+            ttl: options.ttl,
+            grant_ttl: options.grant_ttl,
+            command_timeout: options.command_timeout,
+            quarantine: options.quarantine,
+            min_replicas: options.min_replicas,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -72,17 +99,11 @@ pub(crate) struct RedisStore {
 }
 
 impl RedisStore {
-    /// Reads the URL. [`run`](Self::run) connects.
-    pub(crate) fn new(url: &str, options: Options) -> Result<Self, Error> {
-        let address = Address::parse(url, options.root_certificate.as_deref())?;
-        let settings = Settings {
-            names: Names::new(options.prefix, Uuid::new_v4()),
-            ttl: options.ttl,
-            grant_ttl: options.grant_ttl,
-            command_timeout: options.command_timeout,
-            quarantine: options.quarantine,
-        };
-        Ok(Self::with(settings, address))
+    /// Reads where Redis is. [`run`](Self::run) connects.
+    pub(crate) fn new(servers: Servers, options: Options) -> Result<Self, Error> {
+        let address = Address::new(servers, &options.tls, options.credentials.clone())?;
+        let names = Names::new(options.prefix.clone(), Uuid::new_v4());
+        Ok(Self::with(Settings::new(names, &options), address))
     }
 
     fn with(settings: Settings, address: Address) -> Self {
@@ -116,9 +137,13 @@ impl RedisStore {
 
     /// Returns how long it may take until an acquire has its outcome, as long as the driver runs. A
     /// connection is made within one command timeout, and a reply comes, or is given up, within
-    /// another. The third is for the driver.
+    /// another. The third is for the driver. To count replicas takes two more.
     pub(crate) fn replies_within(&self) -> Duration {
-        3 * self.settings.command_timeout
+        let timeouts = match self.settings.min_replicas {
+            0 => 3,
+            _ => 5,
+        };
+        timeouts * self.settings.command_timeout
     }
 
     pub(crate) fn is_drained(&self) -> bool {

@@ -12,7 +12,7 @@ use crate::key::{Kind, LockKey};
 const RECORD: &str = ":record";
 
 /// Where fences come from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Fences {
     /// The server has one counter for all keys.
     One(String),
@@ -21,13 +21,15 @@ pub(super) enum Fences {
 }
 
 /// What does not change from call to call.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Names {
     /// What the name of every lock begins with.
     pub(super) prefix: String,
     pub(super) fences: Fences,
     /// Says which server has the data, and since when it may give locks.
     pub(super) epoch: String,
+    /// Written before replicas are counted.
+    pub(super) barrier: String,
     /// What the name of every inbox of this prefix begins with.
     pub(super) inboxes: String,
     /// The channel on which this process is told of grants.
@@ -56,6 +58,7 @@ impl Names {
         Self {
             fences,
             epoch: format!("{{{prefix}}}:epoch"),
+            barrier: format!("{{{prefix}}}:barrier"),
             inbox: format!("{inboxes}{}", id.simple()),
             inboxes,
             tokens: format!("{}:", id.simple()),
@@ -79,6 +82,12 @@ impl Names {
                 Cow::Owned(format!("{{{}}}:{}fence", cluster::tag(slot), self.prefix))
             }
         }
+    }
+
+    /// Returns the name of this process's connections. It ends as its tokens begin.
+    pub(super) fn client(&self) -> String {
+        let id = self.tokens.trim_end_matches(':');
+        format!("{}:{id}", env!("CARGO_PKG_NAME"))
     }
 
     /// Returns what the number stands for in Redis.

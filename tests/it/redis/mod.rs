@@ -2,6 +2,7 @@
 //! back to work without a restart.
 
 mod cluster;
+mod connecting;
 mod interop;
 mod neighbours;
 mod outages;
@@ -9,8 +10,10 @@ mod proxies;
 mod quarantine;
 mod refusals;
 mod releases;
+mod replicas;
 mod replies;
 mod rights;
+mod sentinel;
 mod waits;
 
 use std::time::Duration;

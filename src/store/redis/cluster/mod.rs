@@ -25,10 +25,13 @@ use uuid::Uuid;
 pub(super) use self::redirected::Redirected;
 use self::slot_map::{Primary, SlotMap};
 pub(super) use self::slots::{slot, tag};
-use super::connection::Address;
+use super::address::Address;
+use super::credentials::CredentialsCallback;
+use super::endpoint::Endpoint;
 use super::manifest::{Damage, Manifest};
 use super::names::{Names, lock_name};
 use super::pending::Pending;
+use super::server::RedisServer;
 use super::{RedisStore, Settings};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
@@ -46,9 +49,10 @@ const GRACE: Duration = Duration::from_millis(50);
 pub(crate) struct ClusterStore {
     /// Tells this manager's tokens from all others.
     id: Uuid,
-    options: Options,
+    settings: Settings,
     /// Where to ask for the slots at first.
-    seeds: Vec<Address>,
+    seeds: Vec<Endpoint>,
+    credentials: Option<CredentialsCallback>,
     routes: RwLock<Routes>,
     redirected: Arc<Redirected>,
 }
@@ -68,21 +72,27 @@ struct Node {
 }
 
 impl ClusterStore {
-    /// Reads the URLs. [`run`](Self::run) connects.
-    pub(crate) fn new(urls: &[String], options: Options) -> Result<Self, Error> {
+    /// Reads where the servers are. [`run`](Self::run) connects.
+    pub(crate) fn new(servers: Vec<RedisServer>, options: Options) -> Result<Self, Error> {
         let config = |message| Err(Error::new(ErrorKind::Config, message));
-        if urls.is_empty() {
+        if servers.is_empty() {
             return config("a cluster needs the URL of at least one of its servers");
         }
         if options.quarantine {
-            return config("quarantine is not supported with a cluster yet: leave it off");
+            return config("quarantine is not supported with a cluster: leave it off");
         }
-        let root = options.root_certificate.as_deref();
-        let seeds = urls.iter().map(|url| Address::parse(url, root));
+        if options.min_replicas > 0 {
+            return config("min_replicas is not supported with a cluster: leave it out");
+        }
+        let seeds = servers.into_iter();
+        let seeds = seeds.map(|server| server.endpoint(&options.tls));
+        let id = Uuid::new_v4();
+        let names = Names::new(options.prefix.clone(), id);
         Ok(Self {
-            id: Uuid::new_v4(),
+            id,
             seeds: seeds.collect::<Result<_, _>>()?,
-            options,
+            settings: Settings::new(names, &options),
+            credentials: options.credentials,
             routes: RwLock::default(),
             redirected: Arc::default(),
         })
@@ -183,18 +193,18 @@ impl ClusterStore {
 
     /// Asks all servers that are known for the slots. Returns the newest answer.
     async fn discover(&self) -> Result<SlotMap, Error> {
-        let known: Vec<Address> = {
+        let known: Vec<Endpoint> = {
             let routes = self.routes();
-            let stores = routes.nodes.values().map(|node| &node.store);
-            stores.map(|store| store.address.clone()).collect()
+            let primaries = routes.nodes.keys();
+            primaries.map(|primary| self.endpoint(primary)).collect()
         };
         let mut asking: FuturesUnordered<_> = known
             .iter()
             .chain(&self.seeds)
-            .map(|address| self.ask(address))
+            .map(|server| self.ask(server))
             .collect();
         let (mut best, mut failed): (Option<(u64, SlotMap)>, _) = (None, None);
-        let give_up = tokio::time::sleep(self.options.command_timeout);
+        let give_up = tokio::time::sleep(self.settings.command_timeout);
         tokio::pin!(give_up);
         loop {
             tokio::select! {
@@ -216,24 +226,25 @@ impl ClusterStore {
         match (best, failed) {
             (Some((_, map)), _) => Ok(map),
             (None, Some(error)) => Err(error),
-            (None, None) => Err(super::queue::no_reply(&self.options.command_timeout)),
+            (None, None) => Err(super::queue::no_reply(&self.settings.command_timeout)),
         }
     }
 
     /// Asks a server for the slots, and for the epoch of what it says.
-    async fn ask(&self, address: &Address) -> Result<(u64, SlotMap), Error> {
-        let limit = self.options.command_timeout;
+    async fn ask(&self, server: &Endpoint) -> Result<(u64, SlotMap), Error> {
+        let address = Address::of(server.clone(), self.credentials.clone());
+        let limit = self.settings.command_timeout;
         let asking = async {
-            let mut connection = address.connect_for_long().await?;
+            let connecting = address.connect_for_long(server, &self.settings);
+            let mut connection = connecting.await?;
             let mut questions = redis::pipe();
             questions.cmd("CLUSTER").arg("INFO");
             questions.cmd("CLUSTER").arg("SLOTS");
-            questions.query_async(&mut connection).await
+            let answers = questions.query_async(&mut connection).await;
+            answers.map_err(|error| address.failed(error))
         };
-        let answers: (String, Value) = match timeout(limit, asking).await {
-            Ok(answers) => answers.map_err(|error| address.failed(error))?,
-            Err(_) => return Err(address.unavailable(&format!("no answer within {limit:?}"))),
-        };
+        let late = |_| Err(address.unavailable(&format!("no answer within {limit:?}")));
+        let answers: (String, Value) = timeout(limit, asking).await.unwrap_or_else(late)?;
         let (info, slots) = answers;
         let epoch = info.lines().find_map(|line| {
             line.strip_prefix("cluster_current_epoch:")?
@@ -241,7 +252,7 @@ impl ClusterStore {
                 .parse()
                 .ok()
         });
-        SlotMap::read(&slots, &address.host())
+        SlotMap::read(&slots, server.host().map_or("localhost", |(host, _)| host))
             .zip(epoch)
             .map(|(map, epoch)| (epoch, map))
             .ok_or_else(|| address.unavailable("it knows no primary of its cluster"))
@@ -288,21 +299,21 @@ impl ClusterStore {
     }
 
     fn node(&self, primary: &Primary) -> Node {
-        let options = &self.options;
         let settings = Settings {
-            names: Names::of_primary(&options.prefix, self.id, &primary.id),
-            ttl: options.ttl,
-            grant_ttl: options.grant_ttl,
-            command_timeout: options.command_timeout,
-            quarantine: false,
+            names: Names::of_primary(&self.settings.names.prefix, self.id, &primary.id),
+            ..self.settings.clone()
         };
-        let address = self.seeds[0].at(&primary.host, primary.port);
+        let address = Address::of(self.endpoint(primary), self.credentials.clone());
         let mut store = RedisStore::with(settings, address);
         store.redirected = Some(Arc::clone(&self.redirected));
         Node {
             store: Arc::new(store),
             gone: Arc::default(),
         }
+    }
+
+    fn endpoint(&self, primary: &Primary) -> Endpoint {
+        self.seeds[0].at((primary.host.clone(), primary.port))
     }
 
     /// Sends what was left to a node that is no primary any more to the owners of its slots.
@@ -318,8 +329,8 @@ impl ClusterStore {
         let mut homeless = Vec::new();
         for pending in self.redirected.take() {
             let is_over = match pending.ends_hold() {
-                true => pending.is_over(now, self.options.ttl, events),
-                false => now.since(pending.submitted) > self.options.command_timeout,
+                true => pending.is_over(now, self.settings.ttl, events),
+                false => now.since(pending.submitted) > self.settings.command_timeout,
             };
             match self.owner(&pending.key) {
                 _ if is_over => {
@@ -338,7 +349,7 @@ impl ClusterStore {
     }
 
     fn owner(&self, key: &LockKey) -> Option<Arc<RedisStore>> {
-        let slot = slot(&lock_name(&self.options.prefix, key));
+        let slot = slot(&lock_name(&self.settings.names.prefix, key));
         self.routes()
             .owners
             .get(usize::from(slot))
@@ -375,11 +386,11 @@ impl ClusterStore {
 
     /// Like [`RedisStore::replies_within`], and a command may be redirected meanwhile.
     pub(crate) fn replies_within(&self) -> Duration {
-        5 * self.options.command_timeout
+        5 * self.settings.command_timeout
     }
 
     pub(crate) fn patience(&self) -> Duration {
-        super::long::patience(self.options.command_timeout)
+        super::long::patience(self.settings.command_timeout)
     }
 
     pub(crate) fn is_drained(&self) -> bool {

@@ -18,6 +18,7 @@ pub(super) fn settings() -> Settings {
         grant_ttl: Duration::from_millis(300),
         command_timeout: Duration::from_millis(200),
         quarantine: true,
+        min_replicas: 0,
     }
 }
 
