@@ -145,6 +145,9 @@ impl Link {
                 server.takes_with_get = ready.takes_with_get;
                 server.epoch = ready.epoch;
                 self.quarantined_until = ready.quarantined_until;
+                if let Fences::One(_) = settings.names.fences {
+                    self.seeded_at.insert(0, Time::now());
+                }
                 None
             }
             Some(Ok(Err(error))) => Some(refused(error)),
