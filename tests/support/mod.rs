@@ -35,5 +35,5 @@ pub use proxy::{Mode, Proxy};
 pub use redis_server::{
     ClosedPort, FREE_PORT, RedisServer, connect_patiently, has_resp3, server_program, signal,
 };
-pub use sentinel::{PRIMARY, Sentinel, SentinelSet};
+pub use sentinel::{PRIMARY, Sentinel, SentinelSet, sentinel_cut_off};
 pub use wait::{PATIENCE, eventually, soon};

@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::Child;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use redis::aio::MultiplexedConnection;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
 
 use super::redis_server::{folder, free_port, launch, signal};
 use super::{RedisServer, connect_patiently, eventually, run, text};
@@ -148,6 +151,48 @@ impl Sentinel {
         signal(self.pid, "-KILL");
         let _ = self.child.wait();
     }
+}
+
+/// A sentinel that was cut off: it names this server for ever, and tells of no failover. Counts how
+/// often it was asked.
+pub async fn sentinel_cut_off(primary: u16) -> (String, Arc<AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicU32::new(0));
+    let counter = asked.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let counter = counter.clone();
+            tokio::spawn(async move {
+                let (read, mut write) = stream.into_split();
+                let mut lines = BufReader::new(read).lines();
+                while let Ok(Some(count)) = lines.next_line().await {
+                    // `*<words>`, and for each word its length and itself.
+                    let count: usize = count.trim_start_matches('*').parse().unwrap();
+                    let mut words = Vec::new();
+                    for _ in 0..count {
+                        lines.next_line().await.unwrap();
+                        words.push(lines.next_line().await.unwrap().unwrap());
+                    }
+                    let reply = match words[0].as_str() {
+                        "SENTINEL" => {
+                            counter.fetch_add(1, Ordering::Relaxed);
+                            let port = primary.to_string();
+                            let length = port.len();
+                            format!("*2\r\n$9\r\n127.0.0.1\r\n${length}\r\n{port}\r\n")
+                        }
+                        "HELLO" => "-ERR unknown command 'HELLO'\r\n".to_owned(),
+                        _ => "+OK\r\n".to_owned(),
+                    };
+                    if write.write_all(reply.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (url, asked)
 }
 
 impl Drop for Sentinel {

@@ -26,8 +26,8 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use once::{App, Runs, post};
 use support::{
-    Gate, Mode, PATIENCE, Proxy, RedisServer, clients, eventually, eventually_queued,
-    knows_what_was_said, minute, run, short_lived, soon, value,
+    Gate, Mode, PATIENCE, PRIMARY, Proxy, RedisServer, clients, eventually, eventually_queued,
+    knows_what_was_said, minute, run, sentinel_cut_off, short_lived, soon, value,
 };
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_distributed_lock::{
@@ -397,4 +397,28 @@ async fn a_completion_that_is_sent_again_is_told_as_a_lost_connection_alone() {
     let has = |text: &str| records.iter().any(|record| record.message().contains(text));
     assert!(has("no connection to Redis"), "{records:#?}");
     assert!(!has("could not be recorded"), "{records:#?}");
+}
+
+#[tokio::test]
+async fn an_old_primary_that_would_give_locks_is_told_of_once() {
+    listen();
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let (sentinel, _) = sentinel_cut_off(server.port).await;
+    let builder = minute().quarantine(false);
+    let locks = builder.connect_sentinel([sentinel], PRIMARY).await.unwrap();
+    let told = || {
+        let records = records();
+        let about = |record: &&Record| record.message().contains("no min-replicas-to-write");
+        records.iter().filter(about).count()
+    };
+    eventually("it is told", || async { told() == 1 }).await;
+    for kind in ["normal", "pubsub"] {
+        run(&redis, &format!("CLIENT KILL TYPE {kind} SKIPME yes")).await;
+    }
+    eventually("it is connected again", || async {
+        locks.try_acquire("a").await.is_ok()
+    })
+    .await;
+    assert_eq!(told(), 1);
 }

@@ -25,7 +25,7 @@ pub(super) struct Address {
 
 #[derive(Debug)]
 enum Place {
-    Server(Endpoint),
+    Server(Box<Endpoint>),
     Sentinels(Arc<Sentinels>),
 }
 
@@ -36,7 +36,7 @@ impl Address {
         credentials: Option<CredentialsCallback>,
     ) -> Result<Self, Error> {
         let place = match servers {
-            Servers::One(server) => Place::Server(server.endpoint(tls)?),
+            Servers::One(server) => Place::Server(Box::new(server.endpoint(tls)?)),
             Servers::Sentinel { sentinels, primary } => {
                 let credentials = credentials.clone();
                 let sentinels = Sentinels::new(sentinels, primary, tls, credentials)?;
@@ -64,7 +64,7 @@ impl Address {
     /// Returns the server that is used now, if it is known.
     pub(super) fn current(&self) -> Option<Endpoint> {
         match &self.place {
-            Place::Server(server) => Some(server.clone()),
+            Place::Server(server) => Some((**server).clone()),
             Place::Sentinels(sentinels) => sentinels.current(),
         }
     }

@@ -8,8 +8,10 @@ use crate::error::{Error, ErrorKind};
 #[derive(Clone, Default)]
 pub(crate) struct Tls {
     /// The authorities to trust in place of the system's, in PEM form.
+    #[cfg(feature = "tls")]
     pub(crate) root_certificate: Option<Vec<u8>>,
     /// The certificate and the key by which the server knows this client, in PEM form.
+    #[cfg(feature = "tls")]
     pub(crate) client: Option<(Vec<u8>, Vec<u8>)>,
     /// The name that the server's certificate must have, in place of its address.
     pub(crate) server_name: Option<String>,

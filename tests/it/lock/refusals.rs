@@ -169,7 +169,7 @@ async fn the_response_to_a_request_that_does_not_run_can_be_replaced() {
 #[tokio::test]
 async fn without_redis_a_request_is_refused_or_runs_unlocked_as_configured() {
     let nobody = ClosedPort::new();
-    let locks = LockManager::builder().connect_lazy(&nobody.url()).unwrap();
+    let locks = LockManager::builder().connect_lazy(nobody.url()).unwrap();
     let told = Arc::new(AtomicU32::new(0));
     let handler = service_fn({
         let told = Arc::clone(&told);

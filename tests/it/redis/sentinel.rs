@@ -9,7 +9,8 @@ use tower_distributed_lock::{ErrorKind, Lease, LockManager, LockManagerBuilder};
 
 use super::recovers;
 use crate::support::{
-    ClosedPort, PRIMARY, RedisServer, SentinelSet, eventually, names, soon, text, value,
+    ClosedPort, PRIMARY, RedisServer, SentinelSet, clients, eventually, names, sentinel_cut_off,
+    soon, text, value,
 };
 
 const TTL: Duration = Duration::from_millis(1500);
@@ -206,6 +207,71 @@ async fn one_sentinel_that_can_be_reached_is_enough() {
         text.contains(PRIMARY) && text.contains(&set.sentinels[2].port.to_string()),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn a_server_that_says_it_is_a_replica_is_not_used() {
+    let primary = RedisServer::start().await;
+    let port = primary.port.to_string();
+    let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]).await;
+    let (stale, _) = sentinel_cut_off(replica.port).await;
+    let error = builder()
+        .connect_sentinel([&stale], PRIMARY)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let text = error.to_string();
+    assert!(
+        text.contains(&replica.port.to_string()) && text.contains("a replica"),
+        "{text}"
+    );
+    // Another sentinel knows better.
+    let (right, _) = sentinel_cut_off(primary.port).await;
+    let locks = builder()
+        .connect_sentinel([stale, right], PRIMARY)
+        .await
+        .unwrap();
+    recovers(&locks).await;
+}
+
+#[tokio::test]
+async fn one_sentinel_that_was_cut_off_and_names_an_old_primary_does_no_harm() {
+    let set = SentinelSet::start(&STRICT).await;
+    let old = RedisServer::start().await;
+    let (stale, asked) = sentinel_cut_off(old.port).await;
+    let mut urls = vec![stale];
+    urls.extend(set.urls());
+    let locks = builder()
+        .quarantine(false)
+        .connect_sentinel(urls, PRIMARY)
+        .await
+        .unwrap();
+    let redis = set.servers[0].client().await;
+    // The numbers of the connections that the locks are taken over.
+    let of_the_manager = async || {
+        let clients = clients(&redis).await;
+        let ours = clients
+            .into_iter()
+            .filter(|line| line.contains(" name=tower"));
+        ours.map(|line| line.split(' ').next().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let before = of_the_manager().await;
+    assert_eq!(before.len(), 1);
+    // It is one of the two that are watched.
+    let first = asked.load(Ordering::Relaxed);
+    eventually("it was asked again and again", || async {
+        asked.load(Ordering::Relaxed) > first + 4
+    })
+    .await;
+    locks
+        .try_acquire("a")
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    assert_eq!(of_the_manager().await, before, "it had to connect again");
 }
 
 #[tokio::test]

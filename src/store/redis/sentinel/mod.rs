@@ -59,10 +59,8 @@ impl Sentinels {
         tls: &Tls,
         credentials: Option<CredentialsCallback>,
     ) -> Result<Arc<Self>, Error> {
-        let at_sentinels = Tls {
-            server_name: None,
-            ..tls.clone()
-        };
+        let mut at_sentinels = tls.clone();
+        at_sentinels.server_name = None;
         let sentinels = sentinels
             .into_iter()
             .map(|sentinel| sentinel.endpoint(&at_sentinels))
