@@ -63,7 +63,7 @@
 //! | [`scope(closure)`] | method and path | within what a key is unique; not found: 400 |
 //! | [`require_key(bool)`] | `false`; `true` for `webhook` | answer requests without a key with 400; otherwise they run as if this layer were not there |
 //! | [`fingerprint(closure)`] | the body; nothing for `webhook` | what must be the same in all requests with one key, or the response is 422 |
-//! | [`wait(duration)`] | no waiting: 409 | how long a duplicate waits for the request that runs, to get its response: more than zero, at most a day |
+//! | [`wait(duration)`] | no waiting: 409 | how long a duplicate waits for the request that runs, to get its response: at most a day |
 //! | [`retention(duration)`] | 24 h | how long a response is kept (a second to a year) |
 //! | [`remember(closure)`] | all but 408, 425, 429 and 5xx | which responses are final; after any other, the next request with that key runs |
 //! | [`max_request_body(bytes)`] | 1 MiB | a longer body is answered with 413 (at most 256 MiB); it is read before the handler runs |

@@ -129,7 +129,7 @@ impl IdempotencyLayer {
     }
 
     /// Sets how long a duplicate waits for the request that runs with its key, to get the same
-    /// response. Default: it does not wait, and is answered with 409.
+    /// response. Default: zero, it does not wait, and is answered with 409.
     ///
     /// When the time is over, it is answered with 409, or with 503 if Redis never said that the
     /// other request runs. A gRPC or gRPC-Web call whose header `grpc-timeout` is shorter waits no
@@ -137,7 +137,7 @@ impl IdempotencyLayer {
     ///
     /// # Panics
     ///
-    /// Panics if `wait` is zero (leave it out instead) or longer than a day.
+    /// Panics if `wait` is longer than a day.
     ///
     /// # Example
     ///
@@ -149,10 +149,7 @@ impl IdempotencyLayer {
     /// # }
     /// ```
     pub fn wait(self, wait: Duration) -> Self {
-        assert!(
-            !wait.is_zero() && wait <= DAY,
-            "wait is {wait:?}: more than nothing, and at most a day"
-        );
+        assert!(wait <= DAY, "wait is longer than a day: {wait:?}");
         self.set(|config| config.wait = Some(wait))
     }
 

@@ -122,8 +122,8 @@ impl DistributedLockLayer {
         self
     }
 
-    /// Sets how long a request waits for its turn. Default: it does not wait, and is answered with
-    /// 409 at once if another request holds the lock.
+    /// Sets how long a request waits for its turn. Default: zero, it does not wait, and is answered
+    /// with 409 at once if another request holds the lock.
     ///
     /// When the time is over, the request is answered with 409, or with 503 if Redis never said
     /// that the lock is held. A gRPC or gRPC-Web call whose header `grpc-timeout` is shorter waits
@@ -131,7 +131,7 @@ impl DistributedLockLayer {
     ///
     /// # Panics
     ///
-    /// Panics if `wait` is zero (leave it out instead) or longer than a day.
+    /// Panics if `wait` is longer than a day.
     ///
     /// # Example
     ///
@@ -143,10 +143,6 @@ impl DistributedLockLayer {
     /// # }
     /// ```
     pub fn wait(self, wait: Duration) -> Self {
-        assert!(
-            !wait.is_zero(),
-            "wait is zero: leave it out for requests that do not wait"
-        );
         assert!(
             wait <= Duration::from_secs(24 * 3600),
             "wait is longer than a day: {wait:?}"

@@ -57,7 +57,7 @@
 //! |---|---|---|
 //! | [`new(locks, key)`] | | `key(&request::Parts)` returns a [key](crate::key), `None` (no lock), or an error (400) |
 //! | [`from_extension(locks)`] | | the key is a [`LockKey`](crate::LockKey) in the request's extensions, put there by an outer middleware |
-//! | [`wait(duration)`] | no waiting: 409 at once | how long a request waits for its turn: more than zero, at most a day |
+//! | [`wait(duration)`] | no waiting: 409 at once | how long a request waits for its turn: at most a day |
 //! | [`hold(Hold)`] | [`Hold::Body`] | until the body of the response has been sent, or until the handler has returned ([`Hold::Head`]) |
 //! | [`on_unavailable(OnUnavailable)`] | [`Reject`](OnUnavailable::Reject) | 503 when Redis is not available, or run without a lock ([`Proceed`](OnUnavailable::Proceed)) |
 //! | [`on_lost(OnLost)`] | [`Cancel`](OnLost::Cancel) | stop a request whose lock is lost, or let it go on ([`Continue`](OnLost::Continue)) |

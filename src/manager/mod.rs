@@ -140,7 +140,8 @@ impl LockManager {
     }
 
     /// Takes the lock as soon as it is free, within `wait`. Requests of one process get it in order
-    /// of arrival, processes in the order in which they began to wait.
+    /// of arrival, processes in the order in which they began to wait. With a `wait` of zero, it does
+    /// what [`try_acquire`](Self::try_acquire) does.
     ///
     /// A caller that gives up, by dropping the future, leaves the queue.
     ///
@@ -218,6 +219,7 @@ impl LockManager {
     }
 
     async fn request(&self, key: &LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
+        let wait = wait.filter(|wait| !wait.is_zero());
         let mut request = self.core.request(key, wait.is_some())?;
         let limit = wait.or_else(|| self.core.store.replies_within());
         let decision = match limit {

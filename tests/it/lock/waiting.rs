@@ -126,10 +126,20 @@ async fn requests_one_after_the_other_never_get_a_conflict() {
     }
 }
 
-#[test]
-#[should_panic(expected = "wait is zero: leave it out for requests that do not wait")]
-fn a_wait_of_zero_panics_and_says_what_to_do() {
-    let _ = on(&LockManager::in_memory(), "a").wait(Duration::ZERO);
+#[tokio::test]
+async fn a_wait_of_zero_is_no_wait() {
+    let locks = LockManager::in_memory();
+    let guard = locks.try_acquire("a").await.unwrap();
+    let service = on(&locks, "a")
+        .wait(WAIT)
+        .wait(Duration::ZERO)
+        .layer_on(noting(&Leases::default()));
+    let response = service.clone().oneshot(request()).await.unwrap();
+    let rejection = response.extensions().get::<Rejection>().unwrap();
+    assert_eq!(rejection.kind(), RejectionKind::Held);
+    drop(guard);
+    let response = service.oneshot(request()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
 }
 
 #[test]
