@@ -341,10 +341,14 @@ impl LockManagerBuilder {
     /// Connects to Redis. The URL is `redis://user:password@host:port/database`, with the feature
     /// `tls` also `rediss://`; all but the host may be left out.
     ///
+    /// It takes, hands on and releases a lock of a random name, so that it succeeds only where locks
+    /// can be had. Later connections are made without that.
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::Config`] if the URL or a setting is not valid, [`ErrorKind::Unavailable`], with
-    /// the address and the cause, if the server cannot be used.
+    /// the address, the cause and what to do, if the server cannot be used: it is not there, is a
+    /// replica or a node of a Redis Cluster, or its user lacks rights.
     ///
     /// # Example
     ///

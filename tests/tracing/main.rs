@@ -268,7 +268,9 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
     let user = format!("ACL SETUSER limited on >{OTHER} +@all &* ~nothing:*");
     run(&redis, &user).await;
     let limited = format!("redis://limited:{OTHER}@127.0.0.1:{}", server.port);
-    let limited = LockManager::connect(&limited).await.unwrap();
+    let error = LockManager::connect(&limited).await.unwrap_err();
+    tracing::trace!(?error, %error, "no permission to begin with");
+    let limited = minute().connect_lazy(&limited).unwrap();
     let error = limited.try_acquire(KEY).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     tracing::trace!(?error, %error, "no permission");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, ErrorKind as RedisKind, ProtocolVersion};
-use redis::{ConnectionAddr, IntoConnectionInfo, RedisError, ServerErrorKind};
+use redis::{ConnectionAddr, IntoConnectionInfo, RedisError};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
@@ -15,6 +15,7 @@ use super::commands::{Server, refused};
 use super::connection_driver::ConnectionDriver;
 use super::in_flight::InFlightCall;
 use super::pending::Pending;
+use super::probe::explain;
 use super::pushes::{self, Observed, Push};
 use super::scripts;
 use crate::clock::Time;
@@ -112,7 +113,7 @@ impl Address {
         let limit = settings.command_timeout;
         match tokio::time::timeout(limit, self.try_connect(settings)).await {
             Ok(Ok(link)) => Ok(link),
-            Ok(Err(error)) => Err(self.failed(error)),
+            Ok(Err(error)) => Err(self.failed(error, settings)),
             Err(_) => Err(self.unavailable(&format!("no answer within {limit:?}"))),
         }
     }
@@ -129,12 +130,12 @@ impl Address {
         Error::new(ErrorKind::Unavailable, self.cannot_use(why))
     }
 
-    pub(super) fn failed(&self, error: RedisError) -> Error {
-        let message = self.cannot_use(&explain(&error));
+    pub(super) fn failed(&self, error: RedisError, settings: &Settings) -> Error {
+        let message = self.cannot_use(&explain(&error, settings));
         Error::caused_by(ErrorKind::Unavailable, message, error)
     }
 
-    fn cannot_use(&self, why: &str) -> String {
+    pub(super) fn cannot_use(&self, why: &str) -> String {
         format!("cannot use Redis at {}: {why}", self.display())
     }
 
@@ -398,20 +399,6 @@ async fn prepare(
         crate::trace::no_tracking(error);
     }
     Ok(tracking.is_ok())
-}
-
-/// Describes the cause, and what to do about it where the server's own words do not say.
-fn explain(error: &RedisError) -> String {
-    match error.kind() {
-        RedisKind::AuthenticationFailed => {
-            format!("{error}. Check the user and the password in the URL")
-        }
-        RedisKind::Server(ServerErrorKind::NoPerm) => format!(
-            "{error}. The user needs the commands of the crate's scripts, its keys and its inbox channels: see \
-             the operations guide in the documentation"
-        ),
-        _ => error.to_string(),
-    }
 }
 
 #[cfg(not(feature = "tls"))]

@@ -74,7 +74,12 @@ impl RedisStore {
         let mut passed_on = PassedOn::default();
         loop {
             let began = Time::now();
-            let ready = self.connect().await;
+            let mut ready = self.connect().await;
+            if let (Some(_), Ok(link)) = (&connected, &mut ready)
+                && let Err(error) = self.probe(link).await
+            {
+                ready = Err(error);
+            }
             if let (Some(connected), Err(error)) = (connected.take_if(|_| ready.is_err()), &ready) {
                 let _ = connected.send(Err(error.clone()));
                 return;

@@ -278,7 +278,7 @@ impl RedisStore {
                 })
                 .map_err(|error| Failed {
                     again: !is_refusal(&error),
-                    error: self.address.failed(error),
+                    error: self.address.failed(error, &self.settings),
                 }),
             Ok(Err(_)) => Err(no_reply()),
             Err(_) => Err(failed("the runtime ends", false)),
@@ -301,7 +301,7 @@ impl RedisStore {
                 .connect_for_long()
                 .await
                 .map_err(|error| Failed {
-                    error: self.address.failed(error),
+                    error: self.address.failed(error, &self.settings),
                     again: true,
                 })?;
             kept.number += 1;

@@ -18,6 +18,7 @@ mod messages;
 mod names;
 mod passed_on;
 mod pending;
+mod probe;
 mod pushes;
 mod queue;
 mod scripts;

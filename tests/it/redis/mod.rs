@@ -4,6 +4,7 @@
 mod interop;
 mod neighbours;
 mod outages;
+mod probe;
 mod proxies;
 mod quarantine;
 mod refusals;
