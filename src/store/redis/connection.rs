@@ -45,6 +45,8 @@ pub(super) struct Link {
     pub(super) dates_grants: bool,
     /// What is found out later holds for later calls: each call has what it was made for.
     pub(super) server: Arc<Server>,
+    /// Why the server does not track what is read.
+    pub(super) no_tracking: Option<RedisError>,
     /// Why no lock can be given before the server is [made ready](Link::make_ready).
     pub(super) unready: Option<Error>,
     /// Until then, no lock may be given.
@@ -100,7 +102,7 @@ impl Address {
     }
 
     /// Returns host and port, without user and password.
-    fn display(&self) -> String {
+    pub(super) fn display(&self) -> String {
         match self.client.get_connection_info().addr() {
             ConnectionAddr::Tcp(host, port) => format!("{host}:{port}"),
             ConnectionAddr::TcpTls { host, port, .. } => format!("{host}:{port} (TLS)"),
@@ -154,11 +156,12 @@ async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, Red
     let config = config().set_push_sender(pushes::forward(sender, observed.clone()));
     let (commands, mut driver) = open_connection(client, config).await?;
     let prepared = prepare(commands.clone(), Some(settings.inbox()));
-    let watches = driver.run_until(prepared).await;
-    let watches = watches.unwrap_or_else(|| Err(closed()))?;
+    let prepared = driver.run_until(prepared).await;
+    let no_tracking = prepared.unwrap_or_else(|| Err(closed()))?;
     let mut link = Link::new(commands, pushes, driver, observed);
     link.dates_grants = true;
-    Arc::make_mut(&mut link.server).watches = watches;
+    Arc::make_mut(&mut link.server).watches = no_tracking.is_none();
+    link.no_tracking = no_tracking;
     link.make_ready(settings).await;
     Ok(link)
 }
@@ -198,6 +201,7 @@ impl Link {
                 epoch: None,
                 may_give: true,
             }),
+            no_tracking: None,
             unready: Some(Error::of(ErrorKind::Unavailable)),
             quarantined_until: None,
             seeded_at: Time::now(),
@@ -372,11 +376,11 @@ fn refuses_resp3(error: &RedisError) -> bool {
 }
 
 /// Loads the scripts. With RESP3, also subscribes to the inbox, and turns on the tracking of keys.
-/// Returns whether the server tracks them.
+/// Returns why the server does not track them, if it refuses.
 async fn prepare(
     mut commands: MultiplexedConnection,
     inbox: Option<String>,
-) -> Result<bool, RedisError> {
+) -> Result<Option<RedisError>, RedisError> {
     let can_push = inbox.is_some();
     if let Some(inbox) = inbox {
         commands.subscribe(inbox).await?;
@@ -388,17 +392,14 @@ async fn prepare(
     }
     pipeline.exec_async(&mut commands).await?;
     if !can_push {
-        return Ok(false);
+        return Ok(None);
     }
     // Without tracking, the next renewal notices that another client has deleted a lock.
     let tracking: Result<(), RedisError> = redis::cmd("CLIENT")
         .arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"])
         .query_async(&mut commands)
         .await;
-    if let Err(error) = &tracking {
-        crate::trace::no_tracking(error);
-    }
-    Ok(tracking.is_ok())
+    Ok(tracking.err())
 }
 
 #[cfg(not(feature = "tls"))]

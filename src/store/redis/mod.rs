@@ -22,6 +22,7 @@ mod probe;
 mod pushes;
 mod queue;
 mod scripts;
+mod told;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -35,6 +36,7 @@ use self::long::LongRecords;
 pub(crate) use self::manifest::{Damage, Manifest};
 use self::pending::Pending;
 use self::queue::Queue;
+use self::told::Told;
 use super::{Command, Failure, Options, Outcome};
 use crate::clock::Time;
 use crate::error::Error;
@@ -65,6 +67,7 @@ pub(crate) struct RedisStore {
     /// Whether there is a connection.
     connected: AtomicBool,
     breaker: Breaker,
+    told: Told,
     long_records: LongRecords,
 }
 
@@ -92,6 +95,7 @@ impl RedisStore {
             submitted: Doorbell::default(),
             connected: AtomicBool::new(false),
             breaker: Breaker::default(),
+            told: Told::default(),
             long_records: LongRecords::default(),
         }
     }
