@@ -4,8 +4,10 @@ mod background;
 mod builder;
 mod core;
 mod guard;
+mod once;
 pub(crate) mod slot;
 mod waiters;
+mod with_lock;
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ pub use self::builder::LockManagerBuilder;
 pub(crate) use self::core::Core;
 use self::core::Taken;
 pub use self::guard::LockGuard;
+pub use self::once::Once;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::store::Damage;
@@ -275,6 +278,10 @@ impl LockManager {
     /// ```
     pub async fn close(&self) {
         self.core.close().await;
+    }
+
+    fn is_closed(&self) -> bool {
+        self.core.is_closed.load(Ordering::Acquire)
     }
 
     /// Tells this manager, and its clones, from others in the process.

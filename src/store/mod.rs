@@ -242,6 +242,16 @@ impl Store {
         }
     }
 
+    /// Deletes the record in a lock's place. A lock stays. Returns whether there was a record.
+    pub(crate) async fn forget(&self, key: &LockKey) -> Result<bool, Error> {
+        match self {
+            Self::Memory(memory) => Ok(memory.forget(key)),
+            Self::Redis(redis) => redis.forget(key).await,
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => unreachable!("programs forget nothing"),
+        }
+    }
+
     /// Returns the record for what was `found` in the lock's place: the record itself, or its
     /// manifest.
     pub(crate) async fn fetch(

@@ -20,6 +20,7 @@ use super::RedisStore;
 use super::driver::is_refusal;
 use super::manifest::{Damage, Manifest, Parts};
 use super::names::{lock_name, part_name};
+use super::scripts;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::store::{LONG_RECORD, Record};
@@ -147,6 +148,22 @@ impl RedisStore {
         }
         let unlinked = self.execute(unlink, 0, READS);
         let _ = timeout(self.settings.command_timeout, unlinked).await;
+    }
+
+    /// Deletes the record that stands in the lock's place, and its parts. Returns whether there was
+    /// one.
+    pub(crate) async fn forget(&self, key: &LockKey) -> Result<bool, Error> {
+        let mut forget = redis::pipe();
+        forget.cmd("EVAL").arg(scripts::FORGET.source).arg(1);
+        forget.arg(lock_name(&self.settings.prefix, key));
+        let found = match self.execute(forget, 0, READS).await?.pop() {
+            Some(Value::BulkString(found)) => found,
+            _ => return Err(self.address.unavailable("a reply has an unexpected form")),
+        };
+        if let Some(Ok(manifest)) = Manifest::decode(&found) {
+            self.discard(key, manifest.parts()).await;
+        }
+        Ok(!found.is_empty())
     }
 
     /// Returns the record that stands in the lock's place, or that the manifest there leads to.
