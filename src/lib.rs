@@ -39,6 +39,7 @@
 //! | lock an account, an order, a header's value, what the body says | [`key`], [`DistributedLockLayer::from_extension`] |
 //! | handle a webhook or a payment once, however often it arrives | [`IdempotencyLayer`] |
 //! | let a request run to its end when its client leaves | [`DetachLayer`] |
+//! | keep the lock for a WebSocket, or for work after the response | [`Lease::take_over`] |
 //! | take a lock without HTTP | [`LockManager::with_lock`], [`LockManager::acquire`], [`LockGuard`] |
 //! | do a job once on all nodes, forget that it was done | [`LockManager::once`], [`LockManager::forget`] |
 //! | change the time to live, the prefix, the timeouts | [`LockManagerBuilder`] |
