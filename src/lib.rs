@@ -45,6 +45,7 @@
 //! | change the time to live, the prefix, the timeouts | [`LockManagerBuilder`] |
 //! | answer otherwise than with problem+json | [`DistributedLockLayer::rejection`], [`Rejection`](lock::Rejection) |
 //! | read from the beginning: keys, "once", guarantees, operations, testing, other clients | [the guide](_guide) |
+//! | find the lines for a WebSocket, a JWT, a Unix socket, a service that is not `Clone` | [recipes](_guide::recipes) |
 //!
 //! # Guarantees and limits
 //!
