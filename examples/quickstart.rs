@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The first exits with 0 if all is as it should be. If `REDIS_URL` is set
-//! (`redis://127.0.0.1:6379`), the locks are in Redis, and it runs two nodes, which have nothing but
-//! Redis in common; if not, the locks are in this process, and it runs one.
+//! (`redis://127.0.0.1:6379`), the locks are in Redis, and it runs two nodes, which have nothing
+//! but Redis in common; if not, the locks are in this process, and it runs one.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -73,14 +73,14 @@ async fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         _ => {
-            esay!("{USAGE}");
+            eprintln!("{USAGE}");
             return ExitCode::from(2);
         }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            esay!("error: {error}");
+            eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
@@ -241,13 +241,14 @@ Two accounts: both run at the same time.
   curl -i -X POST http://{at}/accounts/7/transfer-now & \\
   curl -i -X POST http://{at}/accounts/8/transfer-now; wait
 
-Next: a second node on the same Redis, and the same lines with one port each.
+Next: two nodes on one Redis. Start each in a terminal, and send the lines above to both.
 
+  REDIS_URL=redis://127.0.0.1:6379 PORT={port} cargo run --example quickstart -- --serve
   REDIS_URL=redis://127.0.0.1:6379 PORT={} cargo run --example quickstart -- --serve
 
 Then: cargo run --example webhook, which handles what arrives twice once.
 ",
-        at.port().saturating_add(1)
+        port.saturating_add(1)
     );
     let bank = Bank::new(WORK_BY_HAND, |_| true);
     let app = app(&locks, Node { name: 'A', bank });
@@ -262,7 +263,7 @@ Then: cargo run --example webhook, which handles what arrives twice once.
 
 async fn ctrl_c() {
     if let Err(error) = tokio::signal::ctrl_c().await {
-        esay!("cannot listen for ctrl-c: {error}");
+        eprintln!("cannot listen for ctrl-c: {error}");
         std::future::pending::<()>().await;
     }
 }

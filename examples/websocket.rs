@@ -1,5 +1,5 @@
-//! A document that one WebSocket edits at a time, on all nodes: the lock is held until the socket is
-//! closed.
+//! A document that one WebSocket edits at a time, on all nodes: the lock is held until the socket
+//! is closed.
 //!
 //! ```text
 //! cargo run --example websocket      # on 127.0.0.1:3000, or the port in PORT
@@ -52,7 +52,8 @@ pub fn app(locks: &LockManager) -> Router {
 }
 
 async fn edit(Extension(lease): Extension<Lease>, upgrade: WebSocketUpgrade) -> Response {
-    // Without this, the lock would end with the response, which only says that the protocol changes.
+    // Without this, the lock would end with the response, which only says that the protocol
+    // changes.
     let Some(guard) = lease.take_over() else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };

@@ -1,7 +1,7 @@
 //! The events of the `tracing` feature. Without it, these functions do nothing.
 //!
-//! The operations guide has a table of them. Their target, their fields and their levels are part of
-//! the crate's interface.
+//! The operations guide has a table of them. Their target, their fields and their levels are part
+//! of the crate's interface.
 //!
 //! A key is never shown, only its [fingerprint](crate::LockKey::fingerprint).
 

@@ -9,9 +9,9 @@
 //! `rediss://`, checked against the operating system's authorities or against
 //! [`tls_root_certificate`](crate::LockManagerBuilder). Passwords appear in no error and no log.
 //!
-//! [`connect`](crate::LockManagerBuilder::connect) tries a lock, and fails if Redis is not there, is
-//! a replica or a node of a cluster, or if the user lacks a right: it says where, why and what to
-//! do. [`connect_lazy`](crate::LockManagerBuilder::connect_lazy) lets the service start all the
+//! [`connect`](crate::LockManagerBuilder::connect) tries a lock, and fails if Redis is not there,
+//! is a replica or a node of a cluster, or if the user lacks a right: it says where, why and what
+//! to do. [`connect_lazy`](crate::LockManagerBuilder::connect_lazy) lets the service start all the
 //! same. Requests that need a lock are answered with 503 until Redis is there.
 //!
 //! # ACL

@@ -3,8 +3,8 @@
 //! # Stop work when the lock is lost
 //!
 //! A handler under a layer is stopped by the layer. Work of your own is not, unless it runs in
-//! [`LockManager::with_lock`](crate::LockManager::with_lock). With a guard, it is one `select!`: the
-//! work is dropped where it awaits, before another holder can have the lock.
+//! [`LockManager::with_lock`](crate::LockManager::with_lock). With a guard, it is one `select!`:
+//! the work is dropped where it awaits, before another holder can have the lock.
 //!
 //! ```
 //! use tower_distributed_lock::{Error, LockGuard};
@@ -41,14 +41,15 @@
 //! # let _ = start;
 //! ```
 //!
-//! In the repository, `examples/websocket.rs` does so with axum. A lock that is held for longer than
-//! [`max_hold`](crate::LockManagerBuilder::max_hold) is lost: five minutes, unless it is set.
+//! In the repository, `examples/websocket.rs` does so with axum. A lock is lost when it has been
+//! held for [`max_hold`](crate::LockManagerBuilder::max_hold): five minutes, unless that is set.
 //!
 //! # A lock inside its own lock
 //!
-//! Locks are not re-entrant. A handler that acquires the key which its layer holds waits for itself,
-//! until its time is over (`TimedOut`, or `Held` without a wait). Pass the [`Lease`](crate::Lease)
-//! down to the code that needs to know that the lock is held, and have that code take none:
+//! Locks are not re-entrant. A handler that acquires the key which its layer holds waits for
+//! itself, until its time is over (`TimedOut`, or `Held` without a wait). Pass the
+//! [`Lease`](crate::Lease) down to the code that needs to know that the lock is held, and have that
+//! code take none:
 //!
 //! ```
 //! use tower_distributed_lock::Lease;
@@ -137,7 +138,8 @@
 //! # }
 //! ```
 //!
-//! Its errors are those of the buffer then (`BoxError`). With axum, put a `HandleErrorLayer` outside.
+//! Its errors are those of the buffer then (`BoxError`). With axum, put a `HandleErrorLayer`
+//! outside.
 //!
 //! # One service of a tonic server
 //!

@@ -48,7 +48,8 @@
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() {
 //! # let lock = DistributedLockLayer::new(LockManager::in_memory(), key::path("/accounts/{id}"));
-//! # let app: Router = Router::new().route("/accounts/{id}", post(|| async { "done" }).route_layer(lock));
+//! # let done = post(|| async { "done" }).route_layer(lock);
+//! # let app: Router = Router::new().route("/accounts/{id}", done);
 //! # let send = |path| app.clone().oneshot(Request::post(path).body(Body::empty()).unwrap());
 //! let first = send("/accounts/7").await.unwrap();
 //! assert_eq!(send("/accounts/7").await.unwrap().status(), 409);

@@ -43,7 +43,8 @@ use crate::key::LockKey;
 ///         None => response,
 ///     }
 /// }
-/// # fn layers(app: axum::Router, lock: tower_distributed_lock::DistributedLockLayer) -> axum::Router {
+/// # use {axum::Router, tower_distributed_lock::DistributedLockLayer};
+/// # fn layers(app: Router, lock: DistributedLockLayer) -> Router {
 /// app.route_layer(lock).route_layer(map_response(in_our_form))
 /// # }
 /// ```
@@ -183,8 +184,8 @@ impl Rejection {
         self.key.as_ref()
     }
 
-    /// Returns how long the request waited for its lock, or for the request with the same idempotency
-    /// key. It counts from when the key was found, the round trip to Redis included.
+    /// Returns how long the request waited for its lock, or for the request with the same
+    /// idempotency key. It counts from when the key was found, the round trip to Redis included.
     pub fn waited(&self) -> Duration {
         self.waited
     }

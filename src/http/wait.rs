@@ -1,4 +1,5 @@
-//! [`Wait`]: how long a request waits for its lock. [`prefer_wait`]: as long as its client asks for.
+//! [`Wait`]: how long a request waits for its lock. [`prefer_wait`]: as long as its client asks
+//! for.
 
 use std::fmt;
 use std::sync::Arc;

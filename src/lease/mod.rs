@@ -155,16 +155,16 @@ impl Lease {
         }
     }
 
-    /// Takes the lock over from the [`DistributedLockLayer`](crate::DistributedLockLayer) that holds
-    /// it for this request: it stays held for as long as the returned guard lives, and the layer no
-    /// longer releases it. For work that goes on after the response, such as a WebSocket.
+    /// Takes the lock over from the [`DistributedLockLayer`](crate::DistributedLockLayer) that
+    /// holds it for this request: it stays held for as long as the returned guard lives, and the
+    /// layer no longer releases it. For work that goes on after the response, such as a WebSocket.
     ///
-    /// Returns `None` if the layer has no lock to give: it was taken over before, or is lost, or the
-    /// layer has released it; or this lease is of a guard, or of an
+    /// Returns `None` if the layer has no lock to give: it was taken over before, or is lost, or
+    /// the layer has released it; or this lease is of a guard, or of an
     /// [`IdempotencyLayer`](crate::IdempotencyLayer).
     ///
-    /// The layer still stops the handler when the lock is lost. Nothing stops what goes on after the
-    /// response: it has to watch [`LockGuard::lost`]. A lock is lost when it has been held for
+    /// The layer still stops the handler when the lock is lost. Nothing stops what goes on after
+    /// the response: it has to watch [`LockGuard::lost`]. A lock is lost when it has been held for
     /// [`max_hold`](crate::LockManagerBuilder::max_hold), by default five minutes.
     ///
     /// # Example

@@ -32,7 +32,8 @@ pub(super) type FindKey = dyn Fn(&Parts) -> KeyResult + Send + Sync;
 ///
 /// A connection that is upgraded (`101 Switching Protocols`: WebSocket) runs without the lock, with
 /// either: its request ends with the head of the response. The handler can take the lock over, by
-/// [`Lease::take_over`](crate::Lease::take_over), and hand it to the task that serves the connection.
+/// [`Lease::take_over`](crate::Lease::take_over), and hand it to the task that serves the
+/// connection.
 ///
 /// [`DistributedLockLayer::hold`]: super::DistributedLockLayer::hold
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

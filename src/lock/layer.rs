@@ -146,11 +146,11 @@ impl DistributedLockLayer {
         self.set(|config| config.wait.set(wait))
     }
 
-    /// Sets how long each request waits for its turn, by a closure. For `None`, [`wait`](Self::wait)
-    /// counts. Zero is no waiting; more than a day is a day.
+    /// Sets how long each request waits for its turn, by a closure. For `None`,
+    /// [`wait`](Self::wait) counts. Zero is no waiting; more than a day is a day.
     ///
-    /// [`prefer_wait`](super::prefer_wait) is such a closure, for clients that say how long they wait.
-    /// The header `grpc-timeout` is an upper limit here too.
+    /// [`prefer_wait`](super::prefer_wait) is such a closure, for clients that say how long they
+    /// wait. The header `grpc-timeout` is an upper limit here too.
     ///
     /// # Example
     ///

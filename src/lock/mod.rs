@@ -124,8 +124,9 @@
 //!   outside lets it run to its end.
 //! - **A body that is not read** holds its lock, until it is dropped or
 //!   [`max_hold`](crate::LockManagerBuilder::max_hold) is over.
-//! - **An upgraded connection** (WebSocket) runs without the lock, which ends with the 101, unless the
-//!   handler [takes it over](crate::Lease::take_over). So does work that goes on in another task.
+//! - **An upgraded connection** (WebSocket) runs without the lock, which ends with the 101, unless
+//!   the handler [takes it over](crate::Lease::take_over). So does work that goes on in another
+//!   task.
 //! - **Clients can block each other** through keys that they choose: see
 //!   [`key`](crate::key#keys-come-from-strangers).
 //! - **A process can be paused** for longer than its lock lives, and go on before it has noticed.

@@ -341,8 +341,8 @@ impl LockManagerBuilder {
     /// Connects to Redis. The URL is `redis://user:password@host:port/database`, with the feature
     /// `tls` also `rediss://`; all but the host may be left out.
     ///
-    /// It takes, hands on and releases a lock of a random name, so that it succeeds only where locks
-    /// can be had. Later connections are made without that.
+    /// It takes, hands on and releases a lock of a random name, so that it succeeds only where
+    /// locks can be had. Later connections are made without that.
     ///
     /// # Errors
     ///

@@ -143,8 +143,8 @@ impl LockManager {
     }
 
     /// Takes the lock as soon as it is free, within `wait`. Requests of one process get it in order
-    /// of arrival, processes in the order in which they began to wait. With a `wait` of zero, it does
-    /// what [`try_acquire`](Self::try_acquire) does.
+    /// of arrival, processes in the order in which they began to wait. With a `wait` of zero, it
+    /// does what [`try_acquire`](Self::try_acquire) does.
     ///
     /// A caller that gives up, by dropping the future, leaves the queue.
     ///

@@ -30,18 +30,19 @@ pub enum Once<T, E> {
     AlreadyDone,
     /// It is running at this moment, in another task or on another node.
     ///
-    /// It is not done yet. If that node dies, no other runs it before [`once`](LockManager::once) is
-    /// called again.
+    /// It is not done yet. If that node dies, no other runs it before [`once`](LockManager::once)
+    /// is called again.
     Running,
 }
 
 impl LockManager {
-    /// Does work once on all nodes, and remembers for the time of `retention` that it is done: for a
-    /// job that every node starts each night. The value stays here; the other nodes learn that the
-    /// work is done.
+    /// Does work once on all nodes, and remembers for the time of `retention` that it is done: for
+    /// a job that every node starts each night. The value stays here; the other nodes learn that
+    /// the work is done.
     ///
-    /// While it runs, the work holds a lock of its own, which has nothing to do with the lock of the
-    /// same key. If that is lost, the work is stopped where it awaits. So it is when it has taken
+    /// While it runs, the work holds a lock of its own, which has nothing to do with the lock of
+    /// the same key. If that is lost, the work is stopped where it awaits. So it is when it has
+    /// taken
     /// [`max_hold`](crate::LockManagerBuilder::max_hold), by default five minutes: give longer jobs
     /// a manager with a longer one.
     ///
@@ -52,8 +53,8 @@ impl LockManager {
     ///
     /// # Errors
     ///
-    /// - [`ErrorKind::Lost`]: the lock was lost while the work ran, or the work was done and Redis did
-    ///   not confirm that it is recorded. It may run again.
+    /// - [`ErrorKind::Lost`]: the lock was lost while the work ran, or the work was done and Redis
+    ///   did not confirm that it is recorded. It may run again.
     /// - [`ErrorKind::Config`]: `retention` is shorter than a second or longer than a year.
     /// - [`ErrorKind::Unavailable`], [`ErrorKind::InvalidKey`], [`ErrorKind::Closed`]: the work did
     ///   not begin, as for [`try_acquire`](Self::try_acquire).
@@ -129,13 +130,14 @@ impl LockManager {
         }
     }
 
-    /// Deletes what is remembered under a key, so that its work, or its request, runs again. Returns
-    /// whether anything was. What runs at this moment goes on, and is remembered when it ends.
+    /// Deletes what is remembered under a key, so that its work, or its request, runs again.
+    /// Returns whether anything was. What runs at this moment goes on, and is remembered when it
+    /// ends.
     ///
     /// The key of [`once`](Self::once) is the one that it was called with. That of a response of an
     /// [`IdempotencyLayer`](crate::IdempotencyLayer) is its [scope] and its idempotency key,
-    /// joined; the default scope is itself joined, of the method and the path. If a key was used for
-    /// both, both are deleted.
+    /// joined; the default scope is itself joined, of the method and the path. If a key was used
+    /// for both, both are deleted.
     ///
     /// # Errors
     ///

@@ -118,7 +118,7 @@ mod of_tower {
         box_clone_sync: BoxCloneSyncServiceLayer::new(tower::layer::util::Identity::new());
         buffer: BufferLayer::new(8);
         concurrency_limit: ConcurrencyLimitLayer::new(8);
-        filter: FilterLayer::new(|request| Ok::<_, BoxError>(request));
+        filter: FilterLayer::new(Ok::<_, BoxError>);
         global_concurrency_limit: GlobalConcurrencyLimitLayer::new(8);
         load_shed: LoadShedLayer::new();
         map_err: MapErrLayer::new(|error| error);
@@ -131,7 +131,7 @@ mod of_tower {
         rate_limit: (BufferLayer::new(8), RateLimitLayer::new(8, LONG));
         spawn_ready: (BufferLayer::new(8), SpawnReadyLayer::new());
         retry: RetryLayer::new(Never);
-        then: ThenLayer::new(|result| ready(result));
+        then: ThenLayer::new(ready);
         timeout: TimeoutLayer::new(LONG);
     }
 }

@@ -156,9 +156,9 @@ impl RedisStore {
         let mut forget = redis::pipe();
         forget.cmd("EVAL").arg(scripts::FORGET.source).arg(1);
         forget.arg(lock_name(&self.settings.prefix, key));
-        let found = match self.execute(forget, 0, READS).await?.pop() {
-            Some(Value::BulkString(found)) => found,
-            _ => return Err(self.address.unavailable("a reply has an unexpected form")),
+        let mut replies = self.execute(forget, 0, READS).await?;
+        let Some(Value::BulkString(found)) = replies.pop() else {
+            return Err(self.address.unavailable("a reply has an unexpected form"));
         };
         if let Some(Ok(manifest)) = Manifest::decode(&found) {
             self.discard(key, manifest.parts()).await;

@@ -38,7 +38,8 @@ async fn a_node_of_a_cluster_is_refused() {
     let redis = server.client().await;
     let without_slots = refusal(&server.url()).await;
     assert!(without_slots.contains("Redis Cluster"), "{without_slots}");
-    // A cluster of one node, which has all keys, and takes none together that differ in their slots.
+    // A cluster of one node, which has all keys, and takes none together that differ in their
+    // slots.
     run(&redis, "CONFIG SET cluster-require-full-coverage no").await;
     run(&redis, "CLUSTER ADDSLOTSRANGE 0 16383").await;
     eventually("it has all slots", || async {
