@@ -39,10 +39,13 @@
 //! | lock an account, an order, a header's value, what the body says | [`key`], [`DistributedLockLayer::from_extension`] |
 //! | handle a webhook or a payment once, however often it arrives | [`IdempotencyLayer`] |
 //! | let a request run to its end when its client leaves | [`DetachLayer`] |
-//! | take a lock without HTTP | [`LockManager::acquire`], [`LockGuard`] |
+//! | keep the lock for a WebSocket, or for work after the response | [`Lease::take_over`] |
+//! | take a lock without HTTP | [`LockManager::with_lock`], [`LockManager::acquire`], [`LockGuard`] |
+//! | do a job once on all nodes, forget that it was done | [`LockManager::once`], [`LockManager::forget`] |
 //! | change the time to live, the prefix, the timeouts | [`LockManagerBuilder`] |
 //! | answer otherwise than with problem+json | [`DistributedLockLayer::rejection`], [`Rejection`](lock::Rejection) |
 //! | read from the beginning: keys, "once", guarantees, operations, testing, other clients | [the guide](_guide) |
+//! | find the lines for a WebSocket, a JWT, a Unix socket, a service that is not `Clone` | [recipes](_guide::recipes) |
 //!
 //! # Guarantees and limits
 //!
@@ -110,7 +113,7 @@ pub use self::idempotency::IdempotencyLayer;
 pub use self::key::LockKey;
 pub use self::lease::{Lease, LostReason};
 pub use self::lock::DistributedLockLayer;
-pub use self::manager::{LockGuard, LockManager, LockManagerBuilder};
+pub use self::manager::{LockGuard, LockManager, LockManagerBuilder, Once};
 pub use self::store::{Credentials, RedisServer};
 
 /// Runs the examples of the README as tests.

@@ -10,8 +10,9 @@
 //! operating system's authorities or against [`tls_root_certificate`](crate::LockManagerBuilder).
 //! Passwords appear in no error and no log.
 //!
-//! [`connect`](crate::LockManagerBuilder::connect) fails if Redis is not there, and says where and
-//! why. [`connect_lazy`](crate::LockManagerBuilder::connect_lazy) lets the service start all the
+//! [`connect`](crate::LockManagerBuilder::connect) tries a lock, and fails if Redis is not there,
+//! is a replica or a node of a cluster, or if the user lacks a right: it says where, why and what
+//! to do. [`connect_lazy`](crate::LockManagerBuilder::connect_lazy) lets the service start all the
 //! same. Requests that need a lock are answered with 503 until Redis is there.
 //!
 //! # ACL
@@ -55,27 +56,38 @@
 //! another client deletes a lock: the holder notices at its next renewal. (A lock that a client of
 //! another kind holds is looked at every 100 ms.)
 //!
-//! # What to alert on
+//! # Events, and what to alert on
 //!
-//! With the feature `tracing`, keys appear as [fingerprints](crate::LockKey::fingerprint) only.
-//! These events are rare when all is well:
+//! With the feature `tracing`, all events have the target `tower_distributed_lock`. Their levels,
+//! messages and fields change only with a major version. Keys appear as
+//! [fingerprints](crate::LockKey::fingerprint) only, times are in milliseconds.
 //!
-//! | Level | Event | What it means |
-//! |---|---|---|
-//! | error | `the answer to an idempotency key could not be recorded…` | the work was done, and a duplicate may do it again |
-//! | error | `the record of an idempotency key cannot be read…` | damaged, partly evicted, or written by a newer version: 500 for that key |
-//! | error | `the state of a lock was given up after a panic…`, `the background task of a lock manager panicked…` | a panic, kept to one key or mended by starting again: a mistake in this crate, or in a waker or subscriber of the service. Please report it |
-//! | warn | `lock lost` (`reason`) | `Expired`: Redis was away or the process stood still; `Taken`: another client wrote to the lock; `MaxHold`: the request took too long |
-//! | warn | `no connection to Redis` (`why`) | requests are answered with 503 |
-//! | warn | `the answer to an idempotency key could not be kept whole…` | its duplicates get the head only |
-//! | warn | `the primary has no min-replicas-to-write…` | see [Sentinel](super::topologies#settings). Told once by a manager |
-//! | warn | `credentials for Redis could not be renewed` (`why`) | the callback failed, or Redis refused what it returned. The connection ends when the old credentials expire |
-//! | warn | `Redis does not tell when a lock is deleted by someone else` | see RESP2 above, or `CLIENT TRACKING` is refused |
+//! | Level | Event | Fields | What it means |
+//! |---|---|---|---|
+//! | error | `the answer to an idempotency key could not be recorded…` | `key`, `error` | the work was done, and a duplicate may do it again |
+//! | error | `the record of an idempotency key cannot be read…` | `key`, `reason` | damaged, partly evicted, or written by a newer version: 500 for that key |
+//! | error | `the state of a lock was given up after a panic…` | `key` | a panic, kept to one key: a mistake in this crate, or in a waker or subscriber of the service. Please report it |
+//! | error | `the background task of a lock manager panicked…` | | the same, mended by starting again |
+//! | error | `the background task of a lock manager cannot be started` | `why` | the system gives no thread; it is tried again with the next request |
+//! | warn | `Redis gives no locks` | `server`, `why` | an outage begins: requests are answered with 503. `why` tells a connection that failed from a server that refuses, such as a replica |
+//! | debug | `Redis still gives no locks` | `server`, `why` | another attempt of the same outage has failed |
+//! | info | `Redis gives locks again` | `server`, `down_ms` | the outage is over |
+//! | warn | `Redis does not tell when a lock is deleted by someone else` | `server`, `why` | once for a manager: `CLIENT TRACKING` is refused, see RESP2 above |
+//! | warn | `the primary has no min-replicas-to-write…` | | see [Sentinel](super::topologies#settings). Told once by a manager |
+//! | warn | `credentials for Redis could not be renewed` | `why` | the callback failed, or Redis refused what it returned. The connection ends when the old credentials expire |
+//! | warn | `lock lost` | `key`, `fencing_token`, `held_ms`, `reason` | `Expired`: Redis was away or the process stood still; `Taken`: another client wrote to the lock; `MaxHold`: the request took too long |
+//! | warn | `the answer to an idempotency key could not be kept whole…` | `key`, `error` | its duplicates get the head only |
+//! | debug | `lock acquired` | `key`, `fencing_token`, `waited_ms` | |
+//! | debug | `lock not acquired` | `key`, `waited_ms`, `reason`, `error` | `reason` is an [`ErrorKind`](crate::ErrorKind) |
+//! | debug | `lock released` | `key`, `fencing_token`, `held_ms` | |
+//! | debug | `record found` | `key`, `waited_ms` | a duplicate, or a job that is done already |
 //!
-//! Acquired, refused and released locks are events of level debug, with `waited_ms` and `held_ms`.
-//! A span `lock` is around the handler. Without `tracing`, count what a layer outside finds in the
-//! response's extensions: a [`Rejection`](crate::lock::Rejection) in every response by which these
-//! layers say that a request did not run.
+//! A span `lock` (level info) with `key` and `fencing_token` is around each piece of a request's
+//! work under its lock.
+//!
+//! Errors and warnings are rare when all is well. Without `tracing`, count what a layer outside
+//! finds in the response's extensions: a [`Rejection`](crate::lock::Rejection) in every response by
+//! which these layers say that a request did not run.
 //!
 //! # Sizing
 //!

@@ -16,8 +16,9 @@ use super::body::ResponseBody;
 use super::config::{Config, OnUnavailable, Unlocked};
 use super::finish::{Finish, finish};
 use super::held_lock::{BoxFuture, HeldLock};
+use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::http::{Content, Protocol, RejectedBy, Rejection, RejectionKind, insert_lease};
+use crate::http::{Content, Protocol, RejectedBy, insert_lease};
 use crate::key::LockKey;
 use crate::manager::LockGuard;
 
@@ -33,8 +34,27 @@ pin_project! {
     {
         config: Arc<Config>,
         protocol: Protocol,
+        wait: Waited,
         #[pin]
         state: State<S, B, S::Future, R>,
+    }
+}
+
+/// What a rejection tells of the lock.
+struct Waited {
+    key: Option<LockKey>,
+    since: Time,
+    /// How long it took until the lock was acquired or not.
+    time: Duration,
+}
+
+impl Waited {
+    fn on(key: Option<LockKey>) -> Self {
+        Self {
+            key,
+            since: Time::now(),
+            time: Duration::ZERO,
+        }
     }
 }
 
@@ -54,7 +74,7 @@ pin_project! {
         Unlocked { #[pin] inner: F },
         // The response is kept back until Redis has released the lock.
         Releasing { is_lost: BoxFuture<bool>, response: Option<Response<ResponseBody<R>>> },
-        Rejected { rejection: Rejection },
+        Rejected { error: Error },
         Done,
     }
 }
@@ -63,20 +83,28 @@ impl<S, B, R> ResponseFuture<S, B, R>
 where
     S: Service<Request<B>>,
 {
-    fn new(config: Arc<Config>, protocol: Protocol, state: State<S, B, S::Future, R>) -> Self {
+    /// A request that does not run.
+    pub(super) fn rejected(
+        config: Arc<Config>,
+        protocol: Protocol,
+        key: Option<LockKey>,
+        error: Error,
+    ) -> Self {
         Self {
             config,
             protocol,
-            state,
+            wait: Waited::on(key),
+            state: State::Rejected { error },
         }
     }
 
-    pub(super) fn rejected(config: Arc<Config>, protocol: Protocol, kind: RejectionKind) -> Self {
-        Self::new(config, protocol, State::rejected(protocol, kind))
-    }
-
     pub(super) fn unlocked(config: Arc<Config>, protocol: Protocol, inner: S::Future) -> Self {
-        Self::new(config, protocol, State::Unlocked { inner })
+        Self {
+            config,
+            protocol,
+            wait: Waited::on(None),
+            state: State::Unlocked { inner },
+        }
     }
 
     pub(super) fn acquiring(
@@ -88,11 +116,17 @@ where
         request: Request<B>,
     ) -> Self {
         let shared = Arc::clone(&config);
+        let waited = Waited::on(Some(key.clone()));
         let state = State::Acquiring {
             acquiring: Box::pin(async move { shared.locks.take(key, wait).await }),
             call: Some((service, request)),
         };
-        Self::new(config, protocol, state)
+        Self {
+            config,
+            protocol,
+            wait: waited,
+            state,
+        }
     }
 }
 
@@ -111,8 +145,9 @@ where
             let next = match this.state.as_mut().project() {
                 StateProj::Acquiring { acquiring, call } => {
                     let acquired = ready!(acquiring.as_mut().poll(cx));
+                    this.wait.time = Time::now().since(this.wait.since);
                     let (service, request) = call.take().expect("acquired once");
-                    call_service(config, protocol, acquired, service, request)
+                    call_service(config, acquired, service, request)
                 }
                 StateProj::Locked { inner, lock } => {
                     let held = lock.as_mut().expect("taken when the service has returned");
@@ -121,7 +156,7 @@ where
                     // Drops the service's future: the work ends before its lock does.
                     this.state.set(State::Done);
                     match returned {
-                        None => State::rejected(protocol, RejectionKind::Lost),
+                        None => State::lost(),
                         Some(Err(error)) => return Poll::Ready(Err(error)),
                         Some(Ok(response)) => match finish(config, protocol, lock, response, cx) {
                             Finish::Respond(response) => return Poll::Ready(Ok(response)),
@@ -129,7 +164,7 @@ where
                                 is_lost,
                                 response: Some(response),
                             },
-                            Finish::Lost => State::rejected(protocol, RejectionKind::Lost),
+                            Finish::Lost => State::lost(),
                         },
                     }
                 }
@@ -141,7 +176,7 @@ where
                 }
                 StateProj::Releasing { is_lost, response } => {
                     match ready!(is_lost.as_mut().poll(cx)) {
-                        true => State::rejected(protocol, RejectionKind::Lost),
+                        true => State::lost(),
                         false => {
                             let response = response.take().expect("released once");
                             this.state.set(State::Done);
@@ -149,8 +184,11 @@ where
                         }
                     }
                 }
-                StateProj::Rejected { rejection } => {
-                    let response = config.respond(*rejection);
+                StateProj::Rejected { error } => {
+                    let (reason, key) = (error.clone().into(), this.wait.key.take());
+                    let by = RejectedBy::Lock;
+                    let rejection = protocol.reject(reason, by, key, this.wait.time);
+                    let response = config.respond(rejection);
                     this.state.set(State::Done);
                     let fixed = |data| ResponseBody::unlocked(Content::fixed(data));
                     return Poll::Ready(Ok(response.map(fixed)));
@@ -163,16 +201,15 @@ where
 }
 
 impl<S, B, F, R> State<S, B, F, R> {
-    fn rejected(protocol: Protocol, kind: RejectionKind) -> Self {
-        let rejection = protocol.reject(kind, RejectedBy::Lock);
-        Self::Rejected { rejection }
+    fn lost() -> Self {
+        let error = Error::of(ErrorKind::Lost);
+        Self::Rejected { error }
     }
 }
 
 /// Calls the service under the lock, or without one where the settings allow it.
 fn call_service<S, B, R>(
     config: &Config,
-    protocol: Protocol,
     acquired: Result<LockGuard, Error>,
     mut service: S,
     mut request: Request<B>,
@@ -182,7 +219,7 @@ where
 {
     match acquired {
         // Time may have passed since it was granted.
-        Ok(guard) if !guard.lease().is_held() => State::rejected(protocol, RejectionKind::Lost),
+        Ok(guard) if !guard.lease().is_held() => State::lost(),
         Ok(guard) => {
             insert_lease(guard.lease().clone(), request.extensions_mut());
             let lock = HeldLock::new(guard, config.on_lost);
@@ -200,7 +237,7 @@ where
                 inner: service.call(request),
             }
         }
-        Err(error) => State::rejected(protocol, error.kind().into()),
+        Err(error) => State::Rejected { error },
     }
 }
 

@@ -12,7 +12,8 @@ use tower::{BoxError, Service};
 use super::body::ResponseBody;
 use super::config::Config;
 use super::future::ResponseFuture;
-use crate::http::{Protocol, RejectionKind, find_lease};
+use crate::error::{Error, ErrorKind};
+use crate::http::{Protocol, find_lease};
 
 /// Runs every request of the service inside under a lock. Made by a
 /// [`DistributedLockLayer`](super::DistributedLockLayer).
@@ -72,18 +73,19 @@ where
         let protocol = Protocol::of(&parts);
         let key = match config.key(&parts) {
             Ok(key) => key,
-            Err(error) => return ResponseFuture::rejected(config, protocol, error.kind().into()),
+            Err(error) => return ResponseFuture::rejected(config, protocol, None, error),
         };
         // A layer that is applied twice takes a lock once.
         let outer = key
             .as_ref()
             .and_then(|key| find_lease(&parts.extensions, config.locks.id(), key));
         match (key, outer) {
-            (Some(_), Some(lease)) if !lease.is_held() => {
-                ResponseFuture::rejected(config, protocol, RejectionKind::Lost)
+            (Some(key), Some(lease)) if !lease.is_held() => {
+                let lost = Error::of(ErrorKind::Lost);
+                ResponseFuture::rejected(config, protocol, Some(key), lost)
             }
             (Some(key), None) => {
-                let wait = protocol.wait(config.wait, &parts);
+                let wait = protocol.wait(&config.wait, &parts);
                 let request = Request::from_parts(parts, body);
                 ResponseFuture::acquiring(config, protocol, key, wait, ready, request)
             }

@@ -8,6 +8,8 @@ use super::{Core, LockManager};
 use crate::error::{Error, ErrorKind};
 use crate::store::{Credentials, CredentialsCallback, Options, RedisServer, Servers, Store, Tls};
 
+const DEFAULT_COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The settings of a [`LockManager`], made by [`LockManager::builder`].
 ///
 /// | Setting | Default | |
@@ -16,7 +18,7 @@ use crate::store::{Credentials, CredentialsCallback, Options, RedisServer, Serve
 /// | [`renewal`](Self::renewal) | a third of the time to live | how often a held lock is renewed |
 /// | [`max_hold`](Self::max_hold) | 5 min | how long one holder may hold a lock |
 /// | [`prefix`](Self::prefix) | `lock:` | what the names of the locks in Redis begin with |
-/// | [`command_timeout`](Self::command_timeout) | 1 s | how long Redis may take to connect, and then to reply |
+/// | [`command_timeout`](Self::command_timeout) | 1 s, or the time to live if that is less | how long Redis may take to connect, and then to reply |
 /// | [`max_waiters_per_key`](Self::max_waiters_per_key) | 10 000 | how many requests of this process wait for one lock |
 /// | [`max_waiters`](Self::max_waiters) | 100 000 | how many wait for all locks together |
 /// | [`burst`](Self::burst) | 16, 50 ms | how many of this process go before another process that waits, and for how long |
@@ -59,7 +61,7 @@ pub struct LockManagerBuilder {
     renewal: Option<Duration>,
     max_hold: Duration,
     prefix: String,
-    command_timeout: Duration,
+    command_timeout: Option<Duration>,
     max_waiters_per_key: usize,
     max_waiters: usize,
     burst: u32,
@@ -78,7 +80,7 @@ impl Default for LockManagerBuilder {
             renewal: None,
             max_hold: Duration::from_secs(5 * 60),
             prefix: "lock:".to_owned(),
-            command_timeout: Duration::from_secs(1),
+            command_timeout: None,
             max_waiters_per_key: 10_000,
             max_waiters: 100_000,
             burst: 16,
@@ -203,8 +205,8 @@ impl LockManagerBuilder {
 
     /// Sets how long Redis may take to accept a connection, and then to reply to a command, before
     /// a request is told that it is [unavailable](ErrorKind::Unavailable). A request that needs a
-    /// new connection may wait for both. Default: 1 s. From 1 ms to the [time to live](Self::ttl):
-    /// a lease that takes longer to get is of no use.
+    /// new connection may wait for both. Default: 1 s, or the [time to live](Self::ttl) if that is
+    /// less. From 1 ms to the time to live: a lease that takes longer to get is of no use.
     ///
     /// After several timeouts in a row, requests are told at once until Redis is back.
     ///
@@ -219,7 +221,7 @@ impl LockManagerBuilder {
     /// # Ok::<(), tower_distributed_lock::Error>(())
     /// ```
     pub fn command_timeout(mut self, command_timeout: Duration) -> Self {
-        self.command_timeout = command_timeout;
+        self.command_timeout = Some(command_timeout);
         self
     }
 
@@ -475,10 +477,14 @@ impl LockManagerBuilder {
     /// but the host may be left out), or a `redis::Client`: see [`RedisServer`], also for TLS and
     /// Unix sockets.
     ///
+    /// It takes, hands on and releases a lock of a random name, so that it succeeds only where
+    /// locks can be had. Later connections are made without that.
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::Config`] if the URL or a setting is not valid, [`ErrorKind::Unavailable`], with
-    /// the address and the cause, if the server cannot be used.
+    /// the address, the cause and what to do, if the server cannot be used: it is not there, is a
+    /// replica or a node of a Redis Cluster, or its user lacks rights.
     ///
     /// # Example
     ///
@@ -662,11 +668,12 @@ impl LockManagerBuilder {
     fn manager(self, servers: Option<Servers>) -> Result<LockManager, Error> {
         let rules = self.rules()?;
         let may_fail_over = matches!(servers, Some(Servers::Sentinel { .. }));
+        let command_timeout = self.chosen_command_timeout();
         let options = Options {
             prefix: self.prefix,
             ttl: self.ttl,
             grant_ttl: rules.grant_ttl,
-            command_timeout: self.command_timeout,
+            command_timeout,
             quarantine: self.quarantine.unwrap_or(may_fail_over),
             min_replicas: self.min_replicas,
             tls: self.tls,
@@ -674,10 +681,15 @@ impl LockManagerBuilder {
         };
         let store = match servers {
             None => Store::in_memory(&options),
-            Some(servers) => Store::at(servers, options)?,
+            Some(servers) => Store::at(servers, &options)?,
         };
-        let core = Core::new(store, rules, self.command_timeout, self.max_waiters);
+        let core = Core::new(store, rules, command_timeout, self.max_waiters);
         Ok(LockManager::from_core(core))
+    }
+
+    fn chosen_command_timeout(&self) -> Duration {
+        let default = || DEFAULT_COMMAND_TIMEOUT.min(self.ttl);
+        self.command_timeout.unwrap_or_else(default)
     }
 
     fn rules(&self) -> Result<Rules, Error> {
@@ -698,7 +710,7 @@ impl LockManagerBuilder {
         )?;
         between(
             "command_timeout",
-            self.command_timeout,
+            self.chosen_command_timeout(),
             millisecond,
             self.ttl,
         )?;

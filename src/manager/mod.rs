@@ -4,8 +4,10 @@ mod background;
 mod builder;
 mod core;
 mod guard;
+mod once;
 pub(crate) mod slot;
 mod waiters;
+mod with_lock;
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ pub use self::builder::LockManagerBuilder;
 pub(crate) use self::core::Core;
 use self::core::Taken;
 pub use self::guard::LockGuard;
+pub use self::once::Once;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::store::{Damage, RedisServer};
@@ -187,7 +190,8 @@ impl LockManager {
     }
 
     /// Takes the lock as soon as it is free, within `wait`. Requests of one process get it in order
-    /// of arrival, processes in the order in which they began to wait.
+    /// of arrival, processes in the order in which they began to wait. With a `wait` of zero, it
+    /// does what [`try_acquire`](Self::try_acquire) does.
     ///
     /// A caller that gives up, by dropping the future, leaves the queue.
     ///
@@ -265,6 +269,7 @@ impl LockManager {
     }
 
     async fn request(&self, key: &LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
+        let wait = wait.filter(|wait| !wait.is_zero());
         let mut request = self.core.request(key, wait.is_some())?;
         let limit = wait.or_else(|| self.core.store.replies_within());
         let decision = match limit {
@@ -320,6 +325,10 @@ impl LockManager {
     /// ```
     pub async fn close(&self) {
         self.core.close().await;
+    }
+
+    fn is_closed(&self) -> bool {
+        self.core.is_closed.load(Ordering::Acquire)
     }
 
     /// Tells this manager, and its clones, from others in the process.

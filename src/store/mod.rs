@@ -158,7 +158,7 @@ impl Store {
     /// # Errors
     ///
     /// [`ErrorKind::Config`] if a URL is not valid. The error does not repeat it.
-    pub(crate) fn at(servers: Servers, options: Options) -> Result<Self, Error> {
+    pub(crate) fn at(servers: Servers, options: &Options) -> Result<Self, Error> {
         Ok(match servers {
             Servers::Cluster(servers) => Self::Cluster(redis::ClusterStore::new(servers, options)?),
             servers => Self::Redis(redis::RedisStore::new(servers, options)?),
@@ -275,6 +275,17 @@ impl Store {
             Self::Memory(_) => {}
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => {}
+        }
+    }
+
+    /// Deletes the record in a lock's place. A lock stays. Returns whether there was a record.
+    pub(crate) async fn forget(&self, key: &LockKey) -> Result<bool, Error> {
+        match self {
+            Self::Memory(memory) => Ok(memory.forget(key)),
+            Self::Redis(redis) => redis.forget(key).await,
+            Self::Cluster(cluster) => cluster.forget(key).await,
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => unreachable!("programs forget nothing"),
         }
     }
 

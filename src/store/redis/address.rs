@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{ErrorKind as RedisKind, ProtocolVersion, RedisError, ServerErrorKind};
+use redis::{ProtocolVersion, RedisError};
 use tokio::time::{Instant, timeout};
 
 use super::Settings;
 use super::connection::{Link, closed, replication};
 use super::credentials::CredentialsCallback;
 use super::endpoint::{Endpoint, config};
+use super::probe::explain;
 use super::sentinel::{Sentinels, ZOMBIE};
 use super::tls::Tls;
 use crate::error::{Error, ErrorKind};
@@ -49,12 +50,12 @@ impl Address {
 
     /// Returns the address of one server, which is always the same.
     pub(super) fn of(server: Endpoint, credentials: Option<CredentialsCallback>) -> Self {
-        let place = Place::Server(server);
+        let place = Place::Server(Box::new(server));
         Self { place, credentials }
     }
 
     /// Returns host and port, without user and password.
-    fn display(&self) -> String {
+    pub(super) fn display(&self) -> String {
         match &self.place {
             Place::Server(server) => server.display(),
             Place::Sentinels(sentinels) => sentinels.display(),
@@ -116,7 +117,7 @@ impl Address {
         sentinels: Option<&Arc<Sentinels>>,
     ) -> Result<Link, Error> {
         let (server, valid_for) = self.log_in(server).await?;
-        let failed = |error| failed(&server.display(), error);
+        let failed = |error| failed(&server.display(), error, settings);
         let mut link = Link::open(&server, settings).await.map_err(failed)?;
         if let (Some(callback), Some(_)) = (&self.credentials, valid_for) {
             let keeping = callback.clone();
@@ -166,7 +167,9 @@ impl Address {
     ) -> Result<MultiplexedConnection, Error> {
         let (server, _) = self.log_in(server).await?;
         let opening = server.open_in_task(ProtocolVersion::RESP2, config());
-        let mut connection = opening.await.map_err(|error| self.failed(error))?;
+        let mut connection = opening
+            .await
+            .map_err(|error| self.failed(error, settings))?;
         let _: Result<(), RedisError> = redis::cmd("CLIENT")
             .arg("SETNAME")
             .arg(settings.names.client())
@@ -179,8 +182,12 @@ impl Address {
         unavailable(&self.display(), why)
     }
 
-    pub(super) fn failed(&self, error: RedisError) -> Error {
-        failed(&self.display(), error)
+    pub(super) fn failed(&self, error: RedisError, settings: &Settings) -> Error {
+        failed(&self.display(), error, settings)
+    }
+
+    pub(super) fn cannot_use(&self, why: &str) -> String {
+        cannot_use(&self.display(), why)
     }
 }
 
@@ -188,25 +195,11 @@ fn unavailable(server: &str, why: &str) -> Error {
     Error::new(ErrorKind::Unavailable, cannot_use(server, why))
 }
 
-fn failed(server: &str, error: RedisError) -> Error {
-    let message = cannot_use(server, &explain(&error));
+fn failed(server: &str, error: RedisError, settings: &Settings) -> Error {
+    let message = cannot_use(server, &explain(&error, settings));
     Error::caused_by(ErrorKind::Unavailable, message, error)
 }
 
 fn cannot_use(server: &str, why: &str) -> String {
     format!("cannot use Redis at {server}: {why}")
-}
-
-/// Describes the cause, and what to do about it where the server's own words do not say.
-fn explain(error: &RedisError) -> String {
-    match error.kind() {
-        RedisKind::AuthenticationFailed => {
-            format!("{error}. Check the user and the password")
-        }
-        RedisKind::Server(ServerErrorKind::NoPerm) => format!(
-            "{error}. The user needs the commands of the crate's scripts, its keys and its inbox channels: see \
-             the operations guide in the documentation"
-        ),
-        _ => error.to_string(),
-    }
 }

@@ -643,7 +643,7 @@ fn failed(error: RedisError, unknown: bool) -> Said {
 
 /// Returns the code of an error. Redis 6 puts an error within a script into the text of another
 /// one: `ERR Error running script (…): @user_script:1: @user_script: 1: -READONLY You can't …`.
-fn code(error: &RedisError) -> Option<&str> {
+pub(super) fn code(error: &RedisError) -> Option<&str> {
     let within_script = error.detail().and_then(|detail| {
         let (_, within) = detail
             .strip_prefix("Error running script ")?

@@ -171,7 +171,7 @@ impl RedisStore {
             let replies: Vec<Value> = pipeline
                 .query_async(&mut connection)
                 .await
-                .map_err(|error| self.address.failed(error))?;
+                .map_err(|error| self.address.failed(error, &self.settings))?;
             let confirmed = read_confirmed(&locks, &replies);
             let confirmed = confirmed
                 .ok_or_else(|| self.address.unavailable("a reply has an unexpected form"))?;

@@ -38,6 +38,8 @@ pub(super) struct Link {
     pub(super) dates_grants: bool,
     /// What is found out later holds for later calls: each call has what it was made for.
     pub(super) server: Arc<Server>,
+    /// Why the server does not track what is read.
+    pub(super) no_tracking: Option<RedisError>,
     /// Why no lock can be given before the server is [made ready](Link::make_ready).
     pub(super) unready: Option<Error>,
     /// Until then, no lock may be given.
@@ -67,11 +69,12 @@ async fn connect_resp3(server: &Endpoint, settings: &Settings) -> Result<Link, R
     let config = config().set_push_sender(forward);
     let (commands, mut driver) = server.open(ProtocolVersion::RESP3, config).await?;
     let prepared = prepare(commands.clone(), settings, true);
-    let watches = driver.run_until(prepared).await;
-    let watches = watches.unwrap_or_else(|| Err(closed()))?;
+    let prepared = driver.run_until(prepared).await;
+    let no_tracking = prepared.unwrap_or_else(|| Err(closed()))?;
     let mut link = Link::new(commands, sender, receiver, driver, observed);
     link.dates_grants = true;
-    Arc::make_mut(&mut link.server).watches = watches;
+    Arc::make_mut(&mut link.server).watches = no_tracking.is_none();
+    link.no_tracking = no_tracking;
     Ok(link)
 }
 
@@ -119,6 +122,7 @@ impl Link {
                 epoch: None,
                 may_give: true,
             }),
+            no_tracking: None,
             unready: Some(Error::of(ErrorKind::Unavailable)),
             quarantined_until: None,
             seeded_at: HashMap::new(),
@@ -233,7 +237,7 @@ async fn make_ready(
     let (seed, takes_with_get) = match &settings.names.fences {
         Fences::One(fence) => seed(&mut commands, fence).await?,
         // Each counter is seeded when it is first used. Every server of a cluster is of this day.
-        Fences::BySlot => (clock(&mut commands).await?, true),
+        Fences::BySlot { .. } => (clock(&mut commands).await?, true),
     };
     Ok(Ready {
         seed,
@@ -288,12 +292,12 @@ pub(super) fn refuses_resp3(error: &RedisError) -> bool {
 }
 
 /// Loads the scripts. With RESP3, also subscribes to the inbox, and turns on the tracking of keys.
-/// Returns whether the server tracks them.
+/// Returns why the server does not track them, if it refuses.
 async fn prepare(
     mut commands: MultiplexedConnection,
     settings: &Settings,
     can_push: bool,
-) -> Result<bool, RedisError> {
+) -> Result<Option<RedisError>, RedisError> {
     if can_push {
         commands.subscribe(&settings.names.inbox).await?;
     }
@@ -310,17 +314,14 @@ async fn prepare(
         .query_async(&mut commands)
         .await;
     if !can_push {
-        return Ok(false);
+        return Ok(None);
     }
     // Without tracking, the next renewal notices that another client has deleted a lock.
     let tracking: Result<(), RedisError> = redis::cmd("CLIENT")
         .arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"])
         .query_async(&mut commands)
         .await;
-    if let Err(error) = &tracking {
-        crate::trace::no_tracking(error);
-    }
-    Ok(tracking.is_ok())
+    Ok(tracking.err())
 }
 
 /// A server's part in the replication.

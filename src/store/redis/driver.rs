@@ -73,16 +73,28 @@ impl RedisStore {
     ) {
         let mut backoff = MIN_BACKOFF;
         let mut passed_on = PassedOn::default();
+        let server = self.address.display();
         loop {
             let began = Time::now();
-            let ready = self.connect().await;
+            let mut ready = self.connect().await;
+            if let (Some(_), Ok(link)) = (&connected, &mut ready)
+                && let Err(error) = self.probe(link).await
+            {
+                ready = Err(error);
+            }
             if let (Some(connected), Err(error)) = (connected.take_if(|_| ready.is_err()), &ready) {
                 let _ = connected.send(Err(error.clone()));
                 return;
             }
             let error = match ready {
-                Ok(link) => {
+                Ok(mut link) => {
                     self.breaker.close();
+                    if let Some(error) = link.no_tracking.take() {
+                        self.told.no_tracking(&server, &error);
+                    }
+                    if let Some(error) = &link.unready {
+                        self.told.down(&server, error);
+                    }
                     events.reconnected();
                     let up = Up::new(&self.connected);
                     if let Some(connected) = connected.take() {
@@ -108,7 +120,7 @@ impl RedisStore {
                     error
                 }
             };
-            crate::trace::disconnected(&error);
+            self.told.down(&server, &error);
             if let Some(redirected) = &self.redirected {
                 // Another server may take its place.
                 redirected.notify();
@@ -163,6 +175,7 @@ impl RedisStore {
         tokio::pin!(next_grant_expiry);
         let mut retry = interval(RETRY);
         let mut scripts = Scripts::ByHash;
+        let server = self.address.display();
         loop {
             self.fail_overdue(events);
             let take = |calls| self.submitted.drain(|| self.take_commands(calls));
@@ -192,7 +205,12 @@ impl RedisStore {
                     None => return End::Closed(closed()),
                     Some(Err(error)) => return End::Closed(refused(error)),
                     Some(Ok(values)) => match self.deliver(values, &mut link, &mut in_flight, &mut confirming, passed_on, events) {
-                        Ok(()) => *backoff = MIN_BACKOFF,
+                        Ok(()) => {
+                            *backoff = MIN_BACKOFF;
+                            if link.unready.is_none() {
+                                self.told.up(&server);
+                            }
+                        }
                         Err(Undelivered::NoScript) => {
                             // The scripts were flushed. All calls are sent again, in order, though
                             // some of their commands have been carried out.
@@ -228,6 +246,9 @@ impl RedisStore {
                 _ = retry.tick(), if !in_flight.refused.is_empty() || link.unready.is_some() => {
                     in_flight.retry();
                     link.make_ready(&self.settings).await;
+                    if link.unready.is_none() {
+                        self.told.up(&server);
+                    }
                 }
                 () = &mut next_grant_expiry, if passed_on.next().is_some() => {
                     let now = Time::now();
@@ -363,7 +384,7 @@ impl RedisStore {
         let replies = commands::replies(&self.settings, &call.server, commands, values)?;
         link.observed.reply_to(call.sent_at);
         if let Some(error) = replies.no_tracking {
-            crate::trace::no_tracking(&error);
+            self.told.no_tracking(&self.address.display(), &error);
             Arc::make_mut(&mut link.server).watches = false;
         }
         if replies.found_too_much {

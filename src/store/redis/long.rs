@@ -21,6 +21,7 @@ use super::driver::is_refusal;
 use super::endpoint::Endpoint;
 use super::manifest::{Damage, Manifest, Parts};
 use super::names::{lock_name, part_name};
+use super::scripts;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::store::{LONG_RECORD, Record};
@@ -157,6 +158,22 @@ impl RedisStore {
         let _ = timeout(self.settings.command_timeout, unlinked).await;
     }
 
+    /// Deletes the record that stands in the lock's place, and its parts. Returns whether there was
+    /// one.
+    pub(crate) async fn forget(&self, key: &LockKey) -> Result<bool, Error> {
+        let mut forget = redis::pipe();
+        forget.cmd("EVAL").arg(scripts::FORGET.source).arg(1);
+        forget.arg(lock_name(&self.settings.names.prefix, key));
+        let mut replies = self.execute(forget, 0, READS).await?;
+        let Some(Value::BulkString(found)) = replies.pop() else {
+            return Err(self.address.unavailable("a reply has an unexpected form"));
+        };
+        if let Some(Ok(manifest)) = Manifest::decode(&found) {
+            self.discard(key, manifest.parts()).await;
+        }
+        Ok(!found.is_empty())
+    }
+
     /// Returns the record that stands in the lock's place, or that the manifest there leads to.
     pub(crate) async fn fetch(
         &self,
@@ -286,7 +303,7 @@ impl RedisStore {
                 })
                 .map_err(|error| Failed {
                     again: !is_refusal(&error),
-                    error: self.address.failed(error),
+                    error: self.address.failed(error, &self.settings),
                 }),
             Ok(Err(_)) => Err(no_reply()),
             Err(_) => Err(failed("the runtime ends", false)),

@@ -23,12 +23,14 @@ mod messages;
 mod names;
 mod passed_on;
 mod pending;
+mod probe;
 mod pushes;
 mod queue;
 mod scripts;
 mod sentinel;
 mod server;
 mod tls;
+mod told;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -50,6 +52,7 @@ use self::pending::Pending;
 use self::queue::Queue;
 pub use self::server::RedisServer;
 pub(crate) use self::tls::Tls;
+use self::told::Told;
 use super::{Command, Failure, Options, Outcome, Servers};
 use crate::clock::Time;
 use crate::error::Error;
@@ -93,6 +96,7 @@ pub(crate) struct RedisStore {
     /// Whether there is a connection.
     connected: AtomicBool,
     breaker: Breaker,
+    told: Told,
     long_records: LongRecords,
     /// Where commands go that this server does not carry out, if it is one of a cluster.
     redirected: Option<Arc<Redirected>>,
@@ -100,10 +104,10 @@ pub(crate) struct RedisStore {
 
 impl RedisStore {
     /// Reads where Redis is. [`run`](Self::run) connects.
-    pub(crate) fn new(servers: Servers, options: Options) -> Result<Self, Error> {
+    pub(crate) fn new(servers: Servers, options: &Options) -> Result<Self, Error> {
         let address = Address::new(servers, &options.tls, options.credentials.clone())?;
         let names = Names::new(options.prefix.clone(), Uuid::new_v4());
-        Ok(Self::with(Settings::new(names, &options), address))
+        Ok(Self::with(Settings::new(names, options), address))
     }
 
     fn with(settings: Settings, address: Address) -> Self {
@@ -115,6 +119,7 @@ impl RedisStore {
             submitted: Doorbell::default(),
             connected: AtomicBool::new(false),
             breaker: Breaker::default(),
+            told: Told::default(),
             long_records: LongRecords::default(),
             redirected: None,
         }

@@ -6,6 +6,7 @@ use std::fmt::{self, Display};
 use uuid::Uuid;
 
 use super::cluster;
+use crate::error::Error;
 use crate::key::{Kind, LockKey};
 
 /// How the name of a record ends.
@@ -17,7 +18,10 @@ pub(super) enum Fences {
     /// The server has one counter for all keys.
     One(String),
     /// Each slot of a cluster has a counter, as commands for several keys must be about one slot.
-    BySlot,
+    BySlot {
+        /// One that this primary had when it was found.
+        one: u16,
+    },
 }
 
 /// What does not change from call to call.
@@ -49,9 +53,9 @@ impl Names {
     /// Like [`new`](Self::new), for a primary of a cluster. A process has an inbox at each, of its
     /// own name: a message goes to all servers of the cluster, but must come over the connection to
     /// the one that sends it.
-    pub(super) fn of_primary(prefix: &str, id: Uuid, primary: &str) -> Self {
+    pub(super) fn of_primary(prefix: &str, id: Uuid, primary: &str, slot: u16) -> Self {
         let inboxes = format!("{prefix}inbox:{primary}:");
-        Self::with(prefix.to_owned(), id, inboxes, Fences::BySlot)
+        Self::with(prefix.to_owned(), id, inboxes, Fences::BySlot { one: slot })
     }
 
     fn with(prefix: String, id: Uuid, inboxes: String, fences: Fences) -> Self {
@@ -66,11 +70,20 @@ impl Names {
         }
     }
 
+    /// Returns a key that no lock has, in a slot of this server.
+    pub(super) fn probe(&self) -> Result<LockKey, Error> {
+        let id = Uuid::new_v4().simple();
+        LockKey::new(match self.fences {
+            Fences::One(_) => format!("probe:{id}"),
+            Fences::BySlot { one } => format!("probe:{{{}}}:{id}", cluster::tag(one)),
+        })
+    }
+
     /// Returns the slot of a key's counter of fences: of the key itself, in a cluster.
     pub(super) fn slot(&self, key: &LockKey) -> u16 {
         match self.fences {
             Fences::One(_) => 0,
-            Fences::BySlot => cluster::slot(&lock_name(&self.prefix, key)),
+            Fences::BySlot { .. } => cluster::slot(&lock_name(&self.prefix, key)),
         }
     }
 
@@ -78,7 +91,7 @@ impl Names {
     pub(super) fn fence(&self, slot: u16) -> Cow<'_, str> {
         match &self.fences {
             Fences::One(fence) => Cow::Borrowed(fence),
-            Fences::BySlot => {
+            Fences::BySlot { .. } => {
                 Cow::Owned(format!("{{{}}}:{}fence", cluster::tag(slot), self.prefix))
             }
         }
@@ -168,7 +181,7 @@ mod tests {
             let (queue, slot) = (queue_name(&lock), cluster::slot(&lock));
             assert_eq!(cluster::slot(&queue), slot, "{lock}: {queue}");
             assert!(!queue.starts_with("lock:"));
-            let names = Names::of_primary("lock:", Uuid::nil(), "node");
+            let names = Names::of_primary("lock:", Uuid::nil(), "node", 0);
             assert_eq!(cluster::slot(&names.fence(slot)), slot);
         }
     }

@@ -6,6 +6,7 @@ mod connecting;
 mod interop;
 mod neighbours;
 mod outages;
+mod probe;
 mod proxies;
 mod quarantine;
 mod refusals;

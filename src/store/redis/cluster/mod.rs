@@ -32,12 +32,15 @@ use super::manifest::{Damage, Manifest};
 use super::names::{Names, lock_name};
 use super::pending::Pending;
 use super::server::RedisServer;
+use super::told::Told;
 use super::{RedisStore, Settings};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::store::{Command, Connected, Events, Failure, Options, Outcome, Record};
 
+/// How events call it: each primary has events of its own.
+const NAME: &str = "the cluster";
 /// The slots are not asked for more often than this…
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// …and this often if nothing says that they have changed.
@@ -55,6 +58,7 @@ pub(crate) struct ClusterStore {
     credentials: Option<CredentialsCallback>,
     routes: RwLock<Routes>,
     redirected: Arc<Redirected>,
+    told: Told,
 }
 
 #[derive(Debug, Default)]
@@ -73,7 +77,7 @@ struct Node {
 
 impl ClusterStore {
     /// Reads where the servers are. [`run`](Self::run) connects.
-    pub(crate) fn new(servers: Vec<RedisServer>, options: Options) -> Result<Self, Error> {
+    pub(crate) fn new(servers: Vec<RedisServer>, options: &Options) -> Result<Self, Error> {
         let config = |message| Err(Error::new(ErrorKind::Config, message));
         if servers.is_empty() {
             return config("a cluster needs the URL of at least one of its servers");
@@ -91,10 +95,11 @@ impl ClusterStore {
         Ok(Self {
             id,
             seeds: seeds.collect::<Result<_, _>>()?,
-            settings: Settings::new(names, &options),
-            credentials: options.credentials,
+            settings: Settings::new(names, options),
+            credentials: options.credentials.clone(),
             routes: RwLock::default(),
             redirected: Arc::default(),
+            told: Told::default(),
         })
     }
 
@@ -136,6 +141,7 @@ impl ClusterStore {
             let mut opening = FuturesUnordered::new();
             match discovered {
                 Ok(map) => {
+                    self.told.up(NAME);
                     for node in self.adopt(&map, events) {
                         let opened = connected.is_some().then(|| {
                             let (sender, opened) = oneshot::channel();
@@ -150,7 +156,7 @@ impl ClusterStore {
                         let _ = connected.send(Err(error));
                         return;
                     }
-                    crate::trace::disconnected(&error);
+                    self.told.down(NAME, &error);
                 }
             }
             while let Some(caller) = connected.take() {
@@ -241,7 +247,7 @@ impl ClusterStore {
             questions.cmd("CLUSTER").arg("INFO");
             questions.cmd("CLUSTER").arg("SLOTS");
             let answers = questions.query_async(&mut connection).await;
-            answers.map_err(|error| address.failed(error))
+            answers.map_err(|error| address.failed(error, &self.settings))
         };
         let late = |_| Err(address.unavailable(&format!("no answer within {limit:?}")));
         let answers: (String, Value) = timeout(limit, asking).await.unwrap_or_else(late)?;
@@ -262,10 +268,10 @@ impl ClusterStore {
     fn adopt(&self, map: &SlotMap, events: &impl Events) -> Vec<Node> {
         let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         let mut started = Vec::new();
-        for primary in &map.primaries {
+        for (place, primary) in map.primaries.iter().enumerate() {
             let node = routes.nodes.entry(primary.clone());
             node.or_insert_with(|| {
-                let node = self.node(primary);
+                let node = self.node(primary, map.slot_of(place));
                 started.push(node.clone());
                 node
             });
@@ -298,9 +304,9 @@ impl ClusterStore {
         started
     }
 
-    fn node(&self, primary: &Primary) -> Node {
+    fn node(&self, primary: &Primary, slot: u16) -> Node {
         let settings = Settings {
-            names: Names::of_primary(&self.settings.names.prefix, self.id, &primary.id),
+            names: Names::of_primary(&self.settings.names.prefix, self.id, &primary.id, slot),
             ..self.settings.clone()
         };
         let address = Address::of(self.endpoint(primary), self.credentials.clone());
@@ -425,6 +431,10 @@ impl ClusterStore {
         found: Bytes,
     ) -> Result<Result<Bytes, Damage>, Error> {
         self.owner_of_parts(key)?.fetch(key, found).await
+    }
+
+    pub(crate) async fn forget(&self, key: &LockKey) -> Result<bool, Error> {
+        self.owner_of_parts(key)?.forget(key).await
     }
 }
 

@@ -65,6 +65,12 @@ impl SlotMap {
     pub(super) fn owners(&self) -> impl Iterator<Item = Option<usize>> {
         self.owners.iter().copied()
     }
+
+    /// Returns a slot of this primary.
+    pub(super) fn slot_of(&self, place: usize) -> u16 {
+        let slot = self.owners.iter().position(|owner| *owner == Some(place));
+        slot.unwrap_or_default() as u16
+    }
 }
 
 fn array(value: &Value) -> Option<&[Value]> {
