@@ -199,7 +199,7 @@ async fn without_redis_a_request_is_refused_or_runs_unlocked_as_configured() {
 async fn a_rejection_tells_its_cause_its_key_and_how_long_the_request_waited() {
     let wait = Duration::from_millis(20);
     let nobody = ClosedPort::new();
-    let away = LockManager::builder().connect_lazy(&nobody.url()).unwrap();
+    let away = LockManager::builder().connect_lazy(nobody.url()).unwrap();
     let here = LockManager::in_memory();
     let guard = here.try_acquire("secret-key").await.unwrap();
     for (locks, cause, waited) in [

@@ -27,7 +27,7 @@ async fn a_replica_is_refused_and_the_primary_asked_for() {
     assert!(why.contains("it is a replica"), "{why}");
     assert!(why.contains("connect to its primary"), "{why}");
     // A service that starts without a usable Redis goes on when there is one.
-    let lazy = LockManager::builder().connect_lazy(&replica.url()).unwrap();
+    let lazy = LockManager::builder().connect_lazy(replica.url()).unwrap();
     run(&replica.client().await, "REPLICAOF NO ONE").await;
     recovers(&lazy).await;
 }

@@ -16,7 +16,7 @@ async fn a_read_only_replica_gives_no_locks_until_it_is_promoted() {
     let port = primary.port.to_string();
     let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]).await;
     let redis = replica.client().await;
-    let locks = LockManager::builder().connect_lazy(&replica.url()).unwrap();
+    let locks = LockManager::builder().connect_lazy(replica.url()).unwrap();
     let error = unavailable(&locks).await;
     assert!(
         error.to_string().contains("READONLY"),
