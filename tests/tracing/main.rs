@@ -276,7 +276,7 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
     // Errors of the connection.
     let error = LockManager::connect(&url(WRONG)).await.unwrap_err();
     tracing::trace!(?error, %error, "the wrong password");
-    let lazy = minute().connect_lazy(&url(WRONG)).unwrap();
+    let lazy = minute().connect_lazy(url(WRONG)).unwrap();
     let error = soon("a response", lazy.try_acquire(KEY)).await.unwrap_err();
     tracing::trace!(?error, %error, ?lazy, "the wrong password, lazily");
     for wrong in [
