@@ -42,6 +42,7 @@
 //! | keep the lock for a WebSocket, or for work after the response | [`Lease::take_over`] |
 //! | take a lock without HTTP | [`LockManager::with_lock`], [`LockManager::acquire`], [`LockGuard`] |
 //! | do a job once on all nodes, forget that it was done | [`LockManager::once`], [`LockManager::forget`] |
+//! | use Sentinel, a Unix socket, a `redis::Client`, passwords that are rotated | [topologies](_guide::topologies), [`RedisServer`] |
 //! | change the time to live, the prefix, the timeouts | [`LockManagerBuilder`] |
 //! | answer otherwise than with problem+json | [`DistributedLockLayer::rejection`], [`Rejection`](lock::Rejection) |
 //! | read from the beginning: keys, "once", guarantees, operations, testing, other clients | [the guide](_guide) |
@@ -57,9 +58,10 @@
 //! A lock with a time to live cannot promise more. A process may be stopped for longer than the
 //! time to live, and go on before it has looked. A promoted replica, or a server restarted without
 //! its data, may not know of the last locks (unless [`quarantine`](LockManagerBuilder::quarantine)
-//! is on). Then there can be two holders for a while. What still keeps their writes apart is the
-//! [fencing token](Lease::fencing_token), which is larger for every later holder: send it along
-//! with every write, and have the storage refuse a lower one than it has seen.
+//! is on, as it is with Sentinel). Then there can be two holders for a while. What still keeps
+//! their writes apart is the [fencing token](Lease::fencing_token), which is larger for every later
+//! holder: send it along with every write, and have the storage refuse a lower one than it has
+//! seen.
 //!
 //! The guide has the [whole list](_guide::guarantees), and when not to use this crate.
 //! `SECURITY.md` in the repository says what is trusted.

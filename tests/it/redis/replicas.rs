@@ -4,28 +4,30 @@ use std::time::Duration;
 
 use tower_distributed_lock::{ErrorKind, LockManagerBuilder};
 
-use super::{TIMEOUT, recovers, unavailable};
+use super::{recovers, unavailable};
 use crate::support::{
-    PATIENCE, RedisServer, eventually, eventually_queued, minute, soon, text, value,
+    PATIENCE, RedisServer, eventually, eventually_queued, minute, run, soon, value,
 };
 
-/// A primary with a replica that is attached.
+/// A primary with a replica that follows it.
 async fn pair() -> (RedisServer, RedisServer) {
     let primary = RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]).await;
     let port = primary.port.to_string();
     let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]).await;
     let redis = primary.client().await;
-    eventually("the replica is attached", || async {
-        text(&redis, "INFO replication")
-            .await
-            .contains("state=online")
+    // It is said to be online before it reads what is written.
+    eventually("the replica follows", || async {
+        run(&redis, "SET x 1 PX 1000").await;
+        run(&redis, "WAIT 1 100").await == redis::Value::Int(1)
     })
     .await;
     (primary, replica)
 }
 
 fn builder() -> LockManagerBuilder {
-    minute().command_timeout(TIMEOUT).min_replicas(1)
+    minute()
+        .command_timeout(Duration::from_secs(1))
+        .min_replicas(1)
 }
 
 /// Waits until the primary has none of these locks.
@@ -119,7 +121,7 @@ async fn what_was_not_confirmed_when_the_connection_broke_is_confirmed_on_the_ne
             tokio::spawn(async move { asking.acquire(format!("{number}"), PATIENCE).await });
         for kind in ["normal", "pubsub"] {
             let kill = format!("CLIENT KILL TYPE {kind} SKIPME yes");
-            crate::support::run(&redis, &kill).await;
+            run(&redis, &kill).await;
         }
         match soon("a result", asked).await.unwrap() {
             Ok(guard) => drop(guard.release().await),
