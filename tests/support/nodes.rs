@@ -65,13 +65,7 @@ impl Store {
     }
 
     pub async fn manager(&self, builder: LockManagerBuilder) -> LockManager {
-        match &self.server {
-            Some(server) if self.is_cluster => {
-                builder.connect_cluster([server.url()]).await.unwrap()
-            }
-            Some(server) => builder.connect(&server.url()).await.unwrap(),
-            None => builder.in_memory().unwrap(),
-        }
+        manager(self.server.as_ref(), self.is_cluster, builder).await
     }
 
     /// A manager with the default settings.
@@ -80,9 +74,22 @@ impl Store {
     }
 }
 
+async fn manager(
+    server: Option<&RedisServer>,
+    is_cluster: bool,
+    builder: LockManagerBuilder,
+) -> LockManager {
+    match server {
+        Some(server) if is_cluster => builder.connect_cluster([server.url()]).await.unwrap(),
+        Some(server) => builder.connect(server.url()).await.unwrap(),
+        None => builder.in_memory().unwrap(),
+    }
+}
+
 /// Two nodes over one Redis; or, in memory, one node that is asked twice.
 pub struct Nodes {
     pub server: Option<RedisServer>,
+    is_cluster: bool,
     pub one: LockManager,
     pub two: LockManager,
 }
@@ -91,8 +98,12 @@ impl Nodes {
     pub async fn in_memory() -> Self {
         let one = minute().in_memory().unwrap();
         let two = one.clone();
-        let server = None;
-        Self { server, one, two }
+        Self {
+            server: None,
+            is_cluster: false,
+            one,
+            two,
+        }
     }
 
     pub async fn over_redis() -> Self {
@@ -107,8 +118,14 @@ impl Nodes {
         Self {
             one: store.manager(minute()).await,
             two: store.manager(minute()).await,
+            is_cluster: store.is_cluster,
             server: store.server,
         }
+    }
+
+    /// Another manager of the same store; in memory, with locks of its own.
+    pub async fn manager(&self, builder: LockManagerBuilder) -> LockManager {
+        manager(self.server.as_ref(), self.is_cluster, builder).await
     }
 
     /// An idempotency layer for each node.
