@@ -42,7 +42,7 @@
 //! | keep the lock for a WebSocket, or for work after the response | [`Lease::take_over`] |
 //! | take a lock without HTTP | [`LockManager::with_lock`], [`LockManager::acquire`], [`LockGuard`] |
 //! | do a job once on all nodes, forget that it was done | [`LockManager::once`], [`LockManager::forget`] |
-//! | use Sentinel, a Unix socket, a `redis::Client`, passwords that are rotated | [topologies](_guide::topologies), [`RedisServer`] |
+//! | use Sentinel, a Cluster, a Unix socket, a `redis::Client`, passwords that are rotated | [topologies](_guide::topologies), [`RedisServer`] |
 //! | change the time to live, the prefix, the timeouts | [`LockManagerBuilder`] |
 //! | answer otherwise than with problem+json | [`DistributedLockLayer::rejection`], [`Rejection`](lock::Rejection) |
 //! | read from the beginning: keys, "once", guarantees, operations, testing, other clients | [the guide](_guide) |

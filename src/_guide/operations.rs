@@ -2,8 +2,8 @@
 //!
 //! # Redis
 //!
-//! Redis 6.2 or newer, or Valkey: one server, or a primary that sentinels watch. Redis Cluster is
-//! not supported yet. Which to choose is in [topologies](super::topologies).
+//! Redis 6.2 or newer, or Valkey: one server, a primary that sentinels watch, or a Cluster (of
+//! Redis 7.0 or newer). Which to choose is in [topologies](super::topologies).
 //!
 //! The address is a URL, `redis://user:password@host:port/database`, or [something
 //! else](crate::RedisServer); with the feature `tls` also `rediss://`, checked against the
@@ -25,7 +25,8 @@
 //! ```
 //!
 //! With another [prefix](crate::LockManagerBuilder::prefix), put it in the place of `lock:`. With
-//! [`quarantine`](crate::LockManagerBuilder::quarantine), and with Sentinel, add `+info`. A user of
+//! [`quarantine`](crate::LockManagerBuilder::quarantine), and with Sentinel, add `+info`; with a
+//! Cluster, `+cluster|info +cluster|slots`. A user of
 //! the sentinels needs `+sentinel|get-master-addr-by-name +subscribe &+switch-master +@connection`.
 //! Processes that share a prefix trust each other: any of them can release or overwrite what
 //! belongs to another.

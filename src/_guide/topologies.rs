@@ -7,6 +7,7 @@
 //! |---|---|---|---|
 //! | one server | no new locks until it is back (503) | nothing if it comes back with its data; else see [quarantine](#quarantine) | [`connect`](crate::LockManager::connect) |
 //! | Sentinel: a primary, replicas, sentinels | another server takes over, in seconds | the writes that no replica had yet | [`connect_sentinel`](crate::LockManager::connect_sentinel) |
+//! | Cluster: several primaries, each with replicas | a replica takes over its slots, in seconds | as with Sentinel, and there is no quarantine | [`connect_cluster`](crate::LockManager::connect_cluster) |
 //! | a managed service with failover behind one address | as with Sentinel | as with Sentinel | `connect`, and [`quarantine(true)`](crate::LockManagerBuilder::quarantine) |
 //! | a proxy that speaks RESP2 only | what is behind it decides | what is behind it decides | `connect`; [RESP2](super::operations#resp2) says what differs |
 //! | several independent servers (Redlock) | | | [not built](#redlock) |
@@ -116,6 +117,24 @@
 //! What the quarantine cannot stop is a holder whose process can reach the old primary, and no
 //! sentinel: it renews its lock there, for as long as that server takes writes.
 //!
+//! # Cluster
+//!
+//! Take a Cluster if your service has one, or if one core of Redis is too little for its locks:
+//! [`connect_cluster`](crate::LockManager::connect_cluster). Each lock lies in the slot of its name,
+//! with its queue and a counter of fences for that slot; a `{tag}` in a
+//! [key](crate::LockKey::new) puts locks together. The manager has a connection to each primary.
+//!
+//! - **A slot that moves** takes its locks, its queues and its fences along. While it is moved key
+//!   by key, a lock in it that is free, or that processes wait for, may have to wait until the slot
+//!   has arrived. Requests that do not wait are answered with 503 then.
+//! - **A failover** loses what the replica did not have. There is no
+//!   [quarantine](crate::LockManagerBuilder::quarantine), so two holders are possible for a time to
+//!   live; set `cluster-node-timeout` and `min-replicas-to-write` so that an old primary stops
+//!   early, and check the fencing token.
+//! - **What it costs**: a lock that no other process wants is taken and released at its primary
+//!   alone, with one command more than without a cluster, which raises the slot's counter to the
+//!   clock. A hand-off is one `PUBLISH`, which the cluster passes on to all its servers.
+//!
 //! # Managed services
 //!
 //! What is needed: `EVAL`, `SUBSCRIBE`, `CLIENT TRACKING` if other clients delete locks, one
@@ -123,8 +142,8 @@
 //! ends, and the manager connects again to whatever answers there. Set `quarantine(true)`: 12 s of
 //! an old primary are not covered there, so ask the vendor how soon an old primary stops.
 //!
-//! Cluster mode has to be off: ElastiCache Serverless and OCI Cache with shards are Clusters. Azure
-//! Managed Redis works with the cluster policy "Enterprise", which has one endpoint.
+//! Services with shards (ElastiCache in cluster mode) are Clusters: use `connect_cluster` there.
+//! Azure Managed Redis with the cluster policy "Enterprise" has one endpoint: use `connect`.
 //!
 //! # Redlock
 //!
