@@ -9,7 +9,8 @@
 //! curl http://127.0.0.1:3000/accounts/7
 //! ```
 //!
-//! The locks are in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), in this process if not.
+//! The locks are in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), or `SENTINELS`
+//! (`host:26379,…`) and `SENTINEL_MASTER` (`mymaster`) are; in this process if not.
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
@@ -189,8 +190,16 @@ impl Storage {
     }
 }
 
-/// Returns a manager of locks in Redis if `REDIS_URL` is set, in this process if not.
+/// Returns a manager of locks in Redis if the environment says where that is, in this process if
+/// not.
 async fn locks() -> Result<LockManager, Box<dyn Error>> {
+    let by_sentinel = std::env::var("SENTINELS").ok();
+    if let Some((sentinels, primary)) = by_sentinel.zip(std::env::var("SENTINEL_MASTER").ok()) {
+        let sentinels = sentinels.split(',').map(|host| format!("redis://{host}"));
+        let locks = LockManager::connect_sentinel(sentinels, primary).await?;
+        println!("Locks: in Redis, which SENTINELS watch");
+        return Ok(locks);
+    }
     let Some(url) = std::env::var_os("REDIS_URL") else {
         println!("Locks: in the memory of this process (REDIS_URL is not set)");
         return Ok(LockManager::in_memory());

@@ -6,12 +6,15 @@
 //! cargo run --example quickstart -- --serve    # keeps a server on 127.0.0.1:3000 (PORT), for curl
 //! ```
 //!
-//! The first exits with 0 if all is as it should be. The locks are in Redis if `REDIS_URL` is set
-//! (`redis://127.0.0.1:6379`), in this process if not.
+//! The first exits with 0 if all is as it should be. If `REDIS_URL` is set
+//! (`redis://127.0.0.1:6379`), or `SENTINELS` (`host:26379,…`) and `SENTINEL_MASTER` (`mymaster`)
+//! are, the locks are in Redis, and it runs two nodes, which have nothing but Redis in common; if
+//! not, the locks are in this process, and it runs one.
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,7 +30,7 @@ use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tower_distributed_lock::{DistributedLockLayer, Lease, LockManager, key};
 
@@ -43,12 +46,20 @@ const WORK_BY_HAND: Duration = Duration::from_secs(3);
 /// How long a handler waits for the other requests before the check counts as failed.
 const PATIENCE: Duration = Duration::from_secs(8);
 
+/// Prints a line. A reader that has gone away (`| head`) ends neither the check nor the server.
+macro_rules! say {
+    ($($text:tt)*) => {
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    };
+}
+
 const USAGE: &str = "usage: cargo run --example quickstart [-- --serve]
 
   (no argument)   send requests to a server of its own, check the answers, and draw who held the lock when
   --serve         keep the server on 127.0.0.1:3000, for curl (another port: PORT)
 
-REDIS_URL, for example redis://127.0.0.1:6379: keep the locks in Redis instead of in memory";
+REDIS_URL, for example redis://127.0.0.1:6379: keep the locks in Redis instead of in memory, and run two nodes
+SENTINELS and SENTINEL_MASTER, for example host:26379,host:26379 and mymaster: the same, by Sentinel";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -60,7 +71,7 @@ async fn main() -> ExitCode {
         "" => check().await,
         "--serve" => serve_for_curl().await,
         "--help" | "-h" => {
-            println!("{USAGE}");
+            say!("{USAGE}");
             return ExitCode::SUCCESS;
         }
         _ => {
@@ -81,7 +92,7 @@ async fn main() -> ExitCode {
 
 /// Has two routes to the same transfer. Both lock the account, so they also exclude each other: the
 /// pattern names the account only, whatever follows it in the path.
-fn app(locks: &LockManager, bank: Arc<Bank>) -> Router {
+fn app(locks: &LockManager, node: Node) -> Router {
     let account = key::path("/accounts/{id}/**");
     // Refuses at once while another request holds the account: 409.
     let now = DistributedLockLayer::new(locks.clone(), account.clone());
@@ -96,12 +107,12 @@ fn app(locks: &LockManager, bank: Arc<Bank>) -> Router {
             "/accounts/{id}/transfer",
             post(transfer).route_layer(queued),
         )
-        .with_state(bank)
+        .with_state(node)
 }
 
 /// Runs while its request holds the lock of the account. It takes its time, and writes down when.
 async fn transfer(
-    State(bank): State<Arc<Bank>>,
+    State(Node { name, bank }): State<Node>,
     Path(account): Path<String>,
     Extension(lease): Extension<Lease>,
     headers: HeaderMap,
@@ -121,6 +132,7 @@ async fn transfer(
     let message = format!("account {account}: done, with fencing token {token}\n");
     bank.held.lock().expect("not poisoned").push(Interval {
         request: number(&headers),
+        node: name,
         account,
         token,
         start,
@@ -129,7 +141,14 @@ async fn transfer(
     Ok(message)
 }
 
-/// What the handlers share.
+/// A server, and what its handlers share with those of the other one. That stands for a database,
+/// and for the client's view: the locks are not in it.
+#[derive(Clone)]
+struct Node {
+    name: char,
+    bank: Arc<Bank>,
+}
+
 struct Bank {
     work: Duration,
     /// Whether enough has happened for a handler to end.
@@ -149,6 +168,7 @@ struct Progress {
 /// One request, while it held the lock.
 struct Interval {
     request: usize,
+    node: char,
     account: String,
     token: u64,
     start: Instant,
@@ -173,15 +193,28 @@ fn number(headers: &HeaderMap) -> usize {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// Returns a manager of locks in Redis if `REDIS_URL` is set, in this process if not.
-async fn locks() -> Result<LockManager, AnyError> {
+/// Returns the managers of so many nodes, with their locks in Redis, if the environment says where
+/// that is. If not, returns one with its locks in this process.
+async fn locks(nodes: usize) -> Result<Vec<LockManager>, AnyError> {
+    let mut locks = Vec::new();
+    let by_sentinel = std::env::var("SENTINELS").ok();
+    if let Some((sentinels, primary)) = by_sentinel.zip(std::env::var("SENTINEL_MASTER").ok()) {
+        for _ in 0..nodes {
+            let sentinels = sentinels.split(',').map(|host| format!("redis://{host}"));
+            locks.push(LockManager::connect_sentinel(sentinels, primary.as_str()).await?);
+        }
+        say!("Locks: in Redis, which SENTINELS watch");
+        return Ok(locks);
+    }
     let Some(url) = std::env::var_os("REDIS_URL") else {
-        println!("Locks: in the memory of this process (REDIS_URL is not set)");
-        return Ok(LockManager::in_memory());
+        say!("Locks: in the memory of this process (REDIS_URL is not set)");
+        return Ok(vec![LockManager::in_memory()]);
     };
     let url = url.to_str().ok_or("REDIS_URL is not text")?;
-    let locks = LockManager::connect(url).await?;
-    println!("Locks: in Redis, at REDIS_URL"); // not printed: a URL may hold a password
+    for _ in 0..nodes {
+        locks.push(LockManager::connect(url).await?);
+    }
+    say!("Locks: in Redis, at REDIS_URL"); // not printed: a URL may hold a password
     Ok(locks)
 }
 
@@ -194,14 +227,14 @@ async fn serve_for_curl() -> Result<(), AnyError> {
             .map_err(|_| format!("PORT is {port:?}, which is not the number of a port"))?,
         Err(_) => 3000,
     };
-    let locks = locks().await?;
+    let locks = locks(1).await?.remove(0);
     let listener = TcpListener::bind(("127.0.0.1", port))
         .await
         .map_err(|error| {
             format!("cannot listen on 127.0.0.1:{port}: {error} (PORT=… chooses another port)")
         })?;
     let at = listener.local_addr()?;
-    println!(
+    say!(
         "Listening on http://{at}. A transfer takes {WORK_BY_HAND:?}. Ctrl-C ends it.
 
 Two at once without waiting: one runs, the other gets 409 and a body of application/problem+json.
@@ -218,9 +251,18 @@ Two accounts: both run at the same time.
 
   curl -i -X POST http://{at}/accounts/7/transfer-now & \\
   curl -i -X POST http://{at}/accounts/8/transfer-now; wait
-"
+
+Next: two nodes on one Redis. Start each in a terminal, and send the lines above to both.
+
+  REDIS_URL=redis://127.0.0.1:6379 PORT={port} cargo run --example quickstart -- --serve
+  REDIS_URL=redis://127.0.0.1:6379 PORT={} cargo run --example quickstart -- --serve
+
+Then: cargo run --example webhook, which handles what arrives twice once.
+",
+        port.saturating_add(1)
     );
-    let app = app(&locks, Bank::new(WORK_BY_HAND, |_| true));
+    let bank = Bank::new(WORK_BY_HAND, |_| true);
+    let app = app(&locks, Node { name: 'A', bank });
     axum::serve(listener, app)
         .with_graceful_shutdown(ctrl_c())
         .await?;
@@ -290,25 +332,37 @@ struct Outcome {
 }
 
 async fn check() -> Result<(), AnyError> {
-    let locks = locks().await?;
-    println!("Time goes from left to right: · the request waits, █ it holds the lock.");
+    let locks = locks(2).await?;
+    match locks.len() {
+        1 => {
+            say!("Nodes: one, A (with REDIS_URL: two)");
+        }
+        _ => {
+            say!("Nodes: two, A and B, which take turns with the requests");
+        }
+    }
+    say!("Time goes from left to right: · the request waits, █ it holds the lock.");
     let problems = tokio::select! {
         problems = run_phases(&locks) => problems,
         () = ctrl_c() => Err("interrupted: not everything was checked".into()),
     };
-    locks.close().await;
+    for locks in &locks {
+        locks.close().await;
+    }
     let problems = problems?;
     if problems.is_empty() {
-        println!("\nEverything was as it should be.");
+        say!(
+            "\nEverything was as it should be. By hand: cargo run --example quickstart -- --serve"
+        );
         return Ok(());
     }
     Err(format!("not as it should be:\n  {}", problems.join("\n  ")).into())
 }
 
-async fn run_phases(locks: &LockManager) -> Result<Vec<String>, AnyError> {
+async fn run_phases(locks: &[LockManager]) -> Result<Vec<String>, AnyError> {
     let mut problems = Vec::new();
     for (index, phase) in PHASES.iter().enumerate() {
-        println!("\n{}. {}\n", index + 1, phase.title);
+        say!("\n{}. {}\n", index + 1, phase.title);
         let outcome = run(locks, phase).await?;
         draw(&outcome);
         problems.extend(
@@ -320,22 +374,42 @@ async fn run_phases(locks: &LockManager) -> Result<Vec<String>, AnyError> {
     Ok(problems)
 }
 
-/// Starts a server, sends the requests of a phase to it, and stops it.
-async fn run(locks: &LockManager, phase: &Phase) -> Result<Outcome, AnyError> {
-    let bank = Bank::new(WORK, phase.finish);
-    let listener = TcpListener::bind(("127.0.0.1", 0))
-        .await
-        .map_err(|error| format!("cannot listen on 127.0.0.1: {error}"))?;
-    let address = listener.local_addr()?;
-    let (stop, mut stopped) = watch::channel(());
-    let server = tokio::spawn(
-        axum::serve(listener, app(locks, Arc::clone(&bank)))
+/// A server that runs.
+struct Server {
+    address: SocketAddr,
+    stop: watch::Sender<()>,
+    ended: JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    async fn start(locks: &LockManager, node: Node) -> Result<Self, AnyError> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .map_err(|error| format!("cannot listen on 127.0.0.1: {error}"))?;
+        let address = listener.local_addr()?;
+        let (stop, mut stopped) = watch::channel(());
+        let serving = axum::serve(listener, app(locks, node))
             .with_graceful_shutdown(async move {
                 // Told to stop, or abandoned because of ctrl-c.
                 let _ = stopped.changed().await;
             })
-            .into_future(),
-    );
+            .into_future();
+        Ok(Self {
+            address,
+            stop,
+            ended: tokio::spawn(serving),
+        })
+    }
+}
+
+/// Starts a server for each node, sends the requests of a phase to them in turn, and stops them.
+async fn run(locks: &[LockManager], phase: &Phase) -> Result<Outcome, AnyError> {
+    let bank = Bank::new(WORK, phase.finish);
+    let mut servers = Vec::new();
+    for (locks, name) in locks.iter().zip('A'..) {
+        let bank = Arc::clone(&bank);
+        servers.push(Server::start(locks, Node { name, bank }).await?);
+    }
 
     // Part of each account's name: another run may use the same Redis at the same time.
     let run = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
@@ -345,6 +419,7 @@ async fn run(locks: &LockManager, phase: &Phase) -> Result<Outcome, AnyError> {
     let mut requests = JoinSet::new();
     for number in 1..=REQUESTS {
         let account = if phase.same_account { 1 } else { number };
+        let address = servers[number % servers.len()].address;
         let request = Request::post(format!(
             "http://{address}/accounts/{run}-{account}/{}",
             phase.route
@@ -368,8 +443,10 @@ async fn run(locks: &LockManager, phase: &Phase) -> Result<Outcome, AnyError> {
     }
 
     drop(client); // and with it its idle connections
-    let _ = stop.send(());
-    server.await??;
+    for server in servers {
+        let _ = server.stop.send(());
+        server.ended.await??;
+    }
     let mut held = std::mem::take(&mut *bank.held.lock().expect("not poisoned"));
     held.sort_by_key(|interval| interval.start);
     Ok(Outcome {
@@ -496,17 +573,18 @@ fn draw(outcome: &Outcome) {
         false => ("", ""),
     };
     let scale = format!("{} ms", total.as_millis());
-    println!(
-        "  request        fencing token  0{scale:>width$}",
+    say!(
+        "  request  node        fencing token  0{scale:>width$}",
         width = COLUMNS - 1
     );
     for held in held {
         let start = column(held.start).min(COLUMNS - 1);
         let end = column(held.end).clamp(start + 1, COLUMNS); // at least one column
         let sent = column(outcome.sent[&held.request]).min(start);
-        println!(
-            "  {:>7}  {:>19}  {}{}{green}{}{plain}{}|",
+        say!(
+            "  {:>7}  {:>4}  {:>19}  {}{}{green}{}{plain}{}|",
             held.request,
+            held.node,
             held.token,
             " ".repeat(sent),
             "·".repeat(start - sent),
@@ -516,7 +594,7 @@ fn draw(outcome: &Outcome) {
     }
     let accounts: std::collections::BTreeSet<_> = held.iter().map(|held| &held.account).collect();
     let count = accounts.len();
-    println!(
+    say!(
         "\n  answers:    {}\n  locks held: {} on {count} account{}, at most {} at once",
         list(&outcome.answers),
         held.len(),

@@ -7,7 +7,8 @@
 //! cargo run --example tonic -- client     # one call to that server; run two at the same time
 //! ```
 //!
-//! The locks are in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), in this process if not.
+//! The locks are in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), or `SENTINELS`
+//! (`host:26379,…`) and `SENTINEL_MASTER` (`mymaster`) are; in this process if not.
 //!
 //! What `tonic-prost-build` generates from a `.proto` file is written by hand here, so that the
 //! example needs no `protoc`:
@@ -48,7 +49,8 @@ const USAGE: &str = "usage: cargo run --example tonic [-- server | client]
   server          keep a server on 127.0.0.1:50051 (another port: PORT)
   client          call that server once
 
-REDIS_URL, for example redis://127.0.0.1:6379: keep the locks in Redis instead of in memory";
+REDIS_URL, for example redis://127.0.0.1:6379: keep the locks in Redis instead of in memory
+SENTINELS and SENTINEL_MASTER, for example host:26379,host:26379 and mymaster: the same, by Sentinel";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -139,8 +141,16 @@ async fn server() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Returns a manager of locks in Redis if `REDIS_URL` is set, in this process if not.
+/// Returns a manager of locks in Redis if the environment says where that is, in this process if
+/// not.
 async fn locks() -> Result<LockManager, BoxError> {
+    let by_sentinel = std::env::var("SENTINELS").ok();
+    if let Some((sentinels, primary)) = by_sentinel.zip(std::env::var("SENTINEL_MASTER").ok()) {
+        let sentinels = sentinels.split(',').map(|host| format!("redis://{host}"));
+        let locks = LockManager::connect_sentinel(sentinels, primary).await?;
+        println!("Locks: in Redis, which SENTINELS watch");
+        return Ok(locks);
+    }
     let Some(url) = std::env::var_os("REDIS_URL") else {
         println!("Locks: in the memory of this process (REDIS_URL is not set)");
         return Ok(LockManager::in_memory());

@@ -18,8 +18,8 @@
 //! `whsec_…`, is in `WEBHOOK_SECRET`. Without it, there is one for a demonstration, which is no
 //! secret.
 //!
-//! The responses are kept in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), in this
-//! process if not.
+//! The responses are kept in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), or `SENTINELS`
+//! (`host:26379,…`) and `SENTINEL_MASTER` (`mymaster`) are; in this process if not.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -66,7 +66,8 @@ const USAGE: &str = "usage: cargo run --example webhook [-- sign ID BODY]
   sign ID BODY    print a line of curl that delivers this event
 
 WEBHOOK_SECRET, whsec_…: what the sender signs with
-REDIS_URL, for example redis://127.0.0.1:6379: keep the answers in Redis instead of in memory";
+REDIS_URL, for example redis://127.0.0.1:6379: keep the answers in Redis instead of in memory
+SENTINELS and SENTINEL_MASTER, for example host:26379,host:26379 and mymaster: the same, by Sentinel";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -317,8 +318,16 @@ fn secret() -> Result<Secret, Box<dyn Error>> {
     Ok(Secret::parse(&secret).map_err(|why| format!("WEBHOOK_SECRET: {why}"))?)
 }
 
-/// Returns a manager of locks in Redis if `REDIS_URL` is set, in this process if not.
+/// Returns a manager of locks in Redis if the environment says where that is, in this process if
+/// not.
 async fn locks() -> Result<LockManager, Box<dyn Error>> {
+    let by_sentinel = std::env::var("SENTINELS").ok();
+    if let Some((sentinels, primary)) = by_sentinel.zip(std::env::var("SENTINEL_MASTER").ok()) {
+        let sentinels = sentinels.split(',').map(|host| format!("redis://{host}"));
+        let locks = LockManager::connect_sentinel(sentinels, primary).await?;
+        println!("Locks and answers: in Redis, which SENTINELS watch");
+        return Ok(locks);
+    }
     let Some(url) = std::env::var_os("REDIS_URL") else {
         println!("Locks and answers: in the memory of this process (REDIS_URL is not set)");
         return Ok(LockManager::in_memory());

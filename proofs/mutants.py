@@ -26,6 +26,10 @@ EVENT = "src/manager/core/event.rs"
 BACKGROUND = "src/manager/background.rs"
 COMMANDS = "src/store/redis/commands.rs"
 CONNECTION = "src/store/redis/connection.rs"
+DRIVER = "src/store/redis/driver.rs"
+ADDRESS = "src/store/redis/address.rs"
+CONFIRMING = "src/store/redis/confirming.rs"
+WATCH = "src/store/redis/sentinel/watch.rs"
 ACQUIRE = "src/store/redis/scripts/acquire.lua"
 RENEW = "src/store/redis/scripts/renew.lua"
 COMPLETE = "src/store/redis/scripts/complete.lua"
@@ -128,12 +132,12 @@ MUTANTS = [
     ),
     (
         "a block of fences is shared out wrongly",
-        [(COMMANDS, "last - takes + 1 + place as u64", "last + place as u64")],
+        [(COMMANDS, "last - block.takes + 1 + block.given", "last + block.given")],
         ["--lib the_block_of_fences_is_shared_out"],
     ),
     (
         "a counter that was lost is used",
-        [(COMMANDS, "if fence >= server.seed + takes => Ok(fence)", "=> Ok(fence)")],
+        [(COMMANDS, "if fence >= server.seed + block.takes => Ok(fence)", "=> Ok(fence)")],
         ["--lib a_fence_that_is_not_above_the_seed"],
     ),
     (
@@ -204,6 +208,36 @@ MUTANTS = [
             "--test it a_server_that_was_restarted_empty",
             "--test it a_promoted_replica_that_lacks",
         ],
+    ),
+    (
+        "a replica that a sentinel names is used",
+        [(ADDRESS, "if !found.is_primary {", "if false {")],
+        ["--test it a_server_that_says_it_is_a_replica"],
+    ),
+    (
+        "one sentinel is enough to leave a primary",
+        [(WATCH, " && self.is_replaced().await", "")],
+        ["--test it one_sentinel_that_was_cut_off"],
+    ),
+    (
+        "the sentinels are not watched",
+        [(ADDRESS, "link.tasks.spawn(watch);", "drop(watch);")],
+        ["--test it an_old_primary_is_left"],
+    ),
+    (
+        "an old primary is not outlasted",
+        [(ADDRESS, "link.zombie = ZOMBIE;", "let _ = ZOMBIE;")],
+        ["--test it an_old_primary_is_left"],
+    ),
+    (
+        "replicas are not counted",
+        [(CONFIRMING, "(replicas < needed as usize).then_some(failed)", "(replicas > 99).then_some(failed)")],
+        ["--test it a_lock_that_no_replica_has"],
+    ),
+    (
+        "a grant needs no replica",
+        [(DRIVER, "after.filter(|_| self.settings.min_replicas == 0)", "after")],
+        ["--test it a_lock_that_is_handed_over_is_on"],
     ),
     (
         "a quarantine looks only for lost data",

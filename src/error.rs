@@ -94,6 +94,15 @@ impl Error {
         Self { kind, detail }
     }
 
+    /// Returns the error for a request that meets this one. What is wrong with a setting, and turns
+    /// out only when Redis is asked, is no fault of the request.
+    pub(crate) fn met_by_a_request(mut self) -> Self {
+        if self.kind == ErrorKind::Config {
+            self.kind = ErrorKind::Unavailable;
+        }
+        self
+    }
+
     /// Returns which case this is.
     pub fn kind(&self) -> ErrorKind {
         self.kind

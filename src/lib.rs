@@ -41,10 +41,14 @@
 //! | let requests run that name nothing to lock | [`DistributedLockLayer::optional_key`] |
 //! | handle a webhook or a payment once, however often it arrives | [`IdempotencyLayer`] |
 //! | let a request run to its end when its client leaves | [`DetachLayer`] |
-//! | take a lock without HTTP | [`LockManager::acquire`], [`LockGuard`] |
+//! | keep the lock for a WebSocket, or for work after the response | [`Lease::take_over`] |
+//! | take a lock without HTTP | [`LockManager::with_lock`], [`LockManager::acquire`], [`LockGuard`] |
+//! | do a job once on all nodes, forget that it was done | [`LockManager::once`], [`LockManager::forget`] |
+//! | use Sentinel, a Cluster, a Unix socket, a `redis::Client`, passwords that are rotated | [topologies](_guide::topologies), [`RedisServer`] |
 //! | change the time to live, the prefix, the timeouts | [`LockManagerBuilder`] |
 //! | answer otherwise than with problem+json | [`DistributedLockLayer::rejection`], [`Rejection`](lock::Rejection) |
 //! | read from the beginning: keys, "once", guarantees, operations, testing, other clients | [the guide](_guide) |
+//! | find the lines for a WebSocket, a JWT, a Unix socket, a service that is not `Clone` | [recipes](_guide::recipes) |
 //!
 //! # Guarantees and limits
 //!
@@ -56,9 +60,10 @@
 //! A lock with a time to live cannot promise more. A process may be stopped for longer than the
 //! time to live, and go on before it has looked. A promoted replica, or a server restarted without
 //! its data, may not know of the last locks (unless [`quarantine`](LockManagerBuilder::quarantine)
-//! is on). Then there can be two holders for a while. What still keeps their writes apart is the
-//! [fencing token](Lease::fencing_token), which is larger for every later holder: send it along
-//! with every write, and have the storage refuse a lower one than it has seen.
+//! is on, as it is with Sentinel). Then there can be two holders for a while. What still keeps
+//! their writes apart is the [fencing token](Lease::fencing_token), which is larger for every later
+//! holder: send it along with every write, and have the storage refuse a lower one than it has
+//! seen.
 //!
 //! The guide has the [whole list](_guide::guarantees), and when not to use this crate.
 //! `SECURITY.md` in the repository says what is trusted.
@@ -113,7 +118,8 @@ pub use self::idempotency::IdempotencyLayer;
 pub use self::key::LockKey;
 pub use self::lease::{Lease, LostReason};
 pub use self::lock::DistributedLockLayer;
-pub use self::manager::{LockGuard, LockManager, LockManagerBuilder};
+pub use self::manager::{LockGuard, LockManager, LockManagerBuilder, Once};
+pub use self::store::{Credentials, RedisServer};
 
 /// Runs the examples of the README as tests.
 #[cfg(doctest)]

@@ -1,5 +1,8 @@
 //! The events of the `tracing` feature. Without it, these functions do nothing.
 //!
+//! The operations guide has a table of them. Their target, their fields and their levels are part
+//! of the crate's interface.
+//!
 //! A key is never shown, only its [fingerprint](crate::LockKey::fingerprint).
 
 #![cfg_attr(
@@ -8,13 +11,16 @@
 )]
 
 use std::fmt::{Debug, Display};
-#[cfg(feature = "tracing")]
 use std::time::Duration;
 
 #[cfg(feature = "tracing")]
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
+
+/// The target of all events and of the span, wherever in the crate they come from.
+#[cfg(feature = "tracing")]
+const TARGET: &str = "tower_distributed_lock";
 
 /// Measures how long a request waits for a lock or holds it, if the `tracing` feature is on.
 pub(crate) struct Stopwatch {
@@ -61,6 +67,7 @@ pub(crate) fn with_this_subscriber(work: impl FnOnce()) -> impl FnOnce() {
 pub(crate) fn acquired(key: &LockKey, fencing_token: u64, waited: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
+        target: TARGET,
         key = %Fingerprint(key),
         fencing_token,
         waited_ms = waited.elapsed_ms(),
@@ -71,6 +78,7 @@ pub(crate) fn acquired(key: &LockKey, fencing_token: u64, waited: &Stopwatch) {
 pub(crate) fn refused(key: &LockKey, error: &Error, waited: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
+        target: TARGET,
         key = %Fingerprint(key),
         waited_ms = waited.elapsed_ms(),
         reason = ?error.kind(),
@@ -82,6 +90,7 @@ pub(crate) fn refused(key: &LockKey, error: &Error, waited: &Stopwatch) {
 pub(crate) fn recorded(key: &LockKey, waited: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
+        target: TARGET,
         key = %Fingerprint(key),
         waited_ms = waited.elapsed_ms(),
         "record found"
@@ -92,6 +101,7 @@ pub(crate) fn recorded(key: &LockKey, waited: &Stopwatch) {
 pub(crate) fn not_recorded(key: &LockKey, error: &Error) {
     #[cfg(feature = "tracing")]
     tracing::error!(
+        target: TARGET,
         key = %Fingerprint(key),
         %error,
         "the answer to an idempotency key could not be recorded: a duplicate may run again once the lock has expired"
@@ -102,6 +112,7 @@ pub(crate) fn not_recorded(key: &LockKey, error: &Error) {
 pub(crate) fn not_kept(key: &LockKey, error: &Error) {
     #[cfg(feature = "tracing")]
     tracing::warn!(
+        target: TARGET,
         key = %Fingerprint(key),
         %error,
         "the answer to an idempotency key could not be kept whole: a duplicate gets it without its body"
@@ -112,6 +123,7 @@ pub(crate) fn not_kept(key: &LockKey, error: &Error) {
 pub(crate) fn unreadable(key: &LockKey, reason: &dyn Display) {
     #[cfg(feature = "tracing")]
     tracing::error!(
+        target: TARGET,
         key = %Fingerprint(key),
         %reason,
         "the record of an idempotency key cannot be read: the request does not run"
@@ -121,6 +133,7 @@ pub(crate) fn unreadable(key: &LockKey, reason: &dyn Display) {
 pub(crate) fn released(key: &LockKey, fencing_token: u64, held: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
+        target: TARGET,
         key = %Fingerprint(key),
         fencing_token,
         held_ms = held.elapsed_ms(),
@@ -131,6 +144,7 @@ pub(crate) fn released(key: &LockKey, fencing_token: u64, held: &Stopwatch) {
 pub(crate) fn lost(key: &LockKey, fencing_token: u64, held: &Stopwatch, reason: impl Debug) {
     #[cfg(feature = "tracing")]
     tracing::warn!(
+        target: TARGET,
         key = %Fingerprint(key),
         fencing_token,
         held_ms = held.elapsed_ms(),
@@ -143,6 +157,7 @@ pub(crate) fn lost(key: &LockKey, fencing_token: u64, held: &Stopwatch, reason: 
 pub(crate) fn slot_given_up(key: &LockKey) {
     #[cfg(feature = "tracing")]
     tracing::error!(
+        target: TARGET,
         key = %Fingerprint(key),
         "the state of a lock was given up after a panic: its holder has lost it, and its waiters are refused"
     );
@@ -151,32 +166,66 @@ pub(crate) fn slot_given_up(key: &LockKey) {
 /// The background task has ended by a panic. Another one is started.
 pub(crate) fn restarted() {
     #[cfg(feature = "tracing")]
-    tracing::error!("the background task of a lock manager panicked, and is started again");
+    tracing::error!(target: TARGET, "the background task of a lock manager panicked, and is started again");
 }
 
 /// A request is refused, as no key can be made for it.
 pub(crate) fn misconfigured(error: &Error) {
     #[cfg(feature = "tracing")]
     tracing::error!(
+        target: TARGET,
         %error,
         "no key can be made for a request, as the service is put together: it does not run"
     );
 }
 
-pub(crate) fn disconnected(why: &dyn Display) {
+/// The background task cannot be started: the system gives no thread.
+pub(crate) fn not_started(why: &dyn Display) {
     #[cfg(feature = "tracing")]
-    tracing::warn!(%why, "no connection to Redis");
+    tracing::error!(target: TARGET, %why, "the background task of a lock manager cannot be started");
 }
 
-pub(crate) fn no_tracking(why: &dyn Display) {
+/// Told once by a manager.
+pub(crate) fn no_min_replicas() {
     #[cfg(feature = "tracing")]
-    tracing::warn!(%why, "Redis does not tell when a lock is deleted by someone else");
+    tracing::warn!(
+        target: TARGET,
+        "the primary has no min-replicas-to-write: after a failover, an old primary gives locks for about ten seconds"
+    );
+}
+
+/// The connection lives on for as long as the server accepts its last login.
+pub(crate) fn not_logged_in(why: &dyn Display) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(target: TARGET, %why, "credentials for Redis could not be renewed");
+}
+
+/// The first event of an outage.
+pub(crate) fn store_down(server: &str, why: &Error) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(target: TARGET, %server, %why, "Redis gives no locks");
+}
+
+pub(crate) fn store_still_down(server: &str, why: &Error) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(target: TARGET, %server, %why, "Redis still gives no locks");
+}
+
+pub(crate) fn store_up(server: &str, down: Duration) {
+    #[cfg(feature = "tracing")]
+    tracing::info!(target: TARGET, %server, down_ms = millis(down), "Redis gives locks again");
+}
+
+pub(crate) fn no_tracking(server: &str, why: &dyn Display) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(target: TARGET, %server, %why, "Redis does not tell when a lock is deleted by someone else");
 }
 
 /// The span in which a request runs while it holds a lock.
 #[cfg(feature = "tracing")]
 pub(crate) fn span(key: &LockKey, fencing_token: u64) -> tracing::Span {
     tracing::info_span!(
+        target: TARGET,
         "lock",
         key = %Fingerprint(key),
         fencing_token,

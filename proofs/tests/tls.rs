@@ -8,18 +8,20 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use support::{
     FREE_PORT, PATIENCE, RedisServer, eventually, eventually_no_trace, minute, queue_length, run,
     script_calls, soon, value,
 };
-use tower_distributed_lock::{Error, ErrorKind, LockManager, LostReason};
+use tower_distributed_lock::{Error, ErrorKind, LockManager, LockManagerBuilder, LostReason};
 
 /// A server that speaks TLS on one port, and plainly on another, for the test's own look at it.
 struct TlsServer {
     plain: RedisServer,
     /// The authority that signed its certificate, as PEM.
     authority: String,
+    /// A certificate that this authority signed for a client, and its key.
+    client: (String, String),
     files: PathBuf,
 }
 
@@ -29,11 +31,22 @@ impl TlsServer {
     }
 
     async fn start_as(names: &[&str]) -> Self {
+        Self::start_with(names, "no").await
+    }
+
+    async fn start_with(names: &[&str], clients_need_certificates: &str) -> Self {
         let authority = authority();
-        let key = KeyPair::generate().unwrap();
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        let params = CertificateParams::new(names).unwrap();
-        let certificate = params.signed_by(&key, &authority).unwrap();
+        let signed = |names: &[&str]| {
+            let key = KeyPair::generate().unwrap();
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            let mut params = CertificateParams::new(names).unwrap();
+            // Named as its authority, it would be taken for one that signed itself.
+            let name = &mut params.distinguished_name;
+            name.push(DnType::CommonName, "signed");
+            let certificate = params.signed_by(&key, &authority).unwrap();
+            (certificate.pem(), key.serialize_pem())
+        };
+        let (certificate, key) = signed(names);
 
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -45,8 +58,9 @@ impl TlsServer {
             std::fs::write(&path, text).unwrap();
             path.display().to_string()
         };
-        let certificate = write("certificate.pem", certificate.pem());
-        let key = write("key.pem", key.serialize_pem());
+        let certificate = write("certificate.pem", certificate);
+        let key = write("key.pem", key);
+        let trusted = write("authority.pem", authority.pem());
         let args = [
             "--tls-port",
             FREE_PORT,
@@ -54,11 +68,14 @@ impl TlsServer {
             &certificate,
             "--tls-key-file",
             &key,
+            "--tls-ca-cert-file",
+            &trusted,
             "--tls-auth-clients",
-            "no",
+            clients_need_certificates,
         ];
         Self {
             plain: RedisServer::start_with(&args).await,
+            client: signed(&["worker"]),
             authority: authority.pem(),
             files,
         }
@@ -200,11 +217,82 @@ async fn a_certificate_for_another_name_is_refused_and_the_error_says_why() {
 }
 
 #[tokio::test]
-async fn what_is_no_certificate_is_refused_as_a_setting() {
-    let builder = minute().tls_root_certificate("-----BEGIN NONSENSE-----");
-    let error = builder.connect("rediss://127.0.0.1:1").await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
-    println!("{error}");
+async fn a_certificate_for_another_name_is_good_if_that_name_is_expected() {
+    let server = TlsServer::start_as(&["redis.example.org"]).await;
+    let builder = minute().tls_root_certificate(server.authority.as_str());
+    let right = builder.clone().tls_server_name("redis.example.org");
+    let locks = right.connect(server.url()).await.unwrap();
+    locks
+        .try_acquire("a")
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    let address = format!("127.0.0.1:{} (TLS)", server.port());
+    let wrong = builder.tls_server_name("redis.example.com");
+    let text = unavailable(wrong.connect(server.url()).await, &address);
+    assert!(text.contains("certificate"), "{text}");
+}
+
+#[tokio::test]
+async fn a_server_that_wants_a_certificate_gets_one() {
+    let server = TlsServer::start_with(&["127.0.0.1"], "yes").await;
+    let (certificate, key) = server.client.clone();
+    let builder = minute().tls_root_certificate(server.authority.as_str());
+    let known = builder.clone().tls_client_certificate(certificate, key);
+    let locks = known.connect(server.url()).await.unwrap();
+    locks
+        .try_acquire("a")
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    let address = format!("127.0.0.1:{} (TLS)", server.port());
+    unavailable(builder.connect(server.url()).await, &address);
+}
+
+/// A client that the service has made for itself brings its certificates along.
+#[tokio::test]
+async fn the_certificates_of_a_client_are_used() {
+    let server = TlsServer::start_with(&["127.0.0.1"], "yes").await;
+    let (client_cert, client_key) = server.client.clone();
+    let certificates = redis::TlsCertificates {
+        client_tls: Some(redis::ClientTlsConfig {
+            client_cert: client_cert.into(),
+            client_key: client_key.into(),
+        }),
+        root_cert: Some(server.authority.clone().into()),
+    };
+    let client = redis::Client::build_with_tls(server.url(), certificates).unwrap();
+    let locks = minute().connect(client).await.unwrap();
+    locks
+        .try_acquire("a")
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_certificate_and_no_name_is_refused_as_a_setting() {
+    let refused = async |builder: LockManagerBuilder, url| {
+        let error = builder.connect(url).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        println!("{error}");
+    };
+    let url = "rediss://127.0.0.1:1";
+    let nonsense = "-----BEGIN NONSENSE-----";
+    refused(minute().tls_root_certificate(nonsense), url).await;
+    refused(minute().tls_client_certificate(nonsense, nonsense), url).await;
+    refused(minute().tls_server_name("no name"), url).await;
+    refused(
+        minute().tls_server_name("redis.example.org"),
+        "redis://127.0.0.1:1",
+    )
+    .await;
 }
 
 #[tokio::test]

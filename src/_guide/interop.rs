@@ -9,19 +9,25 @@
 //! use tower_distributed_lock::{Error, LockManager};
 //!
 //! async fn job(locks: &LockManager) -> Result<(), Error> {
-//!     let guard = locks.acquire("accounts:7", Duration::from_secs(30)).await?;
-//!     tokio::select! {
-//!         () = pay_interest(guard.fencing_token()) => {}
-//!         reason = guard.lost() => eprintln!("stopped: the lock was lost ({reason:?})"),
-//!     }
-//!     guard.release().await // or drop it: then it is released in the background
+//!     locks
+//!         .with_lock("accounts:7", Duration::from_secs(30), |lease| async move {
+//!             pay_interest(lease.fencing_token()).await;
+//!         })
+//!         .await
 //! }
 //! # async fn pay_interest(_: u64) {}
 //! ```
 //!
-//! Here nothing stops the work when the lock is lost: watch [`LockGuard::lost`], as above, or look
-//! at [`Lease::is_held`] before each step that matters. Before the process ends,
-//! `locks.close().await` waits until all guards are dropped and Redis has the releases.
+//! [`with_lock`] stops the work when the lock is lost. [`acquire`] returns a guard instead, which
+//! nothing stops: watch [`LockGuard::lost`], or look at [`Lease::is_held`] before each step that
+//! matters. Before the process ends, `locks.close().await` waits until all guards are dropped and
+//! Redis has the releases.
+//!
+//! A job that every node starts, and one is to do, is [`once`]: the others learn that it is done.
+//!
+//! [`with_lock`]: crate::LockManager::with_lock
+//! [`acquire`]: crate::LockManager::acquire
+//! [`once`]: crate::LockManager::once
 //!
 //! The key `accounts:7` is the one that [`key::path("/accounts/{id}/**")`](crate::key::path)
 //! makes of a request for `/accounts/7/…`.

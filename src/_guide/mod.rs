@@ -11,6 +11,8 @@
 //! | [`exactly_once`] | to know when a handler may run twice all the same |
 //! | [`guarantees`] | before you rely on a lock |
 //! | [`operations`] | before you go to production: Redis' version and settings, ACLs, failover, alerts, sizing |
+//! | [`topologies`] | to choose between one server, Sentinel and a managed service, and to connect to it |
+//! | [`recipes`] | for WebSockets, `select!` on a loss, JWT claims, tokens in JSON, Unix sockets, services that are not `Clone`, tonic's `named_layer` |
 //! | [`testing`] | to test a service that uses these layers |
 //! | [`interop`] | to share locks with background jobs and with other clients of Redis |
 //!
@@ -31,4 +33,6 @@ pub mod idempotency;
 pub mod interop;
 pub mod keys;
 pub mod operations;
+pub mod recipes;
 pub mod testing;
+pub mod topologies;

@@ -2,15 +2,17 @@
 //!
 //! # Redis
 //!
-//! Redis 6.2 or newer, or Valkey. One server, or the primary of a replicated pair: Redis Cluster is
-//! not supported yet.
+//! Redis 6.2 or newer, or Valkey: one server, a primary that sentinels watch, or a Cluster (of
+//! Redis 7.0 or newer). Which to choose is in [topologies](super::topologies).
 //!
-//! The address is a URL, `redis://user:password@host:port/database`; with the feature `tls` also
-//! `rediss://`, checked against the operating system's authorities or against
-//! [`tls_root_certificate`](crate::LockManagerBuilder). Passwords appear in no error and no log.
+//! The address is a URL, `redis://user:password@host:port/database`, or [something
+//! else](crate::RedisServer); with the feature `tls` also `rediss://`, checked against the
+//! operating system's authorities or against [`tls_root_certificate`](crate::LockManagerBuilder).
+//! Passwords appear in no error and no log.
 //!
-//! [`connect`](crate::LockManagerBuilder::connect) fails if Redis is not there, and says where and
-//! why. [`connect_lazy`](crate::LockManagerBuilder::connect_lazy) lets the service start all the
+//! [`connect`](crate::LockManagerBuilder::connect) tries a lock, and fails if Redis is not there,
+//! is a replica or a node of a cluster, or if the user lacks a right: it says where, why and what
+//! to do. [`connect_lazy`](crate::LockManagerBuilder::connect_lazy) lets the service start all the
 //! same. Requests that need a lock are answered with 503 until Redis is there.
 //!
 //! # ACL
@@ -23,8 +25,11 @@
 //! ```
 //!
 //! With another [prefix](crate::LockManagerBuilder::prefix), put it in the place of `lock:`. With
-//! [`quarantine`](crate::LockManagerBuilder::quarantine), add `+info`. Processes that share a
-//! prefix trust each other: any of them can release or overwrite what belongs to another.
+//! [`quarantine`](crate::LockManagerBuilder::quarantine), and with Sentinel, add `+info`; with a
+//! Cluster, `+cluster|info +cluster|slots`. A user of
+//! the sentinels needs `+sentinel|get-master-addr-by-name +subscribe &+switch-master +@connection`.
+//! Processes that share a prefix trust each other: any of them can release or overwrite what
+//! belongs to another.
 //!
 //! # Memory and eviction
 //!
@@ -42,7 +47,8 @@
 //! [`quarantine(true)`](crate::LockManagerBuilder::quarantine) prevents the second holder:
 //! the manager recognises the new server, and no lock is given there for one
 //! [`ttl`](crate::LockManagerBuilder::ttl) (503 meanwhile). It does not help against an old primary
-//! that processes can still reach: take it away before another is promoted.
+//! that processes can still reach: take it away before another is promoted. With
+//! [Sentinel](super::topologies#sentinel), it is on, and lasts longer for that reason.
 //!
 //! # RESP2
 //!
@@ -51,31 +57,45 @@
 //! another client deletes a lock: the holder notices at its next renewal. (A lock that a client of
 //! another kind holds is looked at every 100 ms.)
 //!
-//! # What to alert on
+//! # Events, and what to alert on
 //!
-//! With the feature `tracing`, keys appear as [fingerprints](crate::LockKey::fingerprint) only.
-//! These events are rare when all is well:
+//! With the feature `tracing`, all events have the target `tower_distributed_lock`. Their levels,
+//! messages and fields change only with a major version. Keys appear as
+//! [fingerprints](crate::LockKey::fingerprint) only, times are in milliseconds.
 //!
-//! | Level | Event | What it means |
-//! |---|---|---|
-//! | error | `no key can be made for a request…` (`error`) | a layer is on a route that it is not for, or a middleware is missing: 500, see [keys](super::keys#requests-without-a-key) |
-//! | error | `the answer to an idempotency key could not be recorded…` | the work was done, and a duplicate may do it again |
-//! | error | `the record of an idempotency key cannot be read…` | damaged, partly evicted, or written by a newer version: 500 for that key |
-//! | error | `the state of a lock was given up after a panic…`, `the background task of a lock manager panicked…` | a panic, kept to one key or mended by starting again: a mistake in this crate, or in a waker or subscriber of the service. Please report it |
-//! | warn | `lock lost` (`reason`) | `Expired`: Redis was away or the process stood still; `Taken`: another client wrote to the lock; `MaxHold`: the request took too long |
-//! | warn | `no connection to Redis` (`why`) | requests are answered with 503 |
-//! | warn | `the answer to an idempotency key could not be kept whole…` | its duplicates get the head only |
-//! | warn | `Redis does not tell when a lock is deleted by someone else` | see RESP2 above, or `CLIENT TRACKING` is refused |
+//! | Level | Event | Fields | What it means |
+//! |---|---|---|---|
+//! | error | `no key can be made for a request…` | `error` | a layer is on a route that it is not for, or a middleware is missing: 500, see [keys](super::keys#requests-without-a-key) |
+//! | error | `the answer to an idempotency key could not be recorded…` | `key`, `error` | the work was done, and a duplicate may do it again |
+//! | error | `the record of an idempotency key cannot be read…` | `key`, `reason` | damaged, partly evicted, or written by a newer version: 500 for that key |
+//! | error | `the state of a lock was given up after a panic…` | `key` | a panic, kept to one key: a mistake in this crate, or in a waker or subscriber of the service. Please report it |
+//! | error | `the background task of a lock manager panicked…` | | the same, mended by starting again |
+//! | error | `the background task of a lock manager cannot be started` | `why` | the system gives no thread; it is tried again with the next request |
+//! | warn | `Redis gives no locks` | `server`, `why` | an outage begins: requests are answered with 503. `why` tells a connection that failed from a server that refuses, such as a replica |
+//! | debug | `Redis still gives no locks` | `server`, `why` | another attempt of the same outage has failed |
+//! | info | `Redis gives locks again` | `server`, `down_ms` | the outage is over |
+//! | warn | `Redis does not tell when a lock is deleted by someone else` | `server`, `why` | once for a manager: `CLIENT TRACKING` is refused, see RESP2 above |
+//! | warn | `the primary has no min-replicas-to-write…` | | see [Sentinel](super::topologies#settings). Told once by a manager |
+//! | warn | `credentials for Redis could not be renewed` | `why` | the callback failed, or Redis refused what it returned. The connection ends when the old credentials expire |
+//! | warn | `lock lost` | `key`, `fencing_token`, `held_ms`, `reason` | `Expired`: Redis was away or the process stood still; `Taken`: another client wrote to the lock; `MaxHold`: the request took too long |
+//! | warn | `the answer to an idempotency key could not be kept whole…` | `key`, `error` | its duplicates get the head only |
+//! | debug | `lock acquired` | `key`, `fencing_token`, `waited_ms` | |
+//! | debug | `lock not acquired` | `key`, `waited_ms`, `reason`, `error` | `reason` is an [`ErrorKind`](crate::ErrorKind) |
+//! | debug | `lock released` | `key`, `fencing_token`, `held_ms` | |
+//! | debug | `record found` | `key`, `waited_ms` | a duplicate, or a job that is done already |
 //!
-//! Acquired, refused and released locks are events of level debug, with `waited_ms` and `held_ms`.
-//! A span `lock` is around the handler. Without `tracing`, count what a layer outside finds in the
-//! response's extensions: a [`Rejection`](crate::lock::Rejection) in every response by which these
-//! layers say that a request did not run.
+//! A span `lock` (level info) with `key` and `fencing_token` is around each piece of a request's
+//! work under its lock.
+//!
+//! Errors and warnings are rare when all is well. Without `tracing`, count what a layer outside
+//! finds in the response's extensions: a [`Rejection`](crate::lock::Rejection) in every response by
+//! which these layers say that a request did not run.
 //!
 //! # Sizing
 //!
 //! - **Connections.** One per process, whatever the load; a second one for stored responses of
-//!   more than 16 KiB; and one more for the inbox where there is no RESP3.
+//!   more than 16 KiB; one more for the inbox where there is no RESP3; one for
+//!   [`min_replicas`](crate::LockManagerBuilder::min_replicas); and one to each of two sentinels.
 //! - **Waiting requests.** Less than 1 KiB each, the task included. At most 10 000 wait for one
 //!   lock and 100 000 in a process; more are answered with 503
 //!   ([`max_waiters_per_key`](crate::LockManagerBuilder::max_waiters_per_key),

@@ -35,8 +35,28 @@
 //! # }
 //! ```
 //!
-//! A response holds its lock until its body has been read or dropped: keep that in mind when a test
-//! keeps responses.
+//! # A response that is still held
+//!
+//! A response holds its lock until its body has been read or dropped. A test that keeps the first
+//! response in a variable finds the next request refused:
+//!
+//! ```
+//! # use axum::{Router, body::Body, http::Request, routing::post};
+//! # use http_body_util::BodyExt;
+//! # use tower::ServiceExt;
+//! # use tower_distributed_lock::{DistributedLockLayer, LockManager, key};
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() {
+//! # let lock = DistributedLockLayer::new(LockManager::in_memory(), key::path("/accounts/{id}"));
+//! # let done = post(|| async { "done" }).route_layer(lock);
+//! # let app: Router = Router::new().route("/accounts/{id}", done);
+//! # let send = |path| app.clone().oneshot(Request::post(path).body(Body::empty()).unwrap());
+//! let first = send("/accounts/7").await.unwrap();
+//! assert_eq!(send("/accounts/7").await.unwrap().status(), 409);
+//! assert_eq!(first.into_body().collect().await.unwrap().to_bytes(), "done"); // or drop(first)
+//! assert_eq!(send("/accounts/7").await.unwrap().status(), 200);
+//! # }
+//! ```
 //!
 //! # A lock that is lost
 //!

@@ -6,10 +6,13 @@ mod leases;
 mod on_lost;
 mod protocol;
 mod rejection;
+mod wait;
 
 pub(crate) use self::content::{Collected, Content, Frames, Joined, Rest};
 pub(crate) use self::leases::{find_lease, insert_lease, insert_secondary_lease};
 pub use self::on_lost::OnLost;
 pub(crate) use self::protocol::Protocol;
-pub(crate) use self::rejection::{RejectedBy, RejectionResponder};
+pub(crate) use self::rejection::{Reason, RejectedBy, RejectionResponder};
 pub use self::rejection::{Rejection, RejectionKind};
+pub(crate) use self::wait::Wait;
+pub use self::wait::prefer_wait;

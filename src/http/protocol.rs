@@ -7,7 +7,9 @@ use http::request::Parts;
 use http::{Method, StatusCode, Version, response};
 
 use super::grpc;
-use super::rejection::{RejectedBy, Rejection, RejectionKind};
+use super::rejection::{Reason, RejectedBy, Rejection};
+use super::wait::Wait;
+use crate::key::LockKey;
 
 /// What the middlewares need to know of a request's protocol.
 #[derive(Clone, Copy)]
@@ -27,8 +29,9 @@ impl Protocol {
     }
 
     /// Returns how long the request is to wait, if at all: no longer than its client does.
-    pub(crate) fn wait(self, configured: Option<Duration>, request: &Parts) -> Option<Duration> {
-        configured.map(|wait| wait.min(grpc::timeout(&request.headers).unwrap_or(wait)))
+    pub(crate) fn wait(self, wait: &Wait, request: &Parts) -> Option<Duration> {
+        wait.of(request)
+            .map(|wait| wait.min(grpc::timeout(&request.headers).unwrap_or(wait)))
     }
 
     pub(crate) fn is_grpc(self) -> bool {
@@ -36,8 +39,14 @@ impl Protocol {
     }
 
     /// Makes the rejection of this request by one of the layers.
-    pub(crate) fn reject(self, kind: RejectionKind, by: RejectedBy) -> Rejection {
-        Rejection::new(kind, by, self.is_grpc)
+    pub(crate) fn reject(
+        self,
+        reason: Reason,
+        by: RejectedBy,
+        key: Option<LockKey>,
+        waited: Duration,
+    ) -> Rejection {
+        Rejection::new(reason, by, self.is_grpc, key, waited)
     }
 
     /// Whether a server sends a body behind such a head (RFC 9110, section 6.4.1).

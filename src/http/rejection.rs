@@ -1,10 +1,13 @@
 //! [`Rejection`]: why a request did not run, and the response that says so.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
+use crate::key::LockKey;
 
 /// Why a request did not run, or did not run to its end.
 ///
@@ -26,11 +29,55 @@ use crate::error::ErrorKind;
 /// }
 /// # assert!(!is_contended(&Response::new(())));
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+///
+/// With axum, a layer outside can make the whole response of it, of any type:
+///
+/// ```
+/// use axum::response::{IntoResponse, Response};
+/// use axum::{Json, middleware::map_response};
+/// use tower_distributed_lock::lock::Rejection;
+///
+/// async fn in_our_form(response: Response) -> Response {
+///     match response.extensions().get::<Rejection>() {
+///         Some(rejection) => (rejection.status(), Json("try again later")).into_response(),
+///         None => response,
+///     }
+/// }
+/// # use {axum::Router, tower_distributed_lock::DistributedLockLayer};
+/// # fn layers(app: Router, lock: DistributedLockLayer) -> Router {
+/// app.route_layer(lock).route_layer(map_response(in_our_form))
+/// # }
+/// ```
+#[derive(Clone, Debug)]
 pub struct Rejection {
     kind: RejectionKind,
     by: RejectedBy,
     is_grpc: bool,
+    cause: Option<Error>,
+    key: Option<LockKey>,
+    waited: Duration,
+}
+
+/// Why a request is rejected: an error of the manager, or something that the layer found itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Reason {
+    kind: RejectionKind,
+    cause: Option<Error>,
+}
+
+impl From<Error> for Reason {
+    fn from(error: Error) -> Self {
+        Self {
+            kind: error.kind().into(),
+            cause: Some(error),
+        }
+    }
+}
+
+impl From<RejectionKind> for Reason {
+    fn from(kind: RejectionKind) -> Self {
+        Self { kind, cause: None }
+    }
 }
 
 /// A user's closure that replaces [`Rejection::to_response`].
@@ -106,13 +153,52 @@ pub enum RejectionKind {
 }
 
 impl Rejection {
-    pub(crate) fn new(kind: RejectionKind, by: RejectedBy, is_grpc: bool) -> Self {
-        Self { kind, by, is_grpc }
+    pub(crate) fn new(
+        reason: Reason,
+        by: RejectedBy,
+        is_grpc: bool,
+        key: Option<LockKey>,
+        waited: Duration,
+    ) -> Self {
+        Self {
+            kind: reason.kind,
+            by,
+            is_grpc,
+            cause: reason.cause,
+            key,
+            waited,
+        }
     }
 
     /// Returns which case this is.
     pub fn kind(&self) -> RejectionKind {
         self.kind
+    }
+
+    /// Returns the error that is the cause, to log what went wrong. `None` if the layer found the
+    /// cause in the request or in a stored response.
+    ///
+    /// # Warning
+    ///
+    /// Its message is for the service: it may hold the address of Redis and Redis' own words.
+    pub fn error(&self) -> Option<&Error> {
+        self.cause.as_ref()
+    }
+
+    /// Returns the key, if one was found. That of an [`IdempotencyLayer`](crate::IdempotencyLayer)
+    /// is the one that [`forget`](crate::LockManager::forget) takes.
+    ///
+    /// # Warning
+    ///
+    /// Keys come from clients. `Debug` shows a [fingerprint](LockKey::fingerprint), for logs.
+    pub fn key(&self) -> Option<&LockKey> {
+        self.key.as_ref()
+    }
+
+    /// Returns how long the request waited for its lock, or for the request with the same
+    /// idempotency key. It counts from when the key was found, the round trip to Redis included.
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Returns whether the request is a gRPC call: its content type is `application/grpc`, with or

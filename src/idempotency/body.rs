@@ -71,6 +71,14 @@ where
     }
 }
 
+/// An empty body: layers outside that answer a request themselves need one, such as `Timeout`,
+/// `Cors` and `ValidateRequestHeader` of tower-http.
+impl<B> Default for IdempotencyBody<B> {
+    fn default() -> Self {
+        Self::fixed(Bytes::new())
+    }
+}
+
 impl<B> fmt::Debug for IdempotencyBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IdempotencyBody").finish_non_exhaustive()

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::header;
 use super::stored_response::Fingerprint;
 use crate::error::{Error, ErrorKind};
-use crate::http::{OnLost, Rejection, RejectionResponder};
+use crate::http::{OnLost, Rejection, RejectionResponder, Wait};
 use crate::key::{self, KeyResult, LockKey};
 use crate::manager::LockManager;
 
@@ -24,7 +24,7 @@ pub(super) struct Config {
     pub(super) scope: Arc<FindScope>,
     pub(super) require_key: bool,
     pub(super) fingerprint: Option<Arc<TakeFingerprint>>,
-    pub(super) wait: Option<Duration>,
+    pub(super) wait: Wait,
     pub(super) retention: Duration,
     pub(super) remember: Arc<Remember>,
     pub(super) max_request_body: usize,
@@ -58,7 +58,7 @@ impl Config {
             scope: Arc::new(key::method_and_path()),
             require_key: false,
             fingerprint: Some(Arc::new(|_, body| Sha256::digest(body).into())),
-            wait: None,
+            wait: Wait::default(),
             retention: DAY,
             remember: Arc::new(|status| {
                 !status.is_server_error() && !matches!(status.as_u16(), 408 | 425 | 429)

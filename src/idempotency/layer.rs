@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::HeaderName;
+use http::request::Parts;
 use tower_layer::Layer;
 
 use super::config::Config;
 use super::service::Idempotency;
+use crate::key::IntoLockKey;
 use crate::manager::LockManager;
 
 /// Runs the service inside once for each idempotency key, and gives every duplicate the same
@@ -68,7 +71,7 @@ impl IdempotencyLayer {
     /// `X-Shopify-Webhook-Id`.
     ///
     /// Any method counts, the body is not compared, and a delivery without an id is answered with
-    /// 400. For an id in the body, see [`key`](Self::key).
+    /// 400. For an id in the body, see [`webhook_by`](Self::webhook_by).
     ///
     /// # Warning
     ///
@@ -93,7 +96,45 @@ impl IdempotencyLayer {
     pub fn webhook(locks: LockManager, header: &str) -> Self {
         let name = HeaderName::from_bytes(header.as_bytes())
             .unwrap_or_else(|_| panic!("{header:?} cannot be the name of a header"));
-        Self::by_header(locks, name).set(|config| {
+        Self::by_header(locks, name).for_webhooks()
+    }
+
+    /// Makes a layer for webhooks whose id is not in a header: the closure finds it in the head or
+    /// the body. All else is as for [`webhook`](Self::webhook).
+    ///
+    /// It returns a key, or `None` or an error (400): see [`IntoLockKey`]. The body is read first,
+    /// up to [`max_request_body`](Self::max_request_body).
+    ///
+    /// # Example
+    ///
+    /// Stripe, for one, has the event's id in the body. With any JSON parser:
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{IdempotencyLayer, LockManager};
+    /// # mod serde_json {
+    /// #     pub struct Value;
+    /// #     impl Value { pub fn as_str(&self) -> Option<&str> { None } }
+    /// #     type Object = std::collections::HashMap<String, Value>;
+    /// #     pub fn from_slice(_: &[u8]) -> Result<Object, ()> { Err(()) }
+    /// # }
+    /// # fn layer(locks: LockManager) -> IdempotencyLayer {
+    /// IdempotencyLayer::webhook_by(locks, |_parts, body| {
+    ///     let event = serde_json::from_slice(body).ok()?;
+    ///     Some(event.get("id")?.as_str()?.to_owned())
+    /// })
+    /// # }
+    /// ```
+    pub fn webhook_by<F, K>(locks: LockManager, key: F) -> Self
+    where
+        F: Fn(&Parts, &Bytes) -> K + Send + Sync + 'static,
+        K: IntoLockKey,
+    {
+        // The header is replaced.
+        Self::new(locks).for_webhooks().key(key)
+    }
+
+    fn for_webhooks(self) -> Self {
+        self.set(|config| {
             config.any_method = true;
             config.require_key = true;
             config.fingerprint = None;

@@ -59,11 +59,13 @@
 //! |---|---|---|
 //! | [`new(locks)`] | | the key is in the header `Idempotency-Key` of `POST` and `PATCH` requests: 1 to 255 visible ASCII characters, quoted or not |
 //! | [`webhook(locks, header)`] | | the key is in that header, in requests of any method; a key is required, and there is no fingerprint |
+//! | [`webhook_by(locks, closure)`] | | the same, with the key that the closure finds in the head or the body |
 //! | [`key(closure)`] | the header | `key(&request::Parts, &Bytes)` returns the [key](crate::key), from the body for instance, `None` (no key), or an error (400) |
 //! | [`scope(closure)`] | method and path | within what a key is unique; not found: 400, or 500 where the service cannot have it |
 //! | [`require_key(bool)`] | `false`; `true` for `webhook` | answer requests without a key with 400; otherwise they run as if this layer were not there |
 //! | [`fingerprint(closure)`] | the body; nothing for `webhook` | what must be the same in all requests with one key, or the response is 422 |
-//! | [`wait(duration)`] | no waiting: 409 | how long a duplicate waits for the request that runs, to get its response: more than zero, at most a day |
+//! | [`wait(duration)`] | no waiting: 409 | how long a duplicate waits for the request that runs, to get its response: at most a day |
+//! | [`wait_for(closure)`] | the `wait` | how long this request waits, such as [`prefer_wait`] |
 //! | [`retention(duration)`] | 24 h | how long a response is kept (a second to a year) |
 //! | [`remember(closure)`] | all but 408, 425, 429 and 5xx | which responses are final; after any other, the next request with that key runs |
 //! | [`max_request_body(bytes)`] | 1 MiB | a longer body is answered with 413 (at most 256 MiB); it is read before the handler runs |
@@ -73,11 +75,13 @@
 //!
 //! [`new(locks)`]: IdempotencyLayer::new
 //! [`webhook(locks, header)`]: IdempotencyLayer::webhook
+//! [`webhook_by(locks, closure)`]: IdempotencyLayer::webhook_by
 //! [`key(closure)`]: IdempotencyLayer::key
 //! [`scope(closure)`]: IdempotencyLayer::scope
 //! [`require_key(bool)`]: IdempotencyLayer::require_key
 //! [`fingerprint(closure)`]: IdempotencyLayer::fingerprint
 //! [`wait(duration)`]: IdempotencyLayer::wait
+//! [`wait_for(closure)`]: IdempotencyLayer::wait_for
 //! [`retention(duration)`]: IdempotencyLayer::retention
 //! [`remember(closure)`]: IdempotencyLayer::remember
 //! [`max_request_body(bytes)`]: IdempotencyLayer::max_request_body
@@ -200,4 +204,4 @@ pub use self::body::IdempotencyBody;
 pub use self::future::IdempotencyFuture;
 pub use self::layer::IdempotencyLayer;
 pub use self::service::Idempotency;
-pub use crate::http::{OnLost, Rejection, RejectionKind};
+pub use crate::http::{OnLost, Rejection, RejectionKind, prefer_wait};

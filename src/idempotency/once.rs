@@ -1,6 +1,7 @@
 //! Decides whether a request runs, or gets the response of another one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -13,10 +14,11 @@ use super::config::Config;
 use super::read::{RequestError, read_request};
 use super::replay::replay;
 use super::run::Run;
+use crate::clock::Time;
 use crate::detach::DetachFuture;
 use crate::error::{Error, ErrorKind};
 use crate::http::{
-    Collected, Protocol, RejectedBy, RejectionKind, find_lease, insert_secondary_lease,
+    Collected, Protocol, Reason, RejectedBy, RejectionKind, find_lease, insert_secondary_lease,
 };
 use crate::key::LockKey;
 use crate::manager::{Claimed, LockGuard};
@@ -39,13 +41,13 @@ where
     ResB::Error: Into<BoxError>,
 {
     let protocol = Protocol::of(&parts);
-    let reject = |kind| {
-        let rejection = protocol.reject(kind, RejectedBy::Idempotency);
+    let reject = |reason: Reason, key: Option<LockKey>, waited| {
+        let rejection = protocol.reject(reason, RejectedBy::Idempotency, key, waited);
         Ok(config.respond(rejection).map(IdempotencyBody::fixed))
     };
     let (key, body) = match read_key_and_body(&config, &parts, body).await {
         Ok(read) => read,
-        Err(kind) => return reject(kind),
+        Err(reason) => return reject(reason, None, Duration::ZERO),
     };
     // A layer that is applied twice handles a request once.
     let key = key.filter(|key| find_lease(&parts.extensions, config.locks.id(), key).is_none());
@@ -55,23 +57,27 @@ where
         return Ok(response.map(IdempotencyBody::passthrough));
     };
     let fingerprint = config.fingerprint(&parts, &body.data);
-    let wait = protocol.wait(config.wait, &parts);
-    let guard: LockGuard = match config.locks.claim(key.clone(), wait).await {
+    let wait = protocol.wait(&config.wait, &parts);
+    let since = Time::now();
+    let claimed = config.locks.claim(key.clone(), wait).await;
+    let waited = Time::now().since(since);
+    let guard: LockGuard = match claimed {
         Ok(Claimed::Lock(guard)) => guard,
         Ok(Claimed::Record(stored)) => {
             return match replay(stored, fingerprint, protocol.is_grpc()) {
                 Ok(response) => Ok(response.map(IdempotencyBody::collected)),
                 Err(reason) => {
                     reason.trace(&key);
-                    reject(reason.into())
+                    let kind: RejectionKind = reason.into();
+                    reject(kind.into(), Some(key), waited)
                 }
             };
         }
         Ok(Claimed::Damaged(damage)) => {
             trace::unreadable(&key, &damage);
-            return reject(RejectionKind::Unreadable);
+            return reject(RejectionKind::Unreadable.into(), Some(key), waited);
         }
-        Err(error) => return reject(error.kind().into()),
+        Err(error) => return reject(error.into(), Some(key), waited),
     };
     insert_secondary_lease(guard.lease().clone(), &mut parts.extensions);
     let request = Request::from_parts(parts, IdempotencyBody::collected(body));
@@ -80,6 +86,7 @@ where
         guard,
         fingerprint,
         protocol,
+        waited,
     };
     DetachFuture::spawn(run.run(service, request)).await
 }
@@ -90,35 +97,34 @@ async fn read_key_and_body<B>(
     config: &Config,
     parts: &Parts,
     body: B,
-) -> Result<(Option<LockKey>, Collected), RejectionKind>
+) -> Result<(Option<LockKey>, Collected), Reason>
 where
     B: Body<Data = Bytes>,
 {
     // A request whose head has no valid key where one must be is rejected before its body is read.
     let in_head = config.key_in_head(parts).map_err(refusal)?;
     if in_head.is_none() && config.is_key_in_head() {
-        return Err(RejectionKind::MissingKey);
+        return Err(RejectionKind::MissingKey.into());
     }
     let body = match read_request(body, config.max_request_body).await {
         Ok(body) => body,
-        Err(RequestError::TooLarge) => return Err(RejectionKind::TooLarge),
-        Err(RequestError::Incomplete) => return Err(RejectionKind::Incomplete),
+        Err(RequestError::TooLarge) => return Err(RejectionKind::TooLarge.into()),
+        Err(RequestError::Incomplete) => return Err(RejectionKind::Incomplete.into()),
     };
     if in_head.is_some() {
         return Ok((in_head, body));
     }
     match config.key_in_body(parts, &body.data) {
-        Ok(None) if config.require_key => Err(RejectionKind::MissingKey),
+        Ok(None) if config.require_key => Err(RejectionKind::MissingKey.into()),
         Ok(key) => Ok((key, body)),
         Err(error) => Err(refusal(error)),
     }
 }
 
 /// Returns the reason for which a request is refused, if its key or scope could not be made.
-#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
-fn refusal(error: Error) -> RejectionKind {
+fn refusal(error: Error) -> Reason {
     if error.kind() == ErrorKind::Config {
         trace::misconfigured(&error);
     }
-    error.kind().into()
+    error.into()
 }

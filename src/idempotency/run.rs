@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -14,7 +15,7 @@ use super::read::{ResponseRead, read_response};
 use super::stored_headers::{stored_headers, stored_headers_without_body};
 use super::stored_response::{Fingerprint, StoredResponse};
 use crate::error::{Error, ErrorKind};
-use crate::http::{OnLost, Protocol, RejectedBy, Rejection, RejectionKind, grpc};
+use crate::http::{OnLost, Protocol, RejectedBy, Rejection, grpc};
 use crate::lease::Lease;
 use crate::manager::LockGuard;
 use crate::{store, trace};
@@ -25,6 +26,8 @@ pub(super) struct Run {
     pub(super) guard: LockGuard,
     pub(super) fingerprint: Option<Fingerprint>,
     pub(super) protocol: Protocol,
+    /// How long the request waited for the key.
+    pub(super) waited: Duration,
 }
 
 /// What the service returned.
@@ -56,11 +59,14 @@ impl Run {
         };
         let was_held = lease.is_held();
         let config = Arc::clone(&self.config);
-        let lost = self
-            .protocol
-            .reject(RejectionKind::Lost, RejectedBy::Idempotency);
+        let (protocol, waited) = (self.protocol, self.waited);
+        let lost = || {
+            let lost = Error::of(ErrorKind::Lost).into();
+            let key = Some(lease.key().clone());
+            protocol.reject(lost, RejectedBy::Idempotency, key, waited)
+        };
         let (ended, response) = match returned {
-            None => return Ok(respond(&config, lost)),
+            None => return Ok(respond(&config, lost())),
             Some(Ok(Returned {
                 response,
                 to_store: Some(stored),
@@ -80,7 +86,7 @@ impl Run {
                 if (error.kind() == ErrorKind::Lost || !was_held)
                     && config.on_lost == OnLost::Cancel =>
             {
-                Ok(respond(&config, lost))
+                Ok(respond(&config, lost()))
             }
             _ => Ok(response),
         }

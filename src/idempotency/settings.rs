@@ -19,27 +19,21 @@ const MAX_BODY: usize = 256 * MIB;
 
 impl IdempotencyLayer {
     /// Sets the closure that finds the key of a request, in its head or its body. Default: the key
-    /// is in a header, which this closure replaces.
+    /// is in a header, which this closure replaces. For webhooks, see
+    /// [`webhook_by`](Self::webhook_by).
     ///
     /// It returns a key, `None` (no key), or an error (400): see [`IntoLockKey`]. The body is read
     /// first, up to [`max_request_body`](Self::max_request_body).
     ///
     /// # Example
     ///
-    /// Stripe, for one, has the event's id in the body. With any JSON parser:
-    ///
     /// ```
-    /// # use tower_distributed_lock::{Error, IdempotencyLayer, LockManager};
-    /// # mod serde_json {
-    /// #     pub struct Value;
-    /// #     impl Value { pub fn as_str(&self) -> Option<&str> { None } }
-    /// #     type Object = std::collections::HashMap<String, Value>;
-    /// #     pub fn from_slice(_: &[u8]) -> Result<Object, ()> { Err(()) }
-    /// # }
+    /// # use tower_distributed_lock::{IdempotencyLayer, LockManager};
     /// # fn layer(locks: LockManager) -> IdempotencyLayer {
-    /// IdempotencyLayer::webhook(locks, "webhook-id").key(|_parts, body| {
-    ///     let event = serde_json::from_slice(body).ok()?;
-    ///     Some(event.get("id")?.as_str()?.to_owned())
+    /// // In the header of this API, or else in the query.
+    /// IdempotencyLayer::new(locks).key(|parts, _body| {
+    ///     let header = parts.headers.get("x-request-id").and_then(|id| id.to_str().ok());
+    ///     header.or(parts.uri.query()).map(str::to_owned)
     /// })
     /// # }
     /// ```
@@ -131,7 +125,7 @@ impl IdempotencyLayer {
     }
 
     /// Sets how long a duplicate waits for the request that runs with its key, to get the same
-    /// response. Default: it does not wait, and is answered with 409.
+    /// response. Default: zero, it does not wait, and is answered with 409.
     ///
     /// When the time is over, it is answered with 409, or with 503 if Redis never said that the
     /// other request runs. A gRPC or gRPC-Web call whose header `grpc-timeout` is shorter waits no
@@ -139,7 +133,7 @@ impl IdempotencyLayer {
     ///
     /// # Panics
     ///
-    /// Panics if `wait` is zero (leave it out instead) or longer than a day.
+    /// Panics if `wait` is longer than a day.
     ///
     /// # Example
     ///
@@ -151,11 +145,33 @@ impl IdempotencyLayer {
     /// # }
     /// ```
     pub fn wait(self, wait: Duration) -> Self {
-        assert!(
-            !wait.is_zero() && wait <= DAY,
-            "wait is {wait:?}: more than nothing, and at most a day"
-        );
-        self.set(|config| config.wait = Some(wait))
+        self.set(|config| config.wait.set(wait))
+    }
+
+    /// Sets how long each request waits for the request that runs with its key, by a closure. For
+    /// `None`, [`wait`](Self::wait) counts. Zero is no waiting; more than a day is a day.
+    ///
+    /// [`prefer_wait`](super::prefer_wait) is such a closure, for clients that say how long they
+    /// wait. The header `grpc-timeout` is an upper limit here too.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_distributed_lock::{IdempotencyLayer, LockManager};
+    /// # use tower_distributed_lock::idempotency::prefer_wait;
+    /// # fn layer(locks: LockManager) -> IdempotencyLayer {
+    /// // Up to 30 s for a client that sends `Prefer: wait=30`, 2 s for others.
+    /// IdempotencyLayer::new(locks)
+    ///     .wait(Duration::from_secs(2))
+    ///     .wait_for(prefer_wait(Duration::from_secs(30)))
+    /// # }
+    /// ```
+    pub fn wait_for<F>(self, wait_for: F) -> Self
+    where
+        F: Fn(&Parts) -> Option<Duration> + Send + Sync + 'static,
+    {
+        self.set(|config| config.wait.set_for(wait_for))
     }
 
     /// Sets how long a response is kept, from when it was given. Default: 24 h.
@@ -315,10 +331,12 @@ impl IdempotencyLayer {
     /// })
     /// # }
     /// ```
-    pub fn rejection<F>(self, rejection: F) -> Self
+    pub fn rejection<F, T>(self, rejection: F) -> Self
     where
-        F: Fn(&Rejection) -> Response<Bytes> + Send + Sync + 'static,
+        F: Fn(&Rejection) -> Response<T> + Send + Sync + 'static,
+        T: Into<Bytes>,
     {
+        let rejection = move |rejected: &Rejection| rejection(rejected).map(Into::into);
         self.set(|config| config.rejection = Some(Arc::new(rejection)))
     }
 }

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "axum")]
 mod extract;
+mod offer;
 mod terms;
 
 use std::fmt;
@@ -10,10 +11,12 @@ use std::time::Duration;
 
 #[cfg(feature = "axum")]
 pub use self::extract::MissingLease;
+use self::offer::Offer;
 pub(crate) use self::terms::Grant;
 pub use self::terms::LostReason;
 use crate::clock::Time;
 use crate::key::LockKey;
+use crate::manager::{Core, LockGuard};
 use crate::shield::shielded;
 use crate::sync::{LeaseExpiry, VALID};
 use crate::trace::Stopwatch;
@@ -48,6 +51,8 @@ struct State {
     age: Stopwatch,
     /// Until when the lease is valid, as [`Time`] in nanoseconds, and the [`code`] of why it ended.
     expiry: LeaseExpiry,
+    /// What it takes to make a guard for the handler, while a layer has one.
+    offer: Offer<Arc<Core>>,
 }
 
 fn code(reason: LostReason) -> u8 {
@@ -77,6 +82,7 @@ impl Lease {
             grant,
             age: Stopwatch::start(),
             expiry: LeaseExpiry::new(grant.until.as_nanos()),
+            offer: Offer::default(),
         }))
     }
 
@@ -152,6 +158,64 @@ impl Lease {
                 () = tokio::time::sleep_until(self.until().instant()) => {}
             }
         }
+    }
+
+    /// Takes the lock over from the [`DistributedLockLayer`](crate::DistributedLockLayer) that
+    /// holds it for this request: it stays held for as long as the returned guard lives, and the
+    /// layer no longer releases it. For work that goes on after the response, such as a WebSocket.
+    ///
+    /// Returns `None` if the layer has no lock to give: it was taken over before, or is lost, or
+    /// the layer has released it; or this lease is of a guard, or of an
+    /// [`IdempotencyLayer`](crate::IdempotencyLayer).
+    ///
+    /// The layer still stops the handler when the lock is lost. Nothing stops what goes on after
+    /// the response: it has to watch [`LockGuard::lost`]. A lock is lost when it has been held for
+    /// [`max_hold`](crate::LockManagerBuilder::max_hold), by default five minutes.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use axum::Extension;
+    /// use axum::http::StatusCode;
+    /// use tower_distributed_lock::Lease;
+    ///
+    /// async fn begin_export(Extension(lease): Extension<Lease>) -> StatusCode {
+    ///     let Some(guard) = lease.take_over() else {
+    ///         return StatusCode::SERVICE_UNAVAILABLE;
+    ///     };
+    ///     tokio::spawn(async move {
+    ///         tokio::select! {
+    ///             () = export() => {}
+    ///             reason = guard.lost() => eprintln!("stopped: the lock was lost ({reason:?})"),
+    ///         }
+    ///         // The guard is dropped here, and releases the lock.
+    ///     });
+    ///     StatusCode::ACCEPTED
+    /// }
+    /// # async fn export() {}
+    /// # let _ = begin_export;
+    /// ```
+    pub fn take_over(&self) -> Option<LockGuard> {
+        if !self.is_held() {
+            return None;
+        }
+        let core = self.0.offer.accept()?;
+        Some(LockGuard::new(core, self.clone()))
+    }
+
+    /// Lets the handler [take the lock over](Self::take_over).
+    pub(crate) fn offer(&self, core: Arc<Core>) {
+        self.0.offer.make(core);
+    }
+
+    /// Ends the offer. Returns whether the handler has taken the lock over.
+    pub(crate) fn withdraw(&self) -> bool {
+        self.0.offer.withdraw()
+    }
+
+    /// Returns whether the handler has taken the lock over.
+    pub(crate) fn is_taken_over(&self) -> bool {
+        self.0.offer.is_accepted()
     }
 
     fn until(&self) -> Time {

@@ -188,6 +188,14 @@ impl Lock {
     }
 }
 
+/// An empty body, without a lock: layers outside that answer a request themselves need one, such as
+/// `Timeout`, `Cors` and `ValidateRequestHeader` of tower-http.
+impl<B> Default for ResponseBody<B> {
+    fn default() -> Self {
+        Self::unlocked(Content::fixed(Bytes::new()))
+    }
+}
+
 impl<B> fmt::Debug for ResponseBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseBody")

@@ -2,14 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
 
 use super::find_key::FindKey;
 use crate::error::{Error, ErrorKind};
-use crate::http::{OnLost, Rejection, RejectionResponder};
+use crate::http::{OnLost, Rejection, RejectionResponder, Wait};
 use crate::key::{KeyResult, LockKey};
 use crate::manager::LockManager;
 use crate::trace;
@@ -18,7 +17,7 @@ use crate::trace;
 pub(super) struct Config {
     pub(super) locks: LockManager,
     pub(super) find_key: FindKey,
-    pub(super) wait: Option<Duration>,
+    pub(super) wait: Wait,
     pub(super) hold: Hold,
     pub(super) on_unavailable: OnUnavailable,
     pub(super) on_lost: OnLost,
@@ -30,8 +29,9 @@ pub(super) struct Config {
 /// How long a request holds its lock: see [`DistributedLockLayer::hold`].
 ///
 /// A connection that is upgraded (`101 Switching Protocols`: WebSocket) runs without the lock, with
-/// either: its request ends with the head of the response. Take a lock for it in the task that
-/// serves it, by [`LockManager::acquire`](crate::LockManager::acquire).
+/// either: its request ends with the head of the response. The handler can take the lock over, by
+/// [`Lease::take_over`](crate::Lease::take_over), and hand it to the task that serves the
+/// connection.
 ///
 /// [`DistributedLockLayer::hold`]: super::DistributedLockLayer::hold
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -91,7 +91,7 @@ where
 {
     let (head, body) = response.into_parts();
     let last_byte = protocol.last_byte(&head);
-    let (content, is_over) = if config.hold == Hold::Head {
+    let (content, is_over) = if config.hold == Hold::Head || lock.is_taken_over() {
         (Content::Passthrough { body }, true)
     } else if body.is_end_stream() {
         (Content::fixed(Bytes::new()), true)

@@ -4,6 +4,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -17,11 +18,12 @@ use super::config::{Config, OnUnavailable, Unlocked};
 use super::find_key::{FindingKey, NoKey};
 use super::finish::{Finish, finish};
 use super::held_lock::{BoxFuture, HeldLock};
+use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::http::{
-    Content, Protocol, RejectedBy, Rejection, RejectionKind, find_lease, insert_lease,
-};
-use crate::key::KeyResult;
+#[cfg(feature = "axum")]
+use crate::http::RejectionKind;
+use crate::http::{Content, Protocol, RejectedBy, find_lease, insert_lease};
+use crate::key::{KeyResult, LockKey};
 use crate::manager::LockGuard;
 
 pin_project! {
@@ -36,8 +38,27 @@ pin_project! {
     {
         config: Arc<Config>,
         protocol: Protocol,
+        wait: Waited,
         #[pin]
         state: State<S, B, S::Future, R>,
+    }
+}
+
+/// What a rejection tells of the lock.
+struct Waited {
+    key: Option<LockKey>,
+    since: Time,
+    /// How long it took until the lock was acquired or not.
+    time: Duration,
+}
+
+impl Waited {
+    fn on(key: Option<LockKey>) -> Self {
+        Self {
+            key,
+            since: Time::now(),
+            time: Duration::ZERO,
+        }
     }
 }
 
@@ -62,7 +83,7 @@ pin_project! {
         Unlocked { #[pin] inner: F },
         // The response is kept back until Redis has released the lock.
         Releasing { is_lost: BoxFuture<bool>, response: Option<Response<ResponseBody<R>>> },
-        Rejected { rejection: Rejection },
+        Rejected { error: Error },
         Done,
     }
 }
@@ -71,14 +92,6 @@ impl<S, B, R> ResponseFuture<S, B, R>
 where
     S: Service<Request<B>>,
 {
-    fn new(config: Arc<Config>, protocol: Protocol, state: State<S, B, S::Future, R>) -> Self {
-        Self {
-            config,
-            protocol,
-            state,
-        }
-    }
-
     /// A request whose key is still to be found.
     pub(super) fn finding(
         config: Arc<Config>,
@@ -87,8 +100,15 @@ where
         service: S,
         request: Request<B>,
     ) -> Self {
-        let call = Some((service, request));
-        Self::new(config, protocol, State::Finding { finding, call })
+        Self {
+            config,
+            protocol,
+            wait: Waited::on(None),
+            state: State::Finding {
+                finding,
+                call: Some((service, request)),
+            },
+        }
     }
 
     /// A request whose key was found, or not.
@@ -100,8 +120,13 @@ where
         parts: Parts,
         body: B,
     ) -> Self {
-        let state = begin(&config, protocol, found, service, parts, body);
-        Self::new(config, protocol, state)
+        let (wait, state) = begin(&config, protocol, found, service, parts, body);
+        Self {
+            config,
+            protocol,
+            wait,
+            state,
+        }
     }
 }
 
@@ -124,8 +149,8 @@ where
                         Err(NoKey::Error(error)) => Err(error),
                         #[cfg(feature = "axum")]
                         Err(NoKey::Rejected(mut response)) => {
-                            let kind = RejectionKind::InvalidKey;
-                            let rejection = protocol.reject(kind, RejectedBy::Lock);
+                            let (kind, by) = (RejectionKind::InvalidKey, RejectedBy::Lock);
+                            let rejection = protocol.reject(kind.into(), by, None, Duration::ZERO);
                             response.extensions_mut().insert(rejection);
                             this.state.set(State::Done);
                             let fixed = |data| ResponseBody::unlocked(Content::fixed(data));
@@ -134,12 +159,15 @@ where
                     };
                     let (service, request) = call.take().expect("found once");
                     let (parts, body) = request.into_parts();
-                    begin(config, protocol, found, service, parts, body)
+                    let (waited, next) = begin(config, protocol, found, service, parts, body);
+                    *this.wait = waited;
+                    next
                 }
                 StateProj::Acquiring { acquiring, call } => {
                     let acquired = ready!(acquiring.as_mut().poll(cx));
+                    this.wait.time = Time::now().since(this.wait.since);
                     let (service, request) = call.take().expect("acquired once");
-                    call_service(config, protocol, acquired, service, request)
+                    call_service(config, acquired, service, request)
                 }
                 StateProj::Locked { inner, lock } => {
                     let held = lock.as_mut().expect("taken when the service has returned");
@@ -148,7 +176,7 @@ where
                     // Drops the service's future: the work ends before its lock does.
                     this.state.set(State::Done);
                     match returned {
-                        None => State::rejected(protocol, RejectionKind::Lost),
+                        None => State::lost(),
                         Some(Err(error)) => return Poll::Ready(Err(error)),
                         Some(Ok(response)) => match finish(config, protocol, lock, response, cx) {
                             Finish::Respond(response) => return Poll::Ready(Ok(response)),
@@ -156,7 +184,7 @@ where
                                 is_lost,
                                 response: Some(response),
                             },
-                            Finish::Lost => State::rejected(protocol, RejectionKind::Lost),
+                            Finish::Lost => State::lost(),
                         },
                     }
                 }
@@ -168,7 +196,7 @@ where
                 }
                 StateProj::Releasing { is_lost, response } => {
                     match ready!(is_lost.as_mut().poll(cx)) {
-                        true => State::rejected(protocol, RejectionKind::Lost),
+                        true => State::lost(),
                         false => {
                             let response = response.take().expect("released once");
                             this.state.set(State::Done);
@@ -176,8 +204,11 @@ where
                         }
                     }
                 }
-                StateProj::Rejected { rejection } => {
-                    let response = config.respond(*rejection);
+                StateProj::Rejected { error } => {
+                    let (reason, key) = (error.clone().into(), this.wait.key.take());
+                    let by = RejectedBy::Lock;
+                    let rejection = protocol.reject(reason, by, key, this.wait.time);
+                    let response = config.respond(rejection);
                     this.state.set(State::Done);
                     let fixed = |data| ResponseBody::unlocked(Content::fixed(data));
                     return Poll::Ready(Ok(response.map(fixed)));
@@ -190,9 +221,9 @@ where
 }
 
 impl<S, B, F, R> State<S, B, F, R> {
-    fn rejected(protocol: Protocol, kind: RejectionKind) -> Self {
-        let rejection = protocol.reject(kind, RejectedBy::Lock);
-        Self::Rejected { rejection }
+    fn lost() -> Self {
+        let error = Error::of(ErrorKind::Lost);
+        Self::Rejected { error }
     }
 }
 
@@ -204,40 +235,40 @@ fn begin<S, B, R>(
     mut service: S,
     parts: Parts,
     body: B,
-) -> State<S, B, S::Future, R>
+) -> (Waited, State<S, B, S::Future, R>)
 where
     S: Service<Request<B>>,
 {
     let key = match config.key(found) {
         Ok(key) => key,
-        Err(error) => return State::rejected(protocol, error.kind().into()),
+        Err(error) => return (Waited::on(None), State::Rejected { error }),
     };
     // A layer that is applied twice takes a lock once.
     let outer = key
         .as_ref()
         .and_then(|key| find_lease(&parts.extensions, config.locks.id(), key));
     match (key, outer) {
-        (Some(_), Some(lease)) if !lease.is_held() => {
-            State::rejected(protocol, RejectionKind::Lost)
-        }
+        (Some(key), Some(lease)) if !lease.is_held() => (Waited::on(Some(key)), State::lost()),
         (Some(key), None) => {
-            let wait = protocol.wait(config.wait, &parts);
+            let wait = protocol.wait(&config.wait, &parts);
+            let waited = Waited::on(Some(key.clone()));
             let config = Arc::clone(config);
-            State::Acquiring {
+            let state = State::Acquiring {
                 acquiring: Box::pin(async move { config.locks.take(key, wait).await }),
                 call: Some((service, Request::from_parts(parts, body))),
-            }
+            };
+            (waited, state)
         }
-        (None, _) | (Some(_), Some(_)) => State::Unlocked {
-            inner: service.call(Request::from_parts(parts, body)),
-        },
+        (None, _) | (Some(_), Some(_)) => {
+            let inner = service.call(Request::from_parts(parts, body));
+            (Waited::on(None), State::Unlocked { inner })
+        }
     }
 }
 
 /// Calls the service under the lock, or without one where the settings allow it.
 fn call_service<S, B, R>(
     config: &Config,
-    protocol: Protocol,
     acquired: Result<LockGuard, Error>,
     mut service: S,
     mut request: Request<B>,
@@ -247,7 +278,7 @@ where
 {
     match acquired {
         // Time may have passed since it was granted.
-        Ok(guard) if !guard.lease().is_held() => State::rejected(protocol, RejectionKind::Lost),
+        Ok(guard) if !guard.lease().is_held() => State::lost(),
         Ok(guard) => {
             insert_lease(guard.lease().clone(), request.extensions_mut());
             let lock = HeldLock::new(guard, config.on_lost);
@@ -265,7 +296,7 @@ where
                 inner: service.call(request),
             }
         }
-        Err(error) => State::rejected(protocol, error.kind().into()),
+        Err(error) => State::Rejected { error },
     }
 }
 

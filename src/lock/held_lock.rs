@@ -1,7 +1,7 @@
 //! [`HeldLock`]: the lock of one request.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use crate::error::ErrorKind;
 use crate::http::OnLost;
@@ -22,7 +22,8 @@ pub(super) struct HeldLock {
 }
 
 impl HeldLock {
-    pub(super) fn new(guard: LockGuard, on_lost: OnLost) -> Self {
+    pub(super) fn new(mut guard: LockGuard, on_lost: OnLost) -> Self {
+        guard.offer();
         Self {
             #[cfg(feature = "tracing")]
             span: crate::trace::span(guard.key(), guard.fencing_token()),
@@ -41,18 +42,36 @@ impl HeldLock {
             let lease: Lease = self.guard.lease().clone();
             Box::pin(async move { lease.lost().await })
         });
-        lost.as_mut().poll(cx).map(drop)
+        if ready!(lost.as_mut().poll(cx)) == LostReason::Released && self.is_taken_over() {
+            // It ended as it should, and cannot be lost any more.
+            self.on_lost = OnLost::Continue;
+            return Poll::Pending;
+        }
+        Poll::Ready(())
     }
 
     /// Whether the request must end because the lock is lost. It reads the clock, and is never
     /// late.
     pub(super) fn is_lost(&self) -> bool {
-        self.on_lost == OnLost::Cancel && !self.guard.lease().is_held()
+        self.on_lost == OnLost::Cancel
+            && match self.guard.lease().lost_reason() {
+                None => false,
+                Some(LostReason::Released) => !self.is_taken_over(),
+                Some(_) => true,
+            }
+    }
+
+    /// Whether the handler releases the lock, and not the layer.
+    pub(super) fn is_taken_over(&self) -> bool {
+        self.guard.lease().is_taken_over()
     }
 
     /// Releases the lock. Returns whether the request must end because the lock was lost before.
     pub(super) fn release(self) -> BoxFuture<bool> {
         Box::pin(async move {
+            if self.guard.lease().withdraw() {
+                return false;
+            }
             let released = self.guard.release().await;
             let is_lost = released.is_err_and(|error| error.kind() == ErrorKind::Lost);
             self.on_lost == OnLost::Cancel && is_lost

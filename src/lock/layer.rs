@@ -12,7 +12,7 @@ use super::config::{Config, Hold, OnUnavailable};
 use super::find_key::{FindKey, NoKey};
 use super::service::DistributedLock;
 use crate::error::{Error, ErrorKind};
-use crate::http::{OnLost, Rejection};
+use crate::http::{OnLost, Rejection, Wait};
 use crate::key::{IntoLockKey, LockKey};
 use crate::manager::LockManager;
 
@@ -116,7 +116,7 @@ impl DistributedLockLayer {
             config: Arc::new(Config {
                 locks,
                 find_key,
-                wait: None,
+                wait: Wait::default(),
                 hold: Hold::default(),
                 on_unavailable: OnUnavailable::default(),
                 on_lost: OnLost::default(),
@@ -174,8 +174,8 @@ impl DistributedLockLayer {
         self
     }
 
-    /// Sets how long a request waits for its turn. Default: it does not wait, and is answered with
-    /// 409 at once if another request holds the lock.
+    /// Sets how long a request waits for its turn. Default: zero, it does not wait, and is answered
+    /// with 409 at once if another request holds the lock.
     ///
     /// When the time is over, the request is answered with 409, or with 503 if Redis never said
     /// that the lock is held. A gRPC or gRPC-Web call whose header `grpc-timeout` is shorter waits
@@ -183,7 +183,7 @@ impl DistributedLockLayer {
     ///
     /// # Panics
     ///
-    /// Panics if `wait` is zero (leave it out instead) or longer than a day.
+    /// Panics if `wait` is longer than a day.
     ///
     /// # Example
     ///
@@ -195,15 +195,33 @@ impl DistributedLockLayer {
     /// # }
     /// ```
     pub fn wait(self, wait: Duration) -> Self {
-        assert!(
-            !wait.is_zero(),
-            "wait is zero: leave it out for requests that do not wait"
-        );
-        assert!(
-            wait <= Duration::from_secs(24 * 3600),
-            "wait is longer than a day: {wait:?}"
-        );
-        self.set(|config| config.wait = Some(wait))
+        self.set(|config| config.wait.set(wait))
+    }
+
+    /// Sets how long each request waits for its turn, by a closure. For `None`,
+    /// [`wait`](Self::wait) counts. Zero is no waiting; more than a day is a day.
+    ///
+    /// [`prefer_wait`](super::prefer_wait) is such a closure, for clients that say how long they
+    /// wait. The header `grpc-timeout` is an upper limit here too.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, key};
+    /// # use tower_distributed_lock::lock::prefer_wait;
+    /// # fn layer(locks: LockManager) -> DistributedLockLayer {
+    /// // Up to 30 s for a client that sends `Prefer: wait=30`, 2 s for others.
+    /// DistributedLockLayer::new(locks, key::method_and_path())
+    ///     .wait(Duration::from_secs(2))
+    ///     .wait_for(prefer_wait(Duration::from_secs(30)))
+    /// # }
+    /// ```
+    pub fn wait_for<F>(self, wait_for: F) -> Self
+    where
+        F: Fn(&Parts) -> Option<Duration> + Send + Sync + 'static,
+    {
+        self.set(|config| config.wait.set_for(wait_for))
     }
 
     /// Sets until when the lock is held. Default: [`Hold::Body`], until the body of the response
@@ -365,10 +383,12 @@ impl DistributedLockLayer {
     /// })
     /// # }
     /// ```
-    pub fn rejection<F>(self, rejection: F) -> Self
+    pub fn rejection<F, T>(self, rejection: F) -> Self
     where
-        F: Fn(&Rejection) -> Response<Bytes> + Send + Sync + 'static,
+        F: Fn(&Rejection) -> Response<T> + Send + Sync + 'static,
+        T: Into<Bytes>,
     {
+        let rejection = move |rejected: &Rejection| rejection(rejected).map(Into::into);
         self.set(|config| config.rejection = Some(Arc::new(rejection)))
     }
 }

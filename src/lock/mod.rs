@@ -58,7 +58,8 @@
 //! | [`new_async(locks, key)`] | | `key(request::Parts)` returns a future, for keys that need something asynchronous |
 //! | [`from_extractor(locks, key)`] | | the key is made of what an axum extractor returns (feature `axum`) |
 //! | [`from_extension(locks)`] | | the key is a [`LockKey`](crate::LockKey) in the request's extensions, put there by an outer middleware; without it: 500 |
-//! | [`wait(duration)`] | no waiting: 409 at once | how long a request waits for its turn: more than zero, at most a day |
+//! | [`wait(duration)`] | no waiting: 409 at once | how long a request waits for its turn: at most a day |
+//! | [`wait_for(closure)`] | the `wait` | how long this request waits, such as [`prefer_wait`] |
 //! | [`hold(Hold)`] | [`Hold::Body`] | until the body of the response has been sent, or until the handler has returned ([`Hold::Head`]) |
 //! | [`on_unavailable(OnUnavailable)`] | [`Reject`](OnUnavailable::Reject) | 503 when Redis is not available, or run without a lock ([`Proceed`](OnUnavailable::Proceed)) |
 //! | [`on_lost(OnLost)`] | [`Cancel`](OnLost::Cancel) | stop a request whose lock is lost, or let it go on ([`Continue`](OnLost::Continue)) |
@@ -71,6 +72,7 @@
 //! [`from_extractor(locks, key)`]: DistributedLockLayer::from_extractor
 //! [`from_extension(locks)`]: DistributedLockLayer::from_extension
 //! [`wait(duration)`]: DistributedLockLayer::wait
+//! [`wait_for(closure)`]: DistributedLockLayer::wait_for
 //! [`hold(Hold)`]: DistributedLockLayer::hold
 //! [`on_unavailable(OnUnavailable)`]: DistributedLockLayer::on_unavailable
 //! [`on_lost(OnLost)`]: DistributedLockLayer::on_lost
@@ -128,7 +130,9 @@
 //!   outside lets it run to its end.
 //! - **A body that is not read** holds its lock, until it is dropped or
 //!   [`max_hold`](crate::LockManagerBuilder::max_hold) is over.
-//! - **An upgraded connection** (WebSocket) runs without the lock, which ends with the 101.
+//! - **An upgraded connection** (WebSocket) runs without the lock, which ends with the 101, unless
+//!   the handler [takes it over](crate::Lease::take_over). So does work that goes on in another
+//!   task.
 //! - **Clients can block each other** through keys that they choose: see
 //!   [`key`](crate::key#keys-come-from-strangers).
 //! - **A process can be paused** for longer than its lock lives, and go on before it has noticed.
@@ -152,6 +156,6 @@ pub use self::config::{Hold, OnUnavailable, Unlocked};
 pub use self::future::ResponseFuture;
 pub use self::layer::DistributedLockLayer;
 pub use self::service::DistributedLock;
-pub use crate::http::{OnLost, Rejection, RejectionKind};
+pub use crate::http::{OnLost, Rejection, RejectionKind, prefer_wait};
 #[cfg(feature = "axum")]
 pub use crate::lease::MissingLease;

@@ -175,7 +175,7 @@ fn on_own_thread(core: Arc<Core>, connected: Option<Connected>, start: Start) {
 fn not_started(core: &Core, error: &std::io::Error) {
     core.is_running.store(false, Ordering::SeqCst);
     core.stopped.notify_waiters();
-    trace::disconnected(error);
+    trace::not_started(error);
 }
 
 pub(super) async fn tick_slots(core: &Arc<Core>) {

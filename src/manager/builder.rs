@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::slot::Rules;
 use super::{Core, LockManager};
 use crate::error::{Error, ErrorKind};
-use crate::store::{Options, Store};
+use crate::store::{Credentials, CredentialsCallback, Options, RedisServer, Servers, Store, Tls};
+
+const DEFAULT_COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The settings of a [`LockManager`], made by [`LockManager::builder`].
 ///
@@ -16,20 +18,25 @@ use crate::store::{Options, Store};
 /// | [`renewal`](Self::renewal) | a third of the time to live | how often a held lock is renewed |
 /// | [`max_hold`](Self::max_hold) | 5 min | how long one holder may hold a lock |
 /// | [`prefix`](Self::prefix) | `lock:` | what the names of the locks in Redis begin with |
-/// | [`command_timeout`](Self::command_timeout) | 1 s | how long Redis may take to connect, and then to reply |
+/// | [`command_timeout`](Self::command_timeout) | 1 s, or the time to live if that is less | how long Redis may take to connect, and then to reply |
 /// | [`max_waiters_per_key`](Self::max_waiters_per_key) | 10 000 | how many requests of this process wait for one lock |
 /// | [`max_waiters`](Self::max_waiters) | 100 000 | how many wait for all locks together |
 /// | [`burst`](Self::burst) | 16, 50 ms | how many of this process go before another process that waits, and for how long |
-/// | [`quarantine`](Self::quarantine) | `false` | whether to give no lock for a time to live after Redis lost data |
-/// | `tls_root_certificate` | the system's | the authority to trust with `rediss://` (feature `tls`) |
+/// | [`quarantine`](Self::quarantine) | with Sentinel | whether to give no lock for a time to live after Redis lost data |
+/// | [`min_replicas`](Self::min_replicas) | 0 | how many replicas must have a lock before it is given |
+/// | [`credentials`](Self::credentials) | those of the URL | asked for user and password at each login |
+/// | `tls_root_certificate` | the system's | the authorities to trust with `rediss://` (feature `tls`) |
+/// | `tls_client_certificate` | none | the certificate by which Redis knows this client (feature `tls`) |
+/// | `tls_server_name` | the host | the name that the certificate of Redis must have (feature `tls`) |
 ///
 /// The defaults suit most services. Processes that share locks need the same
 /// [`prefix`](Self::prefix), and with [`quarantine`](Self::quarantine) the same time to live. All
 /// else may differ between them, as it does while a new version is rolled out.
 ///
 /// Nothing is checked until the last step, [`connect`](Self::connect),
-/// [`connect_lazy`](Self::connect_lazy) or [`in_memory`](Self::in_memory). It refuses settings that
-/// make no sense with an error of kind [`ErrorKind::Config`].
+/// [`connect_sentinel`](Self::connect_sentinel), their lazy kinds, or
+/// [`in_memory`](Self::in_memory). It refuses settings that make no sense with an error of kind
+/// [`ErrorKind::Config`].
 ///
 /// # Example
 ///
@@ -54,13 +61,16 @@ pub struct LockManagerBuilder {
     renewal: Option<Duration>,
     max_hold: Duration,
     prefix: String,
-    command_timeout: Duration,
+    command_timeout: Option<Duration>,
     max_waiters_per_key: usize,
     max_waiters: usize,
     burst: u32,
     burst_time: Duration,
-    quarantine: bool,
-    root_certificate: Option<Vec<u8>>,
+    /// `None`: where there is failover.
+    quarantine: Option<bool>,
+    min_replicas: u32,
+    tls: Tls,
+    credentials: Option<CredentialsCallback>,
 }
 
 impl Default for LockManagerBuilder {
@@ -70,13 +80,15 @@ impl Default for LockManagerBuilder {
             renewal: None,
             max_hold: Duration::from_secs(5 * 60),
             prefix: "lock:".to_owned(),
-            command_timeout: Duration::from_secs(1),
+            command_timeout: None,
             max_waiters_per_key: 10_000,
             max_waiters: 100_000,
             burst: 16,
             burst_time: Duration::from_millis(50),
-            quarantine: false,
-            root_certificate: None,
+            quarantine: None,
+            min_replicas: 0,
+            tls: Tls::default(),
+            credentials: None,
         }
     }
 }
@@ -193,8 +205,8 @@ impl LockManagerBuilder {
 
     /// Sets how long Redis may take to accept a connection, and then to reply to a command, before
     /// a request is told that it is [unavailable](ErrorKind::Unavailable). A request that needs a
-    /// new connection may wait for both. Default: 1 s. From 1 ms to the [time to live](Self::ttl):
-    /// a lease that takes longer to get is of no use.
+    /// new connection may wait for both. Default: 1 s, or the [time to live](Self::ttl) if that is
+    /// less. From 1 ms to the time to live: a lease that takes longer to get is of no use.
     ///
     /// After several timeouts in a row, requests are told at once until Redis is back.
     ///
@@ -209,7 +221,7 @@ impl LockManagerBuilder {
     /// # Ok::<(), tower_distributed_lock::Error>(())
     /// ```
     pub fn command_timeout(mut self, command_timeout: Duration) -> Self {
-        self.command_timeout = command_timeout;
+        self.command_timeout = Some(command_timeout);
         self
     }
 
@@ -275,7 +287,8 @@ impl LockManagerBuilder {
 
     /// Sets whether to give no lock, after Redis lost data, until every lease that a process may
     /// still count on has run out: for one [time to live](Self::ttl). Requests are told meanwhile
-    /// that Redis is [unavailable](ErrorKind::Unavailable). Default: `false`.
+    /// that Redis is [unavailable](ErrorKind::Unavailable). Default: `true` with
+    /// [Sentinel](Self::connect_sentinel), `false` otherwise.
     ///
     /// Without it, a server that was restarted empty, or a replica that was promoted without the
     /// last writes, gives locks away that other processes hold until they find out. This is the
@@ -285,6 +298,9 @@ impl LockManagerBuilder {
     /// key is gone, or the id is another one, data may have been lost. So it is when a server is
     /// used for the first time, and whenever it is restarted, with its data or without: then, too,
     /// there is no lock for one time to live.
+    ///
+    /// With Sentinel, and without `min-replicas-to-write` in the configuration of Redis, it lasts
+    /// 12 s longer: for so long, an old primary may give locks after another server was promoted.
     ///
     /// It costs one `INFO` for each connection and a `GET` with each write that takes locks. An ACL
     /// user needs `+info`.
@@ -305,13 +321,79 @@ impl LockManagerBuilder {
     /// # }
     /// ```
     pub fn quarantine(mut self, quarantine: bool) -> Self {
-        self.quarantine = quarantine;
+        self.quarantine = Some(quarantine);
         self
     }
 
-    /// Sets the certificate, in PEM form, of the authority to trust when connecting with
-    /// `rediss://`. Default: the authorities of the operating system. It replaces them; it does not
-    /// add to them.
+    /// Sets how many replicas must have a lock before it is given. Default: 0. A lock that fewer
+    /// have within the [command timeout](Self::command_timeout) is released again, and the request
+    /// is told that Redis is [unavailable](ErrorKind::Unavailable).
+    ///
+    /// So a lock is rarely lost with the primary. It is no proof against it: another replica may be
+    /// promoted than one that had it, and renewals are not waited for.
+    /// [Quarantine](Self::quarantine) keeps a second holder out, this keeps the first one's lock.
+    ///
+    /// It costs a write and a `WAIT`, on a connection of their own, for all locks that are taken at
+    /// one moment together: every lock takes two round trips more than it would. Hand-offs between
+    /// processes are confirmed as well; those within a process need not be. Not
+    /// every proxy lets `WAIT` through.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// LockManager::builder()
+    ///     .min_replicas(1)
+    ///     .connect_sentinel(["redis://10.0.0.1:26379"], "mymaster")
+    ///     .await
+    /// # }
+    /// ```
+    pub fn min_replicas(mut self, replicas: u32) -> Self {
+        self.min_replicas = replicas;
+        self
+    }
+
+    /// Sets a callback that is asked for user and password whenever a connection is made, in place
+    /// of those in the URL. It suits passwords that are rotated, and tokens that expire: of a file,
+    /// a vault, or a cloud's identity service.
+    ///
+    /// The callback has to answer within the [command timeout](Self::command_timeout), of which it
+    /// uses up a part. If getting a token takes longer, keep one at hand, and refresh it in a task
+    /// of your own. An error of the callback is an [unavailable](ErrorKind::Unavailable) Redis,
+    /// whose message has its text.
+    ///
+    /// A connection that lives on is logged in anew before its credentials expire, if the callback
+    /// says [when](Credentials::valid_for) that is. Where there is no RESP3, the second connection
+    /// cannot be: it is made again when the server ends it.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_distributed_lock::{Credentials, LockManager};
+    ///
+    /// let locks = LockManager::builder()
+    ///     .credentials(async || {
+    ///         let password = tokio::fs::read_to_string("/run/secrets/redis").await?;
+    ///         Ok::<_, std::io::Error>(Credentials::new("worker", password.trim_end()))
+    ///     })
+    ///     .connect_lazy("redis://127.0.0.1:6379")?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
+    pub fn credentials<F, R, E>(mut self, callback: F) -> Self
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Credentials, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.credentials = Some(CredentialsCallback::new(callback));
+        self
+    }
+
+    /// Sets the certificates, in PEM form, of the authorities to trust when connecting by TLS.
+    /// Default: the authorities of the operating system. These replace them; they do not add to
+    /// them.
     ///
     /// A certificate that cannot be read is refused by [`connect`](Self::connect) and
     /// [`connect_lazy`](Self::connect_lazy). A text without any certificate is not: then no server
@@ -332,17 +414,77 @@ impl LockManagerBuilder {
     #[cfg(feature = "tls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
     pub fn tls_root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.root_certificate = Some(pem.into());
+        self.tls.root_certificate = Some(pem.into());
         self
     }
 
-    /// Connects to Redis. The URL is `redis://user:password@host:port/database`, with the feature
-    /// `tls` also `rediss://`; all but the host may be left out.
+    /// Sets the certificate by which the server knows this client (`tls-auth-clients`), with those
+    /// of its authorities behind it, and its private key, both in PEM form. Default: none.
+    ///
+    /// What cannot be read is refused by [`connect`](Self::connect) and
+    /// [`connect_lazy`](Self::connect_lazy).
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::LockManager;
+    /// # async fn connect() -> Result<LockManager, Box<dyn std::error::Error>> {
+    /// let (certificate, key) = (std::fs::read("client.pem")?, std::fs::read("client.key")?);
+    /// let locks = LockManager::builder()
+    ///     .tls_client_certificate(certificate, key)
+    ///     .connect("rediss://redis.internal:6380")
+    ///     .await?;
+    /// # Ok(locks) }
+    /// ```
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn tls_client_certificate(
+        mut self,
+        certificate: impl Into<Vec<u8>>,
+        key: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.tls.client = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// Sets the name that the certificate of the server must have. Default: the host that is
+    /// connected to. It suits servers that are reached by another name than that in their
+    /// certificate: through a tunnel, or by the IP address that a sentinel tells. (A sentinel's own
+    /// certificate must have the name in its URL.)
+    ///
+    /// It needs a server that speaks RESP3. What is not a name is refused by
+    /// [`connect`](Self::connect) and [`connect_lazy`](Self::connect_lazy).
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// LockManager::builder()
+    ///     .tls_server_name("redis.internal")
+    ///     .connect("rediss://127.0.0.1:16380")
+    ///     .await
+    /// # }
+    /// ```
+    #[cfg(feature = "tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+    pub fn tls_server_name(mut self, name: impl Into<String>) -> Self {
+        self.tls.server_name = Some(name.into());
+        self
+    }
+
+    /// Connects to Redis. What it takes is a URL, `redis://user:password@host:port/database` (all
+    /// but the host may be left out), or a `redis::Client`: see [`RedisServer`], also for TLS and
+    /// Unix sockets.
+    ///
+    /// It takes, hands on and releases a lock of a random name, so that it succeeds only where
+    /// locks can be had. Later connections are made without that.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Config`] if the URL or a setting is not valid, [`ErrorKind::Unavailable`], with
-    /// the address and the cause, if the server cannot be used.
+    /// the address, the cause and what to do, if the server cannot be used: it is not there, is a
+    /// replica or a node of a Redis Cluster, or its user lacks rights.
     ///
     /// # Example
     ///
@@ -352,8 +494,8 @@ impl LockManagerBuilder {
     /// LockManager::builder().connect("redis://127.0.0.1:6379").await
     /// # }
     /// ```
-    pub async fn connect(self, url: &str) -> Result<LockManager, Error> {
-        let locks = self.connect_lazy(url)?;
+    pub async fn connect(self, server: impl Into<RedisServer>) -> Result<LockManager, Error> {
+        let locks = self.connect_lazy(server)?;
         locks.core.connect().await?;
         Ok(locks)
     }
@@ -373,8 +515,135 @@ impl LockManagerBuilder {
     /// # let _ = locks;
     /// # Ok::<(), tower_distributed_lock::Error>(())
     /// ```
-    pub fn connect_lazy(self, url: &str) -> Result<LockManager, Error> {
-        Ok(LockManager::from_core(self.core(Some(url))?))
+    pub fn connect_lazy(self, server: impl Into<RedisServer>) -> Result<LockManager, Error> {
+        let servers = Servers::One(server.into());
+        self.manager(Some(servers))
+    }
+
+    /// Connects to the primary that Redis Sentinel watches under a name, and follows it through
+    /// failovers.
+    ///
+    /// `sentinels` are URLs, `redis://user:password@host:26379`, with the login of the sentinel
+    /// itself. Name all of them: one that can be reached is enough. `primary` is the name of the
+    /// primary in their configuration, such as `mymaster`. If Redis wants a login, or has another
+    /// database than 0, it is a URL with that name as its host: `redis://user:password@mymaster/3`.
+    /// With a name alone, the primary is connected to by TLS if the sentinels are.
+    ///
+    /// At each connect, all sentinels are asked, and the server must say itself that it is the
+    /// primary. Up to two sentinels are listened to meanwhile: when they have put another server in
+    /// its place, the manager goes there. [`quarantine`](Self::quarantine) is on, unless you turn
+    /// it off. The [guide](crate::_guide::topologies) says which settings Redis and the sentinels
+    /// need, and what a failover can lose.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if a URL or a setting is not valid, or the sentinels know no primary
+    /// of that name, [`ErrorKind::Unavailable`], with the cause, if no sentinel tells where it is,
+    /// or it cannot be used.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// LockManager::builder()
+    ///     .connect_sentinel(
+    ///         ["redis://10.0.0.1:26379", "redis://10.0.0.2:26379", "redis://10.0.0.3:26379"],
+    ///         "mymaster",
+    ///     )
+    ///     .await
+    /// # }
+    /// ```
+    pub async fn connect_sentinel<S: Into<RedisServer>>(
+        self,
+        sentinels: impl IntoIterator<Item = S>,
+        primary: impl Into<RedisServer>,
+    ) -> Result<LockManager, Error> {
+        let locks = self.connect_sentinel_lazy(sentinels, primary)?;
+        locks.core.connect().await?;
+        Ok(locks)
+    }
+
+    /// Like [`connect_sentinel`](Self::connect_sentinel), but connects in the background, so that a
+    /// service starts without Redis. Until it is there, and if the sentinels know no primary of
+    /// that name, locks are [unavailable](ErrorKind::Unavailable).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if a URL or a setting is not valid.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::LockManager;
+    /// let sentinels = ["redis://127.0.0.1:26379"];
+    /// let locks = LockManager::builder().connect_sentinel_lazy(sentinels, "mymaster")?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
+    pub fn connect_sentinel_lazy<S: Into<RedisServer>>(
+        self,
+        sentinels: impl IntoIterator<Item = S>,
+        primary: impl Into<RedisServer>,
+    ) -> Result<LockManager, Error> {
+        let servers = Servers::Sentinel {
+            sentinels: sentinels.into_iter().map(Into::into).collect(),
+            primary: primary.into(),
+        };
+        self.manager(Some(servers))
+    }
+
+    /// Connects to a Redis Cluster of Redis 7.0 or later, or of Valkey. Of the servers that are
+    /// named, one must answer; it tells of the others. All have the login of the first.
+    ///
+    /// The manager has a connection to each primary, finds moved slots and new primaries by itself,
+    /// and keeps each lock in the slot of its name. A `{tag}` in a [key](crate::LockKey::new)
+    /// chooses the slot, as it does for any key. Where processes wait, the message that hands the
+    /// lock on goes to all servers of the cluster, as every `PUBLISH` does.
+    ///
+    /// While a slot is moved key by key, locks in it that are free may have to wait until the slot
+    /// has arrived; held ones are renewed and released meanwhile.
+    ///
+    /// A failover loses the last writes, as replicas lag behind: see [the
+    /// guarantees](crate::_guide::guarantees). [`quarantine`](Self::quarantine) and
+    /// [`min_replicas`](Self::min_replicas) are not supported with a cluster.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if no server is named, or a URL or a setting is not valid,
+    /// [`ErrorKind::Unavailable`], with an address and the cause, if no server answers for a
+    /// cluster, or one of its primaries cannot be used.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// let servers = ["redis://redis-0.internal:6379", "redis://redis-1.internal:6379"];
+    /// LockManager::builder().connect_cluster(servers).await
+    /// # }
+    /// ```
+    pub async fn connect_cluster<S: Into<RedisServer>>(
+        self,
+        servers: impl IntoIterator<Item = S>,
+    ) -> Result<LockManager, Error> {
+        let locks = self.connect_cluster_lazy(servers)?;
+        locks.core.connect().await?;
+        Ok(locks)
+    }
+
+    /// Like [`connect_cluster`](Self::connect_cluster), but connects in the background: see
+    /// [`connect_lazy`](Self::connect_lazy).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if no server is named, or a URL or a setting is not valid.
+    pub fn connect_cluster_lazy<S: Into<RedisServer>>(
+        self,
+        servers: impl IntoIterator<Item = S>,
+    ) -> Result<LockManager, Error> {
+        let servers = servers.into_iter().map(Into::into).collect();
+        self.manager(Some(Servers::Cluster(servers)))
     }
 
     /// Keeps the locks in this process, with the same rules: for tests, examples, and services of
@@ -393,29 +662,34 @@ impl LockManagerBuilder {
     /// # Ok::<(), tower_distributed_lock::Error>(())
     /// ```
     pub fn in_memory(self) -> Result<LockManager, Error> {
-        Ok(LockManager::from_core(self.core(None)?))
+        self.manager(None)
     }
 
-    fn core(self, url: Option<&str>) -> Result<std::sync::Arc<Core>, Error> {
+    fn manager(self, servers: Option<Servers>) -> Result<LockManager, Error> {
         let rules = self.rules()?;
+        let may_fail_over = matches!(servers, Some(Servers::Sentinel { .. }));
+        let command_timeout = self.chosen_command_timeout();
         let options = Options {
             prefix: self.prefix,
             ttl: self.ttl,
             grant_ttl: rules.grant_ttl,
-            command_timeout: self.command_timeout,
-            quarantine: self.quarantine,
-            root_certificate: self.root_certificate,
+            command_timeout,
+            quarantine: self.quarantine.unwrap_or(may_fail_over),
+            min_replicas: self.min_replicas,
+            tls: self.tls,
+            credentials: self.credentials,
         };
-        let store = match url {
+        let store = match servers {
             None => Store::in_memory(&options),
-            Some(url) => Store::at(url, options)?,
+            Some(servers) => Store::at(servers, &options)?,
         };
-        Ok(Core::new(
-            store,
-            rules,
-            self.command_timeout,
-            self.max_waiters,
-        ))
+        let core = Core::new(store, rules, command_timeout, self.max_waiters);
+        Ok(LockManager::from_core(core))
+    }
+
+    fn chosen_command_timeout(&self) -> Duration {
+        let default = || DEFAULT_COMMAND_TIMEOUT.min(self.ttl);
+        self.command_timeout.unwrap_or_else(default)
     }
 
     fn rules(&self) -> Result<Rules, Error> {
@@ -436,7 +710,7 @@ impl LockManagerBuilder {
         )?;
         between(
             "command_timeout",
-            self.command_timeout,
+            self.chosen_command_timeout(),
             millisecond,
             self.ttl,
         )?;
@@ -483,7 +757,7 @@ fn between(name: &str, value: Duration, min: Duration, max: Duration) -> Result<
     ))
 }
 
-/// Leaves the certificate out.
+/// Leaves certificates and credentials out.
 impl fmt::Debug for LockManagerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockManagerBuilder")
@@ -496,6 +770,8 @@ impl fmt::Debug for LockManagerBuilder {
             .field("max_waiters", &self.max_waiters)
             .field("burst", &self.burst)
             .field("burst_time", &self.burst_time)
+            .field("quarantine", &self.quarantine)
+            .field("min_replicas", &self.min_replicas)
             .finish_non_exhaustive()
     }
 }

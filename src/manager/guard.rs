@@ -42,6 +42,8 @@ pub struct LockGuard {
     core: Arc<Core>,
     lease: Lease,
     is_finished: bool,
+    /// Whether the handler may take the lock over, so that this guard does not release it.
+    is_offered: bool,
 }
 
 impl LockGuard {
@@ -50,7 +52,14 @@ impl LockGuard {
             core,
             lease,
             is_finished: false,
+            is_offered: false,
         }
+    }
+
+    /// Lets the handler [take the lock over](Lease::take_over).
+    pub(crate) fn offer(&mut self) {
+        self.lease.offer(Arc::clone(&self.core));
+        self.is_offered = true;
     }
 
     /// Returns a view of this lock, to hand to other tasks. It does not keep the lock held.
@@ -148,7 +157,9 @@ impl LockGuard {
     }
 
     fn finish(&mut self, reply: Option<ReplySender>) {
-        if !std::mem::replace(&mut self.is_finished, true) {
+        let is_finished = std::mem::replace(&mut self.is_finished, true);
+        let is_taken_over = self.is_offered && self.lease.withdraw();
+        if !is_finished && !is_taken_over {
             self.core.finish(&self.lease, reply);
         }
     }

@@ -4,8 +4,10 @@ mod background;
 mod builder;
 mod core;
 mod guard;
+mod once;
 pub(crate) mod slot;
 mod waiters;
+mod with_lock;
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,9 +21,10 @@ pub use self::builder::LockManagerBuilder;
 pub(crate) use self::core::Core;
 use self::core::Taken;
 pub use self::guard::LockGuard;
+pub use self::once::Once;
 use crate::error::{Error, ErrorKind};
 use crate::key::{IntoLockKey, LockKey};
-use crate::store::Damage;
+use crate::store::{Damage, RedisServer};
 use crate::trace::{self, Stopwatch};
 
 /// How long a decision may take from the slot to its request.
@@ -72,7 +75,8 @@ pub struct LockManager {
 
 impl LockManager {
     /// Connects to Redis, `redis://user:password@host:port/database`, with the default settings:
-    /// see [`LockManagerBuilder`].
+    /// see [`LockManagerBuilder`], also for Redis Sentinel, and [`RedisServer`] for all that this
+    /// takes besides a URL.
     ///
     /// # Errors
     ///
@@ -88,8 +92,54 @@ impl LockManager {
     /// let locks = LockManager::connect("redis://127.0.0.1:6379").await?;
     /// # Ok(locks) }
     /// ```
-    pub async fn connect(url: &str) -> Result<Self, Error> {
-        Self::builder().connect(url).await
+    pub async fn connect(server: impl Into<RedisServer>) -> Result<Self, Error> {
+        Self::builder().connect(server).await
+    }
+
+    /// Connects to the primary that Redis Sentinel watches under a name, with the default settings:
+    /// see [`LockManagerBuilder::connect_sentinel`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if a URL is not valid, or the sentinels know no primary of that name,
+    /// [`ErrorKind::Unavailable`], with the cause, if no sentinel tells where it is, or it cannot
+    /// be used.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// let sentinels = ["redis://10.0.0.1:26379", "redis://10.0.0.2:26379"];
+    /// let locks = LockManager::connect_sentinel(sentinels, "mymaster").await?;
+    /// # Ok(locks) }
+    /// ```
+    pub async fn connect_sentinel<S: Into<RedisServer>>(
+        sentinels: impl IntoIterator<Item = S>,
+        primary: impl Into<RedisServer>,
+    ) -> Result<Self, Error> {
+        Self::builder().connect_sentinel(sentinels, primary).await
+    }
+
+    /// Connects to a Redis Cluster with the default settings: see
+    /// [`LockManagerBuilder::connect_cluster`].
+    ///
+    /// # Errors
+    ///
+    /// Like [`LockManagerBuilder::connect_cluster`].
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # async fn connect() -> Result<LockManager, Error> {
+    /// let locks = LockManager::connect_cluster(["redis://redis-0.internal:6379"]).await?;
+    /// # Ok(locks) }
+    /// ```
+    pub async fn connect_cluster<S: Into<RedisServer>>(
+        servers: impl IntoIterator<Item = S>,
+    ) -> Result<Self, Error> {
+        Self::builder().connect_cluster(servers).await
     }
 
     /// Returns a builder, for other settings than the default ones.
@@ -139,7 +189,8 @@ impl LockManager {
     }
 
     /// Takes the lock as soon as it is free, within `wait`. Requests of one process get it in order
-    /// of arrival, processes in the order in which they began to wait.
+    /// of arrival, processes in the order in which they began to wait. With a `wait` of zero, it
+    /// does what [`try_acquire`](Self::try_acquire) does.
     ///
     /// A caller that gives up, by dropping the future, leaves the queue.
     ///
@@ -216,6 +267,7 @@ impl LockManager {
     }
 
     async fn request(&self, key: &LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
+        let wait = wait.filter(|wait| !wait.is_zero());
         let mut request = self.core.request(key, wait.is_some())?;
         let limit = wait.or_else(|| self.core.store.replies_within());
         let decision = match limit {
@@ -271,6 +323,10 @@ impl LockManager {
     /// ```
     pub async fn close(&self) {
         self.core.close().await;
+    }
+
+    fn is_closed(&self) -> bool {
+        self.core.is_closed.load(Ordering::Acquire)
     }
 
     /// Tells this manager, and its clones, from others in the process.

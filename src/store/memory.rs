@@ -52,6 +52,14 @@ impl MemoryStore {
         }
     }
 
+    /// Deletes a record. Returns whether there was one.
+    pub(crate) fn forget(&self, key: &LockKey) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.drop_expired_records(Time::now());
+        state.expiries.retain(|_, expiring| expiring != key);
+        state.records.remove(key).is_some()
+    }
+
     pub(crate) fn execute(&self, now: Time, key: &LockKey, command: Command) -> Done {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.drop_expired_records(now);

@@ -60,7 +60,8 @@ pub(crate) use self::protocol::{
 };
 #[cfg(fuzzing)]
 pub(crate) use self::redis::fuzzing;
-pub(crate) use self::redis::{Damage, Manifest};
+pub use self::redis::{Credentials, RedisServer};
+pub(crate) use self::redis::{CredentialsCallback, Damage, Manifest, Tls};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
@@ -78,8 +79,24 @@ pub(crate) struct Options {
     pub(crate) command_timeout: Duration,
     /// Whether no lock is given for a time to live after data was lost.
     pub(crate) quarantine: bool,
-    /// The authority to trust in place of the system's, in PEM form.
-    pub(crate) root_certificate: Option<Vec<u8>>,
+    /// How many replicas must have a lock before it is given.
+    pub(crate) min_replicas: u32,
+    pub(crate) tls: Tls,
+    /// Asked at each login, in place of what the URL says.
+    pub(crate) credentials: Option<CredentialsCallback>,
+}
+
+/// Where the locks are kept in Redis.
+#[derive(Debug)]
+pub(crate) enum Servers {
+    One(RedisServer),
+    /// In the primary of that name, which the sentinels know.
+    Sentinel {
+        sentinels: Vec<RedisServer>,
+        primary: RedisServer,
+    },
+    /// In the cluster to which these belong.
+    Cluster(Vec<RedisServer>),
 }
 
 /// The calls that a store makes to its manager.
@@ -125,6 +142,7 @@ impl Done {
 pub(crate) enum Store {
     Memory(memory::MemoryStore),
     Redis(redis::RedisStore),
+    Cluster(redis::ClusterStore),
     #[cfg(all(test, feature = "properties"))]
     Fake(fake::FakeStore),
 }
@@ -135,13 +153,16 @@ impl Store {
         Self::Memory(memory::MemoryStore::new(options.ttl))
     }
 
-    /// Returns the store at that URL, to which [`run`](Self::run) connects.
+    /// Returns the store in these servers, to which [`run`](Self::run) connects.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if the URL is not valid. The error does not repeat it.
-    pub(crate) fn at(url: &str, options: Options) -> Result<Self, Error> {
-        Ok(Self::Redis(redis::RedisStore::new(url, options)?))
+    /// [`ErrorKind::Config`] if a URL is not valid. The error does not repeat it.
+    pub(crate) fn at(servers: Servers, options: &Options) -> Result<Self, Error> {
+        Ok(match servers {
+            Servers::Cluster(servers) => Self::Cluster(redis::ClusterStore::new(servers, options)?),
+            servers => Self::Redis(redis::RedisStore::new(servers, options)?),
+        })
     }
 
     /// Takes over a command. Returns its outcome if there is one at once. Otherwise, the store
@@ -150,6 +171,7 @@ impl Store {
         match self {
             Self::Memory(memory) => Some(memory.execute(now, key, command)),
             Self::Redis(redis) => redis.submit(now, key, command).map(Done::new),
+            Self::Cluster(cluster) => cluster.submit(now, key, command).map(Done::new),
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => {
                 fake.submit(now, key, command);
@@ -169,6 +191,7 @@ impl Store {
     ) {
         match self {
             Self::Redis(redis) => redis.run(connected, events, is_finished).await,
+            Self::Cluster(cluster) => cluster.run(connected, events, is_finished).await,
             Self::Memory(_) => std::future::pending().await,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => std::future::pending().await,
@@ -177,8 +200,12 @@ impl Store {
 
     /// Makes [`run`](Self::run) ask whether it is finished.
     pub(crate) fn wake(&self) {
-        if let Self::Redis(redis) = self {
-            redis.wake();
+        match self {
+            Self::Redis(redis) => redis.wake(),
+            Self::Cluster(cluster) => cluster.wake(),
+            Self::Memory(_) => {}
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => {}
         }
     }
 
@@ -187,7 +214,7 @@ impl Store {
     /// its time still.
     pub(crate) fn needs_to_run(&self) -> bool {
         match self {
-            Self::Redis(_) => true,
+            Self::Redis(_) | Self::Cluster(_) => true,
             Self::Memory(_) => false,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => false,
@@ -199,6 +226,7 @@ impl Store {
     pub(crate) fn replies_within(&self) -> Option<Duration> {
         match self {
             Self::Redis(redis) => Some(redis.replies_within()),
+            Self::Cluster(cluster) => Some(cluster.replies_within()),
             Self::Memory(_) => None,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => Some(fake.replies_within()),
@@ -210,7 +238,10 @@ impl Store {
     pub(crate) fn time_to_put_aside(&self, record: &Record) -> Option<Duration> {
         match self {
             Self::Redis(redis) if record.content.len() > LONG_RECORD => Some(redis.patience()),
-            Self::Redis(_) | Self::Memory(_) => None,
+            Self::Cluster(cluster) if record.content.len() > LONG_RECORD => {
+                Some(cluster.patience())
+            }
+            Self::Redis(_) | Self::Cluster(_) | Self::Memory(_) => None,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => None,
         }
@@ -229,6 +260,7 @@ impl Store {
     ) -> Result<Manifest, Error> {
         match self {
             Self::Redis(redis) => redis.put_aside(key, record, hold, lost).await,
+            Self::Cluster(cluster) => cluster.put_aside(key, record, hold, lost).await,
             Self::Memory(_) => unreachable!("this store takes records of any length"),
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => unreachable!("this store takes records of any length"),
@@ -237,8 +269,23 @@ impl Store {
 
     /// Deletes a record that was put aside, if its manifest did not take the lock's place.
     pub(crate) async fn discard(&self, key: &LockKey, manifest: Manifest) {
-        if let Self::Redis(redis) = self {
-            redis.discard(key, manifest.parts()).await;
+        match self {
+            Self::Redis(redis) => redis.discard(key, manifest.parts()).await,
+            Self::Cluster(cluster) => cluster.discard(key, manifest).await,
+            Self::Memory(_) => {}
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => {}
+        }
+    }
+
+    /// Deletes the record in a lock's place. A lock stays. Returns whether there was a record.
+    pub(crate) async fn forget(&self, key: &LockKey) -> Result<bool, Error> {
+        match self {
+            Self::Memory(memory) => Ok(memory.forget(key)),
+            Self::Redis(redis) => redis.forget(key).await,
+            Self::Cluster(cluster) => cluster.forget(key).await,
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => unreachable!("programs forget nothing"),
         }
     }
 
@@ -252,6 +299,7 @@ impl Store {
         match self {
             Self::Memory(_) => Ok(Ok(found)),
             Self::Redis(redis) => redis.fetch(key, found).await,
+            Self::Cluster(cluster) => cluster.fetch(key, found).await,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => Ok(Ok(found)),
         }
@@ -262,6 +310,7 @@ impl Store {
         match self {
             Self::Memory(_) => true,
             Self::Redis(redis) => redis.is_connected(),
+            Self::Cluster(cluster) => cluster.is_connected(),
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => fake.is_connected(),
         }
@@ -272,6 +321,7 @@ impl Store {
         match self {
             Self::Memory(_) => true,
             Self::Redis(redis) => redis.is_drained(),
+            Self::Cluster(cluster) => cluster.is_drained(),
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(fake) => fake.is_drained(),
         }

@@ -110,7 +110,7 @@ impl Orders {
     pub fn client(&self) -> Client {
         match self.textbook {
             Some(flaw) => Client::Textbook(Textbook::new(&self.url(), TTL, flaw)),
-            None => Client::Crate(self.builder().connect_lazy(&self.url()).unwrap()),
+            None => Client::Crate(self.builder().connect_lazy(self.url()).unwrap()),
         }
     }
 }

@@ -20,6 +20,9 @@ mod support;
 #[allow(dead_code)] // Its `main`, and what only that uses.
 #[path = "../../examples/webhook.rs"]
 mod webhook;
+#[allow(dead_code)]
+#[path = "../../examples/websocket.rs"]
+mod websocket;
 
 mod doubles;
 mod idempotency;

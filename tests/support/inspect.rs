@@ -71,9 +71,14 @@ pub async fn eventually_queued(redis: &MultiplexedConnection, key: &str, process
 pub async fn eventually_no_trace(redis: &MultiplexedConnection) {
     eventually("no lock and no queue is left in Redis", || async {
         let names = names(redis, "*").await;
-        names.iter().all(|name| name == "{lock:}:fence")
+        names.iter().all(|name| is_fence(name))
     })
     .await;
+}
+
+/// Whether that is the name of a counter of fences: the server's, or that of a cluster's slot.
+pub fn is_fence(name: &str) -> bool {
+    name == "{lock:}:fence" || name.starts_with('{') && name.ends_with("}:lock:fence")
 }
 
 /// The connections of the server's clients, one line each.

@@ -12,9 +12,7 @@ pub fn minute() -> LockManagerBuilder {
 }
 
 pub fn short_lived(ttl_ms: u64) -> LockManagerBuilder {
-    LockManager::builder()
-        .ttl(Duration::from_millis(ttl_ms))
-        .command_timeout(Duration::from_millis(ttl_ms.min(1000)))
+    LockManager::builder().ttl(Duration::from_millis(ttl_ms))
 }
 
 /// How many connections a manager has.

@@ -14,22 +14,26 @@
     missing_docs
 )]
 
+mod cluster;
 mod gate;
 mod inspect;
 mod managers;
 mod proxy;
 pub mod random;
 mod redis_server;
+mod sentinel;
 mod wait;
 
+pub use cluster::Cluster;
 pub use gate::{Gate, OnDrop};
 pub use inspect::{
-    calls, clients, eventually_no_trace, eventually_queued, expires_in, names, queue_length, run,
-    script_calls, sets, statistic, text, value, watched_keys,
+    calls, clients, eventually_no_trace, eventually_queued, expires_in, is_fence, names,
+    queue_length, run, script_calls, sets, statistic, text, value, watched_keys,
 };
 pub use managers::{connections_per_manager, knows_what_was_said, minute, short_lived};
 pub use proxy::{Mode, Proxy};
 pub use redis_server::{
     ClosedPort, FREE_PORT, RedisServer, connect_patiently, has_resp3, server_program, signal,
 };
+pub use sentinel::{PRIMARY, Sentinel, SentinelSet, sentinel_cut_off};
 pub use wait::{PATIENCE, eventually, soon};

@@ -1,11 +1,13 @@
-//! One suite for every store: the same tests over memory and over Redis.
+//! One suite for every store: the same tests over memory, over Redis, and over a Redis Cluster.
 
 use tower_distributed_lock::{IdempotencyLayer, LockManager, LockManagerBuilder};
 
-use crate::support::{RedisServer, eventually, eventually_no_trace, minute, names, run};
+use crate::support::{
+    Cluster, RedisServer, eventually, eventually_no_trace, is_fence, minute, names, run,
+};
 
-/// Runs each of these tests twice, over memory and over Redis. They take the fixture that is named
-/// first: a [`Store`] or [`Nodes`].
+/// Runs each of these tests over memory, over Redis, and over a cluster. They take the fixture that
+/// is named first: a [`Store`] or [`Nodes`].
 macro_rules! on_every_store {
     ($fixture:ident: $($name:ident)*) => {
         mod over_memory {
@@ -20,6 +22,12 @@ macro_rules! on_every_store {
                 super::$name(super::$fixture::over_redis().await).await;
             })*
         }
+        mod over_cluster {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(super::$fixture::over_cluster().await).await;
+            })*
+        }
     };
 }
 
@@ -27,25 +35,37 @@ macro_rules! on_every_store {
 pub struct Store {
     /// `None`: managers keep their locks in memory, each its own.
     pub server: Option<RedisServer>,
+    is_cluster: bool,
 }
 
 impl Store {
     pub async fn in_memory() -> Self {
-        Self { server: None }
+        Self {
+            server: None,
+            is_cluster: false,
+        }
     }
 
     pub async fn over_redis() -> Self {
         let server = RedisServer::start().await;
         Self {
             server: Some(server),
+            is_cluster: false,
+        }
+    }
+
+    /// A cluster of one server, which has all slots: commands for keys of several slots are errors
+    /// there, as in any cluster.
+    pub async fn over_cluster() -> Self {
+        let mut cluster = Cluster::start(1, 0).await;
+        Self {
+            server: cluster.servers.pop(),
+            is_cluster: true,
         }
     }
 
     pub async fn manager(&self, builder: LockManagerBuilder) -> LockManager {
-        match &self.server {
-            Some(server) => builder.connect(&server.url()).await.unwrap(),
-            None => builder.in_memory().unwrap(),
-        }
+        manager(self.server.as_ref(), self.is_cluster, builder).await
     }
 
     /// A manager with the default settings.
@@ -54,28 +74,58 @@ impl Store {
     }
 }
 
+async fn manager(
+    server: Option<&RedisServer>,
+    is_cluster: bool,
+    builder: LockManagerBuilder,
+) -> LockManager {
+    match server {
+        Some(server) if is_cluster => builder.connect_cluster([server.url()]).await.unwrap(),
+        Some(server) => builder.connect(server.url()).await.unwrap(),
+        None => builder.in_memory().unwrap(),
+    }
+}
+
 /// Two nodes over one Redis; or, in memory, one node that is asked twice.
 pub struct Nodes {
     pub server: Option<RedisServer>,
+    is_cluster: bool,
     pub one: LockManager,
     pub two: LockManager,
 }
 
 impl Nodes {
     pub async fn in_memory() -> Self {
-        let Store { server } = Store::in_memory().await;
         let one = minute().in_memory().unwrap();
         let two = one.clone();
-        Self { server, one, two }
+        Self {
+            server: None,
+            is_cluster: false,
+            one,
+            two,
+        }
     }
 
     pub async fn over_redis() -> Self {
-        let store = Store::over_redis().await;
+        Self::over(Store::over_redis().await).await
+    }
+
+    pub async fn over_cluster() -> Self {
+        Self::over(Store::over_cluster().await).await
+    }
+
+    async fn over(store: Store) -> Self {
         Self {
             one: store.manager(minute()).await,
             two: store.manager(minute()).await,
+            is_cluster: store.is_cluster,
             server: store.server,
         }
+    }
+
+    /// Another manager of the same store; in memory, with locks of its own.
+    pub async fn manager(&self, builder: LockManagerBuilder) -> LockManager {
+        manager(self.server.as_ref(), self.is_cluster, builder).await
     }
 
     /// An idempotency layer for each node.
@@ -119,7 +169,7 @@ impl Nodes {
                         .unwrap();
                     value.starts_with(b"TDLR")
                 };
-                if !is_record && name != "{lock:}:fence" {
+                if !is_record && !is_fence(&name) {
                     return false;
                 }
             }

@@ -79,9 +79,7 @@ impl RedisServer {
     pub async fn start_in(env: &[(String, String)], args: &[&str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("tower-distributed-lock-{}-{number}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&dir).unwrap();
+        let dir = folder(&format!("{number}"));
         // Another process may take the port before the server does. Then the server ends, and we
         // try again.
         for _ in 0..10 {
@@ -98,7 +96,7 @@ impl RedisServer {
                     arg => arg.to_owned(),
                 })
                 .collect();
-            if let Some((child, pid)) = launch(port, &dir, env, &args).await {
+            if let Some((child, pid)) = launch_redis(port, &dir, env, &args).await {
                 return Self {
                     child,
                     pid,
@@ -118,6 +116,11 @@ impl RedisServer {
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// The path of a file that the server makes under this name.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
     }
 
     /// Returns the value of `name` in the server's arguments.
@@ -153,7 +156,7 @@ impl RedisServer {
         args.extend(more.iter().map(ToString::to_string));
         let started = Instant::now();
         loop {
-            if let Some((child, pid)) = launch(self.port, &self.dir, &self.env, &args).await {
+            if let Some((child, pid)) = launch_redis(self.port, &self.dir, &self.env, &args).await {
                 (self.child, self.pid) = (child, pid);
                 return;
             }
@@ -176,7 +179,15 @@ impl Drop for RedisServer {
     }
 }
 
-fn free_port() -> u16 {
+/// A folder for the files of one server.
+pub(super) fn folder(name: &str) -> PathBuf {
+    let name = format!("tower-distributed-lock-{}-{name}", std::process::id());
+    let dir = std::env::temp_dir().join(name);
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+pub(super) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -184,37 +195,46 @@ fn free_port() -> u16 {
         .port()
 }
 
-async fn launch(
+async fn launch_redis(
     port: u16,
     dir: &Path,
     env: &[(String, String)],
     args: &[String],
+) -> Option<(Child, u32)> {
+    // Before Redis 7, DEBUG needed no permission, and this setting was an error.
+    let may_debug: &[&str] = match version(&server_program()).contains("v=6.") {
+        true => &[],
+        false => &["--enable-debug-command", "yes"],
+    };
+    let port_text = port.to_string();
+    let always = ["--port", &port_text, "--bind", "127.0.0.1"];
+    let nothing_saved = ["--save", "", "--appendonly", "no"];
+    let always = always.iter().chain(&nothing_saved).chain(may_debug);
+    let args: Vec<&str> = always
+        .copied()
+        .chain(args.iter().map(String::as_str))
+        .collect();
+    let ready = ["Ready to accept connections", "Loading"];
+    launch(port, dir, env, &args, &ready).await
+}
+
+/// Starts the server's program. Waits until it listens on the port, and its log says that it is
+/// ready: so it is ours. `None`: it has ended.
+pub(super) async fn launch(
+    port: u16,
+    dir: &Path,
+    env: &[(String, String)],
+    args: &[&str],
+    ready: &[&str],
 ) -> Option<(Child, u32)> {
     // The shell ends the server when this process ends, however it ends: the shell's standard input
     // is closed then.
     let script = "exec 3<&0; \"$0\" \"$@\" >redis.log 2>&1 3<&- & redis=$!; echo $redis >pid; \
                   (read -r _ <&3; kill -9 $redis) 2>/dev/null & watch=$!; exec 3<&-; wait $redis; kill $watch; wait $watch";
     let _ = std::fs::remove_file(dir.join("pid"));
-    let program = server_program();
-    // Before Redis 7, DEBUG needed no permission, and this setting was an error.
-    let may_debug: &[&str] = match version(&program).contains("v=6.") {
-        true => &[],
-        false => &["--enable-debug-command", "yes"],
-    };
     let mut child = Command::new("sh")
         .args(["-c", script])
-        .arg(&program)
-        .args([
-            "--port",
-            &port.to_string(),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-        ])
-        .args(may_debug)
+        .arg(server_program())
         .args(args)
         .envs(env.iter().map(|(name, value)| (name, value)))
         .current_dir(dir)
@@ -228,10 +248,13 @@ async fn launch(
         let pid = std::fs::read_to_string(dir.join("pid"))
             .ok()
             .and_then(|pid| pid.trim().parse().ok());
-        let is_up = TcpStream::connect(("127.0.0.1", port)).await.is_ok()
-            || args.iter().any(|arg| arg == "--tls-port");
+        let is_up =
+            TcpStream::connect(("127.0.0.1", port)).await.is_ok() || args.contains(&"--tls-port");
+        let log = || std::fs::read_to_string(dir.join("redis.log")).unwrap_or_default();
         match pid {
-            Some(pid) if is_up && is_redis(dir) => return Some((child, pid)),
+            Some(pid) if is_up && ready.iter().any(|ready| log().contains(ready)) => {
+                return Some((child, pid));
+            }
             _ if child.try_wait().unwrap().is_some() => return None,
             _ => tokio::time::sleep(Duration::from_millis(2)).await,
         }
@@ -239,12 +262,6 @@ async fn launch(
     let _ = child.kill();
     let _ = child.wait();
     None
-}
-
-/// Whether the server on the port is ours: its log says so.
-fn is_redis(dir: &Path) -> bool {
-    std::fs::read_to_string(dir.join("redis.log"))
-        .is_ok_and(|log| log.contains("Ready to accept connections") || log.contains("Loading"))
 }
 
 /// Sends a signal to a process, by its name for `kill`.
@@ -277,7 +294,9 @@ impl ClosedPort {
 /// A connection that waits for a reply as long as it takes. A process that was stopped would find
 /// that its replies are late.
 pub async fn connect_patiently(url: &str) -> RedisResult<MultiplexedConnection> {
-    let patient = AsyncConnectionConfig::new().set_response_timeout(None);
+    let patient = AsyncConnectionConfig::new()
+        .set_response_timeout(None)
+        .set_connection_timeout(None);
     let client = redis::Client::open(url)?;
     client
         .get_multiplexed_async_connection_with_config(&patient)

@@ -54,7 +54,7 @@ impl Record {
     }
 
     pub fn is_ours(&self) -> bool {
-        self.target.starts_with("tower_distributed_lock")
+        self.target == "tower_distributed_lock"
     }
 
     /// The span of the lock, if it is in one.

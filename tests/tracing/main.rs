@@ -26,8 +26,8 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use once::{App, Runs, post};
 use support::{
-    Gate, Mode, PATIENCE, Proxy, RedisServer, clients, eventually, eventually_queued,
-    knows_what_was_said, minute, run, short_lived, soon, value,
+    Gate, Mode, PATIENCE, PRIMARY, Proxy, RedisServer, clients, eventually, eventually_queued,
+    knows_what_was_said, minute, run, sentinel_cut_off, short_lived, soon, value,
 };
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_distributed_lock::{
@@ -268,7 +268,9 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
     let user = format!("ACL SETUSER limited on >{OTHER} +@all &* ~nothing:*");
     run(&redis, &user).await;
     let limited = format!("redis://limited:{OTHER}@127.0.0.1:{}", server.port);
-    let limited = LockManager::connect(&limited).await.unwrap();
+    let error = LockManager::connect(&limited).await.unwrap_err();
+    tracing::trace!(?error, %error, "no permission to begin with");
+    let limited = minute().connect_lazy(&limited).unwrap();
     let error = limited.try_acquire(KEY).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     tracing::trace!(?error, %error, "no permission");
@@ -276,7 +278,7 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
     // Errors of the connection.
     let error = LockManager::connect(&url(WRONG)).await.unwrap_err();
     tracing::trace!(?error, %error, "the wrong password");
-    let lazy = minute().connect_lazy(&url(WRONG)).unwrap();
+    let lazy = minute().connect_lazy(url(WRONG)).unwrap();
     let error = soon("a response", lazy.try_acquire(KEY)).await.unwrap_err();
     tracing::trace!(?error, %error, ?lazy, "the wrong password, lazily");
     for wrong in [
@@ -288,10 +290,12 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
         assert_eq!(error.kind(), ErrorKind::Config);
         tracing::trace!(?error, %error, "not valid");
     }
+    let address = format!("127.0.0.1:{}", server.port);
     let disconnected = || {
         let records = records();
         let told = records.iter();
-        told.filter(|record| record.message() == "no connection to Redis")
+        told.filter(|record| record.message() == "Redis gives no locks")
+            .filter(|record| record.fields.get("server") == Some(&*address))
             .count()
     };
     let before = disconnected();
@@ -313,6 +317,82 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
         assert!(reasons.iter().any(|told| told == reason), "{reasons:?}");
     }
     assert!(told(KEY, "lock released").len() >= 3);
+}
+
+/// The events about the store of that server: level and message, in order.
+fn told_of(server: &str) -> Vec<(Level, String)> {
+    let records = records();
+    let of_server = records.iter().filter(|record| {
+        assert!(record.fields.get("server").is_none() || record.is_ours());
+        record.fields.get("server") == Some(server)
+    });
+    of_server
+        .map(|record| (record.level, record.message().to_owned()))
+        .collect()
+}
+
+#[tokio::test]
+async fn an_outage_is_one_warning_with_its_cause_and_one_event_at_its_end() {
+    listen();
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port).await;
+    let address = format!("127.0.0.1:{}", proxy.port);
+    let locks = minute().connect(&proxy.url()).await.unwrap();
+    for outage in 1..=2 {
+        proxy.set(Mode::Close);
+        for _ in 0..20 {
+            let refused = soon("a refusal", locks.try_acquire("away")).await;
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::Unavailable);
+        }
+        proxy.set(Mode::Forward);
+        drop(
+            soon("a lock", locks.acquire("away", PATIENCE))
+                .await
+                .unwrap(),
+        );
+        let count = |level, message| {
+            let event = (level, str::to_owned(message));
+            told_of(&address)
+                .iter()
+                .filter(|told| **told == event)
+                .count()
+        };
+        eventually("its end is told", || async {
+            count(Level::INFO, "Redis gives locks again") == outage
+        })
+        .await;
+        assert_eq!(count(Level::WARN, "Redis gives no locks"), outage);
+        assert!(count(Level::DEBUG, "Redis still gives no locks") > 0);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_becomes_a_replica_is_told_as_such() {
+    listen();
+    let primary = RedisServer::start().await;
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let address = format!("127.0.0.1:{}", server.port);
+    let locks = minute().connect(&server.url()).await.unwrap();
+    run(&redis, &format!("REPLICAOF 127.0.0.1 {}", primary.port)).await;
+    for _ in 0..5 {
+        let refused = soon("a refusal", locks.try_acquire("demoted")).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    run(&redis, "REPLICAOF NO ONE").await;
+    eventually("it is told that locks can be had", || async {
+        let told = told_of(&address);
+        told.iter()
+            .any(|(_, message)| message == "Redis gives locks again")
+    })
+    .await;
+    let of_server = |record: &&Record| {
+        record.level == Level::WARN && record.fields.get("server") == Some(&*address)
+    };
+    let warnings: Vec<_> = records().iter().filter(of_server).cloned().collect();
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    let why = warnings[0].fields.get("why").unwrap();
+    assert!(why.contains("READONLY"), "{why}");
 }
 
 /// The service's subscriber may panic. Here it does so while it is told of a lost connection, which
@@ -432,6 +512,30 @@ async fn a_completion_that_is_sent_again_is_told_as_a_lost_connection_alone() {
     app.send(post("k")).await.is_replay_of(1);
     let records = records.lock().unwrap();
     let has = |text: &str| records.iter().any(|record| record.message().contains(text));
-    assert!(has("no connection to Redis"), "{records:#?}");
+    assert!(has("Redis gives no locks"), "{records:#?}");
     assert!(!has("could not be recorded"), "{records:#?}");
+}
+
+#[tokio::test]
+async fn an_old_primary_that_would_give_locks_is_told_of_once() {
+    listen();
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let (sentinel, _) = sentinel_cut_off(server.port).await;
+    let builder = minute().quarantine(false);
+    let locks = builder.connect_sentinel([sentinel], PRIMARY).await.unwrap();
+    let told = || {
+        let records = records();
+        let about = |record: &&Record| record.message().contains("no min-replicas-to-write");
+        records.iter().filter(about).count()
+    };
+    eventually("it is told", || async { told() == 1 }).await;
+    for kind in ["normal", "pubsub"] {
+        run(&redis, &format!("CLIENT KILL TYPE {kind} SKIPME yes")).await;
+    }
+    eventually("it is connected again", || async {
+        locks.try_acquire("a").await.is_ok()
+    })
+    .await;
+    assert_eq!(told(), 1);
 }

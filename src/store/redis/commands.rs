@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use redis::{Cmd, Pipeline, RedisError, RedisWrite, Value};
+use smallvec::SmallVec;
 
 use super::Settings;
-use super::names::{lock_name, queue_name};
+use super::names::{Names, lock_name, queue_name};
 use super::scripts::{self, Script};
 use crate::error::{Error, ErrorKind};
 use crate::key::{Kind, LockKey};
@@ -84,6 +85,7 @@ impl Sent<'_> {
         }
     }
 
+    /// Returns whether it may get the token its lock.
     fn takes(&self) -> bool {
         matches!(self.way(), Way::Take | Way::Acquire)
     }
@@ -140,17 +142,18 @@ impl Call {
     }
 }
 
-/// Puts commands to Redis, in order. Without any, it looks whether the server is there. If it is
-/// `seeded`, the counter of fences is raised to the clock first.
+/// Puts commands to Redis, in order. Without any, it looks whether the server is there. The
+/// counters of fences of the slots that are `seeded` are raised to the clock first.
 pub(super) fn call<'a>(
     settings: &Settings,
     server: &Server,
     commands: impl Iterator<Item = Sent<'a>> + Clone,
     how: Scripts,
-    seeded: bool,
+    seeded: &[u16],
 ) -> Call {
-    // Besides these, a seed and a block of fences.
-    let count = commands.size_hint().0 + 2;
+    let names = &settings.names;
+    let blocks = blocks(names, commands.clone());
+    let count = commands.size_hint().0 + seeded.len() + blocks.len();
     let mut call = Call {
         pipeline: Pipeline::with_capacity(count),
         skipped: 0,
@@ -173,15 +176,13 @@ pub(super) fn call<'a>(
         call.skipped = 1;
     }
     // A fence follows the clock, so that it is lower than those of another server that takes over.
-    if seeded {
-        let seed = ["EVAL", scripts::SEED.source, "1", &settings.names.fence];
+    for slot in seeded {
+        let seed = ["EVAL", scripts::SEED.source, "1", &names.fence(*slot)];
         call.pipeline.add_command(words(&seed));
         call.skipped += 1;
     }
-    let mut takes: usize = 0;
     for sent in commands {
-        takes += usize::from(sent.takes());
-        let lock = lock_name(&settings.names.prefix, sent.key);
+        let lock = lock_name(&names.prefix, sent.key);
         let read = sent.tracked_read(&lock);
         add(&mut call, settings, server, sent, &lock, how);
         if let Some(read) = read.filter(|_| server.watches) {
@@ -189,17 +190,45 @@ pub(super) fn call<'a>(
             call.add(read);
         }
     }
-    if takes > 0 {
-        let mut fence = words(&["INCRBY", settings.names.fence.as_str()]);
-        fence.arg(takes);
+    for block in &blocks {
+        let mut fence = words(&["INCRBY", &names.fence(block.slot)]);
+        fence.arg(block.takes);
         call.add(fence);
     }
-    if server.epoch.is_some() && (takes > 0 || call.replies == 0) {
-        call.add(words(&["GET", settings.names.epoch.as_str()]));
+    if server.epoch.is_some() && (!blocks.is_empty() || call.replies == 0) {
+        call.add(words(&["GET", names.epoch.as_str()]));
     } else if call.replies == 0 {
         call.add(words(&["PING"]));
     }
     call
+}
+
+/// Fences for the takes of one call that are about one slot.
+struct Block {
+    slot: u16,
+    takes: u64,
+    /// How many of these got their lock.
+    given: u64,
+    /// The last fence of the block.
+    last: Result<u64, RedisError>,
+}
+
+/// Returns the blocks of fences that a call takes: most often one.
+fn blocks<'a>(names: &Names, commands: impl Iterator<Item = Sent<'a>>) -> SmallVec<[Block; 1]> {
+    let mut blocks = SmallVec::<[Block; 1]>::new();
+    for sent in commands.filter(Sent::takes) {
+        let slot = names.slot(sent.key);
+        match blocks.iter_mut().find(|block| block.slot == slot) {
+            Some(block) => block.takes += 1,
+            None => blocks.push(Block {
+                slot,
+                takes: 1,
+                given: 0,
+                last: Ok(0),
+            }),
+        }
+    }
+    blocks
 }
 
 /// Has room for most commands, so that they are written without allocating on the way.
@@ -260,7 +289,8 @@ fn add(
         }
         Way::Release => script(&scripts::RELEASE, &[lock]),
         Way::Grant => {
-            let keys = [lock, &queue_name(lock), settings.names.fence.as_str()];
+            let fence = settings.names.fence(settings.names.slot(sent.key));
+            let keys = [lock, &queue_name(lock), &fence];
             let mut grant = script(&scripts::GRANT, &keys);
             grant.arg(settings.grant_ttl.as_millis() as u64);
             grant.arg(&settings.names.inboxes);
@@ -301,6 +331,8 @@ pub(super) struct Said {
     pub(super) is_changed: bool,
     /// The connection is of no use for what the server says.
     pub(super) is_of_no_use: bool,
+    /// Nothing was done: this server of a cluster does not have the lock's slot, or not now.
+    pub(super) is_redirected: bool,
 }
 
 /// What Redis says to a call.
@@ -329,7 +361,7 @@ pub(super) enum Unusable {
 pub(super) fn replies<'a>(
     settings: &Settings,
     server: &Server,
-    commands: impl Iterator<Item = Sent<'a>>,
+    commands: impl Iterator<Item = Sent<'a>> + Clone,
     values: Vec<Value>,
 ) -> Result<Replies, Unusable> {
     let values: Vec<_> = values.into_iter().map(Value::extract_error).collect();
@@ -345,24 +377,23 @@ pub(super) fn replies<'a>(
         no_tracking: None,
         found_too_much: false,
     };
-    let (mut said, mut takes) = (Vec::with_capacity(commands.size_hint().0), 0);
-    for sent in commands {
-        takes += u64::from(sent.takes());
+    let mut said = Vec::with_capacity(commands.size_hint().0);
+    for sent in commands.clone() {
         said.push(reader.read(settings, server, sent)?);
     }
-    let mut last_fence = Ok(server.seed);
-    if takes > 0 {
-        last_fence = match reader.next()? {
+    let mut blocks = blocks(&settings.names, commands.clone());
+    for block in &mut blocks {
+        block.last = match reader.next()? {
             Ok(Value::Int(fence)) => match u64::try_from(fence) {
                 Ok(fence) if fence > MAX_FENCE => return Err(Unusable::Unexpected),
-                Ok(fence) if fence >= server.seed + takes => Ok(fence),
+                Ok(fence) if fence >= server.seed + block.takes => Ok(fence),
                 _ => return Err(Unusable::LostData),
             },
             Ok(_) => return Err(Unusable::Unexpected),
             Err(error) => Err(error),
         };
     }
-    if server.epoch.is_some() && (takes > 0 || said.is_empty()) {
+    if server.epoch.is_some() && (!blocks.is_empty() || said.is_empty()) {
         match (reader.next()?, &server.epoch) {
             (Ok(Value::BulkString(epoch)), Some(known)) if epoch == *known => {}
             _ => return Err(Unusable::LostData),
@@ -370,17 +401,20 @@ pub(super) fn replies<'a>(
     } else if said.is_empty() {
         let _ = reader.next()?;
     }
-    // The block of fences is shared out among those that got their lock, in order.
-    let is_taken = |said: &&mut Said| matches!(said.result, Ok(Reply::Acquired { .. }));
-    for (place, taken) in said.iter_mut().filter(is_taken).enumerate() {
-        match &last_fence {
-            Ok(last) => {
-                if let Ok(Reply::Acquired { fence, .. }) = &mut taken.result {
-                    *fence = last - takes + 1 + place as u64;
-                }
-            }
+    // A block of fences is shared out among those that got their lock, in order.
+    for (sent, taken) in commands.zip(&mut said) {
+        let Ok(Reply::Acquired { fence, .. }) = &mut taken.result else {
+            continue;
+        };
+        let slot = settings.names.slot(sent.key);
+        let Some(block) = blocks.iter_mut().find(|block| block.slot == slot) else {
+            return Err(Unusable::Unexpected);
+        };
+        match &block.last {
+            Ok(last) => *fence = last - block.takes + 1 + block.given,
             Err(error) => *taken = failed(error.clone(), true),
         }
+        block.given += 1;
     }
     match reader.values.next() {
         None => Ok(Replies {
@@ -416,7 +450,7 @@ impl Reader {
                 Ok(value) => read(settings, way, sent, value).ok_or(Unusable::Unexpected)?,
                 // Something may have been done before the error.
                 Err(error) => {
-                    let unknown = way == Way::Acquire && code(&error) != Some("READONLY");
+                    let unknown = way == Way::Acquire && !is_refused_whole(&error);
                     failed(error, unknown)
                 }
             },
@@ -575,7 +609,16 @@ fn said(reply: Reply) -> Said {
         is_to_be_granted: false,
         is_changed: false,
         is_of_no_use: false,
+        is_redirected: false,
     }
+}
+
+/// Returns whether a script did nothing before its error.
+fn is_refused_whole(error: &RedisError) -> bool {
+    matches!(
+        code(error),
+        Some("READONLY" | "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN")
+    )
 }
 
 fn failed(error: RedisError, unknown: bool) -> Said {
@@ -584,18 +627,23 @@ fn failed(error: RedisError, unknown: bool) -> Said {
         code(&error),
         Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "NOPERM" | "CLUSTERDOWN" | "MOVED")
     );
+    let is_elsewhere = matches!(
+        code(&error),
+        Some("MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN")
+    );
     let error = refused(error);
     Said {
         result: Err(Failure { error, unknown }),
         is_to_be_granted: false,
         is_changed: false,
         is_of_no_use,
+        is_redirected: is_elsewhere && !unknown,
     }
 }
 
 /// Returns the code of an error. Redis 6 puts an error within a script into the text of another
 /// one: `ERR Error running script (…): @user_script:1: @user_script: 1: -READONLY You can't …`.
-fn code(error: &RedisError) -> Option<&str> {
+pub(super) fn code(error: &RedisError) -> Option<&str> {
     let within_script = error.detail().and_then(|detail| {
         let (_, within) = detail
             .strip_prefix("Error running script ")?

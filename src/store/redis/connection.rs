@@ -1,19 +1,21 @@
 //! One connection to Redis, made ready for the driver.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, ErrorKind as RedisKind, ProtocolVersion};
-use redis::{ConnectionAddr, IntoConnectionInfo, RedisError, ServerErrorKind};
-use tokio::net::TcpStream;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{ErrorKind as RedisKind, ProtocolVersion, RedisError};
+use smallvec::SmallVec;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::Settings;
 use super::commands::{Server, refused};
 use super::connection_driver::ConnectionDriver;
+use super::endpoint::{Endpoint, config};
 use super::in_flight::InFlightCall;
+use super::names::Fences;
 use super::pending::Pending;
 use super::pushes::{self, Observed, Push};
 use super::scripts;
@@ -27,14 +29,6 @@ const SEED_EVERY: Duration = Duration::from_millis(2);
 const QUARANTINED: &str = "Redis lost data, or another server took over: no lock is given until all \
                            who had one before must have lost it";
 
-/// Where Redis is, and how to log in there.
-#[derive(Debug)]
-pub(super) struct Address {
-    client: Client,
-    /// For a server that does not speak RESP3.
-    resp2: Client,
-}
-
 /// A connection that is ready to use.
 pub(super) struct Link {
     pub(super) commands: MultiplexedConnection,
@@ -44,12 +38,20 @@ pub(super) struct Link {
     pub(super) dates_grants: bool,
     /// What is found out later holds for later calls: each call has what it was made for.
     pub(super) server: Arc<Server>,
+    /// Why the server does not track what is read.
+    pub(super) no_tracking: Option<RedisError>,
     /// Why no lock can be given before the server is [made ready](Link::make_ready).
     pub(super) unready: Option<Error>,
     /// Until then, no lock may be given.
     quarantined_until: Option<Time>,
-    /// When the counter of fences was last raised to the clock.
-    seeded_at: Time,
+    /// When the counters of fences were last raised to the clock, by their slots.
+    seeded_at: HashMap<u16, Time>,
+    /// For how long an old primary may give locks when this server has taken its place.
+    pub(super) zombie: Duration,
+    /// What runs besides, for as long as this is used.
+    pub(super) tasks: JoinSet<()>,
+    /// For what those tasks find out.
+    pub(super) pusher: mpsc::UnboundedSender<Push>,
     pub(super) connection: ConnectionDriver,
 }
 
@@ -59,128 +61,51 @@ impl std::fmt::Debug for Link {
     }
 }
 
-impl Address {
-    /// Reads a URL. No error repeats it, as it may hold a password.
-    pub(super) fn parse(url: &str, root_certificate: Option<&[u8]>) -> Result<Self, Error> {
-        let config = |message: &str| Error::new(ErrorKind::Config, message);
-        let Some(parsed) = redis::parse_redis_url(url) else {
-            return Err(config(
-                "this is not the URL of a Redis server: it has the form redis://user:password@host:port/database, or \
-                 rediss:// for TLS",
-            ));
-        };
-        if matches!(parsed.scheme(), "rediss" | "valkeys") && !cfg!(feature = "tls") {
-            return Err(config(
-                "TLS (rediss://) needs the cargo feature `tls` of tower-distributed-lock",
-            ));
-        }
-        let info = parsed.into_connection_info().map_err(|error| {
-            config(&format!(
-                "the URL of the Redis server is not valid: {error}"
-            ))
-        })?;
-        let tcp = TcpSettings::default().set_nodelay(true);
-        let login = info.redis_settings().clone();
-        let login = login.set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
-        let info = info.set_tcp_settings(tcp);
-        let client = |protocol| {
-            let login = login.clone().set_protocol(protocol);
-            let info = info.clone().set_redis_settings(login);
-            open(info, root_certificate).map_err(|error| {
-                config(&format!(
-                    "the settings of the Redis connection are not valid: {error}"
-                ))
-            })
-        };
-        Ok(Self {
-            client: client(ProtocolVersion::RESP3)?,
-            resp2: client(ProtocolVersion::RESP2)?,
-        })
-    }
-
-    /// Returns host and port, without user and password.
-    fn display(&self) -> String {
-        match self.client.get_connection_info().addr() {
-            ConnectionAddr::Tcp(host, port) => format!("{host}:{port}"),
-            ConnectionAddr::TcpTls { host, port, .. } => format!("{host}:{port} (TLS)"),
-            ConnectionAddr::Unix(path) => path.display().to_string(),
-            _ => "its address".to_owned(),
-        }
-    }
-
-    pub(super) async fn connect(&self, settings: &Settings) -> Result<Link, Error> {
-        let limit = settings.command_timeout;
-        match tokio::time::timeout(limit, self.try_connect(settings)).await {
-            Ok(Ok(link)) => Ok(link),
-            Ok(Err(error)) => Err(self.failed(error)),
-            Err(_) => Err(self.unavailable(&format!("no answer within {limit:?}"))),
-        }
-    }
-
-    /// Returns a connection for commands only, to which the limits of a subscriber do not apply.
-    pub(super) async fn connect_for_long(&self) -> Result<MultiplexedConnection, RedisError> {
-        let client = &self.resp2;
-        client
-            .get_multiplexed_async_connection_with_config(&config())
-            .await
-    }
-
-    pub(super) fn unavailable(&self, why: &str) -> Error {
-        Error::new(ErrorKind::Unavailable, self.cannot_use(why))
-    }
-
-    pub(super) fn failed(&self, error: RedisError) -> Error {
-        let message = self.cannot_use(&explain(&error));
-        Error::caused_by(ErrorKind::Unavailable, message, error)
-    }
-
-    fn cannot_use(&self, why: &str) -> String {
-        format!("cannot use Redis at {}: {why}", self.display())
-    }
-
-    async fn try_connect(&self, settings: &Settings) -> Result<Link, RedisError> {
-        match connect_resp3(&self.client, settings).await {
-            Err(error) if refuses_resp3(&error) => connect_resp2(&self.resp2, settings).await,
-            result => result,
-        }
-    }
-}
-
 /// Makes one connection, on which messages and invalidations come between the replies.
-async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, RedisError> {
+async fn connect_resp3(server: &Endpoint, settings: &Settings) -> Result<Link, RedisError> {
     let observed = Observed::now();
-    let (sender, pushes) = mpsc::unbounded_channel();
-    let config = config().set_push_sender(pushes::forward(sender, observed.clone()));
-    let (commands, mut driver) = open_connection(client, config).await?;
-    let prepared = prepare(commands.clone(), Some(&settings.names.inbox));
-    let watches = driver.run_until(prepared).await;
-    let watches = watches.unwrap_or_else(|| Err(closed()))?;
-    let mut link = Link::new(commands, pushes, driver, observed);
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let forward = pushes::forward(sender.clone(), observed.clone());
+    let config = config().set_push_sender(forward);
+    let (commands, mut driver) = server.open(ProtocolVersion::RESP3, config).await?;
+    let prepared = prepare(commands.clone(), settings, true);
+    let prepared = driver.run_until(prepared).await;
+    let no_tracking = prepared.unwrap_or_else(|| Err(closed()))?;
+    let mut link = Link::new(commands, sender, receiver, driver, observed);
     link.dates_grants = true;
-    Arc::make_mut(&mut link.server).watches = watches;
-    link.make_ready(settings).await;
+    Arc::make_mut(&mut link.server).watches = no_tracking.is_none();
+    link.no_tracking = no_tracking;
     Ok(link)
 }
 
 /// Makes two connections: in RESP2, one that is subscribed to the inbox can do nothing else.
-async fn connect_resp2(client: &Client, settings: &Settings) -> Result<Link, RedisError> {
-    let mut inbox = client.get_async_pubsub().await?;
+async fn connect_resp2(server: &Endpoint, settings: &Settings) -> Result<Link, RedisError> {
+    let mut inbox = server.open_inbox().await?;
     inbox.subscribe(&settings.names.inbox).await?;
-    let (sender, pushes) = mpsc::unbounded_channel();
-    tokio::spawn(pushes::listen(inbox, sender, settings.command_timeout));
-    let (commands, mut driver) = open_connection(client, config()).await?;
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let listening = pushes::listen(inbox, sender.clone(), settings.command_timeout);
+    let (commands, mut driver) = server.open(ProtocolVersion::RESP2, config()).await?;
     driver
-        .run_until(prepare(commands.clone(), None))
+        .run_until(prepare(commands.clone(), settings, false))
         .await
         .unwrap_or_else(|| Err(closed()))?;
-    let mut link = Link::new(commands, pushes, driver, Observed::now());
-    link.make_ready(settings).await;
+    let mut link = Link::new(commands, sender, receiver, driver, Observed::now());
+    link.tasks.spawn(listening);
     Ok(link)
 }
 
 impl Link {
+    /// Connects to this server. It is not [ready](Self::make_ready) yet.
+    pub(super) async fn open(server: &Endpoint, settings: &Settings) -> Result<Self, RedisError> {
+        match connect_resp3(server, settings).await {
+            Err(error) if refuses_resp3(&error) => connect_resp2(server, settings).await,
+            result => result,
+        }
+    }
+
     fn new(
         commands: MultiplexedConnection,
+        pusher: mpsc::UnboundedSender<Push>,
         pushes: mpsc::UnboundedReceiver<Push>,
         driver: ConnectionDriver,
         observed: Observed,
@@ -197,9 +122,13 @@ impl Link {
                 epoch: None,
                 may_give: true,
             }),
+            no_tracking: None,
             unready: Some(Error::of(ErrorKind::Unavailable)),
             quarantined_until: None,
-            seeded_at: Time::now(),
+            seeded_at: HashMap::new(),
+            zombie: Duration::ZERO,
+            tasks: JoinSet::new(),
+            pusher,
             connection: driver,
         }
     }
@@ -211,7 +140,7 @@ impl Link {
         if self.unready.is_none() {
             return;
         }
-        let ready = make_ready(self.commands.clone(), settings);
+        let ready = make_ready(self.commands.clone(), settings, self.zombie);
         let ready = tokio::time::timeout(settings.command_timeout, ready);
         self.unready = match self.connection.run_until(ready).await {
             Some(Ok(Ok(ready))) => {
@@ -220,6 +149,9 @@ impl Link {
                 server.takes_with_get = ready.takes_with_get;
                 server.epoch = ready.epoch;
                 self.quarantined_until = ready.quarantined_until;
+                if let Fences::One(_) = settings.names.fences {
+                    self.seeded_at.insert(0, Time::now());
+                }
                 None
             }
             Some(Ok(Err(error))) => Some(refused(error)),
@@ -237,13 +169,28 @@ impl Link {
         }
     }
 
-    /// Decides whether a call that is sent now raises the counter of fences.
-    pub(super) fn seeds(&mut self, now: Time) -> bool {
-        let is_due = now.since(self.seeded_at) >= SEED_EVERY;
-        if is_due {
-            self.seeded_at = now;
-        }
-        is_due
+    /// Returns the slots whose counters of fences are to be raised by a call that is sent now, and
+    /// takes fences from these.
+    pub(super) fn seeds(
+        &mut self,
+        now: Time,
+        slots: impl Iterator<Item = u16>,
+    ) -> SmallVec<[u16; 4]> {
+        let is_due = |slot: &u16| {
+            let seeded_at = self.seeded_at.get_mut(slot);
+            match seeded_at {
+                Some(at) if now.since(*at) < SEED_EVERY => false,
+                Some(at) => {
+                    *at = now;
+                    true
+                }
+                None => {
+                    self.seeded_at.insert(*slot, now);
+                    true
+                }
+            }
+        };
+        slots.filter(is_due).collect()
     }
 
     /// Returns why no lock may be given at this time.
@@ -272,6 +219,7 @@ struct Ready {
 async fn make_ready(
     mut commands: MultiplexedConnection,
     settings: &Settings,
+    zombie: Duration,
 ) -> Result<Ready, RedisError> {
     let (mut epoch, mut quarantined_until) = (None, None);
     if settings.quarantine {
@@ -279,20 +227,30 @@ async fn make_ready(
             .arg(scripts::QUARANTINE.source)
             .arg(1)
             .arg(&settings.names.epoch)
-            .arg(settings.ttl.as_millis() as u64)
+            .arg((settings.ttl + zombie).as_millis() as u64)
             .query_async(&mut commands)
             .await?;
         epoch = Some(known);
         let remaining = u64::try_from(remaining).unwrap_or(0);
         quarantined_until = Some(Time::now() + Duration::from_millis(remaining));
     }
-    let (seed, takes_with_get) = seed(&mut commands, &settings.names.fence).await?;
+    let (seed, takes_with_get) = match &settings.names.fences {
+        Fences::One(fence) => seed(&mut commands, fence).await?,
+        // Each counter is seeded when it is first used. Every server of a cluster is of this day.
+        Fences::BySlot { .. } => (clock(&mut commands).await?, true),
+    };
     Ok(Ready {
         seed,
         takes_with_get,
         epoch,
         quarantined_until,
     })
+}
+
+/// Returns the server's clock, in µs, to which every counter of fences is raised from now on.
+async fn clock(commands: &mut MultiplexedConnection) -> Result<u64, RedisError> {
+    let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(commands).await?;
+    Ok(seconds * 1_000_000 + micros)
 }
 
 /// Seeds the counter of fences. Returns what it has then, and whether `SET` takes `NX` and `GET`
@@ -315,50 +273,13 @@ async fn seed(
     }
 }
 
-fn config() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new()
-        .set_connection_timeout(None)
-        .set_response_timeout(None)
-}
-
-async fn open_connection(
-    client: &Client,
-    config: AsyncConnectionConfig,
-) -> Result<(MultiplexedConnection, ConnectionDriver), RedisError> {
-    let info = client.get_connection_info();
-    let login = info.redis_settings();
-    match info.addr() {
-        ConnectionAddr::Tcp(host, port) => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await?;
-            stream.set_nodelay(true)?;
-            let (commands, driver) =
-                MultiplexedConnection::new_with_config(login, stream, config).await?;
-            Ok((commands, ConnectionDriver::new(driver)))
-        }
-        #[cfg(unix)]
-        ConnectionAddr::Unix(path) => {
-            let stream = tokio::net::UnixStream::connect(path).await?;
-            let (commands, driver) =
-                MultiplexedConnection::new_with_config(login, stream, config).await?;
-            Ok((commands, ConnectionDriver::new(driver)))
-        }
-        // TLS is left to the client, which runs a task for it.
-        _ => {
-            let commands = client
-                .get_multiplexed_async_connection_with_config(&config)
-                .await?;
-            Ok((commands, ConnectionDriver::new(std::future::pending())))
-        }
-    }
-}
-
-fn closed() -> RedisError {
+pub(super) fn closed() -> RedisError {
     std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()
 }
 
 /// Returns whether the server does not know the command `HELLO`, forbids it, or does not know the
 /// protocol.
-fn refuses_resp3(error: &RedisError) -> bool {
+pub(super) fn refuses_resp3(error: &RedisError) -> bool {
     let is_about_hello = || {
         let detail = error.detail().unwrap_or_default();
         detail.to_ascii_lowercase().contains("hello")
@@ -371,14 +292,14 @@ fn refuses_resp3(error: &RedisError) -> bool {
 }
 
 /// Loads the scripts. With RESP3, also subscribes to the inbox, and turns on the tracking of keys.
-/// Returns whether the server tracks them.
+/// Returns why the server does not track them, if it refuses.
 async fn prepare(
     mut commands: MultiplexedConnection,
-    inbox: Option<&str>,
-) -> Result<bool, RedisError> {
-    let can_push = inbox.is_some();
-    if let Some(inbox) = inbox {
-        commands.subscribe(inbox).await?;
+    settings: &Settings,
+    can_push: bool,
+) -> Result<Option<RedisError>, RedisError> {
+    if can_push {
+        commands.subscribe(&settings.names.inbox).await?;
     }
     let mut pipeline = redis::pipe();
     for script in scripts::LOADED {
@@ -386,58 +307,82 @@ async fn prepare(
         load.arg(script.source).ignore();
     }
     pipeline.exec_async(&mut commands).await?;
+    // So that the holder of a lock is found in CLIENT LIST. Nothing depends on it.
+    let _: Result<(), RedisError> = redis::cmd("CLIENT")
+        .arg("SETNAME")
+        .arg(settings.names.client())
+        .query_async(&mut commands)
+        .await;
     if !can_push {
-        return Ok(false);
+        return Ok(None);
     }
     // Without tracking, the next renewal notices that another client has deleted a lock.
     let tracking: Result<(), RedisError> = redis::cmd("CLIENT")
         .arg(&["TRACKING", "ON", "OPTIN", "NOLOOP"])
         .query_async(&mut commands)
         .await;
-    if let Err(error) = &tracking {
-        crate::trace::no_tracking(error);
-    }
-    Ok(tracking.is_ok())
+    Ok(tracking.err())
 }
 
-/// Describes the cause, and what to do about it where the server's own words do not say.
-fn explain(error: &RedisError) -> String {
-    match error.kind() {
-        RedisKind::AuthenticationFailed => {
-            format!("{error}. Check the user and the password in the URL")
-        }
-        RedisKind::Server(ServerErrorKind::NoPerm) => format!(
-            "{error}. The user needs the commands of the crate's scripts, its keys and its inbox channels: see \
-             the operations guide in the documentation"
-        ),
-        _ => error.to_string(),
+/// A server's part in the replication.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Replication {
+    pub(super) is_primary: bool,
+    /// Whether it accepts writes only while it has replicas.
+    pub(super) needs_replicas: bool,
+    /// Whether it may have taken the place of another server since it was started.
+    pub(super) may_be_promoted: bool,
+    /// The id of its data. No two primaries have the same.
+    pub(super) id: String,
+}
+
+/// Asks a server for its part in the replication. This is `INFO`, which the quarantine needs as
+/// well, and not `ROLE`, which is another right.
+pub(super) async fn replication(
+    commands: &mut (impl ConnectionLike + Send),
+) -> Result<Replication, RedisError> {
+    let mut info = redis::cmd("INFO");
+    let info: String = info.arg("replication").query_async(commands).await?;
+    Ok(read_replication(&info))
+}
+
+fn read_replication(info: &str) -> Replication {
+    let mut lines = info.lines().map(str::trim_end);
+    let id = lines
+        .clone()
+        .find_map(|line| line.strip_prefix("master_replid:"));
+    Replication {
+        is_primary: lines.clone().any(|line| line == "role:master"),
+        needs_replicas: lines
+            .clone()
+            .any(|line| line.starts_with("min_slaves_good_slaves:")),
+        // A server that is promoted keeps the id of what it followed before.
+        may_be_promoted: !lines.any(|line| {
+            let id = line.strip_prefix("master_replid2:");
+            id.is_some_and(|id| id.bytes().all(|byte| byte == b'0'))
+        }),
+        id: id.unwrap_or_default().to_owned(),
     }
 }
 
-#[cfg(not(feature = "tls"))]
-fn open(
-    info: redis::ConnectionInfo,
-    _root_certificate: Option<&[u8]>,
-) -> Result<Client, RedisError> {
-    Client::open(info)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-#[cfg(feature = "tls")]
-fn open(
-    info: redis::ConnectionInfo,
-    root_certificate: Option<&[u8]>,
-) -> Result<Client, RedisError> {
-    if !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
-        return Client::open(info);
+    #[test]
+    fn a_server_tells_its_part_in_the_replication() {
+        let zeros = "0".repeat(40);
+        let alone = format!("# Replication\r\nrole:master\r\nmaster_replid2:{zeros}\r\n");
+        let replication = read_replication(&alone);
+        assert!(replication.is_primary && !replication.needs_replicas);
+        assert!(!replication.may_be_promoted);
+        let promoted =
+            "role:master\r\nmaster_replid:7f\r\nmin_slaves_good_slaves:1\r\nmaster_replid2:0a0\r\n";
+        let replication = read_replication(promoted);
+        assert!(replication.is_primary && replication.needs_replicas);
+        assert!(replication.may_be_promoted);
+        assert_eq!(replication.id, "7f");
+        let replica = read_replication("role:slave\r\n");
+        assert!(!replica.is_primary && replica.may_be_promoted);
     }
-    // rustls cannot choose by itself when a program is built with several providers. This crate's
-    // is used if the program has chosen none. An error means that it has chosen one just now.
-    if rustls::crypto::CryptoProvider::get_default().is_none() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    }
-    let certificates = redis::TlsCertificates {
-        client_tls: None,
-        root_cert: root_certificate.map(<[u8]>::to_vec),
-    };
-    Client::build_with_tls(info, certificates)
 }

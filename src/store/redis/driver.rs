@@ -10,6 +10,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 
 use super::RedisStore;
 use super::commands::{self, Said, Scripts, Sent, Unusable, refused};
+use super::confirming::Confirming;
 use super::connection::Link;
 use super::in_flight::{InFlight, InFlightCall};
 use super::messages::message;
@@ -72,16 +73,28 @@ impl RedisStore {
     ) {
         let mut backoff = MIN_BACKOFF;
         let mut passed_on = PassedOn::default();
+        let server = self.address.display();
         loop {
             let began = Time::now();
-            let ready = self.connect().await;
+            let mut ready = self.connect().await;
+            if let (Some(_), Ok(link)) = (&connected, &mut ready)
+                && let Err(error) = self.probe(link).await
+            {
+                ready = Err(error);
+            }
             if let (Some(connected), Err(error)) = (connected.take_if(|_| ready.is_err()), &ready) {
                 let _ = connected.send(Err(error.clone()));
                 return;
             }
             let error = match ready {
-                Ok(link) => {
+                Ok(mut link) => {
                     self.breaker.close();
+                    if let Some(error) = link.no_tracking.take() {
+                        self.told.no_tracking(&server, &error);
+                    }
+                    if let Some(error) = &link.unready {
+                        self.told.down(&server, error);
+                    }
                     events.reconnected();
                     let up = Up::new(&self.connected);
                     if let Some(connected) = connected.take() {
@@ -102,11 +115,16 @@ impl RedisStore {
                     }
                 }
                 Err(error) => {
+                    let error = error.met_by_a_request();
                     self.fail_first(|_| true, &error, events);
                     error
                 }
             };
-            crate::trace::disconnected(&error);
+            self.told.down(&server, &error);
+            if let Some(redirected) = &self.redirected {
+                // Another server may take its place.
+                redirected.notify();
+            }
             if is_finished() {
                 return;
             }
@@ -146,6 +164,7 @@ impl RedisStore {
         backoff: &mut Duration,
     ) -> End {
         let mut in_flight = InFlight::new(self);
+        let mut confirming = Confirming::new(self);
         let mut replies = FuturesOrdered::new();
         let mut heartbeat = interval(self.settings.grant_ttl / 4);
         let mut last_sent = Time::now();
@@ -156,6 +175,7 @@ impl RedisStore {
         tokio::pin!(next_grant_expiry);
         let mut retry = interval(RETRY);
         let mut scripts = Scripts::ByHash;
+        let server = self.address.display();
         loop {
             self.fail_overdue(events);
             let take = |calls| self.submitted.drain(|| self.take_commands(calls));
@@ -166,8 +186,8 @@ impl RedisStore {
                 }
                 last_sent = Time::now();
                 let call = link.call(last_sent, commands);
-                let seeded = call.gives_fences() && link.seeds(last_sent);
-                replies.push_back(self.send(&link, &call, scripts, seeded));
+                let seeded = link.seeds(last_sent, call.fences(&self.settings.names));
+                replies.push_back(self.send(&link, &call, scripts, &seeded));
                 in_flight.push(call);
                 scripts = Scripts::ByHash;
             }
@@ -184,8 +204,13 @@ impl RedisStore {
                 reply = link.connection.next_reply(&mut replies) => match reply {
                     None => return End::Closed(closed()),
                     Some(Err(error)) => return End::Closed(refused(error)),
-                    Some(Ok(values)) => match self.deliver(values, &mut link, &mut in_flight, passed_on, events) {
-                        Ok(()) => *backoff = MIN_BACKOFF,
+                    Some(Ok(values)) => match self.deliver(values, &mut link, &mut in_flight, &mut confirming, passed_on, events) {
+                        Ok(()) => {
+                            *backoff = MIN_BACKOFF;
+                            if link.unready.is_none() {
+                                self.told.up(&server);
+                            }
+                        }
                         Err(Undelivered::NoScript) => {
                             // The scripts were flushed. All calls are sent again, in order, though
                             // some of their commands have been carried out.
@@ -197,8 +222,8 @@ impl RedisStore {
                     },
                 },
                 push = link.pushes.recv() => {
-                    if self.pushed(push, events).is_err() {
-                        return End::Closed(closed());
+                    if let Err(error) = self.pushed(push, events) {
+                        return End::Closed(error);
                     }
                 }
                 () = &mut overdue => {
@@ -216,10 +241,14 @@ impl RedisStore {
                     let next = if is_late { now + A_MOMENT } else { due };
                     overdue.as_mut().reset(next.instant());
                 }
+                () = confirming.answered(events), if confirming.ask() => {}
                 () = self.submitted.notified() => {}
                 _ = retry.tick(), if !in_flight.refused.is_empty() || link.unready.is_some() => {
                     in_flight.retry();
                     link.make_ready(&self.settings).await;
+                    if link.unready.is_none() {
+                        self.told.up(&server);
+                    }
                 }
                 () = &mut next_grant_expiry, if passed_on.next().is_some() => {
                     let now = Time::now();
@@ -232,7 +261,7 @@ impl RedisStore {
                     if replies.is_empty() && silent > self.longest_silence(&link, events) {
                         last_sent = Time::now();
                         let call = link.call(last_sent, Vec::new());
-                        replies.push_back(self.send(&link, &call, scripts, false));
+                        replies.push_back(self.send(&link, &call, scripts, &[]));
                         in_flight.push(call);
                     }
                 }
@@ -257,7 +286,7 @@ impl RedisStore {
         link: &Link,
         call: &InFlightCall,
         scripts: Scripts,
-        seeded: bool,
+        seeded: &[u16],
     ) -> impl Future<Output = Result<Vec<Value>, RedisError>> + use<> {
         let commands = call.commands.iter().map(Pending::sent);
         let call = commands::call(&self.settings, &call.server, commands, scripts, seeded);
@@ -292,7 +321,7 @@ impl RedisStore {
                 is_repeated: false,
             });
             let scripts = Scripts::BySource;
-            let call = commands::call(&self.settings, &link.server, commands, scripts, false);
+            let call = commands::call(&self.settings, &link.server, commands, scripts, &[]);
             // Whatever Redis carries out later than that expires by itself.
             let patience = Duration::from_secs(30);
             tokio::spawn(async move {
@@ -305,12 +334,14 @@ impl RedisStore {
         }
     }
 
-    /// Tells the manager what the server has sent of its own accord. An error says that the
-    /// connection is closed.
-    fn pushed(&self, push: Option<Push>, events: &impl Events) -> Result<(), ()> {
+    /// Tells the manager what the server has sent of its own accord. An error says why the
+    /// connection is of no use.
+    fn pushed(&self, push: Option<Push>, events: &impl Events) -> Result<(), Error> {
         let prefix = &self.settings.names.prefix;
-        match push.ok_or(())? {
+        match push.unwrap_or(Push::Closed) {
             Push::Message { payload, after } => {
+                // Without it, the lock is acquired once more, and replicas are counted then.
+                let after = after.filter(|_| self.settings.min_replicas == 0);
                 if let Some((key, notice)) = message(prefix, &payload, after) {
                     events.notice(&key, notice);
                 }
@@ -325,7 +356,13 @@ impl RedisStore {
                 }
             }
             Push::AllChanged => events.all_changed(),
-            Push::Closed => return Err(()),
+            Push::Replaced => {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the sentinels say that another server is the primary",
+                ));
+            }
+            Push::Closed => return Err(closed()),
         }
         Ok(())
     }
@@ -336,6 +373,7 @@ impl RedisStore {
         values: Vec<Value>,
         link: &mut Link,
         in_flight: &mut InFlight<'_>,
+        confirming: &mut Confirming<'_>,
         passed_on: &mut PassedOn,
         events: &impl Events,
     ) -> Result<(), Undelivered> {
@@ -346,7 +384,7 @@ impl RedisStore {
         let replies = commands::replies(&self.settings, &call.server, commands, values)?;
         link.observed.reply_to(call.sent_at);
         if let Some(error) = replies.no_tracking {
-            crate::trace::no_tracking(&error);
+            self.told.no_tracking(&self.address.display(), &error);
             Arc::make_mut(&mut link.server).watches = false;
         }
         if replies.found_too_much {
@@ -358,6 +396,13 @@ impl RedisStore {
         let mut of_no_use = Ok(());
         let now = Time::now();
         for (mut pending, said) in commands.into_iter().zip(replies.said) {
+            if let Some(redirected) = &self.redirected
+                && said.is_redirected
+            {
+                pending.attempts -= 1;
+                redirected.put(pending);
+                continue;
+            }
             if let Err(Failure { error, .. }) = &said.result
                 && said.is_of_no_use
             {
@@ -369,7 +414,7 @@ impl RedisStore {
                 continue;
             }
             let is_refused_end = said.result.is_err() && pending.ends_hold();
-            if is_refused_end && !self.is_over(&pending, now, events) {
+            if is_refused_end && !pending.is_over(now, self.settings.ttl, events) {
                 in_flight.keep(pending);
                 continue;
             }
@@ -392,7 +437,12 @@ impl RedisStore {
                     Err(Failure { error, unknown })
                 }
             };
-            pending.finish(sent_at, result, events);
+            match result {
+                Ok(reply @ Reply::Acquired { .. }) if self.settings.min_replicas > 0 => {
+                    confirming.add(sent_at, pending, reply);
+                }
+                result => pending.finish(sent_at, result, events),
+            }
             if let Some(key) = changed {
                 events.notice(&key, Notice::Changed);
             }

@@ -46,6 +46,7 @@ pub fn reply(bytes: &[u8]) {
         grant_ttl: Duration::from_secs(10),
         command_timeout: Duration::from_secs(1),
         quarantine: true,
+        min_replicas: 0,
     };
     let keys = [LockKey::new("a"), LockKey::record(["a"])].map(|key| key.expect("a key"));
     let commands = commands();

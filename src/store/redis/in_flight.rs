@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::RedisStore;
-use super::commands::Server;
+use super::commands::{Sent, Server};
+use super::names::Names;
 use super::pending::Pending;
 use crate::clock::Time;
 
@@ -18,10 +19,11 @@ pub(super) struct InFlightCall {
 }
 
 impl InFlightCall {
-    pub(super) fn gives_fences(&self) -> bool {
-        self.commands
-            .iter()
-            .any(|pending| pending.sent().gives_fence())
+    /// Returns the slots of the counters of which the call may take fences.
+    pub(super) fn fences(&self, names: &Names) -> impl Iterator<Item = u16> {
+        let sent = self.commands.iter().map(Pending::sent);
+        let giving = sent.filter(Sent::gives_fence);
+        giving.map(|sent| names.slot(sent.key))
     }
 }
 

@@ -18,8 +18,10 @@ use tokio::time::{sleep, timeout};
 
 use super::RedisStore;
 use super::driver::is_refusal;
+use super::endpoint::Endpoint;
 use super::manifest::{Damage, Manifest, Parts};
 use super::names::{lock_name, part_name};
+use super::scripts;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::store::{LONG_RECORD, Record};
@@ -50,6 +52,8 @@ pub(super) struct LongRecords {
 #[derive(Debug, Default)]
 struct Kept {
     connection: Option<MultiplexedConnection>,
+    /// Where it leads.
+    server: Option<Endpoint>,
     /// Tells this connection from those before it.
     number: u64,
 }
@@ -68,6 +72,11 @@ impl Default for LongRecords {
             window: Arc::new(Semaphore::new(WINDOW)),
         }
     }
+}
+
+/// Returns how long it may take to write a long record, or to read one.
+pub(super) fn patience(command_timeout: Duration) -> Duration {
+    command_timeout * TIMEOUTS
 }
 
 impl RedisStore {
@@ -149,6 +158,22 @@ impl RedisStore {
         let _ = timeout(self.settings.command_timeout, unlinked).await;
     }
 
+    /// Deletes the record that stands in the lock's place, and its parts. Returns whether there was
+    /// one.
+    pub(crate) async fn forget(&self, key: &LockKey) -> Result<bool, Error> {
+        let mut forget = redis::pipe();
+        forget.cmd("EVAL").arg(scripts::FORGET.source).arg(1);
+        forget.arg(lock_name(&self.settings.names.prefix, key));
+        let mut replies = self.execute(forget, 0, READS).await?;
+        let Some(Value::BulkString(found)) = replies.pop() else {
+            return Err(self.address.unavailable("a reply has an unexpected form"));
+        };
+        if let Some(Ok(manifest)) = Manifest::decode(&found) {
+            self.discard(key, manifest.parts()).await;
+        }
+        Ok(!found.is_empty())
+    }
+
     /// Returns the record that stands in the lock's place, or that the manifest there leads to.
     pub(crate) async fn fetch(
         &self,
@@ -207,7 +232,7 @@ impl RedisStore {
 
     /// Returns how long it may take to write a record, or to read one.
     pub(crate) fn patience(&self) -> Duration {
-        self.settings.command_timeout * TIMEOUTS
+        patience(self.settings.command_timeout)
     }
 
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -278,7 +303,7 @@ impl RedisStore {
                 })
                 .map_err(|error| Failed {
                     again: !is_refusal(&error),
-                    error: self.address.failed(error),
+                    error: self.address.failed(error, &self.settings),
                 }),
             Ok(Err(_)) => Err(no_reply()),
             Err(_) => Err(failed("the runtime ends", false)),
@@ -295,15 +320,20 @@ impl RedisStore {
     /// Returns the connection for long records, which is made when it is first needed.
     async fn long_connection(&self) -> Result<(u64, MultiplexedConnection), Failed> {
         let mut kept = self.long_records.connection.lock().await;
-        if kept.connection.is_none() {
-            let connection = self
-                .address
-                .connect_for_long()
-                .await
-                .map_err(|error| Failed {
-                    error: self.address.failed(error),
-                    again: true,
-                })?;
+        let Some(server) = self.address.current() else {
+            return Err(Failed {
+                error: self.address.unavailable("there is no connection yet"),
+                again: true,
+            });
+        };
+        // Another server may have become the primary.
+        let is_there = |kept: &Endpoint| kept.addr() == server.addr();
+        if kept.connection.is_none() || !kept.server.as_ref().is_some_and(is_there) {
+            let connecting = self.address.connect_for_long(&server, &self.settings);
+            let again = true;
+            let failed = |error| Failed { error, again };
+            let connection = connecting.await.map_err(failed)?;
+            kept.server = Some(server);
             kept.number += 1;
             kept.connection = Some(connection);
         }

@@ -4,11 +4,16 @@
 //! runs. The driver sends the commands in batches over one connection, reconnects, and receives
 //! what the server tells of its own accord.
 
+mod address;
 mod breaker;
+mod cluster;
 mod commands;
+mod confirming;
 mod connection;
 mod connection_driver;
+mod credentials;
 mod driver;
+mod endpoint;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod in_flight;
@@ -18,30 +23,43 @@ mod messages;
 mod names;
 mod passed_on;
 mod pending;
+mod probe;
 mod pushes;
 mod queue;
 mod scripts;
+mod sentinel;
+mod server;
+mod tls;
+mod told;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use uuid::Uuid;
 
+use self::address::Address;
 use self::breaker::Breaker;
-use self::connection::{Address, Link};
+pub(crate) use self::cluster::ClusterStore;
+use self::cluster::Redirected;
+use self::connection::Link;
+pub use self::credentials::Credentials;
+pub(crate) use self::credentials::CredentialsCallback;
 use self::long::LongRecords;
 pub(crate) use self::manifest::{Damage, Manifest};
 use self::names::Names;
 use self::pending::Pending;
 use self::queue::Queue;
-use super::{Command, Failure, Options, Outcome};
+pub use self::server::RedisServer;
+pub(crate) use self::tls::Tls;
+use self::told::Told;
+use super::{Command, Failure, Options, Outcome, Servers};
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
 use crate::sync::Doorbell;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Settings {
     names: Names,
     ttl: Duration,
@@ -49,6 +67,21 @@ struct Settings {
     command_timeout: Duration,
     /// Whether no lock is given for a time to live after data was lost.
     quarantine: bool,
+    /// How many replicas must have a lock before it is given.
+    min_replicas: u32,
+}
+
+impl Settings {
+    fn new(names: Names, options: &Options) -> Self {
+        Self {
+            names,
+            ttl: options.ttl,
+            grant_ttl: options.grant_ttl,
+            command_timeout: options.command_timeout,
+            quarantine: options.quarantine,
+            min_replicas: options.min_replicas,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -63,21 +96,18 @@ pub(crate) struct RedisStore {
     /// Whether there is a connection.
     connected: AtomicBool,
     breaker: Breaker,
+    told: Told,
     long_records: LongRecords,
+    /// Where commands go that this server does not carry out, if it is one of a cluster.
+    redirected: Option<Arc<Redirected>>,
 }
 
 impl RedisStore {
-    /// Reads the URL. [`run`](Self::run) connects.
-    pub(crate) fn new(url: &str, options: Options) -> Result<Self, Error> {
-        let address = Address::parse(url, options.root_certificate.as_deref())?;
-        let settings = Settings {
-            names: Names::new(options.prefix, Uuid::new_v4()),
-            ttl: options.ttl,
-            grant_ttl: options.grant_ttl,
-            command_timeout: options.command_timeout,
-            quarantine: options.quarantine,
-        };
-        Ok(Self::with(settings, address))
+    /// Reads where Redis is. [`run`](Self::run) connects.
+    pub(crate) fn new(servers: Servers, options: &Options) -> Result<Self, Error> {
+        let address = Address::new(servers, &options.tls, options.credentials.clone())?;
+        let names = Names::new(options.prefix.clone(), Uuid::new_v4());
+        Ok(Self::with(Settings::new(names, options), address))
     }
 
     fn with(settings: Settings, address: Address) -> Self {
@@ -89,7 +119,9 @@ impl RedisStore {
             submitted: Doorbell::default(),
             connected: AtomicBool::new(false),
             breaker: Breaker::default(),
+            told: Told::default(),
             long_records: LongRecords::default(),
+            redirected: None,
         }
     }
 
@@ -104,23 +136,19 @@ impl RedisStore {
                 result: Err(Failure { error, unknown }),
             });
         }
-        self.queue().push(Pending {
-            number: 0,
-            key: key.clone(),
-            command,
-            submitted: now,
-            attempts: 0,
-            had_it: false,
-        });
-        self.submitted.notify();
+        self.take_over(Pending::new(key.clone(), command, now));
         None
     }
 
     /// Returns how long it may take until an acquire has its outcome, as long as the driver runs. A
     /// connection is made within one command timeout, and a reply comes, or is given up, within
-    /// another. The third is for the driver.
+    /// another. The third is for the driver. To count replicas takes two more.
     pub(crate) fn replies_within(&self) -> Duration {
-        3 * self.settings.command_timeout
+        let timeouts = match self.settings.min_replicas {
+            0 => 3,
+            _ => 5,
+        };
+        timeouts * self.settings.command_timeout
     }
 
     pub(crate) fn is_drained(&self) -> bool {

@@ -1,23 +1,39 @@
 //! The names of what the crate keeps in Redis.
 
+use std::borrow::Cow;
 use std::fmt::{self, Display};
 
 use uuid::Uuid;
 
+use super::cluster;
+use crate::error::Error;
 use crate::key::{Kind, LockKey};
 
 /// How the name of a record ends.
 const RECORD: &str = ":record";
 
+/// Where fences come from.
+#[derive(Clone, Debug)]
+pub(super) enum Fences {
+    /// The server has one counter for all keys.
+    One(String),
+    /// Each slot of a cluster has a counter, as commands for several keys must be about one slot.
+    BySlot {
+        /// One that this primary had when it was found.
+        one: u16,
+    },
+}
+
 /// What does not change from call to call.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Names {
     /// What the name of every lock begins with.
     pub(super) prefix: String,
-    /// The counter of fences.
-    pub(super) fence: String,
+    pub(super) fences: Fences,
     /// Says which server has the data, and since when it may give locks.
     pub(super) epoch: String,
+    /// Written before replicas are counted.
+    pub(super) barrier: String,
     /// What the name of every inbox of this prefix begins with.
     pub(super) inboxes: String,
     /// The channel on which this process is told of grants.
@@ -30,14 +46,61 @@ impl Names {
     /// Returns the names that the manager `id` uses. No other manager has its tokens.
     pub(super) fn new(prefix: String, id: Uuid) -> Self {
         let inboxes = format!("{prefix}inbox:");
+        let fences = Fences::One(format!("{{{prefix}}}:fence"));
+        Self::with(prefix, id, inboxes, fences)
+    }
+
+    /// Like [`new`](Self::new), for a primary of a cluster. A process has an inbox at each, of its
+    /// own name: a message goes to all servers of the cluster, but must come over the connection to
+    /// the one that sends it.
+    pub(super) fn of_primary(prefix: &str, id: Uuid, primary: &str, slot: u16) -> Self {
+        let inboxes = format!("{prefix}inbox:{primary}:");
+        Self::with(prefix.to_owned(), id, inboxes, Fences::BySlot { one: slot })
+    }
+
+    fn with(prefix: String, id: Uuid, inboxes: String, fences: Fences) -> Self {
         Self {
-            fence: format!("{{{prefix}}}:fence"),
+            fences,
             epoch: format!("{{{prefix}}}:epoch"),
+            barrier: format!("{{{prefix}}}:barrier"),
             inbox: format!("{inboxes}{}", id.simple()),
             inboxes,
             tokens: format!("{}:", id.simple()),
             prefix,
         }
+    }
+
+    /// Returns a key that no lock has, in a slot of this server.
+    pub(super) fn probe(&self) -> Result<LockKey, Error> {
+        let id = Uuid::new_v4().simple();
+        LockKey::new(match self.fences {
+            Fences::One(_) => format!("probe:{id}"),
+            Fences::BySlot { one } => format!("probe:{{{}}}:{id}", cluster::tag(one)),
+        })
+    }
+
+    /// Returns the slot of a key's counter of fences: of the key itself, in a cluster.
+    pub(super) fn slot(&self, key: &LockKey) -> u16 {
+        match self.fences {
+            Fences::One(_) => 0,
+            Fences::BySlot { .. } => cluster::slot(&lock_name(&self.prefix, key)),
+        }
+    }
+
+    /// Names the counter of fences of a slot. No lock has such a name, as a prefix holds no brace.
+    pub(super) fn fence(&self, slot: u16) -> Cow<'_, str> {
+        match &self.fences {
+            Fences::One(fence) => Cow::Borrowed(fence),
+            Fences::BySlot { .. } => {
+                Cow::Owned(format!("{{{}}}:{}fence", cluster::tag(slot), self.prefix))
+            }
+        }
+    }
+
+    /// Returns the name of this process's connections. It ends as its tokens begin.
+    pub(super) fn client(&self) -> String {
+        let id = self.tokens.trim_end_matches(':');
+        format!("{}:{id}", env!("CARGO_PKG_NAME"))
     }
 
     /// Returns what the number stands for in Redis.
@@ -82,7 +145,10 @@ pub(super) fn queue_name(lock_name: &str) -> String {
     });
     match tag {
         Some(tag) => format!("{tag}:queue:{lock_name}"),
-        None if lock_name.contains(['{', '}']) => format!("{{}}:queue:{lock_name}"),
+        None if lock_name.contains(['{', '}']) => {
+            let tag = cluster::tag(cluster::slot(lock_name));
+            format!("{{{tag}}}:queue:{lock_name}")
+        }
         None => format!("{{{lock_name}}}:queue"),
     }
 }
@@ -107,7 +173,17 @@ mod tests {
     fn a_queue_lies_in_the_slot_of_its_lock_and_outside_of_the_names_of_locks() {
         assert_eq!(queue_name("lock:a"), "{lock:a}:queue");
         assert_eq!(queue_name("lock:{u}1"), "{u}:queue:lock:{u}1");
-        assert_eq!(queue_name("lock:{}1"), "{}:queue:lock:{}1");
+        assert_eq!(queue_name("lock:{}1"), "{5s7}:queue:lock:{}1");
+        for key in [
+            "a", "{u}1", "{}1", "{", "}", "}{", "a}b", "{a", "{{a}}", "a{b}c{d}",
+        ] {
+            let lock = format!("lock:{key}");
+            let (queue, slot) = (queue_name(&lock), cluster::slot(&lock));
+            assert_eq!(cluster::slot(&queue), slot, "{lock}: {queue}");
+            assert!(!queue.starts_with("lock:"));
+            let names = Names::of_primary("lock:", Uuid::nil(), "node", 0);
+            assert_eq!(cluster::slot(&names.fence(slot)), slot);
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! [`Pending`]: a command from its submission to its end.
 
+use std::time::Duration;
+
 use super::commands::Sent;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
@@ -22,12 +24,37 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    pub(super) fn new(key: LockKey, command: Command, submitted: Time) -> Self {
+        Self {
+            number: 0,
+            key,
+            command,
+            submitted,
+            attempts: 0,
+            had_it: false,
+        }
+    }
+
     pub(super) fn ends_hold(&self) -> bool {
         self.command.ends_hold()
     }
 
     pub(super) fn is_about_record(&self) -> bool {
         self.key.kind() == Kind::Record
+    }
+
+    /// Returns whether no lock is left to release or to complete. For a completion, the slot is
+    /// asked: it renews the lease, which then lasts for longer than a time to live.
+    pub(super) fn is_over(&self, now: Time, ttl: Duration, events: &impl Events) -> bool {
+        let is_held = || match self.command {
+            Command::Complete { token, .. } => events.is_held(&self.key, token),
+            _ => false,
+        };
+        self.has_expired(now, ttl) && !is_held()
+    }
+
+    pub(super) fn has_expired(&self, now: Time, ttl: Duration) -> bool {
+        now.since(self.submitted) > ttl
     }
 
     /// Returns whether it is a release for which no process and no caller is known to wait.

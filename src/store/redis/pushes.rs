@@ -23,6 +23,8 @@ pub(super) enum Push {
     Changed(Vec<Value>),
     /// The whole database was flushed, or Redis no longer tracks any key.
     AllChanged,
+    /// The sentinels say that another server is the primary.
+    Replaced,
     Closed,
 }
 
@@ -88,13 +90,14 @@ pub(super) async fn listen(inbox: PubSub, pushes: UnboundedSender<Push>, limit: 
                     let payload = payload.to_vec();
                     let _ = pushes.send(Push::Message { payload, after: None });
                 }
-                None => return,
+                None => break,
             },
             _ = heartbeat.tick() => match timeout(limit, sink.ping::<Value>()).await {
                 Ok(Ok(_)) => {}
-                Ok(Err(_)) | Err(_) => return,
+                Ok(Err(_)) | Err(_) => break,
             },
             () = pushes.closed() => return,
         }
     }
+    let _ = pushes.send(Push::Closed);
 }

@@ -134,6 +134,18 @@ impl RedisStore {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Queues a command.
+    pub(super) fn take_over(&self, pending: Pending) {
+        self.queue().push(pending);
+        self.submitted.notify();
+    }
+
+    /// Takes all commands, in order.
+    pub(super) fn take_all(&self) -> Vec<Pending> {
+        let mut queue = self.queue();
+        std::iter::from_fn(|| queue.pop()).collect()
+    }
+
     /// Puts back commands that were sent, or taken to be sent, in order.
     pub(super) fn put_back(&self, commands: Vec<Pending>) {
         self.queue().put_back(commands);
@@ -193,7 +205,9 @@ impl RedisStore {
         let now = Time::now();
         let mut queue = self.queue();
         let mut failing: Vec<Pending> = take_while(&mut queue.others, fails).collect();
-        let over = take_while(&mut queue.ends, |end| self.has_expired(end, now));
+        let over = take_while(&mut queue.ends, |end| {
+            end.has_expired(now, self.settings.ttl)
+        });
         let over: Vec<Pending> = over.collect();
         // An acquire that was never sent needs no release.
         let needless = queue.take_needless(&failing);
@@ -202,24 +216,10 @@ impl RedisStore {
         drop(queue);
         let (over, go_on) = over
             .into_iter()
-            .partition(|end| self.is_over(end, now, events));
+            .partition(|end| end.is_over(now, self.settings.ttl, events));
         self.put_back(go_on);
         failing.extend::<Vec<_>>(over);
         failing
-    }
-
-    /// Returns whether no lock is left to release or to complete. For a completion, the slot is
-    /// asked: it renews the lease, which then lasts for longer than a time to live.
-    pub(super) fn is_over(&self, pending: &Pending, now: Time, events: &impl Events) -> bool {
-        let is_held = || match pending.command {
-            Command::Complete { token, .. } => events.is_held(&pending.key, token),
-            _ => false,
-        };
-        self.has_expired(pending, now) && !is_held()
-    }
-
-    fn has_expired(&self, pending: &Pending, now: Time) -> bool {
-        now.since(pending.submitted) > self.settings.ttl
     }
 
     /// Fails the commands of a call. Those that end a hold are put back.

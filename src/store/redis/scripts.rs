@@ -19,6 +19,9 @@ pub(super) static COMPLETE: Script = Script::new(include_str!("scripts/complete.
 pub(super) static SEED: Script = Script::new(include_str!("scripts/seed.lua"));
 pub(super) static QUARANTINE: Script = Script::new(include_str!("scripts/quarantine.lua"));
 
+/// This one is rare, and may go out over another connection.
+pub(super) static FORGET: Script = Script::new(include_str!("scripts/forget.lua"));
+
 /// Those that Redis is to know by their hashes.
 pub(super) static LOADED: [&Script; 5] = [&ACQUIRE, &RELEASE, &GRANT, &RENEW, &COMPLETE];
 

@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::BodyExt;
-use tower_distributed_lock::{IdempotencyLayer, key};
+use tower_distributed_lock::{
+    IdempotencyLayer, LockManager, key,
+    lock::{Rejection, RejectionKind},
+};
 
 use super::untouchable;
 use crate::nodes::Nodes;
@@ -201,4 +204,45 @@ async fn the_key_can_be_in_the_body(nodes: Nodes) {
     );
     optional.send(event("none")).await.is_run(3);
     optional.send(event("none")).await.is_run(4);
+}
+
+#[tokio::test]
+async fn a_webhook_without_a_header_is_known_by_what_the_closure_finds() {
+    let locks = LockManager::in_memory();
+    let runs = Runs::default();
+    let layer = IdempotencyLayer::webhook_by(locks.clone(), |_, body: &Bytes| {
+        let id = std::str::from_utf8(body).ok()?.split(' ').next()?;
+        (!id.is_empty()).then(|| id.to_owned())
+    });
+    let app = App::new(&layer, runs.handler());
+    let event = |method, content: &'static str| {
+        let request = Request::builder().method(method).uri("/a");
+        request.body(body(content)).unwrap()
+    };
+    for method in ["POST", "PUT"] {
+        let run = runs.count() + 1;
+        app.send(event(method, "evt_1 first")).await.is_run(run);
+        // The payload is not compared.
+        app.send(event(method, "evt_1 again"))
+            .await
+            .is_replay_of(run);
+        app.send(event(method, "")).await.is_refused(400);
+    }
+    // The key of a rejection is the one that is forgotten.
+    let answer = app.send(event("POST", "")).await;
+    let rejection = answer.head.extensions.get::<Rejection>().unwrap();
+    assert!(rejection.key().is_none() && rejection.error().is_none());
+    let changed = App::new(&layer.clone().fingerprint(|_, _| "1"), runs.handler());
+    changed.send(event("POST", "evt_2")).await.is_run(3);
+    let other = App::new(&layer.fingerprint(|_, _| "2"), runs.handler());
+    let answer = other.send(event("POST", "evt_2")).await;
+    let rejection = answer.head.extensions.get::<Rejection>().unwrap();
+    assert_eq!(rejection.kind(), RejectionKind::Mismatch);
+    assert!(
+        locks
+            .forget(rejection.key().unwrap().clone())
+            .await
+            .unwrap()
+    );
+    other.send(event("POST", "evt_2")).await.is_run(4);
 }

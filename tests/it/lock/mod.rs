@@ -14,6 +14,7 @@ mod rules;
 mod scripted;
 mod several;
 mod stacks;
+mod taken_over;
 mod waiting;
 
 use std::convert::Infallible;
@@ -28,7 +29,8 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tower::{Service, service_fn};
 use tower_distributed_lock::{
-    DistributedLockLayer, ErrorKind, Lease, LockManager, lock::ResponseBody,
+    DistributedLockLayer, ErrorKind, Lease, LockManager,
+    lock::{Rejection, ResponseBody},
 };
 
 use crate::support::PATIENCE;
@@ -98,6 +100,12 @@ where
 {
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[track_caller]
+fn rejection<B>(response: &Response<B>) -> &Rejection {
+    let rejection = response.extensions().get();
+    rejection.expect("the request did not run")
 }
 
 /// The leases that requests found in their extensions.

@@ -13,7 +13,7 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tower::{Service, service_fn};
 use tower_distributed_lock::{
-    DistributedLockLayer, Lease, LockKey, LockManager,
+    DistributedLockLayer, ErrorKind, Lease, LockKey, LockManager,
     lock::{OnUnavailable, Rejection, RejectionKind, ResponseBody, Unlocked},
 };
 
@@ -172,7 +172,7 @@ async fn the_response_to_a_request_that_does_not_run_can_be_replaced() {
 #[tokio::test]
 async fn without_redis_a_request_is_refused_or_runs_unlocked_as_configured() {
     let nobody = ClosedPort::new();
-    let locks = LockManager::builder().connect_lazy(&nobody.url()).unwrap();
+    let locks = LockManager::builder().connect_lazy(nobody.url()).unwrap();
     let told = Arc::new(AtomicU32::new(0));
     let handler = service_fn({
         let told = Arc::clone(&told);
@@ -196,6 +196,33 @@ async fn without_redis_a_request_is_refused_or_runs_unlocked_as_configured() {
     let response = soon("a response", service.call(request())).await.unwrap();
     assert_eq!(text(response).await, "done");
     assert_eq!(told.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_rejection_tells_its_cause_its_key_and_how_long_the_request_waited() {
+    let wait = Duration::from_millis(20);
+    let nobody = ClosedPort::new();
+    let away = LockManager::builder().connect_lazy(nobody.url()).unwrap();
+    let here = LockManager::in_memory();
+    let guard = here.try_acquire("secret-key").await.unwrap();
+    for (locks, cause, waited) in [
+        (&away, ErrorKind::Unavailable, Duration::ZERO),
+        (&here, ErrorKind::TimedOut, wait),
+    ] {
+        let layer = on(locks, "secret-key").wait(wait).rejection(|rejection| {
+            // Any body that is bytes.
+            Response::new(format!("{:?}", rejection.error().unwrap().kind()))
+        });
+        let mut service = layer.layer_on(service_fn(async |_: Request| done()));
+        let response = soon("a response", service.call(request())).await.unwrap();
+        let rejection = response.extensions().get::<Rejection>().unwrap();
+        assert_eq!(rejection.error().unwrap().kind(), cause);
+        assert_eq!(rejection.key().unwrap().as_str(), "secret-key");
+        assert!(rejection.waited() >= waited);
+        assert!(!format!("{rejection:?}").contains("secret-key"));
+        assert_eq!(text(response).await, format!("{cause:?}"));
+    }
+    drop(guard);
 }
 
 #[tokio::test]

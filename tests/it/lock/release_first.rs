@@ -253,7 +253,7 @@ async fn a_response_that_waits_for_a_release_is_none_if_that_finds_the_lock_lost
             let mut service = layer.release_before_response(true).layer_on(handler);
             let response = soon("a response", service.call(request())).await.unwrap();
             let status = response.status();
-            let rejection = response.extensions().get::<Rejection>().copied();
+            let rejection = response.extensions().get::<Rejection>().cloned();
             let body = response.into_body().collect().await;
             if on_lost == OnLost::Continue {
                 assert_eq!(status, StatusCode::OK);

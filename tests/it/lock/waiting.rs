@@ -6,8 +6,8 @@ use futures_util::poll;
 use http::StatusCode;
 use tower::{Service, ServiceExt, service_fn};
 use tower_distributed_lock::{
-    LockManager,
-    lock::{Rejection, RejectionKind},
+    DistributedLockLayer, LockManager,
+    lock::{Rejection, RejectionKind, prefer_wait},
 };
 
 use super::{LayerOn, Leases, Request, WAIT, done, grpc_request, noting, on, request, text};
@@ -126,10 +126,20 @@ async fn requests_one_after_the_other_never_get_a_conflict() {
     }
 }
 
-#[test]
-#[should_panic(expected = "wait is zero: leave it out for requests that do not wait")]
-fn a_wait_of_zero_panics_and_says_what_to_do() {
-    let _ = on(&LockManager::in_memory(), "a").wait(Duration::ZERO);
+#[tokio::test]
+async fn a_wait_of_zero_is_no_wait() {
+    let locks = LockManager::in_memory();
+    let guard = locks.try_acquire("a").await.unwrap();
+    let service = on(&locks, "a")
+        .wait(WAIT)
+        .wait(Duration::ZERO)
+        .layer_on(noting(&Leases::default()));
+    let response = service.clone().oneshot(request()).await.unwrap();
+    let rejection = response.extensions().get::<Rejection>().unwrap();
+    assert_eq!(rejection.kind(), RejectionKind::Held);
+    drop(guard);
+    let response = service.oneshot(request()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
 }
 
 #[test]
@@ -141,4 +151,43 @@ fn a_wait_of_two_days_panics_and_says_why() {
 #[test]
 fn a_wait_of_a_day_is_fine() {
     let _ = on(&LockManager::in_memory(), "a").wait(Duration::from_secs(24 * 3600));
+}
+
+#[tokio::test]
+async fn a_request_waits_for_as_long_as_it_says_itself() {
+    let locks = LockManager::in_memory();
+    let guard = locks.try_acquire("a").await.unwrap();
+    let layer = on(&locks, "a").wait_for(prefer_wait(Duration::from_millis(20)));
+    let kind = async |layer: DistributedLockLayer, prefer: Option<&str>| {
+        let mut request = request();
+        if let Some(prefer) = prefer {
+            let headers = request.headers_mut();
+            headers.insert("prefer", prefer.parse().unwrap());
+        }
+        let service = layer.layer_on(noting(&Leases::default()));
+        let response = soon("a response", service.oneshot(request)).await.unwrap();
+        let rejection = response.extensions().get::<Rejection>().unwrap().clone();
+        (rejection.kind(), rejection.waited())
+    };
+    let waiting = layer.clone().wait(Duration::from_secs(3600));
+    assert_eq!(
+        kind(waiting.clone(), Some("wait=0")).await.0,
+        RejectionKind::Held
+    );
+    // No longer than the layer allows.
+    let (why, waited) = kind(waiting, Some("wait=60")).await;
+    assert_eq!(why, RejectionKind::TimedOut);
+    assert!(waited >= Duration::from_millis(20), "{waited:?}");
+    // A request that says nothing waits as the layer is set.
+    assert_eq!(kind(layer.clone(), None).await.0, RejectionKind::Held);
+    let brief = layer.clone().wait(Duration::from_millis(1));
+    assert_eq!(kind(brief, None).await.0, RejectionKind::TimedOut);
+    // More than a day is a day, and no panic.
+    let for_ever = layer.wait_for(|_| Some(Duration::MAX));
+    let service = for_ever.layer_on(noting(&Leases::default()));
+    let mut waiting = Box::pin(service.oneshot(request()));
+    assert!(poll!(&mut waiting).is_pending());
+    drop(guard);
+    let response = soon("its turn", waiting).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
 }

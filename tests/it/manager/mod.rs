@@ -5,6 +5,7 @@ mod cancellation;
 mod fencing;
 mod frugality;
 mod hand_offs;
+mod jobs;
 mod rules;
 mod runtimes;
 mod settings;

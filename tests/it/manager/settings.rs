@@ -34,6 +34,17 @@ async fn settings_that_make_no_sense_are_refused_when_they_are_set() {
 }
 
 #[tokio::test]
+async fn a_short_time_to_live_needs_no_other_setting() {
+    let ms = Duration::from_millis;
+    let short = || LockManager::builder().ttl(ms(100));
+    let locks = short().in_memory().unwrap();
+    drop(locks.try_acquire("a").await.unwrap());
+    // One that is set stands, and is refused.
+    let error = short().command_timeout(ms(101)).in_memory().unwrap_err();
+    assert!(error.to_string().contains("command_timeout"), "{error}");
+}
+
+#[tokio::test]
 async fn a_url_that_is_not_of_redis_is_refused_without_being_repeated() {
     for url in [
         "",

@@ -1,15 +1,20 @@
 //! Redis in trouble, and with other clients: a clear answer, never a hang, never two holders, and
 //! back to work without a restart.
 
+mod cluster;
+mod connecting;
 mod interop;
 mod neighbours;
 mod outages;
+mod probe;
 mod proxies;
 mod quarantine;
 mod refusals;
 mod releases;
+mod replicas;
 mod replies;
 mod rights;
+mod sentinel;
 mod waits;
 
 use std::time::Duration;

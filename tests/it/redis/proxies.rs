@@ -119,6 +119,11 @@ pub async fn garbling(server: u16, reply: &'static str) -> String {
                     // It stands behind the reply to the take of a free lock, or, at a second
                     // attempt, to the script.
                     let is_taken = |replies: &str| {
+                        // The counter of fences may have been raised first.
+                        let replies = match replies.split_once("\r\n") {
+                            Some((seed, rest)) if seed.len() > 12 => rest,
+                            _ => replies,
+                        };
                         let with_get = replies == "_\r\n" || replies == "$-1\r\n";
                         with_get || replies.starts_with("+OK\r\n$") || replies == ":1\r\n"
                     };

@@ -16,7 +16,7 @@ async fn a_read_only_replica_gives_no_locks_until_it_is_promoted() {
     let port = primary.port.to_string();
     let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]).await;
     let redis = replica.client().await;
-    let locks = LockManager::connect(&replica.url()).await.unwrap();
+    let locks = LockManager::builder().connect_lazy(replica.url()).unwrap();
     let error = unavailable(&locks).await;
     assert!(
         error.to_string().contains("READONLY"),
@@ -76,7 +76,7 @@ async fn an_acquire_that_fails_half_way_leaves_no_lock() {
     run(&redis, "ACL SETUSER u on >p ~* &* +@all -time").await;
     let minute = LockManager::builder().ttl(Duration::from_secs(60));
     let url = format!("redis://u:p@127.0.0.1:{}", server.port);
-    let locks = minute.clone().connect(&url).await.unwrap();
+    let locks = minute.clone().connect_lazy(&url).unwrap();
     unavailable(&locks).await;
     eventually_no_trace(&redis).await;
     // The key of a fence or of a queue that holds something else.
@@ -102,7 +102,7 @@ async fn an_acquire_that_fails_half_way_leaves_no_lock() {
     // same.
     let guard = locks.try_acquire("a").await.unwrap();
     run(&redis, "ACL SETUSER u +time -publish").await;
-    let other = LockManager::connect(&url).await.unwrap();
+    let other = LockManager::builder().connect_lazy(&url).unwrap();
     let error = other.acquire("a", PATIENCE).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     eventually_queued(&redis, "a", 0).await;
@@ -145,7 +145,8 @@ async fn after_an_acquire_that_redis_refused_there_is_nothing_to_release() {
         }
         let url = format!("redis://{user}127.0.0.1:{}", server.port);
         let minute = LockManager::builder().ttl(Duration::from_secs(60));
-        let locks = minute.connect(&url).await.unwrap();
+        let locks = minute.connect_lazy(&url).unwrap();
+        unavailable(&locks).await; // This one connects first.
         let before = script_calls(&redis).await;
         let error = unavailable(&locks).await.to_string();
         assert!(error.contains(reason), "{reason}: {error}");

@@ -65,7 +65,7 @@ async fn a_reply_of_a_wrong_form_is_refused_and_what_it_hides_is_released() {
     ] {
         let locks = LockManager::builder().ttl(Duration::from_secs(60));
         let url = garbling(server.port, reply).await;
-        let locks = locks.connect(&url).await.unwrap();
+        let locks = locks.connect_lazy(&url).unwrap();
         let asked = tokio::spawn({
             let locks = locks.clone();
             async move { locks.try_acquire("a").await.map(drop) }

@@ -72,6 +72,7 @@ impl Mix {
     }
 
     fn call_after(&self, server: &Server, seeded: bool) -> Call {
+        let seeded: &[u16] = if seeded { &[0] } else { &[] };
         call(&self.settings, server, self.sent(), Scripts::ByHash, seeded)
     }
 

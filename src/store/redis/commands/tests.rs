@@ -18,6 +18,7 @@ pub(super) fn settings() -> Settings {
         grant_ttl: Duration::from_millis(300),
         command_timeout: Duration::from_millis(200),
         quarantine: true,
+        min_replicas: 0,
     }
 }
 
@@ -161,7 +162,7 @@ fn sends(server: &Server, all: &[Sent<'_>]) -> Vec<String> {
         server,
         all.iter().copied(),
         Scripts::ByHash,
-        false,
+        &[],
     );
     words_of(&call)
 }
@@ -314,9 +315,9 @@ fn scripts_that_redis_has_forgotten_go_with_their_sources() {
         &SERVER,
         all.clone(),
         Scripts::ByHash,
-        false,
+        &[],
     ));
-    let by_source = words_of(&call(&settings(), &SERVER, all, Scripts::BySource, false));
+    let by_source = words_of(&call(&settings(), &SERVER, all, Scripts::BySource, &[]));
     let expected: Vec<_> = by_hash
         .iter()
         .map(|words| words.replacen("EVALSHA ", "EVAL ", 1))

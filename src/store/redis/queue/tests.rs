@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::super::{Address, Names, Settings};
 use super::*;
 use crate::key::LockKey;
-use crate::store::{Notice, Outcome};
+use crate::store::{Notice, Outcome, Servers, Tls};
 
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
@@ -19,8 +19,10 @@ pub(super) fn store(command_timeout: Duration) -> RedisStore {
         grant_ttl: MINUTE,
         command_timeout,
         quarantine: false,
+        min_replicas: 0,
     };
-    let address = Address::parse("redis://127.0.0.1:1", None).unwrap();
+    let server = Servers::One("redis://127.0.0.1:1".into());
+    let address = Address::new(server, &Tls::default(), None).unwrap();
     RedisStore::with(settings, address)
 }
 

@@ -17,7 +17,7 @@ use crate::support::{
 async fn nothing_runs_while_redis_is_away() {
     let runs = Runs::default();
     let nobody = ClosedPort::new();
-    let no_redis = LockManager::builder().connect_lazy(&nobody.url()).unwrap();
+    let no_redis = LockManager::builder().connect_lazy(nobody.url()).unwrap();
     let mut server = RedisServer::start().await;
     let locks = LockManager::connect(&server.url()).await.unwrap();
     let app = App::new(&layer(&locks), runs.handler());

@@ -124,7 +124,7 @@ async fn tonic_clients_see_the_code_of_each_refusal() {
     let brief = LockManager::builder().max_hold(Duration::from_millis(50));
     let brief = brief.in_memory().unwrap();
     let nobody = ClosedPort::new();
-    let no_redis = LockManager::builder().connect_lazy(&nobody.url()).unwrap();
+    let no_redis = LockManager::builder().connect_lazy(nobody.url()).unwrap();
     let full = LockManager::builder()
         .max_waiters_per_key(1)
         .in_memory()

@@ -1,0 +1,367 @@
+//! A Redis Cluster: keys in all slots, slots that move, and primaries that are replaced.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use tokio::task::JoinSet;
+use tower_distributed_lock::{ErrorKind, LockGuard, LockKey, LockManager};
+
+use crate::support::random::Random;
+use crate::support::{
+    Cluster, RedisServer, eventually, minute, run, short_lived, soon, text, value,
+};
+
+async fn connect(cluster: &Cluster) -> LockManager {
+    minute().connect_cluster(cluster.urls()).await.unwrap()
+}
+
+/// Takes a lock, however often that needs to be tried.
+async fn eventually_acquired(locks: &LockManager, key: &str) -> LockGuard {
+    let key = LockKey::new(key).unwrap();
+    let guard = Mutex::new(None);
+    eventually("the lock can be taken", || async {
+        let taken = locks.try_acquire(key.clone()).await;
+        let is_taken = taken.is_ok();
+        *guard.lock().unwrap() = taken.ok();
+        is_taken
+    })
+    .await;
+    guard.into_inner().unwrap().unwrap()
+}
+
+async fn exclude_each_other(locks: &LockManager, others: &LockManager, key: LockKey) {
+    let guard = locks.try_acquire(key.clone()).await.unwrap();
+    let refused = others.try_acquire(key.clone()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Held);
+    let waiting = tokio::spawn({
+        let (others, key) = (others.clone(), key.clone());
+        async move { others.acquire(key, Duration::from_secs(20)).await }
+    });
+    let first = guard.fencing_token();
+    guard.release().await.unwrap();
+    let second = soon("the lock is handed on", waiting)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(second.fencing_token() > first);
+    second.release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_in_all_slots_exclude_each_other_and_are_handed_on() {
+    let cluster = Cluster::start(3, 0).await;
+    let (locks, others) = (connect(&cluster).await, connect(&cluster).await);
+    for number in 0..60 {
+        exclude_each_other(&locks, &others, LockKey::new(number.to_string()).unwrap()).await;
+    }
+    // Hash tags, and braces that are none.
+    for key in [
+        "{a}:1", "x{b}y{c}", "{}", "a{}b", "{", "}", "a}b{c", "{{a}}", "{a",
+    ] {
+        exclude_each_other(&locks, &others, LockKey::new(key).unwrap()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_process_gets_a_lock_when_it_is_released_and_not_when_time_is_over() {
+    let cluster = Cluster::start(3, 0).await;
+    let (locks, others) = (connect(&cluster).await, connect(&cluster).await);
+    for number in 0..20 {
+        let key = LockKey::new(number.to_string()).unwrap();
+        let guard = locks.try_acquire(key.clone()).await.unwrap();
+        let waiting = tokio::spawn({
+            let (others, key) = (others.clone(), key.clone());
+            async move { others.acquire(key, Duration::from_secs(50)).await }
+        });
+        let name = format!("lock:{number}");
+        let slot = cluster.slot(&name).await;
+        let redis = cluster.client(cluster.owner(slot)).await;
+        eventually("the process is in the queue", || async {
+            let waiting: usize = {
+                let mut length = redis::cmd("LLEN");
+                let length = length.arg(format!("{{{name}}}:queue"));
+                length.query_async(&mut redis.clone()).await.unwrap()
+            };
+            waiting == 1
+        })
+        .await;
+        guard.release().await.unwrap();
+        soon("the lock is handed on", waiting)
+            .await
+            .unwrap()
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+    }
+}
+
+/// Moves a slot with its keys, as `redis-cli --cluster reshard` does.
+async fn move_slot(cluster: &Cluster, slot: u16, from: usize, to: usize) {
+    let (source, target) = (cluster.client(from).await, cluster.client(to).await);
+    open_slot(cluster, slot, from, to).await;
+    move_keys(&source, cluster.servers[to].port, slot).await;
+    let id = cluster.id(to).await;
+    for redis in [&target, &source] {
+        run(redis, &format!("CLUSTER SETSLOT {slot} NODE {id}")).await;
+    }
+}
+
+async fn open_slot(cluster: &Cluster, slot: u16, from: usize, to: usize) {
+    let (source, target) = (cluster.client(from).await, cluster.client(to).await);
+    let id = cluster.id(from).await;
+    run(&target, &format!("CLUSTER SETSLOT {slot} IMPORTING {id}")).await;
+    let id = cluster.id(to).await;
+    run(&source, &format!("CLUSTER SETSLOT {slot} MIGRATING {id}")).await;
+}
+
+async fn move_keys(source: &MultiplexedConnection, port: u16, slot: u16) {
+    loop {
+        let mut keys = redis::cmd("CLUSTER");
+        keys.arg("GETKEYSINSLOT").arg(slot).arg(100);
+        let keys: Vec<String> = keys.query_async(&mut source.clone()).await.unwrap();
+        if keys.is_empty() {
+            return;
+        }
+        let mut migrate = redis::cmd("MIGRATE");
+        migrate
+            .arg("127.0.0.1")
+            .arg(port)
+            .arg("")
+            .arg(0)
+            .arg(5000)
+            .arg("KEYS")
+            .arg(keys);
+        let () = migrate.query_async(&mut source.clone()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_moves_takes_its_locks_its_queue_and_its_fences_along() {
+    let cluster = Cluster::start(3, 0).await;
+    let (locks, others) = (connect(&cluster).await, connect(&cluster).await);
+    let slot = cluster.slot("lock:moved").await;
+    let from = cluster.owner(slot);
+    let to = (from + 1) % 3;
+    let guard = locks.try_acquire("moved").await.unwrap();
+    let waiting = tokio::spawn({
+        let others = others.clone();
+        async move { others.acquire("moved", Duration::from_secs(50)).await }
+    });
+    let redis = cluster.client(from).await;
+    eventually("the lock is marked as wanted", || async {
+        value(&redis, "lock:moved")
+            .await
+            .is_some_and(|token| token.ends_with('!'))
+    })
+    .await;
+    move_slot(&cluster, slot, from, to).await;
+    let refused = locks.try_acquire("moved").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Held);
+    let fence = guard.fencing_token();
+    assert!(guard.lease().is_held());
+    guard.release().await.unwrap();
+    let next = soon("the lock is handed on", waiting)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(next.fencing_token() > fence);
+    next.release().await.unwrap();
+    // And back, with nothing in it.
+    move_slot(&cluster, slot, to, from).await;
+    exclude_each_other(&locks, &others, LockKey::new("moved").unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_slot_is_on_its_way_its_locks_are_late_but_never_given_twice() {
+    let cluster = Cluster::start(2, 0).await;
+    let (locks, others) = (connect(&cluster).await, connect(&cluster).await);
+    let slot = cluster.slot("lock:{t}:held").await;
+    let from = cluster.owner(slot);
+    let to = 1 - from;
+    let held = locks.try_acquire("{t}:held").await.unwrap();
+    open_slot(&cluster, slot, from, to).await;
+    // What is still there can be seen and released; what is not may be on the other side.
+    let refused = others.try_acquire("{t}:held").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Held);
+    let waiting = tokio::spawn({
+        let others = others.clone();
+        async move { others.acquire("{t}:free", Duration::from_secs(50)).await }
+    });
+    move_keys(&cluster.client(from).await, cluster.servers[to].port, slot).await;
+    let id = cluster.id(to).await;
+    for place in [to, from] {
+        run(
+            &cluster.client(place).await,
+            &format!("CLUSTER SETSLOT {slot} NODE {id}"),
+        )
+        .await;
+    }
+    let free = soon("the lock is handed on", waiting)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(held.lease().is_held());
+    let refused = others.try_acquire("{t}:held").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Held);
+    held.release().await.unwrap();
+    free.release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planned_failover_keeps_what_is_held() {
+    let cluster = Cluster::start(3, 1).await;
+    let (locks, others) = (connect(&cluster).await, connect(&cluster).await);
+    let held: Vec<_> =
+        futures_util::future::try_join_all((0..12).map(|key| locks.try_acquire(key.to_string())))
+            .await
+            .unwrap();
+    fail_over_to(&cluster, 3).await;
+    for (key, guard) in held.into_iter().enumerate() {
+        let kind = |error: tower_distributed_lock::Error| error.kind();
+        let refused = others
+            .acquire(key.to_string(), Duration::from_secs(1))
+            .await
+            .map_err(kind);
+        assert_eq!(refused.map(|_| ()).unwrap_err(), ErrorKind::TimedOut);
+        let fence = guard.fencing_token();
+        guard.release().await.unwrap();
+        let next = eventually_acquired(&others, &key.to_string()).await;
+        assert!(next.fencing_token() > fence);
+        next.release().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_are_there_again_when_a_replica_has_taken_over_from_a_primary_that_died() {
+    let mut cluster = Cluster::start(3, 1).await;
+    let locks = short_lived(2000)
+        .connect_cluster(cluster.urls())
+        .await
+        .unwrap();
+    let mut fences = Vec::new();
+    for key in 0..12 {
+        let guard = locks.try_acquire(key.to_string()).await.unwrap();
+        fences.push(guard.fencing_token());
+        guard.release().await.unwrap();
+    }
+    cluster.servers[0].kill();
+    for (key, fence) in fences.iter().enumerate() {
+        let guard = eventually_acquired(&locks, &key.to_string()).await;
+        assert!(guard.fencing_token() > *fence);
+        guard.release().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_none_of_a_cluster_is_refused_with_a_reason() {
+    let server = RedisServer::start().await;
+    let error = LockManager::connect_cluster([server.url()])
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(
+        error.to_string().contains("cluster support disabled"),
+        "{error}"
+    );
+    let none: [String; 0] = [];
+    let error = LockManager::connect_cluster(none).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+}
+
+/// Who is in the part that only a holder may be in, and the last fencing token there.
+#[derive(Default)]
+struct Account {
+    is_taken: AtomicBool,
+    last_token: AtomicU64,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_two_hold_a_lock_while_slots_move_and_replicas_take_over() {
+    const KEYS: usize = 12;
+    let cluster = Cluster::start(2, 1).await;
+    let accounts: Arc<Vec<Account>> = Arc::new((0..KEYS).map(|_| Account::default()).collect());
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for node in 0..2 {
+        let locks = connect(&cluster).await;
+        for number in 0..6 {
+            let (locks, accounts) = (locks.clone(), Arc::clone(&accounts));
+            let is_over = Arc::clone(&is_over);
+            clients.spawn(async move {
+                let mut random = Random::new(node * 100 + number);
+                let mut held = 0;
+                while !is_over.load(Ordering::SeqCst) {
+                    let key = random.below(KEYS as u64) as usize;
+                    let wait = Duration::from_millis(random.below(2000));
+                    let Ok(guard) = locks.acquire(key.to_string(), wait).await else {
+                        continue;
+                    };
+                    let account = &accounts[key];
+                    assert!(
+                        !account.is_taken.swap(true, Ordering::SeqCst),
+                        "two holders"
+                    );
+                    let token = guard.fencing_token();
+                    let last = account.last_token.swap(token, Ordering::SeqCst);
+                    assert!(last < token, "a fencing token that did not rise");
+                    tokio::task::yield_now().await;
+                    assert!(guard.lease().is_held(), "{:?}", guard.lease().lost_reason());
+                    account.is_taken.store(false, Ordering::SeqCst);
+                    drop(guard);
+                    held += 1;
+                }
+                held
+            });
+        }
+    }
+    // Server 2 is the replica of the first primary.
+    let mut first = 0;
+    let mut owners: Vec<usize> = Vec::new();
+    let mut slots = Vec::new();
+    for key in 0..KEYS {
+        let slot = cluster.slot(&format!("lock:{key}")).await;
+        slots.push(slot);
+        owners.push(cluster.owner(slot));
+    }
+    for round in 0..8 {
+        let key = round % KEYS;
+        let place = |owner: usize| if owner == 0 { first } else { 1 };
+        move_slot(
+            &cluster,
+            slots[key],
+            place(owners[key]),
+            place(1 - owners[key]),
+        )
+        .await;
+        owners[key] = 1 - owners[key];
+        if round % 3 == 2 {
+            let replica = if first == 0 { 2 } else { 0 };
+            fail_over_to(&cluster, replica).await;
+            first = replica;
+            cluster.eventually_agreed().await;
+        }
+    }
+    is_over.store(true, Ordering::SeqCst);
+    let held = soon("all clients end", clients.join_all()).await;
+    assert!(held.iter().all(|held| *held > 0), "{held:?}");
+}
+
+/// A replica gives up after 5 s in which it had no majority, as on a machine that is busy. It is
+/// asked again then.
+async fn fail_over_to(cluster: &Cluster, replica: usize) {
+    let redis = cluster.client(replica).await;
+    let asked = Mutex::new(None::<Instant>);
+    eventually("the replica is a primary", || async {
+        let is_due = |asked: Instant| asked.elapsed() > Duration::from_secs(6);
+        if asked.lock().unwrap().is_none_or(is_due) {
+            run(&redis, "CLUSTER FAILOVER").await;
+            *asked.lock().unwrap() = Some(Instant::now());
+        }
+        let info = text(&redis, "INFO replication").await;
+        info.contains("role:master")
+    })
+    .await;
+}
