@@ -44,7 +44,7 @@ fn settings() -> LockManagerBuilder {
 /// Makes the service.
 pub fn app(locks: &LockManager) -> Router {
     // Whatever is done to a document takes its lock; who does not get it at once is refused (409).
-    let document = DistributedLockLayer::new(locks.clone(), key::path("/documents/{id}/{*rest}"));
+    let document = DistributedLockLayer::new(locks.clone(), key::path("/documents/{id}/**"));
     Router::new()
         .route("/documents/{id}", delete(|| async { "deleted\n" }))
         .route("/documents/{id}/edit", any(edit))

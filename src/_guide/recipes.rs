@@ -79,10 +79,9 @@
 //!
 //! fn one_at_a_time_for_each_user(locks: LockManager) -> DistributedLockLayer {
 //!     DistributedLockLayer::new(locks, |req| {
-//!         let claims = req.extensions.get::<Claims>()?;
+//!         let claims = req.extensions.get::<Claims>()?; // without claims: 400
 //!         Some(LockKey::join(["user", &claims.sub]))
 //!     })
-//!     .require_key(true) // without claims: 400
 //! }
 //! # let _ = one_at_a_time_for_each_user;
 //! ```
