@@ -99,10 +99,10 @@ pub mod key;
 mod lease;
 pub mod lock;
 mod manager;
+mod observe;
 mod shield;
 mod store;
 mod sync;
-mod trace;
 
 pub use self::detach::DetachLayer;
 pub use self::error::{Error, ErrorKind};

@@ -14,11 +14,13 @@ use super::read::{RequestError, read_request};
 use super::replay::replay;
 use super::run::Run;
 use crate::detach::DetachFuture;
+use crate::error::ErrorKind;
 use crate::http::{
     Collected, Protocol, RejectedBy, RejectionKind, find_lease, insert_secondary_lease,
 };
 use crate::key::LockKey;
 use crate::manager::{Claimed, LockGuard};
+use crate::observe::{self, Repetition};
 
 /// Handles a request that may have a key: runs it, replays the response of another one, or rejects
 /// it.
@@ -54,23 +56,37 @@ where
     };
     let fingerprint = config.fingerprint(&parts, &body.data);
     let wait = protocol.wait(config.wait, &parts);
-    let guard: LockGuard = match config.locks.claim(key.clone(), wait).await {
+    let claimed = config.locks.claim(&config.meter, key.clone(), wait).await;
+    let tell = |what| observe::keyed_request(&config.meter, what);
+    let guard: LockGuard = match claimed {
         Ok(Claimed::Lock(guard)) => guard,
         Ok(Claimed::Record(stored)) => {
             return match replay(stored, fingerprint, protocol.is_grpc()) {
-                Ok(response) => Ok(response.map(IdempotencyBody::collected)),
+                Ok(response) => {
+                    tell(Repetition::Replayed);
+                    Ok(response.map(IdempotencyBody::collected))
+                }
                 Err(reason) => {
+                    tell(reason.repetition());
                     reason.trace(&key);
                     reject(reason.into())
                 }
             };
         }
         Ok(Claimed::Damaged(damage)) => {
-            crate::trace::unreadable(&key, &damage);
+            tell(Repetition::Failed);
+            observe::unreadable(&key, &damage);
             return reject(RejectionKind::Unreadable);
         }
-        Err(error) => return reject(error.kind().into()),
+        Err(error) => {
+            tell(match error.kind() {
+                ErrorKind::Held | ErrorKind::TimedOut => Repetition::InProgress,
+                _ => Repetition::Failed,
+            });
+            return reject(error.kind().into());
+        }
     };
+    tell(Repetition::First);
     insert_secondary_lease(guard.lease().clone(), &mut parts.extensions);
     let request = Request::from_parts(parts, IdempotencyBody::collected(body));
     let run = Run {
@@ -79,7 +95,8 @@ where
         fingerprint,
         protocol,
     };
-    DetachFuture::spawn(run.run(service, request)).await
+    let lease = run.guard.lease().clone();
+    DetachFuture::spawn(observe::in_span(&lease, run.run(service, request))).await
 }
 
 /// Reads the request's body, and its key from the head or the body. The key may be missing where it

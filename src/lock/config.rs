@@ -12,10 +12,12 @@ use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Rejection, RejectionResponder};
 use crate::key::{KeyResult, LockKey};
 use crate::manager::LockManager;
+use crate::observe::{self, Meter};
 
 #[derive(Clone)]
 pub(super) struct Config {
     pub(super) locks: LockManager,
+    pub(super) meter: Meter,
     pub(super) find_key: Arc<FindKey>,
     pub(super) wait: Option<Duration>,
     pub(super) hold: Hold,
@@ -103,6 +105,7 @@ impl Config {
     }
 
     pub(super) fn respond(&self, rejection: Rejection) -> Response<Bytes> {
+        observe::rejected(&self.meter, rejection.kind());
         rejection.into_response(self.rejection.as_deref())
     }
 }
@@ -110,6 +113,7 @@ impl Config {
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
+            .field("meter", &self.meter)
             .field("wait", &self.wait)
             .field("hold", &self.hold)
             .field("on_unavailable", &self.on_unavailable)

@@ -89,7 +89,7 @@ where
     ) -> Self {
         let shared = Arc::clone(&config);
         let state = State::Acquiring {
-            acquiring: Box::pin(async move { shared.locks.take(key, wait).await }),
+            acquiring: Box::pin(async move { shared.locks.take(&shared.meter, key, wait).await }),
             call: Some((service, request)),
         };
         Self::new(config, protocol, state)

@@ -25,7 +25,7 @@ impl HeldLock {
     pub(super) fn new(guard: LockGuard, on_lost: OnLost) -> Self {
         Self {
             #[cfg(feature = "tracing")]
-            span: crate::trace::span(guard.key(), guard.fencing_token()),
+            span: crate::observe::span(guard.lease()),
             guard,
             lost: None,
             on_lost,

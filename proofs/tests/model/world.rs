@@ -1225,7 +1225,7 @@ impl World {
         let node = &mut self.nodes[number];
         match *effect {
             Effect::Send(command) => self.send(plan, number, command),
-            Effect::Grant { waiter, grant } => {
+            Effect::Grant { waiter, grant, .. } => {
                 node.waiting.retain(|waiting| *waiting != waiter);
                 node.holders.push(Holder {
                     lease: grant.lease,

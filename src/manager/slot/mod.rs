@@ -59,7 +59,7 @@ pub(crate) use self::rules::Rules;
 use super::waiters::Waiters;
 use crate::clock::Time;
 use crate::error::Error;
-use crate::lease::{Grant, LostReason};
+use crate::lease::{Grant, GrantPath, LostReason};
 use crate::store::Command;
 
 /// What the machine needs to know besides its slot.
@@ -87,7 +87,11 @@ pub(crate) enum Effect<W, R, S> {
     /// The command goes to the store.
     Send(Command<R, S>),
     /// The waiter holds the lock.
-    Grant { waiter: W, grant: Grant },
+    Grant {
+        waiter: W,
+        grant: Grant,
+        path: GrantPath,
+    },
     /// The waiter does not get the lock.
     Reject { waiter: W, error: Error },
     /// The waiter gets the record that is in the lock's place.

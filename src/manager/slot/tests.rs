@@ -231,7 +231,7 @@ fn describe(effect: Effect<char, (), ()>) -> String {
         Effect::Send(Command::Release { token, .. }) => format!("release {token}"),
         Effect::Send(Command::Renew { token }) => format!("renew {token}"),
         Effect::Send(Command::Check { token }) => format!("check {token}"),
-        Effect::Grant { waiter, grant } => format!("grant {waiter} {}", grant.fencing_token),
+        Effect::Grant { waiter, grant, .. } => format!("grant {waiter} {}", grant.fencing_token),
         Effect::Send(Command::Complete { token, .. }) => format!("complete {token}"),
         Effect::Replay { waiter, record } => {
             format!("replay {waiter} {record:?}")

@@ -99,7 +99,7 @@ impl Address {
     }
 
     /// Returns host and port, without user and password.
-    fn display(&self) -> String {
+    pub(super) fn display(&self) -> String {
         match self.client.get_connection_info().addr() {
             ConnectionAddr::Tcp(host, port) => format!("{host}:{port}"),
             ConnectionAddr::TcpTls { host, port, .. } => format!("{host}:{port} (TLS)"),
@@ -246,9 +246,14 @@ impl Link {
         is_due
     }
 
+    /// Returns whether no lock may be given at this time, as the server may lack some that are held.
+    pub(super) fn is_quarantined(&self, now: Time) -> bool {
+        self.quarantined_until.is_some_and(|until| now < until)
+    }
+
     /// Returns why no lock may be given at this time.
     pub(super) fn refuses(&mut self, now: Time) -> Option<Error> {
-        let is_quarantined = self.quarantined_until.is_some_and(|until| now < until);
+        let is_quarantined = self.is_quarantined(now);
         // A server that is not ready may be in quarantine, or its counter of fences be lost.
         let may_give = !is_quarantined && self.unready.is_none();
         if self.server.may_give != may_give {
@@ -395,7 +400,7 @@ async fn prepare(
         .query_async(&mut commands)
         .await;
     if let Err(error) = &tracking {
-        crate::trace::no_tracking(error);
+        crate::observe::no_tracking(error);
     }
     Ok(tracking.is_ok())
 }

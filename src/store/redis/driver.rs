@@ -1,7 +1,6 @@
 //! Sends the queued commands, and takes the replies and messages of Redis.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
@@ -18,6 +17,7 @@ use super::passed_on::PassedOn;
 use super::pending::Pending;
 use super::pushes::Push;
 use super::queue::no_reply;
+use super::up::Up;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
@@ -45,23 +45,6 @@ enum End {
     Silent,
 }
 
-/// Marks the store as connected until it is dropped, which a panic and the end of the runtime do,
-/// too.
-struct Up<'a>(&'a AtomicBool);
-
-impl<'a> Up<'a> {
-    fn new(connected: &'a AtomicBool) -> Self {
-        connected.store(true, Ordering::Relaxed);
-        Self(connected)
-    }
-}
-
-impl Drop for Up<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-}
-
 impl RedisStore {
     /// See [`Store::run`](crate::store::Store::run).
     pub(crate) async fn run(
@@ -83,13 +66,19 @@ impl RedisStore {
                 Ok(link) => {
                     self.breaker.close();
                     events.reconnected();
-                    let up = Up::new(&self.connected);
+                    let mut up = Up::new(&self.connected, self.address.display());
                     if let Some(connected) = connected.take() {
                         let _ = connected.send(Ok(()));
                     }
-                    let end = self
-                        .serve(link, events, &is_finished, &mut passed_on, &mut backoff)
-                        .await;
+                    let serving = self.serve(
+                        link,
+                        events,
+                        &is_finished,
+                        &mut passed_on,
+                        &mut backoff,
+                        &mut up,
+                    );
+                    let end = serving.await;
                     drop(up);
                     match end {
                         End::Finished => return,
@@ -106,7 +95,7 @@ impl RedisStore {
                     error
                 }
             };
-            crate::trace::disconnected(&error);
+            crate::observe::disconnected(&error);
             if is_finished() {
                 return;
             }
@@ -144,6 +133,7 @@ impl RedisStore {
         is_finished: &impl Fn() -> bool,
         passed_on: &mut PassedOn,
         backoff: &mut Duration,
+        up: &mut Up<'_>,
     ) -> End {
         let mut in_flight = InFlight::new(self);
         let mut replies = FuturesOrdered::new();
@@ -158,6 +148,7 @@ impl RedisStore {
         let mut scripts = Scripts::ByHash;
         loop {
             self.fail_overdue(events);
+            up.set_quarantined(link.is_quarantined(Time::now()));
             let take = |calls| self.submitted.drain(|| self.take_commands(calls));
             while let Some(commands) = take(replies.len()) {
                 let commands = refuse_acquires(&mut link, commands, events);
@@ -346,7 +337,7 @@ impl RedisStore {
         let replies = commands::replies(&self.settings, &call.server, commands, values)?;
         link.observed.reply_to(call.sent_at);
         if let Some(error) = replies.no_tracking {
-            crate::trace::no_tracking(&error);
+            crate::observe::no_tracking(&error);
             Arc::make_mut(&mut link.server).watches = false;
         }
         if replies.found_too_much {

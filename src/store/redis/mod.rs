@@ -21,6 +21,7 @@ mod pending;
 mod pushes;
 mod queue;
 mod scripts;
+mod up;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
