@@ -80,3 +80,15 @@ impl<const N: usize> Histograms<N> {
         self.0[index].get_or_init(register)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_recorder_nothing_is_registered() {
+        let handles: Handles<()> = Handles::default();
+        assert_eq!(handles.get(|| unreachable!("there is no recorder")), None);
+        assert!(matches!(handles.0.get(), Some(None)), "looked for once");
+    }
+}
