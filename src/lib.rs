@@ -95,6 +95,7 @@ mod error;
 pub mod fuzzing;
 mod http;
 pub mod idempotency;
+pub mod inspect;
 pub mod key;
 mod lease;
 pub mod lock;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::slot::Rules;
-use super::{Core, LockManager};
+use super::{Core, LockManager, instance};
 use crate::error::{Error, ErrorKind};
 use crate::store::{Options, Store};
 
@@ -21,6 +21,7 @@ use crate::store::{Options, Store};
 /// | [`max_waiters`](Self::max_waiters) | 100 000 | how many wait for all locks together |
 /// | [`burst`](Self::burst) | 16, 50 ms | how many of this process go before another process that waits, and for how long |
 /// | [`quarantine`](Self::quarantine) | `false` | whether to give no lock for a time to live after Redis lost data |
+/// | [`instance_name`](Self::instance_name) | host and process id | what this process is called where locks are inspected |
 /// | `tls_root_certificate` | the system's | the authority to trust with `rediss://` (feature `tls`) |
 ///
 /// The defaults suit most services. Processes that share locks need the same
@@ -61,6 +62,7 @@ pub struct LockManagerBuilder {
     burst_time: Duration,
     quarantine: bool,
     root_certificate: Option<Vec<u8>>,
+    instance_name: Option<String>,
 }
 
 impl Default for LockManagerBuilder {
@@ -77,6 +79,7 @@ impl Default for LockManagerBuilder {
             burst_time: Duration::from_millis(50),
             quarantine: false,
             root_certificate: None,
+            instance_name: None,
         }
     }
 }
@@ -309,6 +312,25 @@ impl LockManagerBuilder {
         self
     }
 
+    /// Sets what this process is called where its locks are [inspected](LockManager::inspect).
+    /// Default: the host's name and the process id, as in `api-7d9f:1`. 1 to 128 bytes.
+    ///
+    /// It is part of the name of the connection (`CLIENT SETNAME`), so Redis forgets it when the
+    /// process is gone.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::LockManager;
+    /// let locks = LockManager::builder().instance_name("billing eu-1").in_memory()?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
+    pub fn instance_name(mut self, name: impl Into<String>) -> Self {
+        self.instance_name = Some(name.into());
+        self
+    }
+
     /// Sets the certificate, in PEM form, of the authority to trust when connecting with
     /// `rediss://`. Default: the authorities of the operating system. It replaces them; it does not
     /// add to them.
@@ -398,7 +420,9 @@ impl LockManagerBuilder {
 
     fn core(self, url: Option<&str>) -> Result<std::sync::Arc<Core>, Error> {
         let rules = self.rules()?;
+        let instance = self.instance_name.unwrap_or_else(instance::default_name);
         let options = Options {
+            instance,
             prefix: self.prefix,
             ttl: self.ttl,
             grant_ttl: rules.grant_ttl,
@@ -445,6 +469,13 @@ impl LockManagerBuilder {
             return Err(Error::new(
                 ErrorKind::Config,
                 "prefix must have 1 to 128 bytes and no braces",
+            ));
+        }
+        let instance = self.instance_name.as_deref();
+        if instance.is_some_and(|name| name.is_empty() || name.len() > 128) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "instance_name must have 1 to 128 bytes; leave it out for the host's name",
             ));
         }
         if self.max_waiters == 0 || self.max_waiters_per_key == 0 {
@@ -496,6 +527,7 @@ impl fmt::Debug for LockManagerBuilder {
             .field("max_waiters", &self.max_waiters)
             .field("burst", &self.burst)
             .field("burst_time", &self.burst_time)
+            .field("instance_name", &self.instance_name)
             .finish_non_exhaustive()
     }
 }

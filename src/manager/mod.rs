@@ -4,6 +4,9 @@ mod background;
 mod builder;
 mod core;
 mod guard;
+mod inspect;
+mod instance;
+mod intervene;
 pub(crate) mod slot;
 mod waiters;
 

@@ -63,6 +63,7 @@ pub(crate) use self::redis::fuzzing;
 pub(crate) use self::redis::{Damage, Manifest};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
+use crate::inspect::{LockCursor, LockReport};
 use crate::key::LockKey;
 
 /// The most bytes of a record that may go with its completion. A longer one is [put
@@ -72,6 +73,8 @@ pub(crate) const LONG_RECORD: usize = 16 << 10;
 /// The settings of the manager that a store needs.
 #[derive(Debug)]
 pub(crate) struct Options {
+    /// What this process is called.
+    pub(crate) instance: String,
     pub(crate) prefix: String,
     pub(crate) ttl: Duration,
     pub(crate) grant_ttl: Duration,
@@ -132,7 +135,10 @@ pub(crate) enum Store {
 impl Store {
     /// Returns a store in this process.
     pub(crate) fn in_memory(options: &Options) -> Self {
-        Self::Memory(memory::MemoryStore::new(options.ttl))
+        Self::Memory(memory::MemoryStore::new(
+            options.ttl,
+            options.instance.clone(),
+        ))
     }
 
     /// Returns the store at that URL, to which [`run`](Self::run) connects.
@@ -254,6 +260,50 @@ impl Store {
             Self::Redis(redis) => redis.fetch(key, found).await,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => Ok(Ok(found)),
+        }
+    }
+
+    /// Waits until the store has shown that locks can be taken.
+    pub(crate) async fn ping(&self) -> Result<(), Error> {
+        match self {
+            Self::Redis(redis) => redis.ping().await,
+            Self::Memory(_) => Ok(()),
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => Ok(()),
+        }
+    }
+
+    /// Returns what the store knows of these locks, in the same order.
+    pub(crate) async fn inspect(&self, keys: &[LockKey]) -> Result<Vec<LockReport>, Error> {
+        match self {
+            Self::Redis(redis) => redis.inspect(keys).await,
+            Self::Memory(memory) => Ok(memory.inspect(Time::now(), keys)),
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => unimplemented!("no test asks"),
+        }
+    }
+
+    /// Returns some keys that have a lock or a record, and where the next ones are.
+    pub(crate) async fn scan(
+        &self,
+        cursor: LockCursor,
+    ) -> Result<(Vec<LockKey>, Option<LockCursor>), Error> {
+        match self {
+            Self::Redis(redis) => redis.scan(cursor).await,
+            Self::Memory(memory) => Ok(memory.scan(cursor)),
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => unimplemented!("no test asks"),
+        }
+    }
+
+    /// Takes a lock from its holder, and gives it to the next in the queue. Returns whether there
+    /// was a holder. If it is of this crate, it is told that its lock has [changed](Notice::Changed).
+    pub(crate) async fn force_release(&self, key: &LockKey) -> Result<bool, Error> {
+        match self {
+            Self::Redis(redis) => redis.force_release(key).await,
+            Self::Memory(memory) => memory.force_release(key),
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => unimplemented!("no test asks"),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::key::LockKey;
 use crate::lease::{Lease, LostReason};
 use crate::manager::guard::LockGuard;
-use crate::manager::slot::{self, Effect, Env, Waiting};
+use crate::manager::slot::{self, Census, Effect, Env};
 use crate::observe;
 use crate::shield::shielded;
 use crate::store::{Command, Record, ReplySender};
@@ -45,7 +45,7 @@ impl Core {
     ///
     /// This function does not panic. A slot that does is given up, with the lock that it holds and
     /// the requests that wait there: no other key must suffer from it.
-    pub(super) fn with_slot<T: Default>(
+    pub(in crate::manager) fn with_slot<T: Default>(
         self: &Arc<Self>,
         key: &LockKey,
         event: impl FnOnce(&mut Machine<'_>) -> T,
@@ -63,7 +63,7 @@ impl Core {
             Some(entry) => entry,
             None => new.insert(Entry::default()),
         };
-        let before = entry.slot.waiting();
+        let before = entry.slot.census();
         let result = shielded(|| {
             let mut effects = Effects::new();
             let result = event(&mut entry.slot.on(&env, &mut effects));
@@ -74,7 +74,7 @@ impl Core {
             outbox.given_up = Some(self.give_up(key, entry, env.now));
             T::default()
         });
-        let after = entry.slot.waiting();
+        let after = entry.slot.census();
         self.count(before, after);
         if let Some(at) = entry.slot.next_tick() {
             self.next_visit.wake_by(at.as_nanos());
@@ -93,7 +93,7 @@ impl Core {
             _ => {}
         }
         drop(shard);
-        shielded(|| observe::waiting(&self.meters, before.requests, after.requests));
+        shielded(|| observe::waiting(&self.meters, before.waiting, after.waiting));
         self.tell(key, outbox);
         result
     }
@@ -189,8 +189,9 @@ impl Core {
         broken
     }
 
-    fn count(&self, before: Waiting, after: Waiting) {
-        count(&self.waiting, before.requests, after.requests);
+    fn count(&self, before: Census, after: Census) {
+        count(&self.held, before.is_held.into(), after.is_held.into());
+        count(&self.waiting, before.waiting, after.waiting);
         count(&self.queued, before.in_store.into(), after.in_store.into());
     }
 

@@ -34,15 +34,19 @@ pub(crate) struct Core {
     slots: Slots,
     /// Numbers for tokens, leases and waiters, each used once.
     ids: AtomicU64,
+    /// Keys whose lock this process has.
+    pub(super) held: AtomicUsize,
     /// Requests that wait.
-    waiting: AtomicUsize,
+    pub(super) waiting: AtomicUsize,
     /// How many requests may wait.
     max_waiters: usize,
     /// Keys that are in a queue of the store.
-    queued: AtomicUsize,
+    pub(super) queued: AtomicUsize,
     /// Clones of the manager.
     pub(super) handles: AtomicUsize,
     pub(super) is_closed: AtomicBool,
+    /// Whether no more locks are given out, though some are held.
+    pub(super) is_draining: AtomicBool,
     pub(super) is_running: AtomicBool,
     /// Notified whenever the background task ends. After the manager was closed, it ends when
     /// everything is done.
@@ -124,11 +128,13 @@ impl Core {
             command_timeout,
             slots: Slots::new(),
             ids: AtomicU64::new(1),
+            held: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             max_waiters,
             queued: AtomicUsize::new(0),
             handles: AtomicUsize::new(0),
             is_closed: AtomicBool::new(false),
+            is_draining: AtomicBool::new(false),
             is_running: AtomicBool::new(false),
             stopped: Notify::new(),
             meters: ManagerMeters::default(),
@@ -143,9 +149,7 @@ impl Core {
         patient: bool,
         meter: &Meter,
     ) -> Result<Request<'a>, Error> {
-        if self.is_closed.load(Ordering::Acquire) {
-            return Err(Error::of(ErrorKind::Closed));
-        }
+        self.gives_locks()?;
         let (sender, decision) = oneshot::channel();
         let waiter = Waiter {
             decision: sender,
@@ -155,6 +159,10 @@ impl Core {
             // Taken while the slot is locked: numbers rise in order of arrival.
             let number = machine.next_id();
             machine.request(number, waiter, patient);
+            // Whoever stops the giving has every slot locked once, before or after this.
+            if let Err(error) = self.gives_locks() {
+                machine.reject_all(&error);
+            }
             number
         });
         self.ensure_running();
@@ -212,6 +220,13 @@ impl Core {
         // The background task may have ended: the manager was closed, and only this lease was left,
         // which was lost.
         self.ensure_running();
+    }
+
+    /// Returns the lease of the holder in this process, if there is one.
+    pub(super) fn lease_on(&self, key: &LockKey) -> Option<Lease> {
+        let shard = self.slots.shard_of(key);
+        let lease = shard.get(key)?.lease.clone();
+        lease.filter(Lease::is_held)
     }
 
     /// Returns how many shards there are to [tick](Self::tick).

@@ -152,7 +152,7 @@ async fn connect_resp3(client: &Client, settings: &Settings) -> Result<Link, Red
     let (sender, pushes) = mpsc::unbounded_channel();
     let config = config().set_push_sender(pushes::forward(sender, observed.clone()));
     let (commands, mut driver) = open_connection(client, config).await?;
-    let prepared = prepare(commands.clone(), Some(settings.inbox()));
+    let prepared = prepare(commands.clone(), settings, Some(settings.inbox()));
     let watches = driver.run_until(prepared).await;
     let watches = watches.unwrap_or_else(|| Err(closed()))?;
     let mut link = Link::new(commands, pushes, driver, observed);
@@ -170,7 +170,7 @@ async fn connect_resp2(client: &Client, settings: &Settings) -> Result<Link, Red
     tokio::spawn(pushes::listen(inbox, sender, settings.command_timeout));
     let (commands, mut driver) = open_connection(client, config()).await?;
     driver
-        .run_until(prepare(commands.clone(), None))
+        .run_until(prepare(commands.clone(), settings, None))
         .await
         .unwrap_or_else(|| Err(closed()))?;
     let mut link = Link::new(commands, pushes, driver, Observed::now());
@@ -375,10 +375,11 @@ fn refuses_resp3(error: &RedisError) -> bool {
     }
 }
 
-/// Loads the scripts. With RESP3, also subscribes to the inbox, and turns on the tracking of keys.
+/// Loads the scripts, and names the connection. With RESP3, also subscribes to the inbox, and turns on the tracking of keys.
 /// Returns whether the server tracks them.
 async fn prepare(
     mut commands: MultiplexedConnection,
+    settings: &Settings,
     inbox: Option<String>,
 ) -> Result<bool, RedisError> {
     let can_push = inbox.is_some();
@@ -391,6 +392,10 @@ async fn prepare(
         load.arg(script.source).ignore();
     }
     pipeline.exec_async(&mut commands).await?;
+    // For those who ask which process has a lock. A proxy may refuse it.
+    let mut name = redis::cmd("CLIENT");
+    name.arg("SETNAME").arg(settings.client_name());
+    let _: Result<(), RedisError> = name.query_async(&mut commands).await;
     if !can_push {
         return Ok(false);
     }

@@ -162,6 +162,12 @@ impl RedisStore {
                 in_flight.push(call);
                 scripts = Scripts::ByHash;
             }
+            if self.pings.is_any_since(last_sent) {
+                last_sent = Time::now();
+                let call = link.call(last_sent, Vec::new());
+                replies.push_back(self.send(&link, &call, scripts, false));
+                in_flight.push(call);
+            }
             if replies.is_empty() && is_finished() {
                 return End::Finished;
             }
@@ -336,6 +342,8 @@ impl RedisStore {
         let commands = call.commands.iter().map(Pending::sent);
         let replies = commands::replies(&self.settings, &call.server, commands, values)?;
         link.observed.reply_to(call.sent_at);
+        let ready = || link.refuses(Time::now()).map_or(Ok(()), Err);
+        self.pings.answer(call.sent_at, ready);
         if let Some(error) = replies.no_tracking {
             crate::observe::no_tracking(&error);
             Arc::make_mut(&mut link.server).watches = false;

@@ -42,6 +42,7 @@ pub fn reply(bytes: &[u8]) {
     let values = values(bytes);
     let settings = Settings {
         manager: Uuid::nil(),
+        instance: String::new(),
         prefix: PREFIX.to_owned(),
         ttl: Duration::from_secs(30),
         grant_ttl: Duration::from_secs(10),

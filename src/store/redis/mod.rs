@@ -12,12 +12,15 @@ mod driver;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod in_flight;
+mod inspect;
+mod intervene;
 mod long;
 mod manifest;
 mod messages;
 mod names;
 mod passed_on;
 mod pending;
+mod ping;
 mod pushes;
 mod queue;
 mod scripts;
@@ -34,6 +37,7 @@ use self::connection::{Address, Link};
 use self::long::LongRecords;
 pub(crate) use self::manifest::{Damage, Manifest};
 use self::pending::Pending;
+use self::ping::Pings;
 use self::queue::Queue;
 use super::{Command, Failure, Options, Outcome};
 use crate::clock::Time;
@@ -45,6 +49,8 @@ use crate::sync::Doorbell;
 struct Settings {
     /// Tells this manager's tokens from all others.
     manager: Uuid,
+    /// What this process is called.
+    instance: String,
     prefix: String,
     ttl: Duration,
     grant_ttl: Duration,
@@ -66,6 +72,7 @@ pub(crate) struct RedisStore {
     connected: AtomicBool,
     breaker: Breaker,
     long_records: LongRecords,
+    pings: Pings,
 }
 
 impl RedisStore {
@@ -74,6 +81,7 @@ impl RedisStore {
         let address = Address::parse(url, options.root_certificate.as_deref())?;
         let settings = Settings {
             manager: Uuid::new_v4(),
+            instance: options.instance,
             prefix: options.prefix,
             ttl: options.ttl,
             grant_ttl: options.grant_ttl,
@@ -93,6 +101,7 @@ impl RedisStore {
             connected: AtomicBool::new(false),
             breaker: Breaker::default(),
             long_records: LongRecords::default(),
+            pings: Pings::default(),
         }
     }
 
@@ -132,6 +141,20 @@ impl RedisStore {
 
     pub(crate) fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the server has replied to a command that was sent from now on. Fails if it gives
+    /// no locks.
+    pub(crate) async fn ping(&self) -> Result<(), Error> {
+        let answered = self.pings.ask();
+        self.wake();
+        match tokio::time::timeout(self.settings.command_timeout, answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(self
+                .breaker
+                .refuses()
+                .unwrap_or_else(|| queue::no_reply(&self.settings.command_timeout))),
+        }
     }
 
     /// Wakes the driver, as if a command had been submitted.

@@ -18,6 +18,8 @@ pub(super) static COMPLETE: Script = Script::new(include_str!("scripts/complete.
 /// These run once for each connection, and need not be kept by Redis.
 pub(super) static SEED: Script = Script::new(include_str!("scripts/seed.lua"));
 pub(super) static QUARANTINE: Script = Script::new(include_str!("scripts/quarantine.lua"));
+/// For questions, which are rare.
+pub(super) static INSPECT: Script = Script::new(include_str!("scripts/inspect.lua"));
 
 /// Those that Redis is to know by their hashes.
 pub(super) static LOADED: [&Script; 5] = [&ACQUIRE, &RELEASE, &GRANT, &RENEW, &COMPLETE];

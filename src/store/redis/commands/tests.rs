@@ -13,6 +13,7 @@ const SEED: u64 = 1_000;
 pub(super) fn settings() -> Settings {
     Settings {
         manager: Uuid::from_u128(0xa),
+        instance: String::new(),
         prefix: "lock:".to_owned(),
         ttl: Duration::from_millis(1000),
         grant_ttl: Duration::from_millis(300),
