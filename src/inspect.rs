@@ -4,8 +4,8 @@
 //! [`stats`](crate::LockManager::stats), [`ping`](crate::LockManager::ping),
 //! [`inspect`](crate::LockManager::inspect) and [`list`](crate::LockManager::list).
 //!
-//! An answer is what was true at one moment. Nothing may be decided by it that a lock is for: by the
-//! time that it is read, the lock may have another holder.
+//! An answer is what was true at one moment. Nothing may be decided by it that a lock is for: by
+//! the time that it is read, the lock may have another holder.
 //!
 //! # Example
 //!

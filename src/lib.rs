@@ -40,6 +40,8 @@
 //! | handle a webhook or a payment once, however often it arrives | [`IdempotencyLayer`] |
 //! | let a request run to its end when its client leaves | [`DetachLayer`] |
 //! | take a lock without HTTP | [`LockManager::acquire`], [`LockGuard`] |
+//! | see who holds a lock and who waits, take one away, drain before a shutdown | [`inspect`], [`LockManager::force_release`], [`LockManager::drain`] |
+//! | count, trace, alert | [`_guide::operations`], [`_guide::runbook`] |
 //! | change the time to live, the prefix, the timeouts | [`LockManagerBuilder`] |
 //! | answer otherwise than with problem+json | [`DistributedLockLayer::rejection`], [`Rejection`](lock::Rejection) |
 //! | read from the beginning: keys, "once", guarantees, operations, testing, other clients | [the guide](_guide) |
@@ -82,9 +84,12 @@
 //!
 //! None is on by default.
 //!
+//! - `metrics`: [counters, gauges and histograms](_guide::operations#metrics), for the recorder
+//!   that the program has installed.
 //! - `tls`: `rediss://`, by rustls.
-//! - `tracing`: events when a lock is acquired, refused, released or lost, and a span `lock` around
-//!   the handler. Keys appear there as [fingerprints](LockKey::fingerprint) only.
+//! - `tracing`: [events](_guide::operations#events) when a lock is acquired, refused, released or
+//!   lost, and spans while a request waits and while it holds. Keys appear there as
+//!   [fingerprints](LockKey::fingerprint) only.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod _guide;

@@ -7,8 +7,8 @@
 //! comes with `.wait(…)` and without.
 //!
 //! Words behind `--` choose parts: memory, redis, one, many, nodes, http. `--quick` only shows that
-//! they run. With `--features metrics`, `--recorder` installs a recorder for the metrics: compare the
-//! rates with those of a run without.
+//! they run. With `--features metrics`, `--recorder` installs a recorder for the metrics: compare
+//! the rates with those of a run without.
 
 #![allow(unreachable_pub)]
 

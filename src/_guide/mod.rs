@@ -10,7 +10,8 @@
 //! | [`idempotency`] | to handle webhooks and payments once |
 //! | [`exactly_once`] | to know when a handler may run twice all the same |
 //! | [`guarantees`] | before you rely on a lock |
-//! | [`operations`] | before you go to production: Redis' version and settings, ACLs, failover, alerts, sizing |
+//! | [`operations`] | before you go to production: Redis' version and settings, ACLs, failover, metrics, sizing |
+//! | [`runbook`] | when an alert fires: what it means, and where to look |
 //! | [`testing`] | to test a service that uses these layers |
 //! | [`interop`] | to share locks with background jobs and with other clients of Redis |
 //!
@@ -31,4 +32,5 @@ pub mod idempotency;
 pub mod interop;
 pub mod keys;
 pub mod operations;
+pub mod runbook;
 pub mod testing;

@@ -56,8 +56,8 @@ impl IdempotencyLayer {
     /// Sets the name under which metrics and events count the locks of this layer, such as the name
     /// of the route. Default: `default`.
     ///
-    /// The name does not change which requests exclude each other: that is the key's matter. It is a
-    /// label of every metric, so it must not come from a request.
+    /// The name does not change which requests exclude each other: that is the key's matter. It is
+    /// a label of every metric, so it must not come from a request.
     ///
     /// # Panics
     ///

@@ -13,8 +13,8 @@ impl LockManager {
     /// at once, with a larger fencing token. Returns whether there was a holder.
     ///
     /// The holder is told that it has lost the lock ([`LostReason::Taken`](crate::LostReason)) as
-    /// soon as the message reaches its process; a request under a layer is then stopped. A client of
-    /// another kind is not told.
+    /// soon as the message reaches its process; a request under a layer is then stopped. A client
+    /// of another kind is not told.
     ///
     /// # Warning
     ///

@@ -297,7 +297,8 @@ impl Store {
     }
 
     /// Takes a lock from its holder, and gives it to the next in the queue. Returns whether there
-    /// was a holder. If it is of this crate, it is told that its lock has [changed](Notice::Changed).
+    /// was a holder. If it is of this crate, it is told that its lock has
+    /// [changed](Notice::Changed).
     pub(crate) async fn force_release(&self, key: &LockKey) -> Result<bool, Error> {
         match self {
             Self::Redis(redis) => redis.force_release(key).await,

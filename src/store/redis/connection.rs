@@ -246,7 +246,8 @@ impl Link {
         is_due
     }
 
-    /// Returns whether no lock may be given at this time, as the server may lack some that are held.
+    /// Returns whether no lock may be given at this time, as the server may lack some that are
+    /// held.
     pub(super) fn is_quarantined(&self, now: Time) -> bool {
         self.quarantined_until.is_some_and(|until| now < until)
     }
@@ -375,8 +376,8 @@ fn refuses_resp3(error: &RedisError) -> bool {
     }
 }
 
-/// Loads the scripts, and names the connection. With RESP3, also subscribes to the inbox, and turns on the tracking of keys.
-/// Returns whether the server tracks them.
+/// Loads the scripts, and names the connection. With RESP3, also subscribes to the inbox, and turns
+/// on the tracking of keys. Returns whether the server tracks them.
 async fn prepare(
     mut commands: MultiplexedConnection,
     settings: &Settings,

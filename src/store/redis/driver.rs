@@ -162,7 +162,8 @@ impl RedisStore {
                 in_flight.push(call);
                 scripts = Scripts::ByHash;
             }
-            if self.pings.is_any_since(last_sent) {
+            let newest = in_flight.calls.back().map(|call| call.sent_at);
+            if self.pings.need_a_command(newest) {
                 last_sent = Time::now();
                 let call = link.call(last_sent, Vec::new());
                 replies.push_back(self.send(&link, &call, scripts, false));

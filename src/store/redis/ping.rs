@@ -24,9 +24,12 @@ impl Pings {
         answered
     }
 
-    /// Returns whether a caller has asked since that time.
-    pub(super) fn is_any_since(&self, sent_at: Time) -> bool {
-        self.waiting().iter().any(|(asked, _)| *asked >= sent_at)
+    /// Returns whether a caller needs the reply to a command that is still to be sent: none in
+    /// flight was sent after it asked, the newest at that time.
+    pub(super) fn need_a_command(&self, newest: Option<Time>) -> bool {
+        let waiting = self.waiting();
+        let last = waiting.last();
+        last.is_some_and(|(asked, _)| newest.is_none_or(|newest| newest < *asked))
     }
 
     /// Answers those that asked before the command was sent whose reply is here.

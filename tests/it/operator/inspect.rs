@@ -205,6 +205,7 @@ async fn processes_keep_their_names_when_redis_was_restarted_empty() {
         .connect(&server.url())
         .await
         .unwrap();
+    server.kill();
     server.restart().await;
     let guard = soon("Redis is back", locks.acquire("k", PATIENCE))
         .await
