@@ -12,12 +12,12 @@
 //! `lock:` and the key `account:7`:
 //!
 //! ```text
-//! redis-cli GET lock:account:7                     # the holder: PROCESS:NUMBER, with ! if
-//! contended redis-cli PTTL lock:account:7                    # how much longer unless it is
-//! renewed, in ms redis-cli LRANGE {lock:account:7}:queue 0 -1     # the processes that wait, the
-//! next one first redis-cli PUBSUB NUMSUB lock:inbox:PROCESS       # 1: the process is connected,
-//! 0: it is gone redis-cli CLIENT LIST | grep tdl:PROCESS         # its name and address redis-cli
-//! --scan --pattern 'lock:*'              # all locks
+//! redis-cli GET lock:account:7                   # the holder: PROCESS:NUMBER, ! if contended
+//! redis-cli PTTL lock:account:7                  # ms until it expires, unless it is renewed
+//! redis-cli LRANGE {lock:account:7}:queue 0 -1   # the processes that wait, the next one first
+//! redis-cli PUBSUB NUMSUB lock:inbox:PROCESS     # 1: the process is connected, 0: it is gone
+//! redis-cli CLIENT LIST | grep tdl:PROCESS       # its name and address
+//! redis-cli --scan --pattern 'lock:*'            # all locks
 //! ```
 //!
 //! A key that has a tag of a Redis Cluster (`{…}`) has its queue elsewhere: see
@@ -73,8 +73,8 @@
 //! shorten it: that starts it anew.
 //!
 //! ```text
-//! redis-cli GET {lock:}:epoch                              # the server's id, and the ms at which
-//! it ends redis-cli INFO replication | grep master_replid
+//! redis-cli GET {lock:}:epoch     # the server's id, and the time in ms at which it ends
+//! redis-cli INFO replication | grep master_replid
 //! ```
 //!
 //! Make sure that the old primary is gone: a process that can still reach it goes on there.
@@ -103,7 +103,7 @@
 //! - If `lock.hold.duration` has grown, the work under the lock has become slow: look at what it
 //!   calls. Take what needs no lock out of it, or hold it for the head of the response only
 //!   ([`Hold::Head`](crate::lock::Hold::Head)).
-//! - If one holder hangs, `inspect` tells which process it is and since when. Restart that process,
+//! - If one holder hangs, `inspect` tells which process it is; there, also since when. Restart it,
 //!   or take the lock from it with [`force_release`](crate::LockManager::force_release).
 //! - If there are simply more requests, lock something smaller (an order, not a customer), or let
 //!   requests wait for less time, so that they are answered with 409 sooner.

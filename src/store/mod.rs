@@ -279,7 +279,7 @@ impl Store {
             Self::Redis(redis) => redis.inspect(keys).await,
             Self::Memory(memory) => Ok(memory.inspect(Time::now(), keys)),
             #[cfg(all(test, feature = "properties"))]
-            Self::Fake(_) => unimplemented!("no test asks"),
+            Self::Fake(_) => unreachable!("no test asks"),
         }
     }
 
@@ -292,7 +292,7 @@ impl Store {
             Self::Redis(redis) => redis.scan(cursor).await,
             Self::Memory(memory) => Ok(memory.scan(cursor)),
             #[cfg(all(test, feature = "properties"))]
-            Self::Fake(_) => unimplemented!("no test asks"),
+            Self::Fake(_) => unreachable!("no test asks"),
         }
     }
 
@@ -304,7 +304,7 @@ impl Store {
             Self::Redis(redis) => redis.force_release(key).await,
             Self::Memory(memory) => memory.force_release(key),
             #[cfg(all(test, feature = "properties"))]
-            Self::Fake(_) => unimplemented!("no test asks"),
+            Self::Fake(_) => unreachable!("no test asks"),
         }
     }
 

@@ -16,6 +16,9 @@ use crate::key::{Kind, LockKey};
 
 /// How often a question is asked, if no reply comes.
 const ATTEMPTS: u32 = 2;
+/// What `inspect.lua` returns.
+type Found = (Vec<u8>, bool, i64, Vec<Vec<u8>>);
+
 /// How many names Redis looks at for one page.
 const PAGE: u32 = 100;
 /// What the name of a connection begins with.
@@ -47,7 +50,7 @@ impl RedisStore {
             let inspect = pipeline.cmd("EVAL").arg(scripts::INSPECT.source);
             inspect.arg(2).arg(&lock).arg(queue_name(&lock));
         }
-        let replies: Vec<(Vec<u8>, bool, i64, Vec<Vec<u8>>)> = self.ask(pipeline).await?;
+        let replies: Vec<Found> = self.ask(pipeline).await?;
         let mut reports: Vec<LockReport> = keys
             .iter()
             .zip(replies)
