@@ -10,7 +10,7 @@ const TOKEN: &str = "0000000000000000000000000000000a:7";
 const OTHER: &str = "0000000000000000000000000000000b:9";
 const SEED: u64 = 1_000;
 
-pub(super) fn settings() -> Settings {
+pub(in crate::store::redis) fn settings() -> Settings {
     Settings {
         manager: Uuid::from_u128(0xa),
         instance: String::new(),
