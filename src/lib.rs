@@ -70,14 +70,15 @@
 //!
 //! # How it works
 //!
-//! The lock of a key is a string in Redis, set with `NX` and `PX` to a token that is used once. One
-//! Lua script does all that is done to it. Each call of the script carries out what has queued up
-//! in the process since the last one, in one round trip:
+//! The lock of a key is a string in Redis, set by `SET … NX PX` to a token that is used once. Where
+//! no other process wants it, that one command takes it, and a script that compares and deletes
+//! releases it. A counter gives the fencing tokens. Whatever has queued up in the process goes out
+//! in one write, whatever its keys. Scripts for one lock each do the rest:
 //!
-//! - *acquire* takes a free lock. If the lock is held, it puts the process, not the request, into
-//!   the key's queue, and tells the holder that the lock is contended;
-//! - *release* gives the lock to the first living process of the queue, and publishes that to its
-//!   inbox. If no process waits, it deletes the lock;
+//! - *acquire* puts the process, not the request, into the queue of a lock that is held, marks the
+//!   lock as contended, and tells the holder;
+//! - *grant* gives a contended lock, when it is released, to the first living process of the queue,
+//!   and publishes that to its inbox;
 //! - *renew* prolongs a lock that the process still holds, and never creates one;
 //! - *complete* puts the response to an idempotency key in the place of its lock, and tells all who
 //!   wait.
