@@ -15,14 +15,15 @@ use crate::sync::NestedWaker;
 /// runs: the runtime would take that for work for another thread. [`NestedWaker`] keeps such
 /// wake-ups to itself.
 pub(super) struct ConnectionDriver {
-    connection: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// `None` when it has ended.
+    connection: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     nested: NestedWaker,
 }
 
 impl ConnectionDriver {
     pub(super) fn new(connection: impl Future<Output = ()> + Send + 'static) -> Self {
         Self {
-            connection: Box::pin(connection),
+            connection: Some(Box::pin(connection)),
             nested: NestedWaker::new(),
         }
     }
@@ -32,13 +33,19 @@ impl ConnectionDriver {
         &mut self,
         replies: &mut FuturesOrdered<R>,
     ) -> Option<R::Output> {
+        let Self { connection, nested } = self;
         std::future::poll_fn(|cx| {
             // A task that has got a reply calls this again before it sleeps.
-            self.nested
-                .poll(cx, |cx| match replies.poll_next_unpin(cx) {
-                    Poll::Ready(Some(reply)) => Poll::Ready(Some(reply)),
-                    _ => self.connection.as_mut().poll(cx).map(|()| None),
-                })
+            nested.poll(cx, |cx| match replies.poll_next_unpin(cx) {
+                Poll::Ready(Some(reply)) => Poll::Ready(Some(reply)),
+                _ => match connection {
+                    Some(moving) => moving.as_mut().poll(cx).map(|()| {
+                        *connection = None;
+                        None
+                    }),
+                    None => Poll::Ready(None),
+                },
+            })
         })
         .await
     }
@@ -49,5 +56,24 @@ impl ConnectionDriver {
         let mut replies = FuturesOrdered::new();
         replies.push_back(done);
         self.next_reply(&mut replies).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_has_ended_says_so_each_time() {
+        let ended = async {
+            tokio::task::yield_now().await;
+        };
+        let mut driver = ConnectionDriver::new(ended);
+        for _ in 0..2 {
+            assert_eq!(driver.run_until(pending::<()>()).await, None);
+        }
+        assert_eq!(driver.run_until(ready(7)).await, Some(7));
     }
 }
