@@ -145,7 +145,9 @@ async fn managers_with_other_prefixes_have_other_records() {
 #[tokio::test]
 async fn long_answers_are_replayed_however_many_are_wanted_at_once() {
     let server = RedisServer::start().await;
-    let locks = minute().connect(&server.url()).await.unwrap();
+    // A busy machine takes its time for so many bytes.
+    let patient = minute().command_timeout(Duration::from_secs(10));
+    let locks = patient.connect(server.url()).await.unwrap();
     let held = locks.try_acquire("held").await.unwrap();
     for (duplicates, mib) in [(40, 1), (1, 33)] {
         let body = bytes::Bytes::from(vec![b'a'; mib << 20]);
