@@ -1,5 +1,7 @@
 //! Redis Clusters.
 
+use std::collections::BTreeMap;
+
 use redis::aio::MultiplexedConnection;
 
 use super::{FREE_PORT, RedisServer, eventually, run, text};
@@ -63,20 +65,27 @@ impl Cluster {
         cluster
     }
 
-    /// Waits until all servers know of all, and say that the cluster works.
+    /// Waits until all servers know of all, agree on who is a primary, and say that the cluster
+    /// works.
     pub async fn eventually_agreed(&self) {
-        for place in 0..self.servers.len() {
-            let redis = self.client(place).await;
-            eventually("the server finds the cluster well", || async {
+        let known = format!("cluster_known_nodes:{}\r", self.servers.len());
+        let size = format!("cluster_size:{}\r", self.primaries);
+        let expected = ["cluster_state:ok", "cluster_slots_ok:16384", &known, &size];
+        eventually("the servers agree, and find the cluster well", || async {
+            let mut views = Vec::new();
+            for place in 0..self.servers.len() {
+                let redis = self.client(place).await;
                 let info = text(&redis, "CLUSTER INFO").await;
-                let known = format!("cluster_known_nodes:{}\r", self.servers.len());
-                let size = format!("cluster_size:{}\r", self.primaries);
-                let is_well =
-                    info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384");
-                is_well && info.contains(&known) && info.contains(&size)
-            })
-            .await;
-        }
+                if !expected.iter().all(|line| info.contains(line)) {
+                    return false;
+                }
+                views.push(text(&redis, "CLUSTER NODES").await);
+            }
+            views
+                .windows(2)
+                .all(|pair| roles(&pair[0]) == roles(&pair[1]))
+        })
+        .await;
     }
 
     pub fn urls(&self) -> Vec<String> {
@@ -106,4 +115,16 @@ impl Cluster {
             .find(|place| usize::from(slot) < 16_384 * (place + 1) / self.primaries)
             .unwrap()
     }
+}
+
+/// The servers in a reply to CLUSTER NODES, each with its role and whether it is well.
+fn roles(nodes: &str) -> BTreeMap<&str, &str> {
+    nodes
+        .lines()
+        .map(|line| {
+            let mut words = line.split(' ');
+            let (id, flags) = (words.next().unwrap(), words.nth(1).unwrap());
+            (id, flags.trim_start_matches("myself,"))
+        })
+        .collect()
 }
