@@ -70,6 +70,15 @@ impl Address {
         }
     }
 
+    /// Returns for how long an old primary may give locks, at most, when another has taken its
+    /// place.
+    pub(super) fn longest_zombie(&self) -> Duration {
+        match self.place {
+            Place::Server(_) => Duration::ZERO,
+            Place::Sentinels(_) => ZOMBIE,
+        }
+    }
+
     /// Connects, and makes the server ready for takes.
     pub(super) async fn connect(&self, settings: &Settings) -> Result<Link, Error> {
         let limit = settings.command_timeout;
@@ -172,7 +181,7 @@ impl Address {
             .map_err(|error| self.failed(error, settings))?;
         let _: Result<(), RedisError> = redis::cmd("CLIENT")
             .arg("SETNAME")
-            .arg(settings.names.client())
+            .arg(settings.names.client(&settings.instance))
             .query_async(&mut connection)
             .await;
         Ok(connection)

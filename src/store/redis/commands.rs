@@ -581,7 +581,7 @@ fn released(had_it: bool, granted: bool) -> Reply {
 
 /// What a take found in the lock's place.
 fn found_held(key: &LockKey, value: Vec<u8>) -> Reply {
-    let foreign = !is_any_token(&value);
+    let foreign = token_of(&value).is_none();
     match key.kind() {
         Kind::Record if foreign => Reply::Recorded(value.into()),
         _ => Reply::HeldElsewhere {
@@ -591,16 +591,31 @@ fn found_held(key: &LockKey, value: Vec<u8>) -> Reply {
     }
 }
 
-/// Whether a lock's value is a token of this crate: a process's id, a colon, and a number.
-fn is_any_token(value: &[u8]) -> bool {
-    let token = value.strip_suffix(&[MARK]).unwrap_or(value);
-    let (id, number) = match token.split_at_checked(32) {
-        Some((id, rest)) => (id, rest.strip_prefix(b":").unwrap_or_default()),
-        None => return false,
-    };
-    id.iter().all(u8::is_ascii_hexdigit)
+/// A token of this crate: a process's id, a colon, and a number.
+#[derive(Clone, Copy)]
+pub(super) struct Token<'a> {
+    pub(super) process: &'a str,
+    pub(super) number: &'a str,
+    /// All of it, without the mark.
+    pub(super) unmarked: &'a str,
+    pub(super) is_marked: bool,
+}
+
+/// Reads a lock's value as a token of this crate. `None`: it is none.
+pub(super) fn token_of(value: &[u8]) -> Option<Token<'_>> {
+    let value = std::str::from_utf8(value).ok()?;
+    let unmarked = value.strip_suffix(char::from(MARK)).unwrap_or(value);
+    let (process, rest) = unmarked.split_at_checked(32)?;
+    let number = rest.strip_prefix(':')?;
+    let is_token = process.bytes().all(|byte| byte.is_ascii_hexdigit())
         && !number.is_empty()
-        && number.iter().all(u8::is_ascii_digit)
+        && number.bytes().all(|byte| byte.is_ascii_digit());
+    is_token.then_some(Token {
+        process,
+        number,
+        unmarked,
+        is_marked: unmarked.len() < value.len(),
+    })
 }
 
 fn said(reply: Reply) -> Said {
