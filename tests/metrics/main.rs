@@ -22,7 +22,7 @@ use http_body_util::{BodyExt, Full};
 use once::{App, Runs, post};
 use scrape::{all_attempts, attempts, becomes, find, install, sum};
 use support::{
-    Gate, Mode, PATIENCE, Proxy, RedisServer, calls, eventually_queued, has_resp3,
+    Cluster, Gate, Mode, PATIENCE, Proxy, RedisServer, calls, eventually_queued, has_resp3,
     knows_what_was_said, minute, run, short_lived, soon,
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -256,9 +256,23 @@ async fn each_rejection_is_counted_with_its_reason() {
     let redis = server.client().await;
     eventually_queued_here(&redis).await;
     assert_eq!(status(&patient).await, StatusCode::SERVICE_UNAVAILABLE);
-    let nameless = DistributedLockLayer::new(locks.clone(), |_| None::<LockKey>);
-    let nameless = gated(&nameless.require_key(true).name("rejections"), &gate);
-    assert_eq!(status(&nameless).await, StatusCode::BAD_REQUEST);
+    for (layer, expected) in [
+        (
+            DistributedLockLayer::new(locks.clone(), |_| None::<LockKey>),
+            StatusCode::BAD_REQUEST,
+        ),
+        (
+            DistributedLockLayer::new(locks.clone(), |_| ""),
+            StatusCode::BAD_REQUEST,
+        ),
+        (
+            DistributedLockLayer::from_extension(locks.clone()),
+            StatusCode::INTERNAL_SERVER_ERROR,
+        ),
+    ] {
+        let keyless = gated(&layer.name("rejections"), &gate);
+        assert_eq!(status(&keyless).await, expected);
+    }
     gate.open();
     soon("the holder", holding).await.unwrap();
     gate.arrived().await;
@@ -271,7 +285,9 @@ async fn each_rejection_is_counted_with_its_reason() {
         ("held", 1.0),
         ("timed_out", 1.0),
         ("queue_full", 1.0),
+        ("missing_key", 1.0),
         ("invalid_key", 1.0),
+        ("misconfigured", 1.0),
         ("unavailable", 1.0),
         ("lost", 0.0),
     ];
@@ -376,9 +392,28 @@ async fn whether_the_store_is_there_is_counted_by_server() {
     proxy.set(Mode::Close);
     becomes("lock_store_up", &labels, 0.0).await;
     proxy.set(Mode::Forward);
+    let guard = soon("Redis is back", locks.acquire("k", PATIENCE)).await;
+    drop(guard.unwrap());
     becomes("lock_store_up", &labels, 1.0).await;
-    locks.close().await;
-    becomes("lock_store_up", &labels, 0.0).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_primary_any_more_is_neither_there_nor_away() {
+    let _alone = alone().await;
+    let cluster = Cluster::start(1, 1).await;
+    let [old, new] = [0, 1].map(|place| format!("127.0.0.1:{}", cluster.servers[place].port));
+    let is_up = |server| find("lock_store_up", &[("server", server)]);
+    let locks = minute().connect_cluster(cluster.urls()).await.unwrap();
+    assert_eq!((is_up(&old), is_up(&new)), (Some(1.0), None));
+    run(&cluster.client(1).await, "CLUSTER FAILOVER TAKEOVER").await;
+    support::eventually("locks are taken at the new primary", || async {
+        locks.try_acquire("k").await.is_ok() && is_up(&new) == Some(1.0)
+    })
+    .await;
+    support::eventually("the old one counts no more", || async {
+        is_up(&old).unwrap().is_nan()
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ pub(super) struct Told {
     state: AtomicU8,
     /// Since when it is down, as [`Time`] in nanoseconds.
     since: AtomicU64,
-    is_quarantined: AtomicBool,
+    quarantine: AtomicU8,
     has_no_tracking: AtomicBool,
 }
 
@@ -56,9 +56,10 @@ impl Told {
 
     /// It gives no locks until all that it may have forgotten have expired; or it does again.
     pub(super) fn quarantined(&self, server: &str, is_quarantined: bool) {
+        let state = if is_quarantined { DOWN } else { UP };
         // Every turn of the driver calls this.
-        if self.is_quarantined.load(Ordering::Relaxed) != is_quarantined {
-            self.is_quarantined.store(is_quarantined, Ordering::Relaxed);
+        if self.quarantine.load(Ordering::Relaxed) != state {
+            self.quarantine.store(state, Ordering::Relaxed);
             observe::quarantined(server, is_quarantined);
         }
     }

@@ -8,8 +8,8 @@ use tower_distributed_lock::{ErrorKind, IdempotencyLayer, LostReason};
 use crate::nodes::Store;
 use crate::once::{App, Runs, post};
 use crate::support::{
-    PATIENCE, RedisServer, eventually, eventually_no_trace, eventually_queued, knows_what_was_said,
-    minute, run, short_lived, soon,
+    Cluster, PATIENCE, RedisServer, eventually, eventually_no_trace, eventually_queued,
+    knows_what_was_said, minute, run, short_lived, soon,
 };
 
 on_every_store!(Store:
@@ -80,6 +80,31 @@ async fn the_next_process_gets_the_lock_at_once_and_any_process_can_see_to_it() 
     assert_eq!(hanging.release().await.unwrap_err().kind(), ErrorKind::Lost);
     next.release().await.unwrap();
     eventually_no_trace(&redis).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_primary_of_a_cluster_gives_its_locks_to_the_next_process() {
+    let cluster = Cluster::start(3, 0).await;
+    let connect = || minute().connect_cluster(cluster.urls());
+    let (one, two) = (connect().await.unwrap(), connect().await.unwrap());
+    let operator = connect().await.unwrap();
+    for number in 0..12 {
+        let key = format!("k:{number}");
+        let hanging = one.try_acquire(&*key).await.unwrap();
+        let waiting = tokio::spawn({
+            let (two, key) = (two.clone(), key.clone());
+            async move { two.acquire(key, PATIENCE).await }
+        });
+        eventually("it is in the queue", || async {
+            operator.inspect(&*key).await.unwrap().waiting.len() == 1
+        })
+        .await;
+        assert!(operator.force_release(&*key).await.unwrap());
+        let next = soon("its turn", waiting).await.unwrap().unwrap();
+        assert_eq!(soon("it is told", hanging.lost()).await, LostReason::Taken);
+        assert!(next.fencing_token() > hanging.fencing_token());
+        next.release().await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use super::holder;
 use crate::nodes::Store;
 use crate::once::{App, Runs, post};
 use crate::support::{
-    Gate, PATIENCE, RedisServer, clients, eventually, eventually_queued, minute, run, soon,
+    Cluster, Gate, PATIENCE, RedisServer, clients, eventually, eventually_queued, minute, run, soon,
 };
 
 on_every_store!(Store:
@@ -178,6 +178,39 @@ async fn the_queue_shows_who_waits_in_order_and_who_is_gone() {
     drop(guard);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_cluster_every_primary_is_asked() {
+    const LOCKS: usize = 40;
+    let cluster = Cluster::start(3, 0).await;
+    let named = minute().instance_name("api");
+    let locks = named.connect_cluster(cluster.urls()).await.unwrap();
+    let other = minute().connect_cluster_lazy(cluster.urls()).unwrap();
+    // It has to find out first where the slots are.
+    let free = other.inspect("k:0").await.unwrap();
+    assert!(matches!(free.occupant, Occupant::None));
+    let mut guards = Vec::new();
+    for number in 0..LOCKS {
+        guards.push(locks.try_acquire(format!("k:{number}")).await.unwrap());
+    }
+    let pages = all(&other, LockCursor::locks()).await;
+    assert!(pages.len() >= 3, "{} pages", pages.len());
+    let mut keys = Vec::new();
+    for report in pages.iter().flat_map(|page| &page.locks) {
+        let process = &holder(report).process;
+        assert_eq!(process.name.as_deref(), Some("api"));
+        assert!(process.is_alive && !process.is_this);
+        keys.push(report.key.as_str());
+    }
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), LOCKS);
+    for guard in &guards {
+        let report = locks.inspect(guard.key().clone()).await.unwrap();
+        let token = Some(guard.fencing_token());
+        assert_eq!(holder(&report).fencing_token, token);
+    }
+}
+
 #[tokio::test]
 async fn what_another_client_has_put_there_is_shown_as_such() {
     let server = RedisServer::start().await;
@@ -235,7 +268,7 @@ async fn a_user_that_may_not_list_clients_sees_no_names_but_all_else() {
     let redis = server.client().await;
     run(
         &redis,
-        "ACL SETUSER limited on >secret ~* &* +@all -client|list",
+        "ACL SETUSER limited on >secret ~* &* +@all -client +client|setname +client|tracking +client|caching",
     )
     .await;
     let url = format!("redis://limited:secret@127.0.0.1:{}", server.port);

@@ -5,7 +5,9 @@ use std::time::Duration;
 use tower_distributed_lock::{ErrorKind, LockManager};
 
 use crate::nodes::Store;
-use crate::support::{ClosedPort, Mode, Proxy, RedisServer, eventually, minute, short_lived, soon};
+use crate::support::{
+    ClosedPort, Cluster, Mode, Proxy, RedisServer, eventually, minute, short_lived, soon,
+};
 
 on_every_store!(Store:
     a_store_that_replies_is_ready_until_the_manager_is_closed
@@ -46,6 +48,20 @@ async fn a_manager_that_no_request_has_used_yet_connects() {
         .unwrap();
     let error = soon("an answer", nowhere.ping()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_ready_while_all_its_primaries_are() {
+    let cluster = Cluster::start(3, 0).await;
+    let timeout = Duration::from_millis(500);
+    let locks = minute().command_timeout(timeout);
+    let locks = locks.connect_cluster_lazy(cluster.urls()).unwrap();
+    eventually("it is ready", || async { locks.ping().await.is_ok() }).await;
+    cluster.servers[1].signal("-STOP");
+    let error = soon("an answer", locks.ping()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    cluster.servers[1].signal("-CONT");
+    eventually("it is ready", || async { locks.ping().await.is_ok() }).await;
 }
 
 #[tokio::test]
