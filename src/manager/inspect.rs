@@ -34,16 +34,16 @@ impl LockManager {
         }
     }
 
-    /// Waits until Redis has replied, over the connection that locks are taken on. Returns how long
-    /// that took. For a readiness probe.
+    /// Waits until Redis has replied, over the connection that locks are taken on; in a Cluster,
+    /// until each primary has. Returns how long that took. For a readiness probe.
     ///
     /// # Errors
     ///
-    /// - [`ErrorKind::Unavailable`] if Redis does not reply within the [command
+    /// - [`Unavailable`](crate::ErrorKind::Unavailable) if Redis does not reply within the [command
     ///   timeout](crate::LockManagerBuilder::command_timeout), or gives no locks: after it lost
     ///   data, with [`quarantine`](crate::LockManagerBuilder::quarantine), or without memory. Also
     ///   if the manager [drains](Self::drain).
-    /// - [`ErrorKind::Closed`] if the manager is closed.
+    /// - [`Closed`](crate::ErrorKind::Closed) if the manager is closed.
     ///
     /// # Example
     ///
@@ -74,8 +74,8 @@ impl LockManager {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unavailable`] if Redis cannot be asked, [`ErrorKind::InvalidKey`] if the key is
-    /// empty.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if Redis cannot be asked,
+    /// [`InvalidKey`](crate::ErrorKind::InvalidKey) if the key is empty.
     ///
     /// # Example
     ///
@@ -102,13 +102,15 @@ impl LockManager {
     /// Returns some of all locks under this manager's prefix, and where the next ones are.
     ///
     /// A page is what one `SCAN` of Redis finds among about 100 of its keys, so it may be empty
-    /// though more follow. A lock that is taken or released meanwhile may be missing, and a lock
-    /// may be there twice. The list is for people who look for something, not for code that is to
-    /// act.
+    /// though more follow. Of a Cluster, one primary is listed after the other. A lock that is taken
+    /// or released meanwhile may be missing, and so may one whose slot moves or whose primary is
+    /// replaced; and a lock may be there twice. The list is for people who look for something, not
+    /// for code that is to act.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unavailable`] if Redis cannot be asked.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if Redis cannot be asked, or a slot of a
+    /// Cluster is on its way: ask for the same page again.
     ///
     /// # Example
     ///

@@ -135,7 +135,7 @@ async fn the_queue_shows_who_waits_in_order_and_who_is_gone() {
     let named = |name: &str| {
         minute()
             .instance_name(name)
-            .connect_lazy(&server.url())
+            .connect_lazy(server.url())
             .unwrap()
     };
     let (holding, second, third) = (named("holder"), named("second"), named("third"));

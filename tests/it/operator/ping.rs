@@ -41,10 +41,10 @@ async fn a_store_that_is_silent_or_away_is_not_ready_and_is_when_it_is_back() {
 #[tokio::test]
 async fn a_manager_that_no_request_has_used_yet_connects() {
     let server = RedisServer::start().await;
-    let locks = LockManager::builder().connect_lazy(&server.url()).unwrap();
+    let locks = LockManager::builder().connect_lazy(server.url()).unwrap();
     soon("a reply", locks.ping()).await.unwrap();
     let nowhere = short_lived(200)
-        .connect_lazy(&ClosedPort::new().url())
+        .connect_lazy(ClosedPort::new().url())
         .unwrap();
     let error = soon("an answer", nowhere.ping()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
