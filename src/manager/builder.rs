@@ -22,7 +22,7 @@ const DEFAULT_COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 /// | [`max_waiters_per_key`](Self::max_waiters_per_key) | 10 000 | how many requests of this process wait for one lock |
 /// | [`max_waiters`](Self::max_waiters) | 100 000 | how many wait for all locks together |
 /// | [`burst`](Self::burst) | 16, 50 ms | how many of this process go before another process that waits, and for how long |
-/// | [`quarantine`](Self::quarantine) | with Sentinel | whether to give no lock for a time to live after Redis lost data |
+/// | [`quarantine`](Self::quarantine) | with Sentinel or a Cluster | whether to give no lock for a time to live after Redis lost data |
 /// | [`min_replicas`](Self::min_replicas) | 0 | how many replicas must have a lock before it is given |
 /// | [`credentials`](Self::credentials) | those of the URL | asked for user and password at each login |
 /// | `tls_root_certificate` | the system's | the authorities to trust with `rediss://` (feature `tls`) |
@@ -288,7 +288,8 @@ impl LockManagerBuilder {
     /// Sets whether to give no lock, after Redis lost data, until every lease that a process may
     /// still count on has run out: for one [time to live](Self::ttl). Requests are told meanwhile
     /// that Redis is [unavailable](ErrorKind::Unavailable). Default: `true` with
-    /// [Sentinel](Self::connect_sentinel), `false` otherwise.
+    /// [Sentinel](Self::connect_sentinel) and a [Cluster](Self::connect_cluster), `false`
+    /// otherwise.
     ///
     /// Without it, a server that was restarted empty, or a replica that was promoted without the
     /// last writes, gives locks away that other processes hold until they find out. This is the
@@ -299,8 +300,9 @@ impl LockManagerBuilder {
     /// used for the first time, and whenever it is restarted, with its data or without: then, too,
     /// there is no lock for one time to live.
     ///
-    /// With Sentinel, and without `min-replicas-to-write` in the configuration of Redis, it lasts
-    /// 12 s longer: for so long, an old primary may give locks after another server was promoted.
+    /// With Sentinel or a Cluster, and without `min-replicas-to-write` in the configuration of
+    /// Redis, it lasts 12 s longer: for so long, an old primary may give locks after another server
+    /// was promoted. In a Cluster, it is about the locks of one primary.
     ///
     /// It costs one `INFO` for each connection and a `GET` with each write that takes locks. An ACL
     /// user needs `+info`.
@@ -604,9 +606,9 @@ impl LockManagerBuilder {
     /// While a slot is moved key by key, locks in it that are free may have to wait until the slot
     /// has arrived; held ones are renewed and released meanwhile.
     ///
-    /// A failover loses the last writes, as replicas lag behind: see [the
-    /// guarantees](crate::_guide::guarantees). [`quarantine`](Self::quarantine) and
-    /// [`min_replicas`](Self::min_replicas) are not supported with a cluster.
+    /// A failover loses the last writes, as replicas lag behind. [`quarantine`](Self::quarantine)
+    /// is on, unless you turn it off: after a failover, and when a primary is used for the first
+    /// time, its locks are unavailable for one time to live at least. Other primaries give theirs.
     ///
     /// # Errors
     ///
@@ -667,7 +669,10 @@ impl LockManagerBuilder {
 
     fn manager(self, servers: Option<Servers>) -> Result<LockManager, Error> {
         let rules = self.rules()?;
-        let may_fail_over = matches!(servers, Some(Servers::Sentinel { .. }));
+        let may_fail_over = matches!(
+            servers,
+            Some(Servers::Sentinel { .. } | Servers::Cluster(_))
+        );
         let command_timeout = self.chosen_command_timeout();
         let options = Options {
             prefix: self.prefix,

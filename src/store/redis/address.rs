@@ -124,23 +124,26 @@ impl Address {
             let keeping = keeping.keep_logged_in(link.commands.clone(), valid_for);
             link.tasks.spawn(keeping);
         }
-        if let Some(sentinels) = sentinels {
+        // Another server may have its place before: then that one may still give locks.
+        if sentinels.is_some() || settings.quarantine && settings.names.home().is_some() {
             let mut commands = link.commands.clone();
             let found = link.connection.run_until(replication(&mut commands)).await;
             let found = found.unwrap_or_else(|| Err(closed())).map_err(failed)?;
             if !found.is_primary {
                 return Err(unavailable(&server.display(), "it is a replica"));
             }
-            if !found.needs_replicas {
-                sentinels.warn_of_zombies();
-                if found.may_be_promoted {
-                    link.zombie = ZOMBIE;
-                }
+            if !found.needs_replicas && found.may_be_promoted {
+                link.zombie = ZOMBIE;
             }
-            sentinels.set_current(&server);
-            let limit = settings.command_timeout;
-            for watch in sentinels.watches(&server, &found.id, &link.pusher, limit) {
-                link.tasks.spawn(watch);
+            if let Some(sentinels) = sentinels {
+                if !found.needs_replicas {
+                    sentinels.warn_of_zombies();
+                }
+                sentinels.set_current(&server);
+                let limit = settings.command_timeout;
+                for watch in sentinels.watches(&server, &found.id, &link.pusher, limit) {
+                    link.tasks.spawn(watch);
+                }
             }
         }
         link.make_ready(settings).await;

@@ -9,7 +9,7 @@ use redis::{ErrorKind as RedisKind, RedisError, Value};
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::RedisStore;
-use super::commands::{self, Said, Scripts, Sent, Unusable, refused};
+use super::commands::{self, Ahead, Said, Scripts, Sent, Unusable, refused};
 use super::confirming::Confirming;
 use super::connection::Link;
 use super::in_flight::{InFlight, InFlightCall};
@@ -185,9 +185,8 @@ impl RedisStore {
                     continue;
                 }
                 last_sent = Time::now();
-                let call = link.call(last_sent, commands);
-                let seeded = link.seeds(last_sent, call.fences(&self.settings.names));
-                replies.push_back(self.send(&link, &call, scripts, &seeded));
+                let (call, ahead) = link.call(last_sent, commands, &self.settings.names);
+                replies.push_back(self.send(&link, &call, scripts, &ahead));
                 in_flight.push(call);
                 scripts = Scripts::ByHash;
             }
@@ -246,8 +245,11 @@ impl RedisStore {
                 _ = retry.tick(), if !in_flight.refused.is_empty() || link.unready.is_some() => {
                     in_flight.retry();
                     link.make_ready(&self.settings).await;
-                    if link.unready.is_none() {
-                        self.told.up(&server);
+                    match (&link.unready, &self.redirected) {
+                        (None, _) => self.told.up(&server),
+                        // What it needs may be elsewhere.
+                        (Some(_), Some(redirected)) => redirected.notify(),
+                        (Some(_), None) => {}
                     }
                 }
                 () = &mut next_grant_expiry, if passed_on.next().is_some() => {
@@ -260,8 +262,8 @@ impl RedisStore {
                     let silent = Time::now().since(last_sent);
                     if replies.is_empty() && silent > self.longest_silence(&link, events) {
                         last_sent = Time::now();
-                        let call = link.call(last_sent, Vec::new());
-                        replies.push_back(self.send(&link, &call, scripts, &[]));
+                        let (call, ahead) = link.call(last_sent, Vec::new(), &self.settings.names);
+                        replies.push_back(self.send(&link, &call, scripts, &ahead));
                         in_flight.push(call);
                     }
                 }
@@ -286,10 +288,10 @@ impl RedisStore {
         link: &Link,
         call: &InFlightCall,
         scripts: Scripts,
-        seeded: &[u16],
+        ahead: &Ahead,
     ) -> impl Future<Output = Result<Vec<Value>, RedisError>> + use<> {
         let commands = call.commands.iter().map(Pending::sent);
-        let call = commands::call(&self.settings, &call.server, commands, scripts, seeded);
+        let call = commands::call(&self.settings, &call.server, commands, scripts, ahead);
         let mut connection = link.commands.clone();
         async move {
             connection
@@ -321,7 +323,8 @@ impl RedisStore {
                 is_repeated: false,
             });
             let scripts = Scripts::BySource;
-            let call = commands::call(&self.settings, &link.server, commands, scripts, &[]);
+            let ahead = Ahead::default();
+            let call = commands::call(&self.settings, &link.server, commands, scripts, &ahead);
             // Whatever Redis carries out later than that expires by itself.
             let patience = Duration::from_secs(30);
             tokio::spawn(async move {
@@ -389,6 +392,9 @@ impl RedisStore {
         }
         if replies.found_too_much {
             Arc::make_mut(&mut link.server).takes_with_get = false;
+        }
+        if let Some(redirected) = self.redirected.as_ref().filter(|_| replies.slots_moved) {
+            redirected.notify();
         }
         let InFlightCall {
             sent_at, commands, ..

@@ -82,6 +82,17 @@ impl Settings {
             min_replicas: options.min_replicas,
         }
     }
+
+    /// Returns how long it may take until an acquire has its outcome, as long as the driver runs. A
+    /// connection is made within one command timeout, and a reply comes, or is given up, within
+    /// another. The third is for the driver. To count replicas takes two more.
+    fn replies_within(&self) -> Duration {
+        let timeouts = match self.min_replicas {
+            0 => 3,
+            _ => 5,
+        };
+        timeouts * self.command_timeout
+    }
 }
 
 #[derive(Debug)]
@@ -140,15 +151,9 @@ impl RedisStore {
         None
     }
 
-    /// Returns how long it may take until an acquire has its outcome, as long as the driver runs. A
-    /// connection is made within one command timeout, and a reply comes, or is given up, within
-    /// another. The third is for the driver. To count replicas takes two more.
+    /// See [`Settings::replies_within`].
     pub(crate) fn replies_within(&self) -> Duration {
-        let timeouts = match self.settings.min_replicas {
-            0 => 3,
-            _ => 5,
-        };
-        timeouts * self.settings.command_timeout
+        self.settings.replies_within()
     }
 
     pub(crate) fn is_drained(&self) -> bool {

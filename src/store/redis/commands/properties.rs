@@ -72,8 +72,11 @@ impl Mix {
     }
 
     fn call_after(&self, server: &Server, seeded: bool) -> Call {
-        let seeded: &[u16] = if seeded { &[0] } else { &[] };
-        call(&self.settings, server, self.sent(), Scripts::ByHash, seeded)
+        let ahead = Ahead {
+            seeds: seeded.then_some(0).into_iter().collect(),
+            moves_epoch: false,
+        };
+        call(&self.settings, server, self.sent(), Scripts::ByHash, &ahead)
     }
 
     fn read(&self, server: &Server, values: &[Value]) -> Result<Replies, Unusable> {
