@@ -26,6 +26,10 @@
 //! [`RedisServer`](crate::RedisServer) lists it: `redis://`, `rediss://` (TLS), `redis+unix://` (a
 //! Unix socket), or a `redis::Client` or `redis::ConnectionInfo` that the service has anyway.
 //!
+//! If a cluster or the sentinels tell of servers by addresses that are not those of this process
+//! (containers, port forwarding), say where they are:
+//! [`address_map`](crate::LockManagerBuilder::address_map).
+//!
 //! Passwords that are rotated, and tokens that expire, come from
 //! [a callback](crate::LockManagerBuilder::credentials), which is asked at every connect. Rotate in
 //! three steps, so that no connection is refused meanwhile: add the new password
@@ -129,8 +133,8 @@
 //!   by key, a lock in it that is free, or that processes wait for, may be late until the slot has
 //!   arrived. Requests that do not wait are answered with 503 then.
 //! - **A failover** loses what the replica did not have, and starts a [quarantine](#quarantine) for
-//!   the locks of that primary. An old primary that is cut off takes writes for up to one and a
-//!   half times `cluster-node-timeout`: keep that below 12 s, or set `min-replicas-to-write`.
+//!   the locks of that primary. An old primary that is cut off goes on for at most half of
+//!   `cluster-node-timeout` after another was promoted (by default 7.5 s), which the 12 s outlast.
 //! - **The epoch** of a primary, by which the quarantine is known, lies in one of its slots. If
 //!   that slot moves, the managers that are connected write it anew. Only a manager that connects
 //!   before they have heard of the move, and finds none, starts a quarantine for nothing. A slot

@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::slot::Rules;
 use super::{Core, LockManager};
 use crate::error::{Error, ErrorKind};
-use crate::store::{Credentials, CredentialsCallback, Options, RedisServer, Servers, Store, Tls};
+use crate::store::{
+    AddressMap, Credentials, CredentialsCallback, Options, RedisServer, Servers, Store, Tls,
+};
 
 const DEFAULT_COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -25,6 +27,7 @@ const DEFAULT_COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 /// | [`quarantine`](Self::quarantine) | with Sentinel or a Cluster | whether to give no lock for a time to live after Redis lost data |
 /// | [`min_replicas`](Self::min_replicas) | 0 | how many replicas must have a lock before it is given |
 /// | [`credentials`](Self::credentials) | those of the URL | asked for user and password at each login |
+/// | [`address_map`](Self::address_map) | as they are told | the addresses of the servers of which a cluster or a sentinel tells |
 /// | `tls_root_certificate` | the system's | the authorities to trust with `rediss://` (feature `tls`) |
 /// | `tls_client_certificate` | none | the certificate by which Redis knows this client (feature `tls`) |
 /// | `tls_server_name` | the host | the name that the certificate of Redis must have (feature `tls`) |
@@ -69,6 +72,7 @@ pub struct LockManagerBuilder {
     /// `None`: where there is failover.
     quarantine: Option<bool>,
     min_replicas: u32,
+    address_map: Option<AddressMap>,
     tls: Tls,
     credentials: Option<CredentialsCallback>,
 }
@@ -87,6 +91,7 @@ impl Default for LockManagerBuilder {
             burst_time: Duration::from_millis(50),
             quarantine: None,
             min_replicas: 0,
+            address_map: None,
             tls: Tls::default(),
             credentials: None,
         }
@@ -393,6 +398,33 @@ impl LockManagerBuilder {
         self
     }
 
+    /// Sets where the servers are of which a cluster, or a sentinel, tells. The closure gets the
+    /// host and the port that they told, and returns those to connect to; `None` leaves them as
+    /// they are. Default: they are right.
+    ///
+    /// It suits servers that know themselves by other addresses than this process: behind port
+    /// forwarding, in a container, through a tunnel. The addresses that you name yourself are taken
+    /// as they are.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_distributed_lock::LockManager;
+    ///
+    /// let locks = LockManager::builder()
+    ///     .address_map(|_, port| Some(("localhost".to_owned(), port)))
+    ///     .connect_cluster_lazy(["redis://localhost:7000"])?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
+    pub fn address_map<F>(mut self, map: F) -> Self
+    where
+        F: Fn(&str, u16) -> Option<(String, u16)> + Send + Sync + 'static,
+    {
+        self.address_map = Some(AddressMap::new(map));
+        self
+    }
+
     /// Sets the certificates, in PEM form, of the authorities to trust when connecting by TLS.
     /// Default: the authorities of the operating system. These replace them; they do not add to
     /// them.
@@ -683,6 +715,7 @@ impl LockManagerBuilder {
             min_replicas: self.min_replicas,
             tls: self.tls,
             credentials: self.credentials,
+            address_map: self.address_map,
         };
         let store = match servers {
             None => Store::in_memory(&options),
@@ -777,6 +810,7 @@ impl fmt::Debug for LockManagerBuilder {
             .field("burst_time", &self.burst_time)
             .field("quarantine", &self.quarantine)
             .field("min_replicas", &self.min_replicas)
+            .field("address_map", &self.address_map)
             .finish_non_exhaustive()
     }
 }

@@ -8,6 +8,7 @@ use redis::{ProtocolVersion, RedisError};
 use tokio::time::{Instant, timeout};
 
 use super::Settings;
+use super::address_map::AddressMap;
 use super::connection::{Link, closed, replication};
 use super::credentials::CredentialsCallback;
 use super::endpoint::{Endpoint, config};
@@ -35,12 +36,13 @@ impl Address {
         servers: Servers,
         tls: &Tls,
         credentials: Option<CredentialsCallback>,
+        map: Option<AddressMap>,
     ) -> Result<Self, Error> {
         let place = match servers {
             Servers::One(server) => Place::Server(Box::new(server.endpoint(tls)?)),
             Servers::Sentinel { sentinels, primary } => {
                 let credentials = credentials.clone();
-                let sentinels = Sentinels::new(sentinels, primary, tls, credentials)?;
+                let sentinels = Sentinels::new(sentinels, primary, tls, credentials, map)?;
                 Place::Sentinels(sentinels)
             }
             Servers::Cluster(_) => unreachable!("each primary has a store of its own"),

@@ -5,6 +5,7 @@
 //! what the server tells of its own accord.
 
 mod address;
+mod address_map;
 mod breaker;
 mod cluster;
 mod commands;
@@ -39,6 +40,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use self::address::Address;
+pub(crate) use self::address_map::AddressMap;
 use self::breaker::Breaker;
 pub(crate) use self::cluster::ClusterStore;
 use self::cluster::Redirected;
@@ -116,7 +118,8 @@ pub(crate) struct RedisStore {
 impl RedisStore {
     /// Reads where Redis is. [`run`](Self::run) connects.
     pub(crate) fn new(servers: Servers, options: &Options) -> Result<Self, Error> {
-        let address = Address::new(servers, &options.tls, options.credentials.clone())?;
+        let (credentials, map) = (options.credentials.clone(), options.address_map.clone());
+        let address = Address::new(servers, &options.tls, credentials, map)?;
         let names = Names::new(options.prefix.clone(), Uuid::new_v4());
         Ok(Self::with(Settings::new(names, options), address))
     }

@@ -10,7 +10,8 @@ use tower_distributed_lock::{ErrorKind, LockGuard, LockKey, LockManager, LockMan
 
 use crate::support::random::Random;
 use crate::support::{
-    Cluster, RedisServer, eventually, minute, names, run, short_lived, soon, text, value,
+    Cluster, Mode, Proxy, RedisServer, eventually, minute, names, run, short_lived, soon, text,
+    value,
 };
 
 /// A manager that uses a new cluster at once.
@@ -349,6 +350,37 @@ async fn a_lock_of_a_cluster_is_on_a_replica_before_it_is_given() {
     })
     .await;
     cluster.servers[1].signal("-CONT");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_are_used_at_the_addresses_of_the_map() {
+    let cluster = Cluster::start(2, 0).await;
+    let keys = keys_of(&cluster).await;
+    let proxies = [0, 1].map(|place| Proxy::start(cluster.servers[place].port));
+    let [first, second] = futures_util::future::join_all(proxies)
+        .await
+        .try_into()
+        .unwrap_or_else(|_| unreachable!());
+    let ports = [0, 1].map(|place| cluster.servers[place].port);
+    let mapped = [first.port, second.port];
+    let locks = minute()
+        .quarantine(false)
+        .command_timeout(Duration::from_millis(500))
+        .address_map(move |host, port| {
+            let place = ports.iter().position(|known| *known == port)?;
+            Some((host.to_owned(), mapped[place]))
+        })
+        .connect_cluster([first.url()])
+        .await
+        .unwrap();
+    for key in &keys {
+        let guard = locks.try_acquire(key.as_str()).await.unwrap();
+        guard.release().await.unwrap();
+    }
+    second.set(Mode::Hold);
+    let refused = locks.try_acquire(keys[1].as_str()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    drop(locks.try_acquire(keys[0].as_str()).await.unwrap());
 }
 
 #[tokio::test]

@@ -83,12 +83,15 @@ impl ClusterStore {
             return config("a cluster needs the URL of at least one of its servers");
         }
         let seeds = servers.into_iter();
-        let seeds = seeds.map(|server| server.endpoint(&options.tls));
+        let seeds = seeds.map(|server| {
+            let seed = server.endpoint(&options.tls)?;
+            Ok(seed.with_map(options.address_map.clone()))
+        });
         let id = Uuid::new_v4();
         let names = Names::new(options.prefix.clone(), id);
         Ok(Self {
             id,
-            seeds: seeds.collect::<Result<_, _>>()?,
+            seeds: seeds.collect::<Result<_, Error>>()?,
             settings: Settings::new(names, options),
             credentials: options.credentials.clone(),
             routes: RwLock::default(),
