@@ -36,7 +36,11 @@ fn servers() -> impl Strategy<Value = Server> {
         takes_with_get,
         watches,
         seed: SEED,
-        epoch: has_epoch.then(|| EPOCH.to_vec()),
+        epoch: has_epoch.then(|| Epoch {
+            home: 0,
+            name: "{lock:}:epoch".to_owned(),
+            value: EPOCH.to_vec(),
+        }),
         may_give,
     })
 }
