@@ -230,6 +230,16 @@ MUTANTS = [
         ["--test it an_old_primary_is_left"],
     ),
     (
+        "an epoch does not follow its primary's slots",
+        [(CONNECTION, "let has_moved = epoch.home != home;", "let has_moved = epoch.home > 16384;")],
+        ["--test it slots_that_move_start_no_quarantine"],
+    ),
+    (
+        "an epoch whose slot has moved is taken for lost",
+        [(COMMANDS, "Some(\"MOVED\" | \"ASK\")) => slots_moved = true", "Some(\"ASK\")) => slots_moved = true")],
+        ["--test it slots_that_move_start_no_quarantine"],
+    ),
+    (
         "replicas are not counted",
         [(CONFIRMING, "(replicas < needed as usize).then_some(failed)", "(replicas > 99).then_some(failed)")],
         ["--test it a_lock_that_no_replica_has"],
@@ -249,7 +259,7 @@ MUTANTS = [
     ),
     (
         "the epoch of another connection counts",
-        [(COMMANDS, "Some(known)) if epoch == *known => {}", "Some(_)) if epoch != *b\"\" => {}")],
+        [(COMMANDS, "Some(known)) if epoch == known.value => {}", "Some(_)) if epoch != *b\"\" => {}")],
         ["--lib another_epoch_says_that_data_was_lost"],
     ),
     (

@@ -83,8 +83,33 @@ impl ErrorKind {
 }
 
 impl Error {
-    /// An error whose message says more than its kind does.
-    pub(crate) fn new(kind: ErrorKind, message: impl Into<Box<str>>) -> Self {
+    /// Makes an error, for a closure or future that cannot make a key. A layer answers the request
+    /// by the kind, as in the table of [`RejectionKind`](crate::lock::RejectionKind):
+    /// [`InvalidKey`](ErrorKind::InvalidKey) with 400, [`Unavailable`](ErrorKind::Unavailable) with
+    /// 503, [`Config`](ErrorKind::Config) with 500.
+    ///
+    /// The default response does not repeat the message. [`Rejection::error`] has it.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_distributed_lock::{DistributedLockLayer, Error, ErrorKind, LockManager};
+    ///
+    /// # #[derive(Clone)] struct Sessions;
+    /// # impl Sessions { async fn user(&self) -> std::io::Result<u64> { Ok(7) } }
+    /// # fn layer(locks: LockManager, sessions: Sessions) -> DistributedLockLayer {
+    /// DistributedLockLayer::new_async(locks, move |_| {
+    ///     let sessions = sessions.clone();
+    ///     async move {
+    ///         let away = |error| Error::new(ErrorKind::Unavailable, format!("sessions: {error}"));
+    ///         sessions.user().await.map_err(away).map(|user| ("user", user))
+    ///     }
+    /// })
+    /// # }
+    /// ```
+    ///
+    /// [`Rejection::error`]: crate::lock::Rejection::error
+    pub fn new(kind: ErrorKind, message: impl Into<Box<str>>) -> Self {
         Self::with(kind, message.into(), None)
     }
 

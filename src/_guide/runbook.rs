@@ -16,12 +16,13 @@
 //! redis-cli PTTL lock:account:7                  # ms until it expires, unless it is renewed
 //! redis-cli LRANGE {lock:account:7}:queue 0 -1   # the processes that wait, the next one first
 //! redis-cli PUBSUB NUMSUB lock:inbox:PROCESS     # 1: the process is connected, 0: it is gone
-//! redis-cli CLIENT LIST | grep tdl:PROCESS       # its name and address
+//! redis-cli CLIENT LIST | grep PROCESS           # its name, percent-encoded, and its address
 //! redis-cli --scan --pattern 'lock:*'            # all locks
 //! ```
 //!
-//! A key that has a tag of a Redis Cluster (`{…}`) has its queue elsewhere: see
-//! [`inspect`](crate::LockManager::inspect). Logs and traces show a key by its
+//! In a Cluster, ask the primary that has the key's slot; the inbox is
+//! `lock:inbox:PRIMARY:PROCESS` there, with the id that `CLUSTER MYID` tells. A key with braces has
+//! its queue elsewhere: [`inspect`](crate::LockManager::inspect) finds it. Logs and traces show a key by its
 //! [fingerprint](crate::LockKey::fingerprint), the first 16 digits of its SHA-256:
 //!
 //! ```text
@@ -49,8 +50,8 @@
 //!
 //! # Redis is away
 //!
-//! `lock.store.up` is 0, the event `no connection to Redis` says why, and requests are answered
-//! with 503 (`unavailable`). Holders go on until their leases run out, and lose them then.
+//! `lock.store.up` is 0, the event `Redis gives no locks` says why, and requests are answered with
+//! 503 (`unavailable`). Holders go on until their leases run out, and lose them then.
 //!
 //! ```text
 //! redis-cli PING
@@ -74,6 +75,7 @@
 //!
 //! ```text
 //! redis-cli GET {lock:}:epoch     # the server's id, and the time in ms at which it ends
+//! redis-cli --scan --pattern '{*}:lock:epoch:*'   # in a Cluster: the names of the epochs
 //! redis-cli INFO replication | grep master_replid
 //! ```
 //!

@@ -7,7 +7,7 @@
 //! |---|---|---|---|
 //! | one server | no new locks until it is back (503) | nothing if it comes back with its data; else see [quarantine](#quarantine) | [`connect`](crate::LockManager::connect) |
 //! | Sentinel: a primary, replicas, sentinels | another server takes over, in seconds | the writes that no replica had yet | [`connect_sentinel`](crate::LockManager::connect_sentinel) |
-//! | Cluster: several primaries, each with replicas | a replica takes over its slots, in seconds | as with Sentinel, and there is no quarantine | [`connect_cluster`](crate::LockManager::connect_cluster) |
+//! | Cluster: several primaries, each with replicas | a replica takes over its slots, in seconds | as with Sentinel, in the shard that fails | [`connect_cluster`](crate::LockManager::connect_cluster) |
 //! | a managed service with failover behind one address | as with Sentinel | as with Sentinel | `connect`, and [`quarantine(true)`](crate::LockManagerBuilder::quarantine) |
 //! | a proxy that speaks RESP2 only | what is behind it decides | what is behind it decides | `connect`; [RESP2](super::operations#resp2) says what differs |
 //! | several independent servers (Redlock) | | | [not built](#redlock) |
@@ -25,6 +25,10 @@
 //!
 //! [`RedisServer`](crate::RedisServer) lists it: `redis://`, `rediss://` (TLS), `redis+unix://` (a
 //! Unix socket), or a `redis::Client` or `redis::ConnectionInfo` that the service has anyway.
+//!
+//! If a cluster or the sentinels tell of servers by addresses that are not those of this process
+//! (containers, port forwarding), say where they are:
+//! [`address_map`](crate::LockManagerBuilder::address_map).
 //!
 //! Passwords that are rotated, and tokens that expire, come from
 //! [a callback](crate::LockManagerBuilder::credentials), which is asked at every connect. Rotate in
@@ -100,11 +104,12 @@
 //!
 //! # Quarantine
 //!
-//! With Sentinel, [`quarantine`](crate::LockManagerBuilder::quarantine) is on. After a failover, no
-//! new lock is given in the new primary until every lease that the old one may have given has run
-//! out: for one time to live, and without `min-replicas-to-write` for 12 s more. Requests get 503
-//! meanwhile; locks that are held and were replicated are kept, renewed and released. If rather two
-//! holders for a moment than no new lock for that long, turn it off, and rely on fencing tokens.
+//! With Sentinel and with a Cluster, [`quarantine`](crate::LockManagerBuilder::quarantine) is on.
+//! After a failover, no new lock is given in the new primary until every lease that the old one may
+//! have given has run out: for one time to live, and without `min-replicas-to-write` for 12 s more.
+//! Requests get 503 meanwhile; locks that are held and were replicated are kept, renewed and
+//! released. In a Cluster, that holds for the locks of this primary alone. If rather two holders
+//! for a moment than no new lock for that long, turn it off, and rely on fencing tokens.
 //!
 //! It also begins when a prefix is used for the first time, and when the primary was restarted,
 //! with its data or without: Redis does not say whether it lost the last of them. The 12 s are
@@ -127,10 +132,13 @@
 //! - **A slot that moves** takes its locks, its queues and its fences along. While it is moved key
 //!   by key, a lock in it that is free, or that processes wait for, may be late until the slot has
 //!   arrived. Requests that do not wait are answered with 503 then.
-//! - **A failover** loses what the replica did not have. There is no
-//!   [quarantine](crate::LockManagerBuilder::quarantine), so two holders are possible for a time to
-//!   live; set `cluster-node-timeout` and `min-replicas-to-write` so that an old primary stops
-//!   early, and check the fencing token.
+//! - **A failover** loses what the replica did not have, and starts a [quarantine](#quarantine) for
+//!   the locks of that primary. An old primary that is cut off goes on for at most half of
+//!   `cluster-node-timeout` after another was promoted (by default 7.5 s), which the 12 s outlast.
+//! - **The epoch** of a primary, by which the quarantine is known, lies in one of its slots. If
+//!   that slot moves, the managers that are connected write it anew. Only a manager that connects
+//!   before they have heard of the move, and finds none, starts a quarantine for nothing. A slot
+//!   that an operator gives to another primary by force, without its keys, starts none.
 //! - **What it costs**: a lock that no other process wants is taken and released at its primary
 //!   alone, with one command more than without a cluster, which raises the slot's counter to the
 //!   clock. A hand-off is one `PUBLISH`, which the cluster passes on to all its servers.
@@ -154,6 +162,6 @@
 //! which no lock with a time to live is safe. It has no queue: contended locks are polled for. And
 //! it needs as many servers as Sentinel does, with delayed restarts that are set up by hand.
 //!
-//! If a failover may not lose a lock: use fencing tokens and the quarantine with Sentinel, which
-//! keep writes apart and holders alone at the price of a pause. If there may be no pause either,
-//! use a consensus system (etcd, ZooKeeper), whose sessions and revisions are made for that.
+//! If a failover may not lose a lock: use fencing tokens and the quarantine, which keep writes
+//! apart and holders alone at the price of a pause. If there may be no pause either, use a
+//! consensus system (etcd, ZooKeeper), whose sessions and revisions are made for that.

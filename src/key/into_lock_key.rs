@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind};
 /// | `Some(value)`, `Ok(value)` | that of the value | |
 /// | `None` | [`ErrorKind::MissingKey`] | is answered with 400, unless the layer says [`optional_key`] |
 /// | empty text, in a tuple as well | [`ErrorKind::InvalidKey`] | is answered with 400 |
-/// | `Err` | the error | is refused, with the status of the error's kind |
+/// | `Err`: [`Error::new`] makes one | the error | is refused, with the status of the error's kind |
 ///
 /// `Option` and `Result<_, Error>` may be nested, so that `?` can be used as it is:
 ///
@@ -47,6 +47,12 @@ use crate::error::{Error, ErrorKind};
 /// ```
 ///
 /// [`optional_key`]: crate::DistributedLockLayer::optional_key
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be made the key of a lock",
+    label = "no key can be made of `{Self}`",
+    note = "a key is a `LockKey`, a text, an integer, a tuple of two to four of these, or an `Option` or a `Result<_, tower_distributed_lock::Error>` of one",
+    note = "of another type, such as a UUID: `value.to_string()`; for a type of your own: `impl IntoLockKey`"
+)]
 pub trait IntoLockKey {
     /// Returns the key.
     ///

@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::slot::Rules;
 use super::{Core, LockManager, instance};
 use crate::error::{Error, ErrorKind};
-use crate::store::{Credentials, CredentialsCallback, Options, RedisServer, Servers, Store, Tls};
+use crate::store::{
+    AddressMap, Credentials, CredentialsCallback, Options, RedisServer, Servers, Store, Tls,
+};
 
 const DEFAULT_COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -22,9 +24,10 @@ const DEFAULT_COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 /// | [`max_waiters_per_key`](Self::max_waiters_per_key) | 10 000 | how many requests of this process wait for one lock |
 /// | [`max_waiters`](Self::max_waiters) | 100 000 | how many wait for all locks together |
 /// | [`burst`](Self::burst) | 16, 50 ms | how many of this process go before another process that waits, and for how long |
-/// | [`quarantine`](Self::quarantine) | with Sentinel | whether to give no lock for a time to live after Redis lost data |
+/// | [`quarantine`](Self::quarantine) | with Sentinel or a Cluster | whether to give no lock for a time to live after Redis lost data |
 /// | [`min_replicas`](Self::min_replicas) | 0 | how many replicas must have a lock before it is given |
 /// | [`credentials`](Self::credentials) | those of the URL | asked for user and password at each login |
+/// | [`address_map`](Self::address_map) | as they are told | the addresses of the servers of which a cluster or a sentinel tells |
 /// | [`instance_name`](Self::instance_name) | host and process id | what this process is called where locks are inspected |
 /// | `tls_root_certificate` | the system's | the authorities to trust with `rediss://` (feature `tls`) |
 /// | `tls_client_certificate` | none | the certificate by which Redis knows this client (feature `tls`) |
@@ -70,6 +73,7 @@ pub struct LockManagerBuilder {
     /// `None`: where there is failover.
     quarantine: Option<bool>,
     min_replicas: u32,
+    address_map: Option<AddressMap>,
     tls: Tls,
     credentials: Option<CredentialsCallback>,
     instance_name: Option<String>,
@@ -89,6 +93,7 @@ impl Default for LockManagerBuilder {
             burst_time: Duration::from_millis(50),
             quarantine: None,
             min_replicas: 0,
+            address_map: None,
             tls: Tls::default(),
             credentials: None,
             instance_name: None,
@@ -291,7 +296,8 @@ impl LockManagerBuilder {
     /// Sets whether to give no lock, after Redis lost data, until every lease that a process may
     /// still count on has run out: for one [time to live](Self::ttl). Requests are told meanwhile
     /// that Redis is [unavailable](ErrorKind::Unavailable). Default: `true` with
-    /// [Sentinel](Self::connect_sentinel), `false` otherwise.
+    /// [Sentinel](Self::connect_sentinel) and a [Cluster](Self::connect_cluster), `false`
+    /// otherwise.
     ///
     /// Without it, a server that was restarted empty, or a replica that was promoted without the
     /// last writes, gives locks away that other processes hold until they find out. This is the
@@ -302,8 +308,9 @@ impl LockManagerBuilder {
     /// used for the first time, and whenever it is restarted, with its data or without: then, too,
     /// there is no lock for one time to live.
     ///
-    /// With Sentinel, and without `min-replicas-to-write` in the configuration of Redis, it lasts
-    /// 12 s longer: for so long, an old primary may give locks after another server was promoted.
+    /// With Sentinel or a Cluster, and without `min-replicas-to-write` in the configuration of
+    /// Redis, it lasts 12 s longer: for so long, an old primary may give locks after another server
+    /// was promoted. In a Cluster, it is about the locks of one primary.
     ///
     /// It costs one `INFO` for each connection and a `GET` with each write that takes locks. An ACL
     /// user needs `+info`.
@@ -391,6 +398,33 @@ impl LockManagerBuilder {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         self.credentials = Some(CredentialsCallback::new(callback));
+        self
+    }
+
+    /// Sets where the servers are of which a cluster, or a sentinel, tells. The closure gets the
+    /// host and the port that they told, and returns those to connect to; `None` leaves them as
+    /// they are. Default: they are right.
+    ///
+    /// It suits servers that know themselves by other addresses than this process: behind port
+    /// forwarding, in a container, through a tunnel. The addresses that you name yourself are taken
+    /// as they are.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use tower_distributed_lock::LockManager;
+    ///
+    /// let locks = LockManager::builder()
+    ///     .address_map(|_, port| Some(("localhost".to_owned(), port)))
+    ///     .connect_cluster_lazy(["redis://localhost:7000"])?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
+    pub fn address_map<F>(mut self, map: F) -> Self
+    where
+        F: Fn(&str, u16) -> Option<(String, u16)> + Send + Sync + 'static,
+    {
+        self.address_map = Some(AddressMap::new(map));
         self
     }
 
@@ -626,9 +660,9 @@ impl LockManagerBuilder {
     /// While a slot is moved key by key, locks in it that are free may have to wait until the slot
     /// has arrived; held ones are renewed and released meanwhile.
     ///
-    /// A failover loses the last writes, as replicas lag behind: see [the
-    /// guarantees](crate::_guide::guarantees). [`quarantine`](Self::quarantine) and
-    /// [`min_replicas`](Self::min_replicas) are not supported with a cluster.
+    /// A failover loses the last writes, as replicas lag behind. [`quarantine`](Self::quarantine)
+    /// is on, unless you turn it off: after a failover, and when a primary is used for the first
+    /// time, its locks are unavailable for one time to live at least. Other primaries give theirs.
     ///
     /// # Errors
     ///
@@ -689,7 +723,10 @@ impl LockManagerBuilder {
 
     fn manager(self, servers: Option<Servers>) -> Result<LockManager, Error> {
         let rules = self.rules()?;
-        let may_fail_over = matches!(servers, Some(Servers::Sentinel { .. }));
+        let may_fail_over = matches!(
+            servers,
+            Some(Servers::Sentinel { .. } | Servers::Cluster(_))
+        );
         let command_timeout = self.chosen_command_timeout();
         let instance = self.instance_name.unwrap_or_else(instance::default_name);
         let options = Options {
@@ -702,6 +739,7 @@ impl LockManagerBuilder {
             min_replicas: self.min_replicas,
             tls: self.tls,
             credentials: self.credentials,
+            address_map: self.address_map,
         };
         let store = match servers {
             None => Store::in_memory(&options),
@@ -803,6 +841,7 @@ impl fmt::Debug for LockManagerBuilder {
             .field("burst_time", &self.burst_time)
             .field("quarantine", &self.quarantine)
             .field("min_replicas", &self.min_replicas)
+            .field("address_map", &self.address_map)
             .field("instance_name", &self.instance_name)
             .finish_non_exhaustive()
     }

@@ -60,8 +60,8 @@ pub(crate) use self::protocol::{
 };
 #[cfg(fuzzing)]
 pub(crate) use self::redis::fuzzing;
+pub(crate) use self::redis::{AddressMap, CredentialsCallback, Damage, Manifest, Tls};
 pub use self::redis::{Credentials, RedisServer};
-pub(crate) use self::redis::{CredentialsCallback, Damage, Manifest, Tls};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::inspect::{LockCursor, LockPage, LockReport};
@@ -87,6 +87,8 @@ pub(crate) struct Options {
     pub(crate) tls: Tls,
     /// Asked at each login, in place of what the URL says.
     pub(crate) credentials: Option<CredentialsCallback>,
+    /// Where the servers are of which others tell.
+    pub(crate) address_map: Option<AddressMap>,
 }
 
 /// Where the locks are kept in Redis.

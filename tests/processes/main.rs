@@ -15,6 +15,7 @@ mod competition;
 mod ends;
 mod holders;
 mod process;
+mod quickstart;
 mod waiters;
 mod worker;
 
@@ -33,6 +34,9 @@ use holders::{
     an_answer_that_came_while_the_process_was_frozen_is_not_late,
     the_lock_of_a_killed_process_goes_to_a_waiter_when_it_expires,
 };
+use quickstart::{
+    the_quickstart_goes_on_when_its_reader_goes_away, the_quickstart_runs_two_nodes_on_one_redis,
+};
 use waiters::{
     a_waiting_process_that_was_killed_is_passed_over_at_once,
     waiting_processes_that_are_frozen_do_not_keep_the_lock_from_the_others,
@@ -48,6 +52,8 @@ tests! {
     processes_killed_and_frozen_at_random_lose_no_update
     a_process_that_ends_right_after_close_leaves_no_lock
     a_process_that_drops_its_runtime_and_lives_on_leaves_no_lock
+    the_quickstart_goes_on_when_its_reader_goes_away
+    the_quickstart_runs_two_nodes_on_one_redis
 }
 
 fn main() -> ExitCode {

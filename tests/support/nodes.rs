@@ -80,7 +80,10 @@ async fn manager(
     builder: LockManagerBuilder,
 ) -> LockManager {
     match server {
-        Some(server) if is_cluster => builder.connect_cluster([server.url()]).await.unwrap(),
+        Some(server) if is_cluster => {
+            let builder = builder.quarantine(false); // its servers are new
+            builder.connect_cluster([server.url()]).await.unwrap()
+        }
         Some(server) => builder.connect(server.url()).await.unwrap(),
         None => builder.in_memory().unwrap(),
     }

@@ -8,6 +8,7 @@ use redis::{ProtocolVersion, RedisError};
 use tokio::time::{Instant, timeout};
 
 use super::Settings;
+use super::address_map::AddressMap;
 use super::connection::{Link, closed, replication};
 use super::credentials::CredentialsCallback;
 use super::endpoint::{Endpoint, config};
@@ -35,12 +36,13 @@ impl Address {
         servers: Servers,
         tls: &Tls,
         credentials: Option<CredentialsCallback>,
+        map: Option<AddressMap>,
     ) -> Result<Self, Error> {
         let place = match servers {
             Servers::One(server) => Place::Server(Box::new(server.endpoint(tls)?)),
             Servers::Sentinel { sentinels, primary } => {
                 let credentials = credentials.clone();
-                let sentinels = Sentinels::new(sentinels, primary, tls, credentials)?;
+                let sentinels = Sentinels::new(sentinels, primary, tls, credentials, map)?;
                 Place::Sentinels(sentinels)
             }
             Servers::Cluster(_) => unreachable!("each primary has a store of its own"),
@@ -67,15 +69,6 @@ impl Address {
         match &self.place {
             Place::Server(server) => Some((**server).clone()),
             Place::Sentinels(sentinels) => sentinels.current(),
-        }
-    }
-
-    /// Returns for how long an old primary may give locks, at most, when another has taken its
-    /// place.
-    pub(super) fn longest_zombie(&self) -> Duration {
-        match self.place {
-            Place::Server(_) => Duration::ZERO,
-            Place::Sentinels(_) => ZOMBIE,
         }
     }
 
@@ -133,23 +126,26 @@ impl Address {
             let keeping = keeping.keep_logged_in(link.commands.clone(), valid_for);
             link.tasks.spawn(keeping);
         }
-        if let Some(sentinels) = sentinels {
+        // Another server may have its place before: then that one may still give locks.
+        if sentinels.is_some() || settings.quarantine && settings.names.home().is_some() {
             let mut commands = link.commands.clone();
             let found = link.connection.run_until(replication(&mut commands)).await;
             let found = found.unwrap_or_else(|| Err(closed())).map_err(failed)?;
             if !found.is_primary {
                 return Err(unavailable(&server.display(), "it is a replica"));
             }
-            if !found.needs_replicas {
-                sentinels.warn_of_zombies();
-                if found.may_be_promoted {
-                    link.zombie = ZOMBIE;
-                }
+            if !found.needs_replicas && found.may_be_promoted {
+                link.zombie = ZOMBIE;
             }
-            sentinels.set_current(&server);
-            let limit = settings.command_timeout;
-            for watch in sentinels.watches(&server, &found.id, &link.pusher, limit) {
-                link.tasks.spawn(watch);
+            if let Some(sentinels) = sentinels {
+                if !found.needs_replicas {
+                    sentinels.warn_of_zombies();
+                }
+                sentinels.set_current(&server);
+                let limit = settings.command_timeout;
+                for watch in sentinels.watches(&server, &found.id, &link.pusher, limit) {
+                    link.tasks.spawn(watch);
+                }
             }
         }
         link.make_ready(settings).await;

@@ -16,13 +16,13 @@ use crate::key::{Kind, LockKey};
 use crate::store::{Command, Failure, Reply};
 
 /// More bytes than the longest token has, with its mark.
-const MAX_TOKEN: usize = 64;
+pub(super) const MAX_TOKEN: usize = 64;
 /// No record that stands in a lock's place has more bytes.
 const MAX_VALUE: usize = 16 << 10;
 /// Lua's numbers are exact up to here.
 pub(super) const MAX_FENCE: u64 = 1 << 53;
 /// Stands behind the token of a lock that processes wait for.
-const MARK: u8 = b'!';
+pub(super) const MARK: u8 = b'!';
 
 /// What a connection has found out about its server.
 #[derive(Clone, Debug)]
@@ -36,9 +36,18 @@ pub(super) struct Server {
     /// A number that the counter of fences has had. A lower one says that the server lost its data.
     pub(super) seed: u64,
     /// The epoch, where quarantine is on. Another one says the same.
-    pub(super) epoch: Option<Vec<u8>>,
+    pub(super) epoch: Option<Epoch>,
     /// Whether locks may be given.
     pub(super) may_give: bool,
+}
+
+/// Which server has the data, and since when it may give locks, as it stands in Redis.
+#[derive(Clone, Debug)]
+pub(super) struct Epoch {
+    /// Where the server's [`Home`](super::names::Home) was when the epoch was named.
+    pub(super) home: u16,
+    pub(super) name: String,
+    pub(super) value: Vec<u8>,
 }
 
 /// A command that is put to Redis.
@@ -126,6 +135,15 @@ pub(super) enum Scripts {
     BySource,
 }
 
+/// What goes ahead of the commands of a call.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    /// The slots whose counters of fences are raised to the clock.
+    pub(super) seeds: SmallVec<[u16; 4]>,
+    /// Whether the epoch is written under its name, which is a new one.
+    pub(super) moves_epoch: bool,
+}
+
 /// One write.
 pub(super) struct Call {
     pub(super) pipeline: Pipeline,
@@ -136,24 +154,28 @@ pub(super) struct Call {
 }
 
 impl Call {
+    fn skip(&mut self, command: Cmd) {
+        self.pipeline.add_command(command);
+        self.skipped += 1;
+    }
+
     fn add(&mut self, command: Cmd) {
         self.pipeline.add_command(command);
         self.replies += 1;
     }
 }
 
-/// Puts commands to Redis, in order. Without any, it looks whether the server is there. The
-/// counters of fences of the slots that are `seeded` are raised to the clock first.
+/// Puts commands to Redis, in order. Without any, it looks whether the server is there.
 pub(super) fn call<'a>(
     settings: &Settings,
     server: &Server,
     commands: impl Iterator<Item = Sent<'a>> + Clone,
     how: Scripts,
-    seeded: &[u16],
+    ahead: &Ahead,
 ) -> Call {
     let names = &settings.names;
     let blocks = blocks(names, commands.clone());
-    let count = commands.size_hint().0 + seeded.len() + blocks.len();
+    let count = commands.size_hint().0 + ahead.seeds.len() + blocks.len();
     let mut call = Call {
         pipeline: Pipeline::with_capacity(count),
         skipped: 0,
@@ -176,10 +198,14 @@ pub(super) fn call<'a>(
         call.skipped = 1;
     }
     // A fence follows the clock, so that it is lower than those of another server that takes over.
-    for slot in seeded {
+    for slot in &ahead.seeds {
         let seed = ["EVAL", scripts::SEED.source, "1", &names.fence(*slot)];
-        call.pipeline.add_command(words(&seed));
-        call.skipped += 1;
+        call.skip(words(&seed));
+    }
+    if let Some(epoch) = server.epoch.as_ref().filter(|_| ahead.moves_epoch) {
+        let mut write = words(&["SET", epoch.name.as_str()]);
+        write.arg(&epoch.value).arg("NX");
+        call.skip(write);
     }
     for sent in commands {
         let lock = lock_name(&names.prefix, sent.key);
@@ -195,10 +221,12 @@ pub(super) fn call<'a>(
         fence.arg(block.takes);
         call.add(fence);
     }
-    if server.epoch.is_some() && (!blocks.is_empty() || call.replies == 0) {
-        call.add(words(&["GET", names.epoch.as_str()]));
-    } else if call.replies == 0 {
-        call.add(words(&["PING"]));
+    match &server.epoch {
+        Some(epoch) if !blocks.is_empty() || call.replies == 0 => {
+            call.add(words(&["GET", epoch.name.as_str()]));
+        }
+        _ if call.replies == 0 => call.add(words(&["PING"])),
+        _ => {}
     }
     call
 }
@@ -341,6 +369,8 @@ pub(super) struct Replies {
     pub(super) found_too_much: bool,
     /// To each of the commands, in order.
     pub(super) said: Vec<Said>,
+    /// Whether a slot of this server of a cluster, that of the epoch, was found to be elsewhere.
+    pub(super) slots_moved: bool,
     /// Why the server does not track what is read.
     pub(super) no_tracking: Option<RedisError>,
 }
@@ -377,6 +407,7 @@ pub(super) fn replies<'a>(
         no_tracking: None,
         found_too_much: false,
     };
+    let mut slots_moved = false;
     let mut said = Vec::with_capacity(commands.size_hint().0);
     for sent in commands.clone() {
         said.push(reader.read(settings, server, sent)?);
@@ -395,7 +426,9 @@ pub(super) fn replies<'a>(
     }
     if server.epoch.is_some() && (!blocks.is_empty() || said.is_empty()) {
         match (reader.next()?, &server.epoch) {
-            (Ok(Value::BulkString(epoch)), Some(known)) if epoch == *known => {}
+            (Ok(Value::BulkString(epoch)), Some(known)) if epoch == known.value => {}
+            // Its slot is another server's now. This one has its data still.
+            (Err(error), _) if matches!(code(&error), Some("MOVED" | "ASK")) => slots_moved = true,
             _ => return Err(Unusable::LostData),
         }
     } else if said.is_empty() {
@@ -419,6 +452,7 @@ pub(super) fn replies<'a>(
     match reader.values.next() {
         None => Ok(Replies {
             said,
+            slots_moved,
             no_tracking: reader.no_tracking,
             found_too_much: reader.found_too_much,
         }),

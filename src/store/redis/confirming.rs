@@ -164,7 +164,8 @@ impl RedisStore {
                 let read = pipeline.cmd("GETRANGE").arg(name).arg(0);
                 read.arg(token.len());
             }
-            let barrier = pipeline.cmd("SET").arg(&self.settings.names.barrier);
+            let barrier = self.settings.names.barrier(&locks[0].0);
+            let barrier = pipeline.cmd("SET").arg(barrier);
             barrier.arg(1).arg("PX").arg(1000).ignore();
             let wait = pipeline.cmd("WAIT").arg(self.settings.min_replicas);
             wait.arg(limit.as_millis() as u64);

@@ -11,11 +11,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Settings;
-use super::commands::{Server, refused};
+use super::commands::{Ahead, Epoch, Server, refused};
 use super::connection_driver::ConnectionDriver;
 use super::endpoint::{Endpoint, config};
 use super::in_flight::InFlightCall;
-use super::names::Fences;
+use super::names::{Fences, Home, Names};
 use super::pending::Pending;
 use super::pushes::{self, Observed, Push};
 use super::scripts;
@@ -159,23 +159,28 @@ impl Link {
         };
     }
 
-    /// Returns a call of these commands.
-    pub(super) fn call(&self, sent_at: Time, commands: Vec<Pending>) -> InFlightCall {
+    /// Returns a call of these commands, and what goes ahead of them: seeds for the counters of
+    /// which they take fences, and the epoch, if its name has changed.
+    pub(super) fn call(
+        &mut self,
+        sent_at: Time,
+        commands: Vec<Pending>,
+        names: &Names,
+    ) -> (InFlightCall, Ahead) {
+        let moves_epoch = self.moves_epoch(names);
         let server = self.server.clone();
-        InFlightCall {
+        let call = InFlightCall {
             sent_at,
             server,
             commands,
-        }
+        };
+        let seeds = self.seeds(sent_at, call.fences(names));
+        let ahead = Ahead { seeds, moves_epoch };
+        (call, ahead)
     }
 
-    /// Returns the slots whose counters of fences are to be raised by a call that is sent now, and
-    /// takes fences from these.
-    pub(super) fn seeds(
-        &mut self,
-        now: Time,
-        slots: impl Iterator<Item = u16>,
-    ) -> SmallVec<[u16; 4]> {
+    /// Returns those of the slots whose counters of fences are to be raised now.
+    fn seeds(&mut self, now: Time, slots: impl Iterator<Item = u16>) -> SmallVec<[u16; 4]> {
         let is_due = |slot: &u16| {
             let seeded_at = self.seeded_at.get_mut(slot);
             match seeded_at {
@@ -200,6 +205,22 @@ impl Link {
             .is_some_and(|until| Time::now() < until)
     }
 
+    /// Returns whether the epoch has to be written under another name, as this server's
+    /// [`Home`](super::names::Home) has moved. As long as a connection lives, its server has the
+    /// data of that epoch.
+    fn moves_epoch(&mut self, names: &Names) -> bool {
+        let (Some(epoch), Some(home)) = (&self.server.epoch, names.home()) else {
+            return false;
+        };
+        let home = home.slot();
+        let has_moved = epoch.home != home;
+        if has_moved {
+            let (name, value) = (names.epoch(), epoch.value.clone());
+            Arc::make_mut(&mut self.server).epoch = Some(Epoch { home, name, value });
+        }
+        has_moved
+    }
+
     /// Returns why no lock may be given at this time.
     pub(super) fn refuses(&mut self) -> Option<Error> {
         let is_quarantined = self.is_quarantined();
@@ -219,7 +240,7 @@ impl Link {
 struct Ready {
     seed: u64,
     takes_with_get: bool,
-    epoch: Option<Vec<u8>>,
+    epoch: Option<Epoch>,
     quarantined_until: Option<Time>,
 }
 
@@ -230,14 +251,16 @@ async fn make_ready(
 ) -> Result<Ready, RedisError> {
     let (mut epoch, mut quarantined_until) = (None, None);
     if settings.quarantine {
-        let (known, remaining): (Vec<u8>, i64) = redis::cmd("EVAL")
+        let home = settings.names.home().map_or(0, Home::slot);
+        let name = settings.names.epoch();
+        let (value, remaining): (Vec<u8>, i64) = redis::cmd("EVAL")
             .arg(scripts::QUARANTINE.source)
             .arg(1)
-            .arg(&settings.names.epoch)
+            .arg(&name)
             .arg((settings.ttl + zombie).as_millis() as u64)
             .query_async(&mut commands)
             .await?;
-        epoch = Some(known);
+        epoch = Some(Epoch { home, name, value });
         let remaining = u64::try_from(remaining).unwrap_or(0);
         quarantined_until = Some(Time::now() + Duration::from_millis(remaining));
     }

@@ -9,7 +9,7 @@ use redis::{ErrorKind as RedisKind, RedisError, Value};
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::RedisStore;
-use super::commands::{self, Said, Scripts, Sent, Unusable, refused};
+use super::commands::{self, Ahead, Said, Scripts, Sent, Unusable, refused};
 use super::confirming::Confirming;
 use super::connection::Link;
 use super::in_flight::{InFlight, InFlightCall};
@@ -187,17 +187,16 @@ impl RedisStore {
                     continue;
                 }
                 last_sent = Time::now();
-                let call = link.call(last_sent, commands);
-                let seeded = link.seeds(last_sent, call.fences(&self.settings.names));
-                replies.push_back(self.send(&link, &call, scripts, &seeded));
+                let (call, ahead) = link.call(last_sent, commands, &self.settings.names);
+                replies.push_back(self.send(&link, &call, scripts, &ahead));
                 in_flight.push(call);
                 scripts = Scripts::ByHash;
             }
             let newest = in_flight.calls.back().map(|call| call.sent_at);
             if self.pings.need_a_command(newest) {
                 last_sent = Time::now();
-                let call = link.call(last_sent, Vec::new());
-                replies.push_back(self.send(&link, &call, scripts, &[]));
+                let (call, ahead) = link.call(last_sent, Vec::new(), &self.settings.names);
+                replies.push_back(self.send(&link, &call, scripts, &ahead));
                 in_flight.push(call);
             }
             if replies.is_empty() && is_finished() {
@@ -255,8 +254,11 @@ impl RedisStore {
                 _ = retry.tick(), if !in_flight.refused.is_empty() || link.unready.is_some() => {
                     in_flight.retry();
                     link.make_ready(&self.settings).await;
-                    if link.unready.is_none() {
-                        self.told.up(&server);
+                    match (&link.unready, &self.redirected) {
+                        (None, _) => self.told.up(&server),
+                        // What it needs may be elsewhere.
+                        (Some(_), Some(redirected)) => redirected.notify(),
+                        (Some(_), None) => {}
                     }
                 }
                 () = &mut next_grant_expiry, if passed_on.next().is_some() => {
@@ -269,8 +271,8 @@ impl RedisStore {
                     let silent = Time::now().since(last_sent);
                     if replies.is_empty() && silent > self.longest_silence(&link, events) {
                         last_sent = Time::now();
-                        let call = link.call(last_sent, Vec::new());
-                        replies.push_back(self.send(&link, &call, scripts, &[]));
+                        let (call, ahead) = link.call(last_sent, Vec::new(), &self.settings.names);
+                        replies.push_back(self.send(&link, &call, scripts, &ahead));
                         in_flight.push(call);
                     }
                 }
@@ -295,10 +297,10 @@ impl RedisStore {
         link: &Link,
         call: &InFlightCall,
         scripts: Scripts,
-        seeded: &[u16],
+        ahead: &Ahead,
     ) -> impl Future<Output = Result<Vec<Value>, RedisError>> + use<> {
         let commands = call.commands.iter().map(Pending::sent);
-        let call = commands::call(&self.settings, &call.server, commands, scripts, seeded);
+        let call = commands::call(&self.settings, &call.server, commands, scripts, ahead);
         let mut connection = link.commands.clone();
         async move {
             connection
@@ -330,7 +332,8 @@ impl RedisStore {
                 is_repeated: false,
             });
             let scripts = Scripts::BySource;
-            let call = commands::call(&self.settings, &link.server, commands, scripts, &[]);
+            let ahead = Ahead::default();
+            let call = commands::call(&self.settings, &link.server, commands, scripts, &ahead);
             // Whatever Redis carries out later than that expires by itself.
             let patience = Duration::from_secs(30);
             tokio::spawn(async move {
@@ -400,6 +403,9 @@ impl RedisStore {
         }
         if replies.found_too_much {
             Arc::make_mut(&mut link.server).takes_with_get = false;
+        }
+        if let Some(redirected) = self.redirected.as_ref().filter(|_| replies.slots_moved) {
+            redirected.notify();
         }
         let InFlightCall {
             sent_at, commands, ..
@@ -501,7 +507,7 @@ fn refuse_acquires(link: &mut Link, commands: Vec<Pending>, events: &impl Events
 
 /// Returns a release that gives a lock that is free to the next in the queue. No caller waits for
 /// it.
-fn regrant(token: u64) -> Command {
+pub(super) fn regrant(token: u64) -> Command {
     Command::Release {
         token,
         contended: true,

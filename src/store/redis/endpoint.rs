@@ -9,6 +9,7 @@ use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, Proto
 use redis::{RedisError, RedisFuture};
 use tokio::net::TcpStream;
 
+use super::address_map::AddressMap;
 use super::connection_driver::ConnectionDriver;
 use super::credentials::Credentials;
 use super::tls::Tls;
@@ -20,6 +21,8 @@ pub(super) struct Endpoint {
     info: ConnectionInfo,
     /// The name that its certificate must have, in place of its address.
     server_name: Option<Arc<str>>,
+    /// Where the servers are of which this one tells.
+    map: Option<AddressMap>,
 }
 
 impl Endpoint {
@@ -31,12 +34,19 @@ impl Endpoint {
         Ok(Self {
             info: tls.apply(info)?,
             server_name: tls.server_name.as_deref().map(Into::into),
+            map: None,
         })
     }
 
-    /// Returns the same login at another address.
-    pub(super) fn at(&self, address: (String, u16)) -> Self {
-        let (host, port) = address;
+    /// Returns the same server, which tells of others by addresses that are to be looked up.
+    pub(super) fn with_map(self, map: Option<AddressMap>) -> Self {
+        Self { map, ..self }
+    }
+
+    /// Returns the same login at another address, which a server has told.
+    pub(super) fn at(&self, told: (String, u16)) -> Self {
+        let mapped = self.map.as_ref().and_then(|map| map.of(&told.0, told.1));
+        let (host, port) = mapped.unwrap_or(told);
         let addr = match self.info.addr().clone() {
             ConnectionAddr::TcpTls {
                 insecure,
@@ -52,7 +62,7 @@ impl Endpoint {
         };
         Self {
             info: self.info.clone().set_addr(addr),
-            server_name: self.server_name.clone(),
+            ..self.clone()
         }
     }
 
@@ -69,7 +79,7 @@ impl Endpoint {
         }
         Self {
             info: self.info.clone().set_redis_settings(login),
-            server_name: self.server_name.clone(),
+            ..self.clone()
         }
     }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::Settings;
 use super::commands::fits::fits;
-use super::commands::{Sent, Server, replies};
+use super::commands::{Epoch, Sent, Server, replies};
 use super::manifest::Manifest;
 use super::messages::message;
 use super::names::{Names, key_of, lock_name};
@@ -125,7 +125,11 @@ fn servers() -> impl Iterator<Item = Server> {
         takes_with_get: bits & 1 == 0,
         watches: bits & 2 == 0,
         seed: 1,
-        epoch: (bits & 4 == 0).then(|| b"e".to_vec()),
+        epoch: (bits & 4 == 0).then(|| Epoch {
+            home: 0,
+            name: "{lock:}:epoch".to_owned(),
+            value: b"e".to_vec(),
+        }),
         may_give: true,
     })
 }

@@ -5,6 +5,7 @@
 //! what the server tells of its own accord.
 
 mod address;
+mod address_map;
 mod breaker;
 mod cluster;
 mod commands;
@@ -42,6 +43,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use self::address::Address;
+pub(crate) use self::address_map::AddressMap;
 use self::breaker::Breaker;
 pub(crate) use self::cluster::ClusterStore;
 use self::cluster::Redirected;
@@ -89,6 +91,17 @@ impl Settings {
             min_replicas: options.min_replicas,
         }
     }
+
+    /// Returns how long it may take until an acquire has its outcome, as long as the driver runs. A
+    /// connection is made within one command timeout, and a reply comes, or is given up, within
+    /// another. The third is for the driver. To count replicas takes two more.
+    fn replies_within(&self) -> Duration {
+        let timeouts = match self.min_replicas {
+            0 => 3,
+            _ => 5,
+        };
+        timeouts * self.command_timeout
+    }
 }
 
 #[derive(Debug)]
@@ -113,7 +126,8 @@ pub(crate) struct RedisStore {
 impl RedisStore {
     /// Reads where Redis is. [`run`](Self::run) connects.
     pub(crate) fn new(servers: Servers, options: &Options) -> Result<Self, Error> {
-        let address = Address::new(servers, &options.tls, options.credentials.clone())?;
+        let (credentials, map) = (options.credentials.clone(), options.address_map.clone());
+        let address = Address::new(servers, &options.tls, credentials, map)?;
         let names = Names::new(options.prefix.clone(), Uuid::new_v4());
         Ok(Self::with(Settings::new(names, options), address))
     }
@@ -149,15 +163,9 @@ impl RedisStore {
         None
     }
 
-    /// Returns how long it may take until an acquire has its outcome, as long as the driver runs. A
-    /// connection is made within one command timeout, and a reply comes, or is given up, within
-    /// another. The third is for the driver. To count replicas takes two more.
+    /// See [`Settings::replies_within`].
     pub(crate) fn replies_within(&self) -> Duration {
-        let timeouts = match self.settings.min_replicas {
-            0 => 3,
-            _ => 5,
-        };
-        timeouts * self.settings.command_timeout
+        self.settings.replies_within()
     }
 
     pub(crate) fn is_drained(&self) -> bool {

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Display};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use uuid::Uuid;
@@ -22,9 +24,29 @@ pub(super) enum Fences {
     One(String),
     /// Each slot of a cluster has a counter, as commands for several keys must be about one slot.
     BySlot {
-        /// One that this primary had when it was found.
-        one: u16,
+        /// The primary's id.
+        primary: String,
+        home: Home,
     },
+}
+
+/// A slot of a primary, in which lies what is not about a single lock. The router follows it when
+/// slots move.
+#[derive(Clone, Debug)]
+pub(super) struct Home(Arc<AtomicU16>);
+
+impl Home {
+    pub(super) fn at(slot: u16) -> Self {
+        Self(Arc::new(AtomicU16::new(slot)))
+    }
+
+    pub(super) fn slot(&self) -> u16 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn move_to(&self, slot: u16) {
+        self.0.store(slot, Ordering::Relaxed);
+    }
 }
 
 /// What does not change from call to call.
@@ -33,10 +55,6 @@ pub(super) struct Names {
     /// What the name of every lock begins with.
     pub(super) prefix: String,
     pub(super) fences: Fences,
-    /// Says which server has the data, and since when it may give locks.
-    pub(super) epoch: String,
-    /// Written before replicas are counted.
-    pub(super) barrier: String,
     /// What the name of every inbox of this prefix begins with.
     pub(super) inboxes: String,
     /// The channel on which this process is told of grants.
@@ -56,16 +74,20 @@ impl Names {
     /// Like [`new`](Self::new), for a primary of a cluster. A process has an inbox at each, of its
     /// own name: a message goes to all servers of the cluster, but must come over the connection to
     /// the one that sends it.
-    pub(super) fn of_primary(prefix: &str, id: Uuid, primary: &str, slot: u16) -> Self {
+    pub(super) fn of_primary(prefix: &str, id: Uuid, primary: &str, home: Home) -> Self {
         let inboxes = format!("{prefix}inbox:{primary}:");
-        Self::with(prefix.to_owned(), id, inboxes, Fences::BySlot { one: slot })
+        let primary = primary.to_owned();
+        Self::with(
+            prefix.to_owned(),
+            id,
+            inboxes,
+            Fences::BySlot { primary, home },
+        )
     }
 
     fn with(prefix: String, id: Uuid, inboxes: String, fences: Fences) -> Self {
         Self {
             fences,
-            epoch: format!("{{{prefix}}}:epoch"),
-            barrier: format!("{{{prefix}}}:barrier"),
             inbox: format!("{inboxes}{}", id.simple()),
             inboxes,
             tokens: format!("{}:", id.simple()),
@@ -76,10 +98,42 @@ impl Names {
     /// Returns a key that no lock has, in a slot of this server.
     pub(super) fn probe(&self) -> Result<LockKey, Error> {
         let id = Uuid::new_v4().simple();
-        LockKey::new(match self.fences {
+        LockKey::new(match &self.fences {
             Fences::One(_) => format!("probe:{id}"),
-            Fences::BySlot { one } => format!("probe:{{{}}}:{id}", cluster::tag(one)),
+            Fences::BySlot { home, .. } => format!("probe:{{{}}}:{id}", cluster::tag(home.slot())),
         })
+    }
+
+    /// Names what says which server has the data, and since when it may give locks. The name
+    /// changes when this server's [`Home`] moves.
+    pub(super) fn epoch(&self) -> String {
+        let prefix = &self.prefix;
+        match &self.fences {
+            Fences::One(_) => format!("{{{prefix}}}:epoch"),
+            Fences::BySlot { primary, home } => {
+                format!("{{{}}}:{prefix}epoch:{primary}", cluster::tag(home.slot()))
+            }
+        }
+    }
+
+    /// Names what is written before replicas are counted: in the slot of this lock.
+    pub(super) fn barrier(&self, lock_name: &str) -> String {
+        let prefix = &self.prefix;
+        match &self.fences {
+            Fences::One(_) => format!("{{{prefix}}}:barrier"),
+            Fences::BySlot { .. } => {
+                let tag = cluster::tag(cluster::slot(lock_name));
+                format!("{{{tag}}}:{prefix}barrier")
+            }
+        }
+    }
+
+    /// Returns where what is not about a single lock lies, if this is a primary of a cluster.
+    pub(super) fn home(&self) -> Option<&Home> {
+        match &self.fences {
+            Fences::One(_) => None,
+            Fences::BySlot { home, .. } => Some(home),
+        }
     }
 
     /// Returns the slot of a key's counter of fences: of the key itself, in a cluster.
@@ -198,8 +252,10 @@ mod tests {
             let (queue, slot) = (queue_name(&lock), cluster::slot(&lock));
             assert_eq!(cluster::slot(&queue), slot, "{lock}: {queue}");
             assert!(!queue.starts_with("lock:"));
-            let names = Names::of_primary("lock:", Uuid::nil(), "node", 0);
+            let names = Names::of_primary("lock:", Uuid::nil(), "node", Home::at(slot));
             assert_eq!(cluster::slot(&names.fence(slot)), slot);
+            assert_eq!(cluster::slot(&names.epoch()), slot);
+            assert_eq!(cluster::slot(&names.barrier(&lock)), slot);
         }
     }
 

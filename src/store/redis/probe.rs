@@ -6,7 +6,7 @@ use std::sync::Arc;
 use redis::{ErrorKind as RedisKind, RedisError, ServerErrorKind};
 use tokio::time::timeout;
 
-use super::commands::{self, Scripts, Sent, Unusable, code};
+use super::commands::{self, Ahead, Scripts, Sent, Unusable, code};
 use super::connection::Link;
 use super::messages::message;
 use super::pushes::Push;
@@ -54,7 +54,11 @@ impl RedisStore {
             server.may_give = true;
             let server = Arc::new(server);
             let slot = self.settings.names.slot(&key);
-            let call = commands::call(&self.settings, &server, sent.clone(), scripts, &[slot]);
+            let ahead = Ahead {
+                seeds: [slot].into_iter().collect(),
+                moves_epoch: false,
+            };
+            let call = commands::call(&self.settings, &server, sent.clone(), scripts, &ahead);
             let mut redis = link.commands.clone();
             let sending = redis.send_packed_commands(&call.pipeline, call.skipped, call.replies);
             let values = match link.connection.run_until(sending).await {

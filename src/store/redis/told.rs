@@ -8,8 +8,7 @@ use crate::clock::Time;
 use crate::error::Error;
 use crate::observe;
 
-/// Nothing has been heard of the server yet.
-const UNKNOWN: u8 = 0;
+// What was told last. Zero: nothing yet.
 const UP: u8 = 1;
 const DOWN: u8 = 2;
 
@@ -20,6 +19,7 @@ pub(super) struct Told {
     state: AtomicU8,
     /// Since when it is down, as [`Time`] in nanoseconds.
     since: AtomicU64,
+    /// Like `state`: down is in quarantine.
     quarantine: AtomicU8,
     has_no_tracking: AtomicBool,
 }
@@ -50,7 +50,7 @@ impl Told {
 
     /// It is no primary of its cluster any more.
     pub(super) fn gone(&self, server: &str) {
-        self.state.store(UNKNOWN, Ordering::Relaxed);
+        self.quarantined(server, false);
         observe::store_gone(server);
     }
 

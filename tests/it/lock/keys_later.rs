@@ -7,8 +7,8 @@ use http::StatusCode;
 use tokio::sync::oneshot;
 use tower::{Layer, Service};
 use tower_distributed_lock::{
-    DistributedLockLayer, LockManager,
-    lock::{Rejection, RejectionKind},
+    DistributedLockLayer, Error, ErrorKind, LockManager,
+    lock::{OnUnavailable, Rejection, RejectionKind},
 };
 
 use super::{LayerOn, Leases, WAIT, is_free, noting, request, request_for, text};
@@ -92,6 +92,25 @@ async fn a_key_that_a_future_does_not_find_is_refused_like_any_other() {
     let response = lenient.call(request()).await.unwrap();
     assert_eq!(text(response).await, "done");
     assert!(leases.lock().unwrap()[0].is_none());
+}
+
+#[tokio::test]
+async fn a_future_that_fails_refuses_the_request_with_an_error_of_its_own() {
+    let locks = LockManager::in_memory();
+    let leases = Leases::default();
+    let layer = DistributedLockLayer::new_async(locks, |_| async {
+        Err::<u64, _>(Error::new(ErrorKind::Unavailable, "the sessions are away"))
+    });
+    // Redis is well: what the layer does without it does not count.
+    let mut service = layer
+        .on_unavailable(OnUnavailable::Proceed)
+        .layer_on(noting(&leases));
+    let response = service.call(request()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let rejection = response.extensions().get::<Rejection>().unwrap();
+    let error = rejection.error().unwrap();
+    assert_eq!(error.to_string(), "the sessions are away");
+    assert!(leases.lock().unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -6,15 +6,21 @@ use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use tokio::task::JoinSet;
-use tower_distributed_lock::{ErrorKind, LockGuard, LockKey, LockManager};
+use tower_distributed_lock::{ErrorKind, LockGuard, LockKey, LockManager, LockManagerBuilder};
 
 use crate::support::random::Random;
 use crate::support::{
-    Cluster, RedisServer, eventually, minute, run, short_lived, soon, text, value,
+    Cluster, Mode, Proxy, RedisServer, eventually, minute, names, run, short_lived, soon, text,
+    value,
 };
 
+/// A manager that uses a new cluster at once.
 async fn connect(cluster: &Cluster) -> LockManager {
-    minute().connect_cluster(cluster.urls()).await.unwrap()
+    connect_with(cluster, minute().quarantine(false)).await
+}
+
+async fn connect_with(cluster: &Cluster, builder: LockManagerBuilder) -> LockManager {
+    builder.connect_cluster(cluster.urls()).await.unwrap()
 }
 
 /// Takes a lock, however often that needs to be tried.
@@ -237,10 +243,7 @@ async fn a_planned_failover_keeps_what_is_held() {
 #[tokio::test(flavor = "multi_thread")]
 async fn locks_are_there_again_when_a_replica_has_taken_over_from_a_primary_that_died() {
     let mut cluster = Cluster::start(3, 1).await;
-    let locks = short_lived(2000)
-        .connect_cluster(cluster.urls())
-        .await
-        .unwrap();
+    let locks = connect_with(&cluster, short_lived(2000).quarantine(false)).await;
     let mut fences = Vec::new();
     for key in 0..12 {
         let guard = locks.try_acquire(key.to_string()).await.unwrap();
@@ -253,6 +256,131 @@ async fn locks_are_there_again_when_a_replica_has_taken_over_from_a_primary_that
         assert!(guard.fencing_token() > *fence);
         guard.release().await.unwrap();
     }
+}
+
+/// A lock of each primary, by their places.
+async fn keys_of(cluster: &Cluster) -> [String; 2] {
+    let mut keys = [const { None }; 2];
+    for number in 0.. {
+        let key = format!("{number}");
+        let slot = cluster.slot(&format!("lock:{key}")).await;
+        keys[cluster.owner(slot)].get_or_insert(key);
+        if keys.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    keys.map(Option::unwrap)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_was_restarted_empty_gives_nothing_that_may_still_be_trusted() {
+    for is_careful in [true, false] {
+        // Longer than a server of a cluster waits until it takes writes.
+        let builder = || short_lived(6000).quarantine(is_careful);
+        let mut cluster = Cluster::start(2, 0).await;
+        let keys = keys_of(&cluster).await;
+        let locks = connect_with(&cluster, builder()).await;
+        let others = connect_with(&cluster, builder()).await;
+        let guard = eventually_acquired(&locks, &keys[0]).await;
+        let on_other = eventually_acquired(&others, &keys[1]).await;
+        on_other.release().await.unwrap();
+        // From here on it renews nothing.
+        cluster.servers[0].signal("-STOP");
+        let trusted_until = Instant::now() + guard.lease().remaining();
+        cluster.servers[0].kill();
+        cluster.servers[0].restart().await;
+        cluster.eventually_agreed().await;
+        // The other primary has lost nothing.
+        drop(others.try_acquire(keys[1].as_str()).await.unwrap());
+        let next = eventually_acquired(&others, &keys[0]).await;
+        let is_early = Instant::now() < trusted_until;
+        assert_eq!(is_early, !is_careful, "two hold it");
+        assert!(next.fencing_token() > guard.fencing_token());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_that_move_start_no_quarantine() {
+    let careful = || short_lived(1000).quarantine(true);
+    let cluster = Cluster::start(2, 0).await;
+    let keys = keys_of(&cluster).await;
+    let locks = connect_with(&cluster, careful()).await;
+    for key in &keys {
+        let guard = eventually_acquired(&locks, key).await;
+        guard.release().await.unwrap();
+    }
+    let redis = cluster.client(0).await;
+    let epochs = names(&redis, "*epoch*").await;
+    assert_eq!(epochs.len(), 1, "{epochs:?}");
+    move_slot(&cluster, cluster.slot(&epochs[0]).await, 0, 1).await;
+    assert!(names(&redis, "*epoch*").await.is_empty());
+    eventually("the epoch is in another slot of its primary", || async {
+        let guard = locks.try_acquire(keys[0].as_str()).await.unwrap();
+        guard.release().await.unwrap();
+        !names(&redis, "*epoch*").await.is_empty()
+    })
+    .await;
+    let others = connect_with(&cluster, careful()).await;
+    for key in &keys {
+        drop(others.try_acquire(key.as_str()).await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_of_a_cluster_is_on_a_replica_before_it_is_given() {
+    let cluster = Cluster::start(1, 1).await;
+    let builder = minute().quarantine(false).min_replicas(1);
+    let builder = builder.command_timeout(Duration::from_secs(1));
+    let locks = connect_with(&cluster, builder).await;
+    // A replica shows its data only to those who ask for it.
+    let replica = cluster.client(1).await;
+    run(&replica, "READONLY").await;
+    for number in 0..20 {
+        let guard = locks.try_acquire(number).await.unwrap();
+        let name = format!("lock:{number}");
+        assert!(value(&replica, &name).await.is_some());
+        guard.release().await.unwrap();
+    }
+    cluster.servers[1].signal("-STOP");
+    let refused = locks.try_acquire("a").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    let primary = cluster.client(0).await;
+    eventually("the lock is free again", || async {
+        value(&primary, "lock:a").await.is_none()
+    })
+    .await;
+    cluster.servers[1].signal("-CONT");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_are_used_at_the_addresses_of_the_map() {
+    let cluster = Cluster::start(2, 0).await;
+    let keys = keys_of(&cluster).await;
+    let proxies = [0, 1].map(|place| Proxy::start(cluster.servers[place].port));
+    let [first, second] = futures_util::future::join_all(proxies)
+        .await
+        .try_into()
+        .unwrap_or_else(|_| unreachable!());
+    let ports = [0, 1].map(|place| cluster.servers[place].port);
+    let mapped = [first.port, second.port];
+    let locks = minute()
+        .quarantine(false)
+        .command_timeout(Duration::from_millis(500))
+        .address_map(move |host, port| {
+            let place = ports.iter().position(|known| *known == port)?;
+            Some((host.to_owned(), mapped[place]))
+        })
+        .connect_cluster([first.url()])
+        .await
+        .unwrap();
+    for key in &keys {
+        let guard = locks.try_acquire(key.as_str()).await.unwrap();
+        guard.release().await.unwrap();
+    }
+    second.set(Mode::Hold);
+    let refused = locks.try_acquire(keys[1].as_str()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    drop(locks.try_acquire(keys[0].as_str()).await.unwrap());
 }
 
 #[tokio::test]

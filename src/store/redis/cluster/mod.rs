@@ -30,7 +30,7 @@ use super::address::Address;
 use super::credentials::CredentialsCallback;
 use super::endpoint::Endpoint;
 use super::manifest::{Damage, Manifest};
-use super::names::{Names, lock_name};
+use super::names::{Home, Names, lock_name};
 use super::pending::Pending;
 use super::server::RedisServer;
 use super::told::Told;
@@ -86,19 +86,16 @@ impl ClusterStore {
         if servers.is_empty() {
             return config("a cluster needs the URL of at least one of its servers");
         }
-        if options.quarantine {
-            return config("quarantine is not supported with a cluster: leave it off");
-        }
-        if options.min_replicas > 0 {
-            return config("min_replicas is not supported with a cluster: leave it out");
-        }
         let seeds = servers.into_iter();
-        let seeds = seeds.map(|server| server.endpoint(&options.tls));
+        let seeds = seeds.map(|server| {
+            let seed = server.endpoint(&options.tls)?;
+            Ok(seed.with_map(options.address_map.clone()))
+        });
         let id = Uuid::new_v4();
         let names = Names::new(options.prefix.clone(), id);
         Ok(Self {
             id,
-            seeds: seeds.collect::<Result<_, _>>()?,
+            seeds: seeds.collect::<Result<_, Error>>()?,
             settings: Settings::new(names, options),
             credentials: options.credentials.clone(),
             routes: RwLock::default(),
@@ -274,12 +271,16 @@ impl ClusterStore {
         let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         let mut started = Vec::new();
         for (place, primary) in map.primaries.iter().enumerate() {
-            let node = routes.nodes.entry(primary.clone());
-            node.or_insert_with(|| {
-                let node = self.node(primary, map.slot_of(place));
+            let home = map.home_of(place);
+            let known = routes.nodes.entry(primary.clone());
+            let node = known.or_insert_with(|| {
+                let node = self.node(primary, Home::at(home));
                 started.push(node.clone());
                 node
             });
+            if let Some(known) = node.store.settings.names.home() {
+                known.move_to(home);
+            }
         }
         routes.nodes.retain(|primary, node| {
             let stays = map.primaries.contains(primary);
@@ -310,9 +311,9 @@ impl ClusterStore {
         started
     }
 
-    fn node(&self, primary: &Primary, slot: u16) -> Node {
+    fn node(&self, primary: &Primary, home: Home) -> Node {
         let settings = Settings {
-            names: Names::of_primary(&self.settings.names.prefix, self.id, &primary.id, slot),
+            names: Names::of_primary(&self.settings.names.prefix, self.id, &primary.id, home),
             ..self.settings.clone()
         };
         let address = Address::of(self.endpoint(primary), self.credentials.clone());
@@ -417,7 +418,7 @@ impl ClusterStore {
 
     /// Like [`RedisStore::replies_within`], and a command may be redirected meanwhile.
     pub(crate) fn replies_within(&self) -> Duration {
-        5 * self.settings.command_timeout
+        self.settings.replies_within() + 2 * self.settings.command_timeout
     }
 
     pub(crate) fn patience(&self) -> Duration {

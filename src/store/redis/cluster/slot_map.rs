@@ -66,10 +66,18 @@ impl SlotMap {
         self.owners.iter().copied()
     }
 
-    /// Returns a slot of this primary.
-    pub(super) fn slot_of(&self, place: usize) -> u16 {
-        let slot = self.owners.iter().position(|owner| *owner == Some(place));
-        slot.unwrap_or_default() as u16
+    /// Returns the slot of this primary in which lies what is not about a single lock: one that
+    /// all processes choose, and that seldom changes when slots move.
+    pub(super) fn home_of(&self, place: usize) -> u16 {
+        let id = self.primaries[place].id.as_bytes();
+        let owned = (0..SLOTS).filter(|slot| self.owners[usize::from(*slot)] == Some(place));
+        let rank = |slot: &u16| {
+            let mut hash = crc32fast::Hasher::new();
+            hash.update(&slot.to_be_bytes());
+            hash.update(id);
+            hash.finalize()
+        };
+        owned.min_by_key(rank).unwrap_or_default()
     }
 }
 

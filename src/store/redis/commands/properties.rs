@@ -36,7 +36,11 @@ fn servers() -> impl Strategy<Value = Server> {
         takes_with_get,
         watches,
         seed: SEED,
-        epoch: has_epoch.then(|| EPOCH.to_vec()),
+        epoch: has_epoch.then(|| Epoch {
+            home: 0,
+            name: "{lock:}:epoch".to_owned(),
+            value: EPOCH.to_vec(),
+        }),
         may_give,
     })
 }
@@ -72,8 +76,11 @@ impl Mix {
     }
 
     fn call_after(&self, server: &Server, seeded: bool) -> Call {
-        let seeded: &[u16] = if seeded { &[0] } else { &[] };
-        call(&self.settings, server, self.sent(), Scripts::ByHash, seeded)
+        let ahead = Ahead {
+            seeds: seeded.then_some(0).into_iter().collect(),
+            moves_epoch: false,
+        };
+        call(&self.settings, server, self.sent(), Scripts::ByHash, &ahead)
     }
 
     fn read(&self, server: &Server, values: &[Value]) -> Result<Replies, Unusable> {

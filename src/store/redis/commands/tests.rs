@@ -47,7 +47,11 @@ fn watching() -> Server {
 
 pub(super) fn quarantined() -> Server {
     Server {
-        epoch: Some(b"e".to_vec()),
+        epoch: Some(Epoch {
+            home: 0,
+            name: "{lock:}:epoch".to_owned(),
+            value: b"e".to_vec(),
+        }),
         ..SERVER
     }
 }
@@ -163,7 +167,7 @@ fn sends(server: &Server, all: &[Sent<'_>]) -> Vec<String> {
         server,
         all.iter().copied(),
         Scripts::ByHash,
-        &[],
+        &Ahead::default(),
     );
     words_of(&call)
 }
@@ -316,9 +320,15 @@ fn scripts_that_redis_has_forgotten_go_with_their_sources() {
         &SERVER,
         all.clone(),
         Scripts::ByHash,
-        &[],
+        &Ahead::default(),
     ));
-    let by_source = words_of(&call(&settings(), &SERVER, all, Scripts::BySource, &[]));
+    let by_source = words_of(&call(
+        &settings(),
+        &SERVER,
+        all,
+        Scripts::BySource,
+        &Ahead::default(),
+    ));
     let expected: Vec<_> = by_hash
         .iter()
         .map(|words| words.replacen("EVALSHA ", "EVAL ", 1))

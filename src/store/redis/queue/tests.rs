@@ -23,7 +23,7 @@ pub(super) fn store(command_timeout: Duration) -> RedisStore {
         min_replicas: 0,
     };
     let server = Servers::One("redis://127.0.0.1:1".into());
-    let address = Address::new(server, &Tls::default(), None).unwrap();
+    let address = Address::new(server, &Tls::default(), None, None).unwrap();
     RedisStore::with(settings, address)
 }
 

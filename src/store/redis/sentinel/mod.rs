@@ -17,6 +17,7 @@ use redis::aio::ConnectionLike;
 use redis::{ProtocolVersion, RedisError};
 use tokio::time::{sleep, timeout};
 
+use super::address_map::AddressMap;
 use super::credentials::CredentialsCallback;
 use super::endpoint::{Endpoint, config};
 use super::server::RedisServer;
@@ -58,6 +59,7 @@ impl Sentinels {
         primary: RedisServer,
         tls: &Tls,
         credentials: Option<CredentialsCallback>,
+        map: Option<AddressMap>,
     ) -> Result<Arc<Self>, Error> {
         let mut at_sentinels = tls.clone();
         at_sentinels.server_name = None;
@@ -78,7 +80,7 @@ impl Sentinels {
             Some(name) => format!("redis://{name}").into(),
             None => primary,
         };
-        let login = primary.endpoint(tls)?;
+        let login = primary.endpoint(tls)?.with_map(map);
         let name = match login.host() {
             Some((name, _)) if is_name(name) => name.to_owned(),
             _ => return Err(no_name()),
