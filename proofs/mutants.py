@@ -313,8 +313,8 @@ MUTANTS = [
         [
             (
                 EVENT,
-                "            shielded(|| {\n                waiter.send(match decision {",
-                "            let _ = Some({\n                waiter.send(match decision {",
+                "            shielded(|| {\n                sender.send(match decision {",
+                "            let _ = Some({\n                sender.send(match decision {",
             )
         ],
         ["--test it a_waker_that_panics"],

@@ -121,7 +121,7 @@ impl<T: Send + 'static, E: Send + 'static> DetachFuture<T, E> {
     /// Starts the work in a task of its own, in the current span.
     pub(crate) fn spawn(work: impl Future<Output = Result<T, E>> + Send + 'static) -> Self {
         Self {
-            task: tokio::spawn(crate::trace::in_current_span(work)),
+            task: tokio::spawn(crate::observe::in_current_span(work)),
         }
     }
 }

@@ -64,6 +64,24 @@ pub enum ErrorKind {
     Config,
 }
 
+#[cfg(any(feature = "tracing", feature = "metrics"))]
+impl ErrorKind {
+    /// Returns the kind as spans and metrics name it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::TimedOut => "timed_out",
+            Self::QueueFull => "queue_full",
+            Self::MissingKey => "missing_key",
+            Self::InvalidKey => "invalid_key",
+            Self::Unavailable => "unavailable",
+            Self::Closed => "closed",
+            Self::Lost => "lost",
+            Self::Config => "config",
+        }
+    }
+}
+
 impl Error {
     /// Makes an error, for a closure or future that cannot make a key. A layer answers the request
     /// by the kind, as in the table of [`RejectionKind`](crate::lock::RejectionKind):

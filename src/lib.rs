@@ -45,6 +45,8 @@
 //! | take a lock without HTTP | [`LockManager::with_lock`], [`LockManager::acquire`], [`LockGuard`] |
 //! | do a job once on all nodes, forget that it was done | [`LockManager::once`], [`LockManager::forget`] |
 //! | use Sentinel, a Cluster, a Unix socket, a `redis::Client`, passwords that are rotated | [topologies](_guide::topologies), [`RedisServer`] |
+//! | see who holds a lock and who waits, take one away, drain before a shutdown | [`inspect`], [`LockManager::force_release`], [`LockManager::drain`] |
+//! | count, trace, alert | [`_guide::operations`], [`_guide::runbook`] |
 //! | change the time to live, the prefix, the timeouts | [`LockManagerBuilder`] |
 //! | answer otherwise than with problem+json | [`DistributedLockLayer::rejection`], [`Rejection`](lock::Rejection) |
 //! | read from the beginning: keys, "once", guarantees, operations, testing, other clients | [the guide](_guide) |
@@ -91,9 +93,12 @@
 //! None is on by default.
 //!
 //! - `axum`: [`Lease`] as an extractor, and [`DistributedLockLayer::from_extractor`].
+//! - `metrics`: [counters, gauges and histograms](_guide::operations#metrics), for the recorder
+//!   that the program has installed.
 //! - `tls`: `rediss://`, by rustls.
-//! - `tracing`: events when a lock is acquired, refused, released or lost, and a span `lock` around
-//!   the handler. Keys appear there as [fingerprints](LockKey::fingerprint) only.
+//! - `tracing`: [events](_guide::operations#events) when a lock is acquired, refused, released or
+//!   lost, and spans while a request waits and while it holds. Keys appear there as
+//!   [fingerprints](LockKey::fingerprint) only.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod _guide;
@@ -104,14 +109,15 @@ mod error;
 pub mod fuzzing;
 mod http;
 pub mod idempotency;
+pub mod inspect;
 pub mod key;
 mod lease;
 pub mod lock;
 mod manager;
+mod observe;
 mod shield;
 mod store;
 mod sync;
-mod trace;
 
 pub use self::detach::DetachLayer;
 pub use self::error::{Error, ErrorKind};

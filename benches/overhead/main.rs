@@ -7,7 +7,8 @@
 //! comes with `.wait(…)` and without.
 //!
 //! Words behind `--` choose parts: memory, redis, one, many, nodes, http. `--quick` only shows that
-//! they run.
+//! they run. With `--features metrics`, `--recorder` installs a recorder for the metrics: compare
+//! the rates with those of a run without.
 
 #![allow(unreachable_pub)]
 
@@ -35,7 +36,18 @@ fn main() {
         node::run(&url);
         return;
     }
+    install_recorder();
     runtime(2).block_on(run(&Parts::from_args()));
+}
+
+fn install_recorder() {
+    if std::env::args().any(|word| word == "--recorder") {
+        metrics_exporter_prometheus::PrometheusBuilder::new()
+            .set_buckets(&[0.001, 0.01, 0.1, 1.0, 10.0])
+            .expect("there are buckets")
+            .install_recorder()
+            .expect("it is the first");
+    }
 }
 
 async fn run(parts: &Parts) {

@@ -56,6 +56,10 @@
 //! Requests that wait for a lock of another client are told by Redis when it is free. Over RESP2,
 //! Redis does not tell: then this crate looks every 100 ms.
 //!
+//! A lock's value is the id of a process, a colon, and a number. `CLIENT LIST` has the connection
+//! of that process under the name `tower-distributed-lock:ID:NAME`, with its
+//! [name](crate::LockManagerBuilder::instance_name) percent-encoded.
+//!
 //! The records of an [`IdempotencyLayer`](crate::IdempotencyLayer) are for this crate alone.
 //!
 //! [`LockGuard::lost`]: crate::LockGuard::lost

@@ -10,7 +10,8 @@
 //! | [`idempotency`] | to handle webhooks and payments once |
 //! | [`exactly_once`] | to know when a handler may run twice all the same |
 //! | [`guarantees`] | before you rely on a lock |
-//! | [`operations`] | before you go to production: Redis' version and settings, ACLs, failover, alerts, sizing |
+//! | [`operations`] | before you go to production: Redis' version and settings, ACLs, failover, metrics, sizing |
+//! | [`runbook`] | when an alert fires: what it means, and where to look |
 //! | [`topologies`] | to choose between one server, Sentinel and a managed service, and to connect to it |
 //! | [`recipes`] | for WebSockets, `select!` on a loss, JWT claims, tokens in JSON, Unix sockets, services that are not `Clone`, tonic's `named_layer` |
 //! | [`testing`] | to test a service that uses these layers |
@@ -34,5 +35,6 @@ pub mod interop;
 pub mod keys;
 pub mod operations;
 pub mod recipes;
+pub mod runbook;
 pub mod testing;
 pub mod topologies;

@@ -15,10 +15,12 @@ use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Rejection, RejectionResponder, Wait};
 use crate::key::{self, KeyResult, LockKey};
 use crate::manager::LockManager;
+use crate::observe::{self, Meter, Role};
 
 #[derive(Clone)]
 pub(super) struct Config {
     pub(super) locks: LockManager,
+    pub(super) meter: Meter,
     pub(super) any_method: bool,
     pub(super) key: KeySource,
     pub(super) scope: Arc<FindScope>,
@@ -53,6 +55,7 @@ impl Config {
     pub(super) fn new(locks: LockManager, header: HeaderName) -> Self {
         Self {
             locks,
+            meter: Meter::unnamed(Role::IdempotencyLayer),
             any_method: false,
             key: KeySource::Header(header),
             scope: Arc::new(key::method_and_path()),
@@ -126,6 +129,7 @@ impl Config {
     }
 
     pub(super) fn respond(&self, rejection: Rejection) -> Response<Bytes> {
+        observe::rejected(&self.meter, rejection.kind());
         rejection.into_response(self.rejection.as_deref())
     }
 }
@@ -150,6 +154,7 @@ fn in_header(parts: &Parts, name: &HeaderName) -> Result<Option<String>, Error> 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
+            .field("meter", &self.meter)
             .field("require_key", &self.require_key)
             .field("wait", &self.wait)
             .field("retention", &self.retention)

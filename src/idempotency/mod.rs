@@ -71,6 +71,7 @@
 //! | [`max_request_body(bytes)`] | 1 MiB | a longer body is answered with 413 (at most 256 MiB); it is read before the handler runs |
 //! | [`max_response_body(bytes)`] | 1 MiB | a longer body is sent, and not kept (at most 256 MiB); nor is one that is not there at once and whose length nothing tells |
 //! | [`on_lost(OnLost)`] | [`Cancel`](OnLost::Cancel) | when the lock is lost under which the handler runs, stop it and answer with 503, or let it go on ([`Continue`](OnLost::Continue)) |
+//! | [`name(name)`] | `default` | what metrics and events call this layer's requests |
 //! | [`rejection(closure)`] | problem+json, or a gRPC status | replaces the responses that the layer gives itself |
 //!
 //! [`new(locks)`]: IdempotencyLayer::new
@@ -87,6 +88,7 @@
 //! [`max_request_body(bytes)`]: IdempotencyLayer::max_request_body
 //! [`max_response_body(bytes)`]: IdempotencyLayer::max_response_body
 //! [`on_lost(OnLost)`]: IdempotencyLayer::on_lost
+//! [`name(name)`]: IdempotencyLayer::name
 //! [`rejection(closure)`]: IdempotencyLayer::rejection
 //!
 //! # Responses

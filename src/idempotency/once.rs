@@ -22,7 +22,7 @@ use crate::http::{
 };
 use crate::key::LockKey;
 use crate::manager::{Claimed, LockGuard};
-use crate::trace;
+use crate::observe::{self, Repetition};
 
 /// Handles a request that may have a key: runs it, replays the response of another one, or rejects
 /// it.
@@ -59,14 +59,19 @@ where
     let fingerprint = config.fingerprint(&parts, &body.data);
     let wait = protocol.wait(&config.wait, &parts);
     let since = Time::now();
-    let claimed = config.locks.claim(key.clone(), wait).await;
+    let claimed = config.locks.claim(&config.meter, key.clone(), wait).await;
     let waited = Time::now().since(since);
+    let tell = |what| observe::keyed_request(&config.meter, what);
     let guard: LockGuard = match claimed {
         Ok(Claimed::Lock(guard)) => guard,
         Ok(Claimed::Record(stored)) => {
             return match replay(stored, fingerprint, protocol.is_grpc()) {
-                Ok(response) => Ok(response.map(IdempotencyBody::collected)),
+                Ok(response) => {
+                    tell(Repetition::Replayed);
+                    Ok(response.map(IdempotencyBody::collected))
+                }
                 Err(reason) => {
+                    tell(reason.repetition());
                     reason.trace(&key);
                     let kind: RejectionKind = reason.into();
                     reject(kind.into(), Some(key), waited)
@@ -74,11 +79,19 @@ where
             };
         }
         Ok(Claimed::Damaged(damage)) => {
-            trace::unreadable(&key, &damage);
+            tell(Repetition::Failed);
+            observe::unreadable(&key, &damage);
             return reject(RejectionKind::Unreadable.into(), Some(key), waited);
         }
-        Err(error) => return reject(error.into(), Some(key), waited),
+        Err(error) => {
+            tell(match error.kind() {
+                ErrorKind::Held | ErrorKind::TimedOut => Repetition::InProgress,
+                _ => Repetition::Failed,
+            });
+            return reject(error.into(), Some(key), waited);
+        }
     };
+    tell(Repetition::First);
     insert_secondary_lease(guard.lease().clone(), &mut parts.extensions);
     let request = Request::from_parts(parts, IdempotencyBody::collected(body));
     let run = Run {
@@ -88,7 +101,8 @@ where
         protocol,
         waited,
     };
-    DetachFuture::spawn(run.run(service, request)).await
+    let lease = run.guard.lease().clone();
+    DetachFuture::spawn(observe::in_span(&lease, run.run(service, request))).await
 }
 
 /// Reads the request's body, and its key from the head or the body. The key may be missing where it
@@ -124,7 +138,7 @@ where
 /// Returns the reason for which a request is refused, if its key or scope could not be made.
 fn refusal(error: Error) -> Reason {
     if error.kind() == ErrorKind::Config {
-        trace::misconfigured(&error);
+        observe::misconfigured(&error);
     }
     error.into()
 }

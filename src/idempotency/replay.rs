@@ -6,6 +6,7 @@ use http::{HeaderValue, Response};
 use super::stored_response::{Fingerprint, StoredResponse, Unreadable};
 use crate::http::{Collected, RejectionKind};
 use crate::key::LockKey;
+use crate::observe::Repetition;
 
 /// Marks a response that was given before.
 const REPLAYED: &str = "idempotent-replayed";
@@ -50,9 +51,17 @@ pub(super) fn replay(
 }
 
 impl NoReplay {
+    /// Returns what became of the request.
+    pub(super) fn repetition(&self) -> Repetition {
+        match self {
+            Self::Mismatch => Repetition::Mismatch,
+            Self::NotKept | Self::Unreadable(_) => Repetition::Failed,
+        }
+    }
+
     pub(super) fn trace(&self, key: &LockKey) {
         if let Self::Unreadable(reason) = self {
-            crate::trace::unreadable(key, reason);
+            crate::observe::unreadable(key, reason);
         }
     }
 }

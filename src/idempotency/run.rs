@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Protocol, RejectedBy, Rejection, grpc};
 use crate::lease::Lease;
 use crate::manager::LockGuard;
-use crate::{store, trace};
+use crate::{observe, store};
 
 /// What a run needs besides its service and its request.
 pub(super) struct Run {
@@ -157,7 +157,7 @@ impl Run {
         };
         let completed = self.guard.complete(record, || encode_short(stored)).await;
         if let Err(error) = &completed {
-            trace::not_recorded(lease.key(), error);
+            observe::not_recorded(lease.key(), error);
         }
         completed
     }

@@ -12,6 +12,7 @@ use super::config::{DAY, KeySource, MIB};
 use super::layer::IdempotencyLayer;
 use crate::http::{OnLost, Rejection};
 use crate::key::IntoLockKey;
+use crate::observe::{Meter, Role};
 
 /// The upper limit of both body sizes. Redis takes no strings longer than 512 MiB, and a stored
 /// response is a little longer than its body.
@@ -44,6 +45,29 @@ impl IdempotencyLayer {
     {
         let key = move |parts: &Parts, body: &Bytes| key(parts, body).into_lock_key();
         self.set(|config| config.key = KeySource::Closure(Arc::new(key)))
+    }
+
+    /// Sets the name under which metrics and events count the locks of this layer, such as the name
+    /// of the route. Default: `default`.
+    ///
+    /// The name does not change which requests exclude each other: that is the key's matter. It is
+    /// a label of every metric, so it must not come from a request.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `name` is empty.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{IdempotencyLayer, LockManager};
+    /// # fn layer(locks: LockManager) -> IdempotencyLayer {
+    /// IdempotencyLayer::new(locks).name("payments")
+    /// # }
+    /// ```
+    pub fn name(self, name: &str) -> Self {
+        let meter = Meter::new(name, Role::IdempotencyLayer);
+        self.set(|config| config.meter = meter)
     }
 
     /// Sets the scope within which a key is unique. Default: the method and the path,

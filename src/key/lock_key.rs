@@ -35,7 +35,7 @@ pub struct LockKey {
 }
 
 /// What a key names. Keys of different kinds are never equal, whatever their texts.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Lock,
     /// The stored response to an idempotency key. While its request runs, the lock of that run.

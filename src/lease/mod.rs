@@ -7,19 +7,20 @@ mod terms;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 #[cfg(feature = "axum")]
 pub use self::extract::MissingLease;
 use self::offer::Offer;
-pub(crate) use self::terms::Grant;
 pub use self::terms::LostReason;
+pub(crate) use self::terms::{Grant, GrantPath};
 use crate::clock::Time;
 use crate::key::LockKey;
 use crate::manager::{Core, LockGuard};
+use crate::observe::{Meter, Stopwatch};
 use crate::shield::shielded;
 use crate::sync::{LeaseExpiry, VALID};
-use crate::trace::Stopwatch;
 
 /// A view of a held lock: cheap to clone, and in the extensions of every request that runs under a
 /// lock. With the feature `axum`, it is an extractor: a handler takes a `Lease`, or an
@@ -48,7 +49,12 @@ struct State {
     manager: u64,
     key: LockKey,
     grant: Grant,
+    #[cfg_attr(not(any(feature = "tracing", feature = "metrics")), allow(dead_code))]
+    path: GrantPath,
+    meter: Meter,
     age: Stopwatch,
+    /// Whether its end, by a loss or a release, was told.
+    is_end_told: AtomicBool,
     /// Until when the lease is valid, as [`Time`] in nanoseconds, and the [`code`] of why it ended.
     expiry: LeaseExpiry,
     /// What it takes to make a guard for the handler, while a layer has one.
@@ -75,12 +81,21 @@ fn reason(code: u8) -> Option<LostReason> {
 }
 
 impl Lease {
-    pub(crate) fn new(manager: u64, key: LockKey, grant: Grant) -> Self {
+    pub(crate) fn new(
+        manager: u64,
+        key: LockKey,
+        grant: Grant,
+        path: GrantPath,
+        meter: Meter,
+    ) -> Self {
         Self(Arc::new(State {
             manager,
             key,
             grant,
-            age: Stopwatch::start(),
+            path,
+            age: Stopwatch::start(&meter),
+            meter,
+            is_end_told: AtomicBool::new(false),
             expiry: LeaseExpiry::new(grant.until.as_nanos()),
             offer: Offer::default(),
         }))
@@ -234,6 +249,27 @@ impl Lease {
     /// Measures how long the lock has been held.
     pub(crate) fn age(&self) -> &Stopwatch {
         &self.0.age
+    }
+
+    /// Returns what this lock is counted under.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.0.meter
+    }
+
+    /// Returns how the lock came.
+    #[cfg(any(feature = "tracing", feature = "metrics"))]
+    pub(crate) fn path(&self) -> GrantPath {
+        self.0.path
+    }
+
+    /// Returns true the first time: a lock that is lost is released afterwards, and ends once.
+    pub(crate) fn is_first_end(&self) -> bool {
+        !self.0.is_end_told.swap(true, Ordering::Relaxed)
+    }
+
+    /// Returns why the lease ended, as far as that was noticed. Does not read the clock.
+    pub(crate) fn noticed_end(&self) -> Option<LostReason> {
+        reason(self.0.expiry.ended(|_| None))
     }
 
     pub(crate) fn extend(&self, until: Time) {

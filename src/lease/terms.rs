@@ -1,4 +1,5 @@
-//! [`Grant`]: what a request is given with a lock. [`LostReason`]: why it ends.
+//! [`Grant`]: what a request is given with a lock, and [`GrantPath`]: how it came. [`LostReason`]:
+//! why it ends.
 
 use crate::clock::Time;
 
@@ -13,6 +14,33 @@ pub(crate) struct Grant {
     pub(crate) until: Time,
     /// The lease is not extended beyond this.
     pub(crate) limit: Time,
+}
+
+/// How a lock came to its holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(any(feature = "tracing", feature = "metrics")), allow(dead_code))]
+pub(crate) enum GrantPath {
+    /// The first acquire got it: the lock was free.
+    Uncontended,
+    /// From a request of this process.
+    Local,
+    /// From another process, which handed it over.
+    Granted,
+    /// A later acquire got it: the lock had become free, or a grant had to be confirmed.
+    Polled,
+}
+
+#[cfg(any(feature = "tracing", feature = "metrics"))]
+impl GrantPath {
+    /// Returns the path as spans and metrics name it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Uncontended => "uncontended",
+            Self::Local => "local",
+            Self::Granted => "granted",
+            Self::Polled => "polled",
+        }
+    }
 }
 
 /// Why a lock is no longer held.

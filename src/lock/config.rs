@@ -11,11 +11,12 @@ use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Rejection, RejectionResponder, Wait};
 use crate::key::{KeyResult, LockKey};
 use crate::manager::LockManager;
-use crate::trace;
+use crate::observe::{self, Meter};
 
 #[derive(Clone)]
 pub(super) struct Config {
     pub(super) locks: LockManager,
+    pub(super) meter: Meter,
     pub(super) find_key: FindKey,
     pub(super) wait: Wait,
     pub(super) hold: Hold,
@@ -99,7 +100,7 @@ impl Config {
             Err(error) => match error.kind() {
                 ErrorKind::MissingKey | ErrorKind::Config if self.optional_key => Ok(None),
                 ErrorKind::Config => {
-                    trace::misconfigured(&error);
+                    observe::misconfigured(&error);
                     Err(error)
                 }
                 _ => Err(error),
@@ -108,6 +109,7 @@ impl Config {
     }
 
     pub(super) fn respond(&self, rejection: Rejection) -> Response<Bytes> {
+        observe::rejected(&self.meter, rejection.kind());
         rejection.into_response(self.rejection.as_deref())
     }
 }
@@ -115,6 +117,7 @@ impl Config {
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
+            .field("meter", &self.meter)
             .field("wait", &self.wait)
             .field("hold", &self.hold)
             .field("on_unavailable", &self.on_unavailable)

@@ -25,6 +25,8 @@ use crate::http::RejectionKind;
 use crate::http::{Content, Protocol, RejectedBy, find_lease, insert_lease};
 use crate::key::{KeyResult, LockKey};
 use crate::manager::LockGuard;
+#[cfg(feature = "axum")]
+use crate::observe;
 
 pin_project! {
     /// The response of a [`DistributedLock`](super::DistributedLock).
@@ -151,6 +153,7 @@ where
                         Err(NoKey::Rejected(mut response)) => {
                             let (kind, by) = (RejectionKind::InvalidKey, RejectedBy::Lock);
                             let rejection = protocol.reject(kind.into(), by, None, Duration::ZERO);
+                            observe::rejected(&config.meter, kind);
                             response.extensions_mut().insert(rejection);
                             this.state.set(State::Done);
                             let fixed = |data| ResponseBody::unlocked(Content::fixed(data));
@@ -254,7 +257,9 @@ where
             let waited = Waited::on(Some(key.clone()));
             let config = Arc::clone(config);
             let state = State::Acquiring {
-                acquiring: Box::pin(async move { config.locks.take(key, wait).await }),
+                acquiring: Box::pin(
+                    async move { config.locks.take(&config.meter, key, wait).await },
+                ),
                 call: Some((service, Request::from_parts(parts, body))),
             };
             (waited, state)

@@ -26,7 +26,7 @@ impl HeldLock {
         guard.offer();
         Self {
             #[cfg(feature = "tracing")]
-            span: crate::trace::span(guard.key(), guard.fencing_token()),
+            span: crate::observe::span(guard.lease()),
             guard,
             lost: None,
             on_lost,

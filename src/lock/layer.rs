@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Rejection, Wait};
 use crate::key::{IntoLockKey, LockKey};
 use crate::manager::LockManager;
+use crate::observe::{Meter, Role};
 
 /// Runs every request under a lock, so that requests for one key run one at a time, on all nodes.
 ///
@@ -115,6 +116,7 @@ impl DistributedLockLayer {
         Self {
             config: Arc::new(Config {
                 locks,
+                meter: Meter::unnamed(Role::LockLayer),
                 find_key,
                 wait: Wait::default(),
                 hold: Hold::default(),
@@ -172,6 +174,29 @@ impl DistributedLockLayer {
     fn set(mut self, set: impl FnOnce(&mut Config)) -> Self {
         set(Arc::make_mut(&mut self.config));
         self
+    }
+
+    /// Sets the name under which metrics and events count the locks of this layer, such as the name
+    /// of the route. Default: `default`.
+    ///
+    /// The name does not change which requests exclude each other: that is the key's matter. It is
+    /// a label of every metric, so it must not come from a request.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `name` is empty.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, key};
+    /// # fn layer(locks: LockManager) -> DistributedLockLayer {
+    /// DistributedLockLayer::new(locks, key::path("/accounts/{id}/{*rest}")).name("transfer")
+    /// # }
+    /// ```
+    pub fn name(self, name: &str) -> Self {
+        let meter = Meter::new(name, Role::LockLayer);
+        self.set(|config| config.meter = meter)
     }
 
     /// Sets how long a request waits for its turn. Default: zero, it does not wait, and is answered

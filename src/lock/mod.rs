@@ -65,6 +65,7 @@
 //! | [`on_lost(OnLost)`] | [`Cancel`](OnLost::Cancel) | stop a request whose lock is lost, or let it go on ([`Continue`](OnLost::Continue)) |
 //! | [`optional_key()`] | refused: 400 or 500 | requests without a key run without a lock |
 //! | [`release_before_response(bool)`] | `false` | hold the response back until Redis has released the lock; of a stream, only its last frame |
+//! | [`name(name)`] | `default` | what metrics and events call this layer's locks |
 //! | [`rejection(closure)`] | problem+json, or a gRPC status | replaces the responses of the next table |
 //!
 //! [`new(locks, key)`]: DistributedLockLayer::new
@@ -78,6 +79,7 @@
 //! [`on_lost(OnLost)`]: DistributedLockLayer::on_lost
 //! [`optional_key()`]: DistributedLockLayer::optional_key
 //! [`release_before_response(bool)`]: DistributedLockLayer::release_before_response
+//! [`name(name)`]: DistributedLockLayer::name
 //! [`rejection(closure)`]: DistributedLockLayer::rejection
 //!
 //! The time to live of a lock, the longest time that a request may hold it, the number of requests

@@ -10,9 +10,9 @@ use tokio::sync::oneshot;
 use super::core::{Core, StoreEvents};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
+use crate::observe;
 use crate::shield::shielded;
 use crate::store::Connected;
-use crate::trace;
 
 /// The slots are not visited more often than this…
 const MIN_PAUSE: Duration = Duration::from_millis(1);
@@ -153,11 +153,11 @@ enum Start {
 fn on_own_thread(core: Arc<Core>, connected: Option<Connected>, start: Start) {
     let thread = std::thread::Builder::new().name("distributed-lock".to_owned());
     let starting = Arc::clone(&core);
-    let run = trace::with_this_subscriber(move || {
+    let run = observe::with_this_subscriber(move || {
         if start == Start::AfterPanic {
             // The cause of the panic may still be there.
             std::thread::sleep(PAUSE_AFTER_FAILURE);
-            shielded(trace::restarted);
+            shielded(observe::restarted);
         }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -175,7 +175,7 @@ fn on_own_thread(core: Arc<Core>, connected: Option<Connected>, start: Start) {
 fn not_started(core: &Core, error: &std::io::Error) {
     core.is_running.store(false, Ordering::SeqCst);
     core.stopped.notify_waiters();
-    trace::not_started(error);
+    observe::not_started(error);
 }
 
 pub(super) async fn tick_slots(core: &Arc<Core>) {

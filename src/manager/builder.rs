@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::slot::Rules;
-use super::{Core, LockManager};
+use super::{Core, LockManager, instance};
 use crate::error::{Error, ErrorKind};
 use crate::store::{
     AddressMap, Credentials, CredentialsCallback, Options, RedisServer, Servers, Store, Tls,
@@ -28,6 +28,7 @@ const DEFAULT_COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 /// | [`min_replicas`](Self::min_replicas) | 0 | how many replicas must have a lock before it is given |
 /// | [`credentials`](Self::credentials) | those of the URL | asked for user and password at each login |
 /// | [`address_map`](Self::address_map) | as they are told | the addresses of the servers of which a cluster or a sentinel tells |
+/// | [`instance_name`](Self::instance_name) | host and process id | what this process is called where locks are inspected |
 /// | `tls_root_certificate` | the system's | the authorities to trust with `rediss://` (feature `tls`) |
 /// | `tls_client_certificate` | none | the certificate by which Redis knows this client (feature `tls`) |
 /// | `tls_server_name` | the host | the name that the certificate of Redis must have (feature `tls`) |
@@ -75,6 +76,7 @@ pub struct LockManagerBuilder {
     address_map: Option<AddressMap>,
     tls: Tls,
     credentials: Option<CredentialsCallback>,
+    instance_name: Option<String>,
 }
 
 impl Default for LockManagerBuilder {
@@ -94,6 +96,7 @@ impl Default for LockManagerBuilder {
             address_map: None,
             tls: Tls::default(),
             credentials: None,
+            instance_name: None,
         }
     }
 }
@@ -425,6 +428,25 @@ impl LockManagerBuilder {
         self
     }
 
+    /// Sets what this process is called where its locks are [inspected](LockManager::inspect).
+    /// Default: the host's name and the process id, as in `api-7d9f:1`. 1 to 128 bytes.
+    ///
+    /// It is part of the name of the connection (`CLIENT SETNAME`), so Redis forgets it when the
+    /// process is gone.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::LockManager;
+    /// let locks = LockManager::builder().instance_name("billing eu-1").in_memory()?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
+    pub fn instance_name(mut self, name: impl Into<String>) -> Self {
+        self.instance_name = Some(name.into());
+        self
+    }
+
     /// Sets the certificates, in PEM form, of the authorities to trust when connecting by TLS.
     /// Default: the authorities of the operating system. These replace them; they do not add to
     /// them.
@@ -706,7 +728,9 @@ impl LockManagerBuilder {
             Some(Servers::Sentinel { .. } | Servers::Cluster(_))
         );
         let command_timeout = self.chosen_command_timeout();
+        let instance = self.instance_name.unwrap_or_else(instance::default_name);
         let options = Options {
+            instance,
             prefix: self.prefix,
             ttl: self.ttl,
             grant_ttl: rules.grant_ttl,
@@ -757,6 +781,13 @@ impl LockManagerBuilder {
             return Err(Error::new(
                 ErrorKind::Config,
                 "prefix must have 1 to 128 bytes and no braces",
+            ));
+        }
+        let instance = self.instance_name.as_deref();
+        if instance.is_some_and(|name| name.is_empty() || name.len() > 128) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "instance_name must have 1 to 128 bytes; leave it out for the host's name",
             ));
         }
         if self.max_waiters == 0 || self.max_waiters_per_key == 0 {
@@ -811,6 +842,7 @@ impl fmt::Debug for LockManagerBuilder {
             .field("quarantine", &self.quarantine)
             .field("min_replicas", &self.min_replicas)
             .field("address_map", &self.address_map)
+            .field("instance_name", &self.instance_name)
             .finish_non_exhaustive()
     }
 }

@@ -134,7 +134,7 @@ impl LockGuard {
             }
             Err(error) => {
                 if lease.is_held() {
-                    crate::trace::not_kept(lease.key(), &error);
+                    crate::observe::not_kept(lease.key(), &error);
                 }
                 record.content = instead();
                 self.put(record).await

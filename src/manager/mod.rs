@@ -4,6 +4,9 @@ mod background;
 mod builder;
 mod core;
 mod guard;
+mod inspect;
+mod instance;
+mod intervene;
 mod once;
 pub(crate) mod slot;
 mod waiters;
@@ -24,8 +27,8 @@ pub use self::guard::LockGuard;
 pub use self::once::Once;
 use crate::error::{Error, ErrorKind};
 use crate::key::{IntoLockKey, LockKey};
+use crate::observe::{self, Meter, Stopwatch};
 use crate::store::{Damage, RedisServer};
-use crate::trace::{self, Stopwatch};
 
 /// How long a decision may take from the slot to its request.
 const A_MOMENT: Duration = Duration::from_millis(10);
@@ -185,7 +188,8 @@ impl LockManager {
     where
         K: IntoLockKey,
     {
-        self.take(key.into_lock_key()?, None).await
+        let key = key.into_lock_key()?;
+        self.take(&self.core.meter, key, None).await
     }
 
     /// Takes the lock as soon as it is free, within `wait`. Requests of one process get it in order
@@ -223,52 +227,66 @@ impl LockManager {
     where
         K: IntoLockKey,
     {
-        self.take(key.into_lock_key()?, Some(wait)).await
+        let key = key.into_lock_key()?;
+        self.take(&self.core.meter, key, Some(wait)).await
     }
 
     pub(crate) async fn take(
         &self,
+        meter: &Meter,
         key: LockKey,
         wait: Option<Duration>,
     ) -> Result<LockGuard, Error> {
-        let waited = Stopwatch::start();
-        let result = match self.request(&key, wait).await {
-            Ok(Taken::Lock(guard)) => Ok(guard),
-            Ok(Taken::Record(_)) => Err(Error::new(
-                ErrorKind::Unavailable,
-                "the store replied with a record where only a lock can be",
-            )),
-            Err(error) => Err(error),
+        let attempt = async {
+            let waited = Stopwatch::start(meter);
+            let result = match self.request(meter, &key, wait).await {
+                Ok(Taken::Lock(guard)) => Ok(guard),
+                Ok(Taken::Record(_)) => Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the store replied with a record where only a lock can be",
+                )),
+                Err(error) => Err(error),
+            };
+            tell_result(meter, &key, result.as_ref(), &waited);
+            result
         };
-        trace_result(&key, result.as_ref(), &waited);
-        result
+        observe::acquiring(&key, meter, attempt).await
     }
 
     /// Takes the lock of a record, or returns the record that is in its place.
     pub(crate) async fn claim(
         &self,
+        meter: &Meter,
         key: LockKey,
         wait: Option<Duration>,
     ) -> Result<Claimed, Error> {
-        let waited = Stopwatch::start();
-        let record = match self.request(&key, wait).await {
-            Ok(Taken::Record(found)) => self.core.store.fetch(&key, found).await,
-            Ok(Taken::Lock(guard)) => {
-                trace_result(&key, Ok(&guard), &waited);
-                return Ok(Claimed::Lock(guard));
+        let attempt = async {
+            let waited = Stopwatch::start(meter);
+            let record = match self.request(meter, &key, wait).await {
+                Ok(Taken::Record(found)) => self.core.store.fetch(&key, found).await,
+                Ok(Taken::Lock(guard)) => {
+                    tell_result(meter, &key, Ok(&guard), &waited);
+                    return Ok(Claimed::Lock(guard));
+                }
+                Err(error) => Err(error),
+            };
+            match &record {
+                Ok(_) => observe::recorded(&key, meter, &waited),
+                Err(error) => tell_result(meter, &key, Err(error), &waited),
             }
-            Err(error) => Err(error),
+            record.map(|record| record.map_or_else(Claimed::Damaged, Claimed::Record))
         };
-        match &record {
-            Ok(_) => trace::recorded(&key, &waited),
-            Err(error) => trace_result(&key, Err(error), &waited),
-        }
-        record.map(|record| record.map_or_else(Claimed::Damaged, Claimed::Record))
+        observe::acquiring(&key, meter, attempt).await
     }
 
-    async fn request(&self, key: &LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
+    async fn request(
+        &self,
+        meter: &Meter,
+        key: &LockKey,
+        wait: Option<Duration>,
+    ) -> Result<Taken, Error> {
         let wait = wait.filter(|wait| !wait.is_zero());
-        let mut request = self.core.request(key, wait.is_some())?;
+        let mut request = self.core.request(key, wait.is_some(), meter)?;
         let limit = wait.or_else(|| self.core.store.replies_within());
         let decision = match limit {
             Some(limit) => timeout(limit, &mut request.decision).await,
@@ -335,10 +353,15 @@ impl LockManager {
     }
 }
 
-fn trace_result(key: &LockKey, result: Result<&LockGuard, &Error>, waited: &Stopwatch) {
+fn tell_result(
+    meter: &Meter,
+    key: &LockKey,
+    result: Result<&LockGuard, &Error>,
+    waited: &Stopwatch,
+) {
     match result {
-        Ok(guard) => trace::acquired(key, guard.fencing_token(), waited),
-        Err(error) => trace::refused(key, error, waited),
+        Ok(guard) => observe::acquired(guard.lease(), waited),
+        Err(error) => observe::refused(key, meter, error, waited),
     }
 }
 

@@ -9,8 +9,8 @@ use super::{Claimed, LockManager};
 use crate::error::{Error, ErrorKind};
 use crate::key::{IntoLockKey, Kind, LockKey};
 use crate::lease::Lease;
+use crate::observe;
 use crate::store::Record;
-use crate::trace;
 
 /// What is remembered of work that is done. It is neither a token nor a response.
 const DONE: Bytes = Bytes::from_static(b"done");
@@ -100,7 +100,7 @@ impl LockManager {
                 format!("retention must be between a second and a year, not {retention:?}"),
             ));
         }
-        let guard = match self.claim(key.clone(), None).await {
+        let guard = match self.claim(&self.core.meter, key.clone(), None).await {
             Ok(Claimed::Lock(guard)) => guard,
             Ok(Claimed::Record(_) | Claimed::Damaged(_)) => return Ok(Once::AlreadyDone),
             Err(error) if error.kind() == ErrorKind::Held => return Ok(Once::Running),
@@ -119,7 +119,7 @@ impl LockManager {
         match guard.complete(record, || DONE).await {
             Ok(()) => Ok(Once::Ran(value)),
             Err(error) => {
-                trace::not_recorded(&key, &error);
+                observe::not_recorded(&key, &error);
                 Err(Error::caused_by(
                     ErrorKind::Lost,
                     format!("the work was done, but may be done again: {error}"),
@@ -165,6 +165,7 @@ impl LockManager {
         if self.is_closed() {
             return Err(Error::of(ErrorKind::Closed));
         }
+        self.core.ensure_running();
         let store = &self.core.store;
         let response = LockKey::from_store(Kind::Record, key.as_str());
         let had_response = match response {

@@ -1,7 +1,9 @@
 //! Locks kept in this process: for tests, examples, and services of one node.
 
+mod inspect;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -15,6 +17,8 @@ use crate::key::LockKey;
 #[derive(Debug)]
 pub(crate) struct MemoryStore {
     ttl: Duration,
+    /// What this process is called.
+    instance: String,
     state: Mutex<State>,
 }
 
@@ -35,7 +39,7 @@ struct Lock {
 }
 
 impl MemoryStore {
-    pub(crate) fn new(ttl: Duration) -> Self {
+    pub(crate) fn new(ttl: Duration, instance: String) -> Self {
         // As in Redis, fences begin at the clock, so that they rise from one run of the process to
         // the next.
         let since_epoch = SystemTime::now()
@@ -43,6 +47,7 @@ impl MemoryStore {
             .unwrap_or_default();
         Self {
             ttl,
+            instance,
             state: Mutex::new(State {
                 locks: HashMap::new(),
                 records: HashMap::new(),
@@ -54,14 +59,18 @@ impl MemoryStore {
 
     /// Deletes a record. Returns whether there was one.
     pub(crate) fn forget(&self, key: &LockKey) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.drop_expired_records(Time::now());
         state.expiries.retain(|_, expiring| expiring != key);
         state.records.remove(key).is_some()
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn execute(&self, now: Time, key: &LockKey, command: Command) -> Done {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.drop_expired_records(now);
         let (result, notice, sender) = match command {
             Command::Acquire { token, queue, .. } => {

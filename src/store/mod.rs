@@ -64,6 +64,7 @@ pub(crate) use self::redis::{AddressMap, CredentialsCallback, Damage, Manifest, 
 pub use self::redis::{Credentials, RedisServer};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
+use crate::inspect::{LockCursor, LockPage, LockReport};
 use crate::key::LockKey;
 
 /// The most bytes of a record that may go with its completion. A longer one is [put
@@ -73,6 +74,8 @@ pub(crate) const LONG_RECORD: usize = 16 << 10;
 /// The settings of the manager that a store needs.
 #[derive(Debug)]
 pub(crate) struct Options {
+    /// What this process is called.
+    pub(crate) instance: String,
     pub(crate) prefix: String,
     pub(crate) ttl: Duration,
     pub(crate) grant_ttl: Duration,
@@ -152,7 +155,10 @@ pub(crate) enum Store {
 impl Store {
     /// Returns a store in this process.
     pub(crate) fn in_memory(options: &Options) -> Self {
-        Self::Memory(memory::MemoryStore::new(options.ttl))
+        Self::Memory(memory::MemoryStore::new(
+            options.ttl,
+            options.instance.clone(),
+        ))
     }
 
     /// Returns the store in these servers, to which [`run`](Self::run) connects.
@@ -304,6 +310,52 @@ impl Store {
             Self::Cluster(cluster) => cluster.fetch(key, found).await,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => Ok(Ok(found)),
+        }
+    }
+
+    /// Waits until the store has shown that locks can be taken.
+    pub(crate) async fn ping(&self) -> Result<(), Error> {
+        match self {
+            Self::Redis(redis) => redis.ping().await,
+            Self::Cluster(cluster) => cluster.ping().await,
+            Self::Memory(_) => Ok(()),
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => Ok(()),
+        }
+    }
+
+    /// Returns what the store knows of a lock.
+    pub(crate) async fn inspect(&self, key: &LockKey) -> Result<LockReport, Error> {
+        match self {
+            Self::Redis(redis) => redis.inspect(key).await,
+            Self::Cluster(cluster) => cluster.inspect(key).await,
+            Self::Memory(memory) => Ok(memory.inspect(Time::now(), key)),
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => unreachable!("no test asks"),
+        }
+    }
+
+    /// Returns what the store knows of some locks or records, and where the next ones are.
+    pub(crate) async fn list(&self, cursor: LockCursor) -> Result<LockPage, Error> {
+        match self {
+            Self::Redis(redis) => redis.list(cursor).await,
+            Self::Cluster(cluster) => cluster.list(cursor).await,
+            Self::Memory(memory) => Ok(memory.list(Time::now(), cursor)),
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => unreachable!("no test asks"),
+        }
+    }
+
+    /// Takes a lock from its holder, and gives it to the next in the queue. Returns whether there
+    /// was a holder. If it is of this crate, it is told that its lock has
+    /// [changed](Notice::Changed).
+    pub(crate) async fn force_release(&self, key: &LockKey) -> Result<bool, Error> {
+        match self {
+            Self::Redis(redis) => redis.force_release(key).await,
+            Self::Cluster(cluster) => cluster.force_release(key).await,
+            Self::Memory(memory) => memory.force_release(key),
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => unreachable!("no test asks"),
         }
     }
 

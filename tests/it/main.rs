@@ -28,4 +28,5 @@ mod doubles;
 mod idempotency;
 mod lock;
 mod manager;
+mod operator;
 mod redis;

@@ -10,6 +10,7 @@ mod capture;
 #[allow(dead_code)] // Not all that it can do is used here.
 #[path = "../support/once.rs"]
 mod once;
+mod spans;
 #[path = "../support/mod.rs"]
 mod support;
 

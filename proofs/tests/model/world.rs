@@ -547,7 +547,7 @@ impl Plan {
             Some(_) => actions.push(Action::Deliver(number)),
             None => {}
         }
-        if world.left.other_commands > 0 && node.slot.waiting().in_store {
+        if world.left.other_commands > 0 && node.slot.census().in_store {
             actions.push(Action::AskSomethingElse(number));
         }
         if node.tick_at(self).is_some_and(|at| at <= world.now) {
@@ -596,7 +596,7 @@ impl Node {
     /// Returns when the state machine next has something to do, in whole steps of the clock.
     fn tick_at(&self, plan: &Plan) -> Option<u64> {
         let at = self.slot.next_tick()?.as_nanos().div_ceil(1_000_000);
-        let is_fallback = self.slot.waiting().in_store;
+        let is_fallback = self.slot.census().in_store;
         (!(is_fallback && plan.is(Mutant::NoFallback))).then_some(at)
     }
 }
@@ -664,7 +664,7 @@ impl World {
         self.redis.queue.iter().any(|token| match token {
             Token::Ours { process, .. } => {
                 let node = &self.nodes[usize::from(*process)];
-                node.is_alive && node.slot.waiting().in_store
+                node.is_alive && node.slot.census().in_store
             }
             _ => false,
         })
@@ -1225,7 +1225,7 @@ impl World {
         let node = &mut self.nodes[number];
         match *effect {
             Effect::Send(command) => self.send(plan, number, command),
-            Effect::Grant { waiter, grant } => {
+            Effect::Grant { waiter, grant, .. } => {
                 node.waiting.retain(|waiting| *waiting != waiter);
                 node.holders.push(Holder {
                     lease: grant.lease,

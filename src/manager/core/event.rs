@@ -8,16 +8,16 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::slots::Entry;
-use super::{Core, Taken, Waiter};
+use super::{Core, DecisionSender, Taken, Waiter};
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
 use crate::lease::{Lease, LostReason};
 use crate::manager::guard::LockGuard;
-use crate::manager::slot::{self, Effect, Env, Waiting};
+use crate::manager::slot::{self, Census, Effect, Env};
+use crate::observe;
 use crate::shield::shielded;
 use crate::store::{Command, Record, ReplySender};
-use crate::trace;
 
 type Effects = slot::Effects<Waiter, Record, Option<ReplySender>>;
 pub(in crate::manager) type Machine<'a> = slot::Machine<'a, Waiter, Record, Option<ReplySender>>;
@@ -27,7 +27,8 @@ pub(in crate::manager) type Machine<'a> = slot::Machine<'a, Waiter, Record, Opti
 struct Outbox {
     settled: SmallVec<[(ReplySender, Result<(), Error>); 1]>,
     lost: SmallVec<[(Lease, LostReason); 1]>,
-    decided: SmallVec<[(Waiter, Decision); 1]>,
+    decided: SmallVec<[(DecisionSender, Decision); 1]>,
+    hand_ons: usize,
     given_up: Option<Entry>,
 }
 
@@ -44,7 +45,7 @@ impl Core {
     ///
     /// This function does not panic. A slot that does is given up, with the lock that it holds and
     /// the requests that wait there: no other key must suffer from it.
-    pub(super) fn with_slot<T: Default>(
+    pub(in crate::manager) fn with_slot<T: Default>(
         self: &Arc<Self>,
         key: &LockKey,
         event: impl FnOnce(&mut Machine<'_>) -> T,
@@ -62,7 +63,7 @@ impl Core {
             Some(entry) => entry,
             None => new.insert(Entry::default()),
         };
-        let before = entry.slot.waiting();
+        let before = entry.slot.census();
         let result = shielded(|| {
             let mut effects = Effects::new();
             let result = event(&mut entry.slot.on(&env, &mut effects));
@@ -73,7 +74,8 @@ impl Core {
             outbox.given_up = Some(self.give_up(key, entry, env.now));
             T::default()
         });
-        self.count(before, entry.slot.waiting());
+        let after = entry.slot.census();
+        self.count(before, after);
         if let Some(at) = entry.slot.next_tick() {
             self.next_visit.wake_by(at.as_nanos());
         }
@@ -91,6 +93,7 @@ impl Core {
             _ => {}
         }
         drop(shard);
+        shielded(|| observe::waiting(&self.meters, before.waiting, after.waiting));
         self.tell(key, outbox);
         result
     }
@@ -129,16 +132,24 @@ impl Core {
                         }
                         outbox.settled.extend(done.settled);
                     }
-                    Effect::Grant { waiter, grant } => {
-                        let lease = Lease::new(self.id, key.clone(), grant);
+                    Effect::Grant {
+                        waiter: Waiter { decision, meter },
+                        grant,
+                        path,
+                    } => {
+                        let lease = Lease::new(self.id, key.clone(), grant, path, meter);
                         entry.lease = Some(lease.clone());
-                        outbox.decided.push((waiter, Decision::Granted(lease)));
+                        outbox.decided.push((decision, Decision::Granted(lease)));
                     }
                     Effect::Replay { waiter, record } => {
-                        outbox.decided.push((waiter, Decision::Recorded(record)));
+                        outbox
+                            .decided
+                            .push((waiter.decision, Decision::Recorded(record)));
                     }
                     Effect::Reject { waiter, error } => {
-                        outbox.decided.push((waiter, Decision::Rejected(error)));
+                        outbox
+                            .decided
+                            .push((waiter.decision, Decision::Rejected(error)));
                     }
                     Effect::Extend { until } => {
                         if let Some(lease) = &entry.lease {
@@ -154,6 +165,7 @@ impl Core {
                         }
                     }
                     Effect::HandedOn { reply } => {
+                        outbox.hand_ons += 1;
                         outbox.settled.extend(reply.map(|reply| (reply, Ok(()))));
                     }
                 }
@@ -177,8 +189,9 @@ impl Core {
         broken
     }
 
-    fn count(&self, before: Waiting, after: Waiting) {
-        count(&self.waiting, before.requests, after.requests);
+    fn count(&self, before: Census, after: Census) {
+        count(&self.held, before.is_held.into(), after.is_held.into());
+        count(&self.waiting, before.waiting, after.waiting);
         count(&self.queued, before.in_store.into(), after.in_store.into());
     }
 
@@ -189,12 +202,18 @@ impl Core {
             shielded(|| reply.send(result));
         }
         for (lease, reason) in outbox.lost {
-            shielded(|| trace::lost(key, lease.fencing_token(), lease.age(), reason));
+            shielded(|| observe::lost(&lease, reason));
         }
-        for (waiter, decision) in outbox.decided {
+        for _ in 0..outbox.hand_ons {
+            shielded(|| observe::handed_on(&self.meters));
+        }
+        for (sender, decision) in outbox.decided {
+            if let Decision::Granted(lease) = &decision {
+                shielded(|| observe::held(lease));
+            }
             // If the waiter is gone, its guard is dropped, which passes the lock on.
             shielded(|| {
-                waiter.send(match decision {
+                sender.send(match decision {
                     Decision::Granted(lease) => {
                         Ok(Taken::Lock(LockGuard::new(Arc::clone(self), lease)))
                     }
@@ -204,7 +223,7 @@ impl Core {
             });
         }
         if let Some(broken) = outbox.given_up {
-            shielded(|| trace::slot_given_up(key));
+            shielded(|| observe::slot_given_up(key));
             if let Some(lease) = broken.lease {
                 lease.end(LostReason::Expired);
             }

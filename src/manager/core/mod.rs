@@ -20,10 +20,10 @@ use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::lease::{Lease, LostReason};
+use crate::observe::{self, ManagerMeters, Meter, Role};
 use crate::shield::shielded;
 use crate::store::{Command, Events, Notice, Outcome, Record, ReplySender, Store};
 use crate::sync::WakeAt;
-use crate::trace;
 
 pub(crate) struct Core {
     /// Tells this manager from the others in the process.
@@ -34,25 +34,38 @@ pub(crate) struct Core {
     slots: Slots,
     /// Numbers for tokens, leases and waiters, each used once.
     ids: AtomicU64,
+    /// Keys whose lock this process has.
+    pub(super) held: AtomicUsize,
     /// Requests that wait.
-    waiting: AtomicUsize,
+    pub(super) waiting: AtomicUsize,
     /// How many requests may wait.
     max_waiters: usize,
     /// Keys that are in a queue of the store.
-    queued: AtomicUsize,
+    pub(super) queued: AtomicUsize,
     /// Clones of the manager.
     pub(super) handles: AtomicUsize,
     pub(super) is_closed: AtomicBool,
+    /// Whether no more locks are given out, though some are held.
+    pub(super) is_draining: AtomicBool,
     pub(super) is_running: AtomicBool,
     /// Notified whenever the background task ends. After the manager was closed, it ends when
     /// everything is done.
     pub(super) stopped: Notify,
+    pub(super) meters: ManagerMeters,
+    /// Locks that are taken without a layer are counted under this.
+    pub(super) meter: Meter,
     /// When the background task next visits the slots, as [`Time`] in nanoseconds.
     pub(super) next_visit: WakeAt,
 }
 
 type TakeResult = Result<Taken, Error>;
-type Waiter = oneshot::Sender<TakeResult>;
+type DecisionSender = oneshot::Sender<TakeResult>;
+
+pub(in crate::manager) struct Waiter {
+    decision: DecisionSender,
+    /// What its lock is counted under.
+    meter: Meter,
+}
 
 /// What a request gets.
 pub(super) enum Taken {
@@ -115,13 +128,17 @@ impl Core {
             command_timeout,
             slots: Slots::new(),
             ids: AtomicU64::new(1),
+            held: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             max_waiters,
             queued: AtomicUsize::new(0),
             handles: AtomicUsize::new(0),
             is_closed: AtomicBool::new(false),
+            is_draining: AtomicBool::new(false),
             is_running: AtomicBool::new(false),
             stopped: Notify::new(),
+            meters: ManagerMeters::default(),
+            meter: Meter::unnamed(Role::Manager),
             next_visit: WakeAt::new(),
         })
     }
@@ -130,15 +147,22 @@ impl Core {
         self: &'a Arc<Self>,
         key: &'a LockKey,
         patient: bool,
+        meter: &Meter,
     ) -> Result<Request<'a>, Error> {
-        if self.is_closed.load(Ordering::Acquire) {
-            return Err(Error::of(ErrorKind::Closed));
-        }
-        let (waiter, decision) = oneshot::channel();
+        self.gives_locks()?;
+        let (sender, decision) = oneshot::channel();
+        let waiter = Waiter {
+            decision: sender,
+            meter: meter.clone(),
+        };
         let number = self.with_slot(key, |machine| {
             // Taken while the slot is locked: numbers rise in order of arrival.
             let number = machine.next_id();
             machine.request(number, waiter, patient);
+            // Whoever stops the giving has every slot locked once, before or after this.
+            if let Err(error) = self.gives_locks() {
+                machine.reject_all(&error);
+            }
             number
         });
         self.ensure_running();
@@ -183,10 +207,26 @@ impl Core {
     }
 
     fn lease_ended(self: &Arc<Self>, lease: &Lease) {
-        shielded(|| trace::released(lease.key(), lease.fencing_token(), lease.age()));
+        shielded(|| {
+            // The holder may know from the clock what the slot has not noticed.
+            if let Some(reason) = lease
+                .noticed_end()
+                .filter(|why| *why != LostReason::Released)
+            {
+                observe::lost(lease, reason);
+            }
+            observe::released(lease);
+        });
         // The background task may have ended: the manager was closed, and only this lease was left,
         // which was lost.
         self.ensure_running();
+    }
+
+    /// Returns the lease of the holder in this process, if there is one.
+    pub(super) fn lease_on(&self, key: &LockKey) -> Option<Lease> {
+        let shard = self.slots.shard_of(key);
+        let lease = shard.get(key)?.lease.clone();
+        lease.filter(Lease::is_held)
     }
 
     /// Returns how many shards there are to [tick](Self::tick).
@@ -234,6 +274,7 @@ pub(super) struct StoreEvents<'a>(pub(super) &'a Arc<Core>);
 
 impl Events for StoreEvents<'_> {
     fn replied(&self, key: &LockKey, command: Command<(), ()>, outcome: Outcome) {
+        shielded(|| observe::replied(&self.0.meters, &command, &outcome));
         if !matches!(command, Command::Release { .. }) {
             self.0
                 .with_slot(key, |machine| machine.replied(command, outcome));

@@ -59,7 +59,7 @@ pub(crate) use self::rules::Rules;
 use super::waiters::Waiters;
 use crate::clock::Time;
 use crate::error::Error;
-use crate::lease::{Grant, LostReason};
+use crate::lease::{Grant, GrantPath, LostReason};
 use crate::store::Command;
 
 /// What the machine needs to know besides its slot.
@@ -87,7 +87,11 @@ pub(crate) enum Effect<W, R, S> {
     /// The command goes to the store.
     Send(Command<R, S>),
     /// The waiter holds the lock.
-    Grant { waiter: W, grant: Grant },
+    Grant {
+        waiter: W,
+        grant: Grant,
+        path: GrantPath,
+    },
     /// The waiter does not get the lock.
     Reject { waiter: W, error: Error },
     /// The waiter gets the record that is in the lock's place.
@@ -163,11 +167,13 @@ impl State {
     }
 }
 
-/// The requests that wait for a slot.
+/// What there is to count of a slot.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Waiting {
-    /// How many there are.
-    pub(crate) requests: usize,
+pub(crate) struct Census {
+    /// Whether this process has the lock.
+    pub(crate) is_held: bool,
+    /// How many requests wait.
+    pub(crate) waiting: usize,
     /// Whether their token is in the store's queue.
     pub(crate) in_store: bool,
 }
@@ -192,10 +198,11 @@ impl<W> Slot<W> {
         Machine::new(self, env, effects)
     }
 
-    /// Returns how many requests wait, and whether in the store's queue.
-    pub(crate) fn waiting(&self) -> Waiting {
-        Waiting {
-            requests: self.waiters.len() - self.impatient - usize::from(self.first_acquires_only()),
+    /// Returns what there is to count.
+    pub(crate) fn census(&self) -> Census {
+        Census {
+            is_held: matches!(self.state, State::Holding(_)),
+            waiting: self.waiters.len() - self.impatient - usize::from(self.first_acquires_only()),
             in_store: matches!(self.state, State::Queued { .. }),
         }
     }

@@ -231,7 +231,7 @@ fn describe(effect: Effect<char, (), ()>) -> String {
         Effect::Send(Command::Release { token, .. }) => format!("release {token}"),
         Effect::Send(Command::Renew { token }) => format!("renew {token}"),
         Effect::Send(Command::Check { token }) => format!("check {token}"),
-        Effect::Grant { waiter, grant } => format!("grant {waiter} {}", grant.fencing_token),
+        Effect::Grant { waiter, grant, .. } => format!("grant {waiter} {}", grant.fencing_token),
         Effect::Send(Command::Complete { token, .. }) => format!("complete {token}"),
         Effect::Replay { waiter, record } => {
             format!("replay {waiter} {record:?}")
@@ -586,7 +586,7 @@ fn who_completes_a_lock_that_was_lost_leaves_nothing() {
     // The lock had expired, and another process has it now.
     assert_eq!(table.complete_replied(Ok(Reply::Gone)), ["acquire 3 queue"]);
     assert!(table.acquire_replied(3, Duration::ZERO, HELD).is_empty());
-    assert_eq!(table.slot.waiting().requests, 1);
+    assert_eq!(table.slot.census().waiting, 1);
 
     let mut table = Table::held();
     let grant = table.grant_held();
@@ -833,7 +833,7 @@ fn the_lines_for_all_keys_together_are_bounded() {
     let mut table = Table::new();
     table.has_room = false;
     assert_eq!(table.request('a', true), ["acquire 1"]);
-    assert_eq!(table.slot.waiting().requests, 0);
+    assert_eq!(table.slot.census().waiting, 0);
     let effects = table.acquire_replied(1, Duration::ZERO, HELD);
     assert_eq!(effects, ["reject a QueueFull"]);
     assert!(table.slot.is_idle());
@@ -843,14 +843,14 @@ fn the_lines_for_all_keys_together_are_bounded() {
     table.request('a', true);
     table.request('b', true);
     table.request('c', false);
-    assert_eq!(table.slot.waiting().requests, 1);
+    assert_eq!(table.slot.census().waiting, 1);
     table.has_room = false;
     let effects = table.acquire_replied(1, Duration::ZERO, HELD);
     assert_eq!(
         effects,
         ["reject c Held", "reject a QueueFull", "acquire 1 queue"]
     );
-    assert_eq!(table.slot.waiting().requests, 1);
+    assert_eq!(table.slot.census().waiting, 1);
 
     // A request that does not wait takes no place from one that does.
     let mut table = Table::new();

@@ -177,7 +177,7 @@ impl Address {
             .map_err(|error| self.failed(error, settings))?;
         let _: Result<(), RedisError> = redis::cmd("CLIENT")
             .arg("SETNAME")
-            .arg(settings.names.client())
+            .arg(settings.names.client(&settings.instance))
             .query_async(&mut connection)
             .await;
         Ok(connection)

@@ -16,13 +16,13 @@ use crate::key::{Kind, LockKey};
 use crate::store::{Command, Failure, Reply};
 
 /// More bytes than the longest token has, with its mark.
-const MAX_TOKEN: usize = 64;
+pub(super) const MAX_TOKEN: usize = 64;
 /// No record that stands in a lock's place has more bytes.
 const MAX_VALUE: usize = 16 << 10;
 /// Lua's numbers are exact up to here.
 pub(super) const MAX_FENCE: u64 = 1 << 53;
 /// Stands behind the token of a lock that processes wait for.
-const MARK: u8 = b'!';
+pub(super) const MARK: u8 = b'!';
 
 /// What a connection has found out about its server.
 #[derive(Clone, Debug)]
@@ -615,7 +615,7 @@ fn released(had_it: bool, granted: bool) -> Reply {
 
 /// What a take found in the lock's place.
 fn found_held(key: &LockKey, value: Vec<u8>) -> Reply {
-    let foreign = !is_any_token(&value);
+    let foreign = token_of(&value).is_none();
     match key.kind() {
         Kind::Record if foreign => Reply::Recorded(value.into()),
         _ => Reply::HeldElsewhere {
@@ -625,16 +625,31 @@ fn found_held(key: &LockKey, value: Vec<u8>) -> Reply {
     }
 }
 
-/// Whether a lock's value is a token of this crate: a process's id, a colon, and a number.
-fn is_any_token(value: &[u8]) -> bool {
-    let token = value.strip_suffix(&[MARK]).unwrap_or(value);
-    let (id, number) = match token.split_at_checked(32) {
-        Some((id, rest)) => (id, rest.strip_prefix(b":").unwrap_or_default()),
-        None => return false,
-    };
-    id.iter().all(u8::is_ascii_hexdigit)
+/// A token of this crate: a process's id, a colon, and a number.
+#[derive(Clone, Copy)]
+pub(super) struct Token<'a> {
+    pub(super) process: &'a str,
+    pub(super) number: &'a str,
+    /// All of it, without the mark.
+    pub(super) unmarked: &'a str,
+    pub(super) is_marked: bool,
+}
+
+/// Reads a lock's value as a token of this crate. `None`: it is none.
+pub(super) fn token_of(value: &[u8]) -> Option<Token<'_>> {
+    let value = std::str::from_utf8(value).ok()?;
+    let unmarked = value.strip_suffix(char::from(MARK)).unwrap_or(value);
+    let (process, rest) = unmarked.split_at_checked(32)?;
+    let number = rest.strip_prefix(':')?;
+    let is_token = process.bytes().all(|byte| byte.is_ascii_hexdigit())
         && !number.is_empty()
-        && number.iter().all(u8::is_ascii_digit)
+        && number.bytes().all(|byte| byte.is_ascii_digit());
+    is_token.then_some(Token {
+        process,
+        number,
+        unmarked,
+        is_marked: unmarked.len() < value.len(),
+    })
 }
 
 fn said(reply: Reply) -> Said {

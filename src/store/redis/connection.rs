@@ -198,6 +198,13 @@ impl Link {
         slots.filter(is_due).collect()
     }
 
+    /// Returns whether no lock may be given at this time, as the server may lack some that are
+    /// held.
+    pub(super) fn is_quarantined(&self) -> bool {
+        self.quarantined_until
+            .is_some_and(|until| Time::now() < until)
+    }
+
     /// Returns whether the epoch has to be written under another name, as this server's
     /// [`Home`](super::names::Home) has moved. As long as a connection lives, its server has the
     /// data of that epoch.
@@ -215,8 +222,8 @@ impl Link {
     }
 
     /// Returns why no lock may be given at this time.
-    pub(super) fn refuses(&mut self, now: Time) -> Option<Error> {
-        let is_quarantined = self.quarantined_until.is_some_and(|until| now < until);
+    pub(super) fn refuses(&mut self) -> Option<Error> {
+        let is_quarantined = self.is_quarantined();
         // A server that is not ready may be in quarantine, or its counter of fences be lost.
         let may_give = !is_quarantined && self.unready.is_none();
         if self.server.may_give != may_give {
@@ -330,10 +337,10 @@ async fn prepare(
         load.arg(script.source).ignore();
     }
     pipeline.exec_async(&mut commands).await?;
-    // So that the holder of a lock is found in CLIENT LIST. Nothing depends on it.
+    // So that the holder of a lock is found in CLIENT LIST. A proxy may refuse it.
     let _: Result<(), RedisError> = redis::cmd("CLIENT")
         .arg("SETNAME")
-        .arg(settings.names.client())
+        .arg(settings.names.client(&settings.instance))
         .query_async(&mut commands)
         .await;
     if !can_push {

@@ -116,7 +116,7 @@ impl CredentialsCallback {
                         valid_for = next;
                         break;
                     }
-                    Err(error) => crate::trace::not_logged_in(&error),
+                    Err(error) => crate::observe::not_logged_in(&error),
                 }
                 sleep(RETRY).await;
             }

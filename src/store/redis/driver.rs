@@ -77,10 +77,11 @@ impl RedisStore {
         loop {
             let began = Time::now();
             let mut ready = self.connect().await;
-            if let (Some(_), Ok(link)) = (&connected, &mut ready)
-                && let Err(error) = self.probe(link).await
-            {
-                ready = Err(error);
+            if let (Some(_), Ok(link)) = (&connected, &mut ready) {
+                match self.probe(link).await {
+                    Ok(()) => self.told.up(&server),
+                    Err(error) => ready = Err(error),
+                }
             }
             if let (Some(connected), Err(error)) = (connected.take_if(|_| ready.is_err()), &ready) {
                 let _ = connected.send(Err(error.clone()));
@@ -178,6 +179,7 @@ impl RedisStore {
         let server = self.address.display();
         loop {
             self.fail_overdue(events);
+            self.told.quarantined(&server, link.is_quarantined());
             let take = |calls| self.submitted.drain(|| self.take_commands(calls));
             while let Some(commands) = take(replies.len()) {
                 let commands = refuse_acquires(&mut link, commands, events);
@@ -189,6 +191,13 @@ impl RedisStore {
                 replies.push_back(self.send(&link, &call, scripts, &ahead));
                 in_flight.push(call);
                 scripts = Scripts::ByHash;
+            }
+            let newest = in_flight.calls.back().map(|call| call.sent_at);
+            if self.pings.need_a_command(newest) {
+                last_sent = Time::now();
+                let (call, ahead) = link.call(last_sent, Vec::new(), &self.settings.names);
+                replies.push_back(self.send(&link, &call, scripts, &ahead));
+                in_flight.push(call);
             }
             if replies.is_empty() && is_finished() {
                 return End::Finished;
@@ -386,6 +395,8 @@ impl RedisStore {
         let commands = call.commands.iter().map(Pending::sent);
         let replies = commands::replies(&self.settings, &call.server, commands, values)?;
         link.observed.reply_to(call.sent_at);
+        let ready = || link.refuses().map_or(Ok(()), Err);
+        self.pings.answer(call.sent_at, ready);
         if let Some(error) = replies.no_tracking {
             self.told.no_tracking(&self.address.display(), &error);
             Arc::make_mut(&mut link.server).watches = false;
@@ -481,7 +492,7 @@ impl From<Unusable> for Undelivered {
 /// Fails the acquires, if no lock may be given now. Returns what is to be sent.
 fn refuse_acquires(link: &mut Link, commands: Vec<Pending>, events: &impl Events) -> Vec<Pending> {
     let now = Time::now();
-    let Some(error) = link.refuses(now) else {
+    let Some(error) = link.refuses() else {
         return commands;
     };
     let is_acquire = |pending: &Pending| matches!(pending.command, Command::Acquire { .. });
@@ -496,7 +507,7 @@ fn refuse_acquires(link: &mut Link, commands: Vec<Pending>, events: &impl Events
 
 /// Returns a release that gives a lock that is free to the next in the queue. No caller waits for
 /// it.
-fn regrant(token: u64) -> Command {
+pub(super) fn regrant(token: u64) -> Command {
     Command::Release {
         token,
         contended: true,

@@ -42,6 +42,7 @@ pub fn reply(bytes: &[u8]) {
     let values = values(bytes);
     let settings = Settings {
         names: Names::new(PREFIX.to_owned(), Uuid::nil()),
+        instance: String::new(),
         ttl: Duration::from_secs(30),
         grant_ttl: Duration::from_secs(10),
         command_timeout: Duration::from_secs(1),

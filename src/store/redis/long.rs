@@ -245,7 +245,7 @@ impl RedisStore {
 
     /// Sends commands that carry, or read, so many `bytes`. If Redis does not reply, they are sent
     /// again over a new connection.
-    async fn execute(
+    pub(super) async fn execute(
         &self,
         commands: Pipeline,
         bytes: usize,

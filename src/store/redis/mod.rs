@@ -18,12 +18,15 @@ mod endpoint;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod in_flight;
+mod inspect;
+mod intervene;
 mod long;
 mod manifest;
 mod messages;
 mod names;
 mod passed_on;
 mod pending;
+mod ping;
 mod probe;
 mod pushes;
 mod queue;
@@ -51,6 +54,7 @@ use self::long::LongRecords;
 pub(crate) use self::manifest::{Damage, Manifest};
 use self::names::Names;
 use self::pending::Pending;
+use self::ping::Pings;
 use self::queue::Queue;
 pub use self::server::RedisServer;
 pub(crate) use self::tls::Tls;
@@ -64,6 +68,8 @@ use crate::sync::Doorbell;
 #[derive(Clone, Debug)]
 struct Settings {
     names: Names,
+    /// What this process is called.
+    instance: String,
     ttl: Duration,
     grant_ttl: Duration,
     command_timeout: Duration,
@@ -77,6 +83,7 @@ impl Settings {
     fn new(names: Names, options: &Options) -> Self {
         Self {
             names,
+            instance: options.instance.clone(),
             ttl: options.ttl,
             grant_ttl: options.grant_ttl,
             command_timeout: options.command_timeout,
@@ -111,6 +118,7 @@ pub(crate) struct RedisStore {
     breaker: Breaker,
     told: Told,
     long_records: LongRecords,
+    pings: Pings,
     /// Where commands go that this server does not carry out, if it is one of a cluster.
     redirected: Option<Arc<Redirected>>,
 }
@@ -135,6 +143,7 @@ impl RedisStore {
             breaker: Breaker::default(),
             told: Told::default(),
             long_records: LongRecords::default(),
+            pings: Pings::default(),
             redirected: None,
         }
     }
@@ -165,6 +174,24 @@ impl RedisStore {
 
     pub(crate) fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the server has replied to a command that was sent from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind) if it does not reply in time, or gives no
+    /// locks.
+    pub(crate) async fn ping(&self) -> Result<(), Error> {
+        let answered = self.pings.ask();
+        self.wake();
+        match tokio::time::timeout(self.settings.command_timeout, answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(self
+                .breaker
+                .refuses()
+                .unwrap_or_else(|| queue::no_reply(&self.settings.command_timeout))),
+        }
     }
 
     /// Wakes the driver, as if a command had been submitted.

@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use uuid::Uuid;
 
 use super::cluster;
@@ -13,6 +14,8 @@ use crate::key::{Kind, LockKey};
 
 /// How the name of a record ends.
 const RECORD: &str = ":record";
+/// What the name of a connection begins with.
+const CLIENT: &str = concat!(env!("CARGO_PKG_NAME"), ":");
 
 /// Where fences come from.
 #[derive(Clone, Debug)]
@@ -151,16 +154,30 @@ impl Names {
         }
     }
 
-    /// Returns the name of this process's connections. It ends as its tokens begin.
-    pub(super) fn client(&self) -> String {
-        let id = self.tokens.trim_end_matches(':');
-        format!("{}:{id}", env!("CARGO_PKG_NAME"))
+    /// Returns what tells this manager from all others.
+    pub(super) fn id(&self) -> &str {
+        self.tokens.trim_end_matches(':')
+    }
+
+    /// Returns the name of this process's connections: its tokens begin as the name goes on, and
+    /// then it says what the process is called. Redis forgets it with the connection.
+    pub(super) fn client(&self, instance: &str) -> String {
+        // Redis takes neither spaces nor line breaks.
+        let instance = utf8_percent_encode(instance, NON_ALPHANUMERIC);
+        format!("{CLIENT}{}{instance}", self.tokens)
     }
 
     /// Returns what the number stands for in Redis.
     pub(super) fn token(&self, number: u64) -> impl Display {
         Token(&self.tokens, number)
     }
+}
+
+/// Reads the id and the name of a process from the name of its connection.
+pub(super) fn read_client(name: &str) -> Option<(&str, String)> {
+    let (id, instance) = name.strip_prefix(CLIENT)?.split_once(':')?;
+    let instance = percent_decode_str(instance).decode_utf8_lossy();
+    Some((id, instance.into_owned()))
 }
 
 /// Written where it is needed, without a string of its own.
@@ -267,6 +284,19 @@ mod tests {
         assert!(record != LockKey::new(record.as_str()).unwrap());
         assert_eq!(key_of("lock:", "{lock:a"), None);
         assert_eq!(key_of("lock:", "{other:a}:record"), None);
+    }
+
+    #[test]
+    fn a_connections_name_tells_the_process_whatever_it_is_called() {
+        let names = Names::new("lock:".to_owned(), Uuid::from_u128(0xa));
+        let instance = "api 7: \r\n «ü»";
+        let client = names.client(instance);
+        assert!(client.bytes().all(|byte| (b'!'..=b'~').contains(&byte)));
+        assert_eq!(
+            read_client(&client),
+            Some((names.id(), instance.to_owned()))
+        );
+        assert_eq!(read_client("redis-py"), None);
     }
 
     #[test]

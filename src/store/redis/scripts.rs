@@ -18,6 +18,8 @@ pub(super) static COMPLETE: Script = Script::new(include_str!("scripts/complete.
 /// These run once for each connection, and need not be kept by Redis.
 pub(super) static SEED: Script = Script::new(include_str!("scripts/seed.lua"));
 pub(super) static QUARANTINE: Script = Script::new(include_str!("scripts/quarantine.lua"));
+/// For questions, which are rare.
+pub(super) static INSPECT: Script = Script::new(include_str!("scripts/inspect.lua"));
 
 /// This one is rare, and may go out over another connection.
 pub(super) static FORGET: Script = Script::new(include_str!("scripts/forget.lua"));

@@ -59,12 +59,13 @@ async fn a_client_that_the_service_has_is_as_good_as_a_url() {
 async fn the_holder_of_a_lock_is_found_among_the_clients() {
     let server = RedisServer::start().await;
     let redis = server.client().await;
-    let locks = LockManager::connect(server.url()).await.unwrap();
+    let locks = LockManager::builder().instance_name("api-7");
+    let locks = locks.connect(server.url()).await.unwrap();
     let _other = LockManager::connect(server.url()).await.unwrap();
     let _guard = locks.try_acquire("a").await.unwrap();
     let token = value(&redis, "lock:a").await.unwrap();
-    let (instance, _) = token.split_once(':').unwrap();
-    let name = format!(" name=tower-distributed-lock:{instance} ");
+    let (manager, _) = token.split_once(':').unwrap();
+    let name = format!(" name=tower-distributed-lock:{manager}:api%2D7 ");
     let lines = clients(&redis).await;
     assert_eq!(lines.iter().filter(|line| line.contains(&name)).count(), 1);
 }

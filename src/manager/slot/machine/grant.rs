@@ -3,6 +3,7 @@
 use super::super::{AcquireAttempt, Effect, Holding, Rules, State};
 use super::Machine;
 use crate::clock::Time;
+use crate::lease::GrantPath;
 use crate::store::Granted;
 
 impl<W, R, S: Default> Machine<'_, W, R, S> {
@@ -10,19 +11,24 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     /// of use. Returns whether it holds.
     pub(super) fn hold_acquired(
         &mut self,
-        token: u64,
+        attempt: AcquireAttempt,
         fence: u64,
         sent_at: Time,
         contended: bool,
     ) -> bool {
         let valid_until = sent_at + Rules::validity(self.env.rules.ttl);
         if valid_until <= self.env.now {
-            self.release(token, false);
+            self.release(attempt.token, false);
             return false;
         }
+        let token = attempt.token;
+        let path = match attempt.for_new_requests {
+            true => GrantPath::Uncontended,
+            false => GrantPath::Polled,
+        };
         let renew_at = self.env.now + self.env.rules.first_renewal();
         let holding = Holding::new(self.env, token, fence, valid_until, renew_at, contended);
-        self.grant_first(holding);
+        self.grant_first(holding, path);
         true
     }
 
@@ -38,7 +44,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 let renew_at = self.env.now + Rules::first_renewal_of_grant(ttl);
                 let contended = granted.contended;
                 let holding = Holding::new(self.env, token, fence, until, renew_at, contended);
-                self.grant_first(holding);
+                self.grant_first(holding, GrantPath::Granted);
             }
             // The grant may have run out by now.
             None => self.acquire(AcquireAttempt::again(token, false)),
@@ -46,7 +52,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     }
 
     /// Gives the lock to the first waiter. Without one, the lock is released.
-    pub(super) fn grant_first(&mut self, holding: Holding) {
+    pub(super) fn grant_first(&mut self, holding: Holding, path: GrantPath) {
         let Some(first) = self.slot.waiters.pop() else {
             self.slot.state = State::Idle;
             self.release(holding.token, false);
@@ -56,6 +62,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         self.effects.push(Effect::Grant {
             waiter: first.handle,
             grant: holding.grant(),
+            path,
         });
         self.slot.state = State::Holding(holding);
     }

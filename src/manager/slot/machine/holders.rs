@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::{Effect, State};
 use super::Machine;
-use crate::lease::Grant;
+use crate::lease::{Grant, GrantPath};
 use crate::store::Command;
 
 impl<W, R, S: Default> Machine<'_, W, R, S> {
@@ -26,7 +26,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         } else if holding.may_hand_on(self.env) {
             holding.hand_on(self.env);
             let holding = *holding;
-            self.grant_first(holding);
+            self.grant_first(holding, GrantPath::Local);
             self.effects.push(Effect::HandedOn { reply });
         } else {
             let (token, contended) = (holding.token, holding.contended.is_some());

@@ -43,7 +43,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 contended: also,
             }) => {
                 let contended = contended || also;
-                match self.hold_acquired(token, fence, outcome.sent_at, contended) {
+                match self.hold_acquired(attempt, fence, outcome.sent_at, contended) {
                     true => self.reject_impatient(ErrorKind::Held),
                     false => self.acquire_failed(attempt, &unavailable()),
                 }

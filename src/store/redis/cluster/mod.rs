@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::try_join_all;
 use futures_util::stream::FuturesUnordered;
 use redis::Value;
 use tokio::sync::{Notify, oneshot};
@@ -36,6 +37,7 @@ use super::told::Told;
 use super::{RedisStore, Settings};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
+use crate::inspect::{LockCursor, LockPage, LockReport};
 use crate::key::LockKey;
 use crate::store::{Command, Connected, Events, Failure, Options, Outcome, Record};
 
@@ -57,6 +59,8 @@ pub(crate) struct ClusterStore {
     seeds: Vec<Endpoint>,
     credentials: Option<CredentialsCallback>,
     routes: RwLock<Routes>,
+    /// Notified when the slots were found out.
+    adopted: Notify,
     redirected: Arc<Redirected>,
     told: Told,
 }
@@ -95,6 +99,7 @@ impl ClusterStore {
             settings: Settings::new(names, options),
             credentials: options.credentials.clone(),
             routes: RwLock::default(),
+            adopted: Notify::new(),
             redirected: Arc::default(),
             told: Told::default(),
         })
@@ -299,6 +304,7 @@ impl ClusterStore {
         let is_changed = routes.owners.iter().zip(&owners).any(has_moved);
         routes.owners = owners;
         drop(routes);
+        self.adopted.notify_waiters();
         if is_changed {
             events.reconnected();
         }
@@ -341,10 +347,7 @@ impl ClusterStore {
             };
             match self.owner(&pending.key) {
                 _ if is_over => {
-                    let error = Error::new(
-                        ErrorKind::Unavailable,
-                        "no server of the cluster has the key's slot",
-                    );
+                    let error = no_owner();
                     let unknown = pending.is_known_there();
                     pending.finish(now, Err(Failure { error, unknown }), events);
                 }
@@ -366,8 +369,30 @@ impl ClusterStore {
 
     /// Returns the store for a long record's parts.
     fn owner_of_parts(&self, key: &LockKey) -> Result<Arc<RedisStore>, Error> {
-        self.owner(key)
-            .ok_or_else(|| Error::of(ErrorKind::Unavailable))
+        self.owner(key).ok_or_else(no_owner)
+    }
+
+    /// Returns the store of a key, also right after the manager was made.
+    async fn known_owner(&self, key: &LockKey) -> Result<Arc<RedisStore>, Error> {
+        self.slots_are_known().await?;
+        self.owner_of_parts(key)
+    }
+
+    /// Waits for at most a command timeout.
+    async fn slots_are_known(&self) -> Result<(), Error> {
+        let limit = self.settings.command_timeout;
+        let known = async {
+            loop {
+                let adopted = self.adopted.notified();
+                if !self.routes().owners.is_empty() {
+                    return;
+                }
+                adopted.await;
+            }
+        };
+        timeout(limit, known)
+            .await
+            .map_err(|_| super::queue::no_reply(&limit))
     }
 
     fn routes(&self) -> RwLockReadGuard<'_, Routes> {
@@ -435,8 +460,58 @@ impl ClusterStore {
     }
 
     pub(crate) async fn forget(&self, key: &LockKey) -> Result<bool, Error> {
-        self.owner_of_parts(key)?.forget(key).await
+        self.known_owner(key).await?.forget(key).await
     }
+
+    /// Waits for all primaries: see [`RedisStore::ping`].
+    pub(crate) async fn ping(&self) -> Result<(), Error> {
+        self.slots_are_known().await?;
+        if self.routes().owners.iter().any(Option::is_none) {
+            return Err(no_owner());
+        }
+        let stores = self.stores();
+        let pings = stores.iter().map(|store| store.ping());
+        try_join_all(pings).await.map(drop)
+    }
+
+    pub(crate) async fn inspect(&self, key: &LockKey) -> Result<LockReport, Error> {
+        self.known_owner(key).await?.inspect(key).await
+    }
+
+    /// Lists the locks of one primary after the other, in the order of their ids.
+    pub(crate) async fn list(&self, cursor: LockCursor) -> Result<LockPage, Error> {
+        self.slots_are_known().await?;
+        let mut nodes: Vec<(String, Arc<RedisStore>)> = {
+            let routes = self.routes();
+            let nodes = routes.nodes.iter();
+            nodes
+                .map(|(primary, node)| (primary.id.clone(), Arc::clone(&node.store)))
+                .collect()
+        };
+        nodes.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        let Some((_, store)) = nodes.get(cursor.server) else {
+            let (locks, next) = (Vec::new(), None);
+            return Ok(LockPage { locks, next });
+        };
+        let mut page = store.list(cursor).await?;
+        if page.next.is_none() && cursor.server + 1 < nodes.len() {
+            page.next = Some(LockCursor {
+                server: cursor.server + 1,
+                position: 0,
+                ..cursor
+            });
+        }
+        Ok(page)
+    }
+
+    pub(crate) async fn force_release(&self, key: &LockKey) -> Result<bool, Error> {
+        self.known_owner(key).await?.force_release(key).await
+    }
+}
+
+fn no_owner() -> Error {
+    let message = "no server of the cluster has the key's slot";
+    Error::new(ErrorKind::Unavailable, message)
 }
 
 /// Runs the driver of a node, until all is finished or the node is no primary any more. What is in
@@ -449,7 +524,7 @@ async fn drive(
 ) -> Arc<RedisStore> {
     tokio::select! {
         () = node.store.run(connected, events, is_finished) => {}
-        () = node.gone.notified() => {}
+        () = node.gone.notified() => node.store.told.gone(&node.store.address.display()),
     }
     node.store
 }

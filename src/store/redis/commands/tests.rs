@@ -14,6 +14,7 @@ const SEED: u64 = 1_000;
 pub(super) fn settings() -> Settings {
     Settings {
         names: Names::new("lock:".to_owned(), Uuid::from_u128(0xa)),
+        instance: String::new(),
         ttl: Duration::from_millis(1000),
         grant_ttl: Duration::from_millis(300),
         command_timeout: Duration::from_millis(200),

@@ -15,6 +15,7 @@ pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) fn store(command_timeout: Duration) -> RedisStore {
     let settings = Settings {
         names: Names::new("lock:".to_owned(), Uuid::new_v4()),
+        instance: String::new(),
         ttl: MINUTE,
         grant_ttl: MINUTE,
         command_timeout,

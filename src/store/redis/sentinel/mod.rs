@@ -111,7 +111,7 @@ impl Sentinels {
     /// Tells once that an old primary accepts writes.
     pub(super) fn warn_of_zombies(&self) {
         if !self.has_warned.swap(true, Ordering::Relaxed) {
-            crate::trace::no_min_replicas();
+            crate::observe::no_min_replicas();
         }
     }
 

@@ -214,20 +214,24 @@ impl World {
     fn judge_counters(&mut self) {
         for number in 0..MANAGERS {
             let core = Arc::clone(&self.links[number].core);
-            let (mut waiting, mut queued) = (0, 0);
+            let (mut held, mut waiting, mut queued) = (0, 0, 0);
             for name in NAMES.iter() {
                 if let Some(entry) = core.slots.shard_of(name).get(name) {
-                    let entry = entry.slot.waiting();
-                    waiting += entry.requests;
+                    let entry = entry.slot.census();
+                    held += usize::from(entry.is_held);
+                    waiting += entry.waiting;
                     queued += usize::from(entry.in_store);
                 }
             }
             let counted = (
+                core.held.load(Ordering::Relaxed),
                 core.waiting.load(Ordering::Relaxed),
                 core.queued.load(Ordering::Relaxed),
             );
-            self.must(counted == (waiting, queued), || {
-                format!("{waiting} wait and {queued} queue, and counted are {counted:?}")
+            self.must(counted == (held, waiting, queued), || {
+                format!(
+                    "{held} are held, {waiting} wait and {queued} queue, and counted are {counted:?}"
+                )
             });
         }
     }
@@ -274,7 +278,7 @@ impl World {
                 let slots = core.slots.shard_of(name);
                 let is_queued = slots
                     .get(name)
-                    .is_some_and(|entry| entry.slot.waiting().in_store);
+                    .is_some_and(|entry| entry.slot.census().in_store);
                 drop(slots);
                 self.must(is_in_queue || !is_queued || !may_be_free, || {
                     format!("manager {number} waits in the queue of key {key}, and is not there")

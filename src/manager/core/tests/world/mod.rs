@@ -346,10 +346,11 @@ impl World {
         let name = NAMES[key].clone();
         let limit = wait.unwrap_or(3 * COMMAND_TIMEOUT + A_MOMENT);
         let deadline = Some(Time::now() + limit);
+        let meter = self.links[manager].core.meter.clone();
         let taking = async move {
             match name.kind() {
-                crate::key::Kind::Lock => Done::Taken(locks.take(name, wait).await),
-                crate::key::Kind::Record => match locks.claim(name, wait).await {
+                crate::key::Kind::Lock => Done::Taken(locks.take(&meter, name, wait).await),
+                crate::key::Kind::Record => match locks.claim(&meter, name, wait).await {
                     Ok(Claimed::Lock(guard)) => Done::Taken(Ok(guard)),
                     Ok(Claimed::Record(_) | Claimed::Damaged(_)) => Done::Recorded,
                     Err(error) => Done::Taken(Err(error)),

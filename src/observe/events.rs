@@ -13,92 +13,52 @@
 use std::fmt::{Debug, Display};
 use std::time::Duration;
 
-#[cfg(feature = "tracing")]
-use crate::clock::Time;
+use super::Stopwatch;
 use crate::error::Error;
 use crate::key::LockKey;
 
-/// The target of all events and of the span, wherever in the crate they come from.
+/// The target of all events and spans, wherever in the crate they come from.
 #[cfg(feature = "tracing")]
-const TARGET: &str = "tower_distributed_lock";
+pub(super) const TARGET: &str = "tower_distributed_lock";
 
-/// Measures how long a request waits for a lock or holds it, if the `tracing` feature is on.
-pub(crate) struct Stopwatch {
-    #[cfg(feature = "tracing")]
-    started: Time,
-}
-
-impl Stopwatch {
-    pub(crate) fn start() -> Self {
-        Self {
-            #[cfg(feature = "tracing")]
-            started: Time::now(),
-        }
-    }
-
-    #[cfg(feature = "tracing")]
-    fn elapsed_ms(&self) -> f64 {
-        millis(Time::now().since(self.started))
-    }
-}
-
-/// Makes a future that gets a task of its own belong to the current span.
-pub(crate) fn in_current_span<F: Future>(work: F) -> impl Future<Output = F::Output> {
-    #[cfg(feature = "tracing")]
-    let work = tracing::Instrument::in_current_span(work);
-    work
-}
-
-/// Makes the work of another thread send its events to the subscriber of this thread, if there is
-/// one.
-pub(crate) fn with_this_subscriber(work: impl FnOnce()) -> impl FnOnce() {
-    #[cfg(feature = "tracing")]
-    let work = {
-        use tracing::{dispatcher, subscriber::NoSubscriber};
-        let subscriber = dispatcher::get_default(Clone::clone);
-        move || match subscriber.is::<NoSubscriber>() {
-            true => work(),
-            false => dispatcher::with_default(&subscriber, work),
-        }
-    };
-    work
-}
-
-pub(crate) fn acquired(key: &LockKey, fencing_token: u64, waited: &Stopwatch) {
+pub(super) fn acquired(key: &LockKey, name: &str, fencing_token: u64, waited: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
         target: TARGET,
         key = %Fingerprint(key),
+        name,
         fencing_token,
-        waited_ms = waited.elapsed_ms(),
+        waited_ms = millis(waited.elapsed()),
         "lock acquired"
     );
 }
 
-pub(crate) fn refused(key: &LockKey, error: &Error, waited: &Stopwatch) {
+pub(super) fn refused(key: &LockKey, name: &str, error: &Error, waited: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
         target: TARGET,
         key = %Fingerprint(key),
-        waited_ms = waited.elapsed_ms(),
+        name,
+        waited_ms = millis(waited.elapsed()),
         reason = ?error.kind(),
         %error,
         "lock not acquired"
     );
 }
 
-pub(crate) fn recorded(key: &LockKey, waited: &Stopwatch) {
+pub(super) fn recorded(key: &LockKey, name: &str, waited: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
         target: TARGET,
         key = %Fingerprint(key),
-        waited_ms = waited.elapsed_ms(),
+        name,
+        waited_ms = millis(waited.elapsed()),
         "record found"
     );
 }
 
 /// The work was done, but has no record: a duplicate may do it again.
-pub(crate) fn not_recorded(key: &LockKey, error: &Error) {
+pub(super) fn not_recorded(key: &LockKey, error: &Error) {
     #[cfg(feature = "tracing")]
     tracing::error!(
         target: TARGET,
@@ -109,7 +69,7 @@ pub(crate) fn not_recorded(key: &LockKey, error: &Error) {
 }
 
 /// The body could not be kept: a duplicate gets only the head of the response.
-pub(crate) fn not_kept(key: &LockKey, error: &Error) {
+pub(super) fn not_kept(key: &LockKey, error: &Error) {
     #[cfg(feature = "tracing")]
     tracing::warn!(
         target: TARGET,
@@ -120,7 +80,7 @@ pub(crate) fn not_kept(key: &LockKey, error: &Error) {
 }
 
 /// Duplicates fail until the record is gone.
-pub(crate) fn unreadable(key: &LockKey, reason: &dyn Display) {
+pub(super) fn unreadable(key: &LockKey, reason: &dyn Display) {
     #[cfg(feature = "tracing")]
     tracing::error!(
         target: TARGET,
@@ -130,31 +90,39 @@ pub(crate) fn unreadable(key: &LockKey, reason: &dyn Display) {
     );
 }
 
-pub(crate) fn released(key: &LockKey, fencing_token: u64, held: &Stopwatch) {
+pub(super) fn released(key: &LockKey, name: &str, fencing_token: u64, held: &Stopwatch) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
         target: TARGET,
         key = %Fingerprint(key),
+        name,
         fencing_token,
-        held_ms = held.elapsed_ms(),
+        held_ms = millis(held.elapsed()),
         "lock released"
     );
 }
 
-pub(crate) fn lost(key: &LockKey, fencing_token: u64, held: &Stopwatch, reason: impl Debug) {
+pub(super) fn lost(
+    key: &LockKey,
+    name: &str,
+    fencing_token: u64,
+    held: &Stopwatch,
+    reason: impl Debug,
+) {
     #[cfg(feature = "tracing")]
     tracing::warn!(
         target: TARGET,
         key = %Fingerprint(key),
+        name,
         fencing_token,
-        held_ms = held.elapsed_ms(),
+        held_ms = millis(held.elapsed()),
         ?reason,
         "lock lost"
     );
 }
 
 /// There is a mistake in this crate. It affects only this key.
-pub(crate) fn slot_given_up(key: &LockKey) {
+pub(super) fn slot_given_up(key: &LockKey) {
     #[cfg(feature = "tracing")]
     tracing::error!(
         target: TARGET,
@@ -164,13 +132,13 @@ pub(crate) fn slot_given_up(key: &LockKey) {
 }
 
 /// The background task has ended by a panic. Another one is started.
-pub(crate) fn restarted() {
+pub(super) fn restarted() {
     #[cfg(feature = "tracing")]
     tracing::error!(target: TARGET, "the background task of a lock manager panicked, and is started again");
 }
 
 /// A request is refused, as no key can be made for it.
-pub(crate) fn misconfigured(error: &Error) {
+pub(super) fn misconfigured(error: &Error) {
     #[cfg(feature = "tracing")]
     tracing::error!(
         target: TARGET,
@@ -180,13 +148,13 @@ pub(crate) fn misconfigured(error: &Error) {
 }
 
 /// The background task cannot be started: the system gives no thread.
-pub(crate) fn not_started(why: &dyn Display) {
+pub(super) fn not_started(why: &dyn Display) {
     #[cfg(feature = "tracing")]
     tracing::error!(target: TARGET, %why, "the background task of a lock manager cannot be started");
 }
 
 /// Told once by a manager.
-pub(crate) fn no_min_replicas() {
+pub(super) fn no_min_replicas() {
     #[cfg(feature = "tracing")]
     tracing::warn!(
         target: TARGET,
@@ -195,46 +163,35 @@ pub(crate) fn no_min_replicas() {
 }
 
 /// The connection lives on for as long as the server accepts its last login.
-pub(crate) fn not_logged_in(why: &dyn Display) {
+pub(super) fn not_logged_in(why: &dyn Display) {
     #[cfg(feature = "tracing")]
     tracing::warn!(target: TARGET, %why, "credentials for Redis could not be renewed");
 }
 
 /// The first event of an outage.
-pub(crate) fn store_down(server: &str, why: &Error) {
+pub(super) fn store_down(server: &str, why: &Error) {
     #[cfg(feature = "tracing")]
     tracing::warn!(target: TARGET, %server, %why, "Redis gives no locks");
 }
 
-pub(crate) fn store_still_down(server: &str, why: &Error) {
+pub(super) fn store_still_down(server: &str, why: &Error) {
     #[cfg(feature = "tracing")]
     tracing::debug!(target: TARGET, %server, %why, "Redis still gives no locks");
 }
 
-pub(crate) fn store_up(server: &str, down: Duration) {
+pub(super) fn store_up(server: &str, down: Duration) {
     #[cfg(feature = "tracing")]
     tracing::info!(target: TARGET, %server, down_ms = millis(down), "Redis gives locks again");
 }
 
-pub(crate) fn no_tracking(server: &str, why: &dyn Display) {
+pub(super) fn no_tracking(server: &str, why: &dyn Display) {
     #[cfg(feature = "tracing")]
     tracing::warn!(target: TARGET, %server, %why, "Redis does not tell when a lock is deleted by someone else");
 }
 
-/// The span in which a request runs while it holds a lock.
-#[cfg(feature = "tracing")]
-pub(crate) fn span(key: &LockKey, fencing_token: u64) -> tracing::Span {
-    tracing::info_span!(
-        target: TARGET,
-        "lock",
-        key = %Fingerprint(key),
-        fencing_token,
-    )
-}
-
 /// Hashes the key only if a subscriber reads the field.
 #[cfg(feature = "tracing")]
-struct Fingerprint<'a>(&'a LockKey);
+pub(super) struct Fingerprint<'a>(pub(super) &'a LockKey);
 
 #[cfg(feature = "tracing")]
 impl Display for Fingerprint<'_> {

@@ -1,0 +1,239 @@
+//! What the crate tells of its locks. Each fact is told at one place, by one function here, which
+//! makes an [event](events) of it and counts it in the [metrics](meter).
+//!
+//! Without the features `tracing` and `metrics`, these functions do nothing.
+
+#![cfg_attr(
+    not(all(feature = "tracing", feature = "metrics")),
+    allow(unused_variables, clippy::missing_const_for_fn)
+)]
+
+#[cfg(feature = "metrics")]
+mod catalogue;
+mod events;
+mod meter;
+mod meters;
+#[cfg(feature = "metrics")]
+mod series;
+mod spans;
+mod stopwatch;
+
+use std::fmt::Display;
+use std::time::Duration;
+
+pub(crate) use self::meter::{Meter, Role};
+pub(crate) use self::meters::ManagerMeters;
+#[cfg(feature = "tracing")]
+pub(crate) use self::spans::span;
+pub(crate) use self::spans::{acquiring, in_current_span, in_span, with_this_subscriber};
+pub(crate) use self::stopwatch::Stopwatch;
+use crate::error::Error;
+use crate::http::RejectionKind;
+use crate::key::LockKey;
+use crate::lease::{Lease, LostReason};
+#[cfg(feature = "metrics")]
+use crate::store::Reply;
+use crate::store::{Command, Outcome};
+
+/// A request has got its lock.
+pub(crate) fn acquired(lease: &Lease, waited: &Stopwatch) {
+    let (key, meter) = (lease.key(), lease.meter());
+    events::acquired(key, meter.name(), lease.fencing_token(), waited);
+    #[cfg(feature = "tracing")]
+    spans::acquired(lease);
+    #[cfg(feature = "metrics")]
+    meter.acquired(lease.path(), waited);
+}
+
+/// A request has not got its lock.
+pub(crate) fn refused(key: &LockKey, meter: &Meter, error: &Error, waited: &Stopwatch) {
+    events::refused(key, meter.name(), error, waited);
+    #[cfg(feature = "tracing")]
+    spans::not_acquired(Some(error));
+    #[cfg(feature = "metrics")]
+    meter.refused(error.kind(), waited);
+}
+
+/// A request has found a record in the lock's place.
+pub(crate) fn recorded(key: &LockKey, meter: &Meter, waited: &Stopwatch) {
+    events::recorded(key, meter.name(), waited);
+    #[cfg(feature = "tracing")]
+    spans::not_acquired(None);
+    #[cfg(feature = "metrics")]
+    meter.recorded(waited);
+}
+
+/// A holder begins to hold.
+pub(crate) fn held(lease: &Lease) {
+    #[cfg(feature = "metrics")]
+    lease.meter().held();
+}
+
+/// A holder is done, whether it has lost its lock before or not.
+pub(crate) fn released(lease: &Lease) {
+    let (key, meter) = (lease.key(), lease.meter());
+    events::released(key, meter.name(), lease.fencing_token(), lease.age());
+    if lease.is_first_end() {
+        #[cfg(feature = "metrics")]
+        meter.ended(lease.age());
+    }
+}
+
+/// A holder has lost its lock. To say so again does nothing.
+pub(crate) fn lost(lease: &Lease, reason: LostReason) {
+    let (key, meter) = (lease.key(), lease.meter());
+    if !lease.is_first_end() {
+        return;
+    }
+    events::lost(
+        key,
+        meter.name(),
+        lease.fencing_token(),
+        lease.age(),
+        reason,
+    );
+    #[cfg(feature = "metrics")]
+    {
+        meter.lost(reason);
+        meter.ended(lease.age());
+    }
+}
+
+/// A layer has answered a request instead of the service inside.
+pub(crate) fn rejected(meter: &Meter, kind: RejectionKind) {
+    #[cfg(feature = "metrics")]
+    meter.rejected(kind);
+}
+
+/// What became of a request with an idempotency key.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(feature = "metrics"), allow(dead_code))]
+pub(crate) enum Repetition {
+    /// It is the first with this key: it runs.
+    First,
+    /// It got the stored response.
+    Replayed,
+    /// The first one still runs.
+    InProgress,
+    /// It has another payload than the first one.
+    Mismatch,
+    /// Whether it is the first one is not known, or its response cannot be replayed.
+    Failed,
+}
+
+/// A request with an idempotency key was decided on.
+pub(crate) fn keyed_request(meter: &Meter, what: Repetition) {
+    #[cfg(feature = "metrics")]
+    meter.keyed_request(what);
+}
+
+/// The work was done, but has no record: a duplicate may do it again.
+pub(crate) fn not_recorded(key: &LockKey, error: &Error) {
+    events::not_recorded(key, error);
+}
+
+/// The body could not be kept: a duplicate gets only the head of the response.
+pub(crate) fn not_kept(key: &LockKey, error: &Error) {
+    events::not_kept(key, error);
+}
+
+/// Duplicates fail until the record is gone.
+pub(crate) fn unreadable(key: &LockKey, reason: &dyn Display) {
+    events::unreadable(key, reason);
+}
+
+/// The lock went to the next request of this process.
+pub(crate) fn handed_on(meters: &ManagerMeters) {
+    #[cfg(feature = "metrics")]
+    meters.handed_on();
+}
+
+/// The store has replied to a command, or has failed it.
+pub(crate) fn replied(meters: &ManagerMeters, command: &Command<(), ()>, outcome: &Outcome) {
+    #[cfg(feature = "metrics")]
+    {
+        meters.replied(command, outcome);
+        if let Command::Renew { .. } = command {
+            meters.renewed(outcome);
+        }
+        if let Ok(Reply::Released { granted: true, .. }) = outcome.result {
+            meters.granted_away();
+        }
+    }
+}
+
+/// So many more requests wait, or fewer.
+pub(crate) fn waiting(meters: &ManagerMeters, before: usize, after: usize) {
+    #[cfg(feature = "metrics")]
+    if before != after {
+        meters.waiting(before, after);
+    }
+}
+
+/// There is a mistake in this crate. It affects only this key.
+pub(crate) fn slot_given_up(key: &LockKey) {
+    events::slot_given_up(key);
+}
+
+/// The background task has ended by a panic. Another one is started.
+pub(crate) fn restarted() {
+    events::restarted();
+}
+
+/// A request is refused, as no key can be made for it.
+pub(crate) fn misconfigured(error: &Error) {
+    events::misconfigured(error);
+}
+
+/// The background task cannot be started: the system gives no thread.
+pub(crate) fn not_started(why: &dyn Display) {
+    events::not_started(why);
+}
+
+/// The first sign of an outage: the store gives no locks.
+pub(crate) fn store_down(server: &str, why: &Error) {
+    events::store_down(server, why);
+    #[cfg(feature = "metrics")]
+    meters::store_up(server, 0.0);
+}
+
+/// Another attempt of the same outage has failed.
+pub(crate) fn store_still_down(server: &str, why: &Error) {
+    events::store_still_down(server, why);
+}
+
+/// The store gives locks, for the first time or after an outage of this length.
+pub(crate) fn store_up(server: &str, down: Option<Duration>) {
+    if let Some(down) = down {
+        events::store_up(server, down);
+    }
+    #[cfg(feature = "metrics")]
+    meters::store_up(server, 1.0);
+}
+
+/// Locks are no longer kept in this server: whether it is up does not matter.
+pub(crate) fn store_gone(server: &str) {
+    #[cfg(feature = "metrics")]
+    meters::store_up(server, f64::NAN);
+}
+
+/// The store gives no lock, as it may lack some that are held; or it does again.
+pub(crate) fn quarantined(server: &str, is_quarantined: bool) {
+    #[cfg(feature = "metrics")]
+    meters::quarantined(server, is_quarantined);
+}
+
+/// Redis does not tell of changes by other clients.
+pub(crate) fn no_tracking(server: &str, why: &dyn Display) {
+    events::no_tracking(server, why);
+}
+
+/// After a failover, an old primary gives locks for some time.
+pub(crate) fn no_min_replicas() {
+    events::no_min_replicas();
+}
+
+/// The connection lives on for as long as the server accepts its last login.
+pub(crate) fn not_logged_in(why: &dyn Display) {
+    events::not_logged_in(why);
+}
