@@ -117,9 +117,9 @@ pub use self::detach::DetachLayer;
 pub use self::error::{Error, ErrorKind};
 pub use self::idempotency::IdempotencyLayer;
 pub use self::key::LockKey;
-pub use self::lease::{Lease, LostReason};
+pub use self::lease::{Lease, Leases, LostReason};
 pub use self::lock::DistributedLockLayer;
-pub use self::manager::{LockGuard, LockManager, LockManagerBuilder, Once};
+pub use self::manager::{LockGuard, LockGuards, LockManager, LockManagerBuilder, Once};
 pub use self::store::{Credentials, RedisServer};
 
 /// Runs the examples of the README as tests.

@@ -17,6 +17,8 @@ use std::time::Duration;
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
+#[cfg(feature = "tracing")]
+use crate::lease::{Lease, Leases};
 
 /// The target of all events and of the span, wherever in the crate they come from.
 #[cfg(feature = "tracing")]
@@ -221,15 +223,37 @@ pub(crate) fn no_tracking(server: &str, why: &dyn Display) {
     tracing::warn!(target: TARGET, %server, %why, "Redis does not tell when a lock is deleted by someone else");
 }
 
-/// The span in which a request runs while it holds a lock.
+/// The span in which a request runs while it holds a lock, or several.
 #[cfg(feature = "tracing")]
-pub(crate) fn span(key: &LockKey, fencing_token: u64) -> tracing::Span {
-    tracing::info_span!(
-        target: TARGET,
-        "lock",
-        key = %Fingerprint(key),
-        fencing_token,
-    )
+pub(crate) fn span(leases: &Leases) -> tracing::Span {
+    match leases.as_slice() {
+        [lease] => tracing::info_span!(
+            target: TARGET,
+            "lock",
+            key = %Fingerprint(lease.key()),
+            fencing_token = lease.fencing_token(),
+        ),
+        leases => tracing::info_span!(
+            target: TARGET,
+            "lock",
+            keys = %Fingerprints(leases),
+        ),
+    }
+}
+
+/// Like [`Fingerprint`], of several keys.
+#[cfg(feature = "tracing")]
+struct Fingerprints<'a>(&'a [Lease]);
+
+#[cfg(feature = "tracing")]
+impl Display for Fingerprints<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, lease) in self.0.iter().enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            write!(f, "{comma}{}", Fingerprint(lease.key()))?;
+        }
+        Ok(())
+    }
 }
 
 /// Hashes the key only if a subscriber reads the field.

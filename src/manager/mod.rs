@@ -4,7 +4,9 @@ mod background;
 mod builder;
 mod core;
 mod guard;
+mod guards;
 mod once;
+mod several;
 pub(crate) mod slot;
 mod waiters;
 mod with_lock;
@@ -19,8 +21,9 @@ use tokio::time::timeout;
 
 pub use self::builder::LockManagerBuilder;
 pub(crate) use self::core::Core;
-use self::core::Taken;
+use self::core::{Request, Taken};
 pub use self::guard::LockGuard;
+pub use self::guards::LockGuards;
 pub use self::once::Once;
 use crate::error::{Error, ErrorKind};
 use crate::key::{IntoLockKey, LockKey};
@@ -232,14 +235,7 @@ impl LockManager {
         wait: Option<Duration>,
     ) -> Result<LockGuard, Error> {
         let waited = Stopwatch::start();
-        let result = match self.request(&key, wait).await {
-            Ok(Taken::Lock(guard)) => Ok(guard),
-            Ok(Taken::Record(_)) => Err(Error::new(
-                ErrorKind::Unavailable,
-                "the store replied with a record where only a lock can be",
-            )),
-            Err(error) => Err(error),
-        };
+        let result = self.request(&key, wait).await.and_then(lock);
         trace_result(&key, result.as_ref(), &waited);
         result
     }
@@ -268,35 +264,9 @@ impl LockManager {
 
     async fn request(&self, key: &LockKey, wait: Option<Duration>) -> Result<Taken, Error> {
         let wait = wait.filter(|wait| !wait.is_zero());
-        let mut request = self.core.request(key, wait.is_some())?;
+        let request = self.core.request(key, wait.is_some())?;
         let limit = wait.or_else(|| self.core.store.replies_within());
-        let decision = match limit {
-            Some(limit) => timeout(limit, &mut request.decision).await,
-            None => Ok((&mut request.decision).await),
-        };
-        let decision = match decision {
-            Ok(decision) => Some(decision),
-            // A process that was stopped sees that the time is over before it sees the decision.
-            Err(_) if wait.is_none() => timeout(A_MOMENT, &mut request.decision).await.ok(),
-            Err(_) => None,
-        };
-        // The decision may have come at the last moment, and would be lost with the request.
-        let decision = decision.map(Result::ok).or_else(|| {
-            request.decision.close();
-            request.decision.try_recv().ok().map(Some)
-        });
-        match decision {
-            Some(decision) => {
-                request.is_decided = true;
-                // The sender is gone: the slot was given up after a panic.
-                decision.unwrap_or_else(|| Err(Error::of(ErrorKind::Unavailable)))
-            }
-            None => {
-                let overdue = request.give_up();
-                let kind = wait.map_or(ErrorKind::Unavailable, |_| overdue);
-                Err(Error::of(kind))
-            }
-        }
+        decision(request, limit).await
     }
 
     /// Ends the manager gracefully, and returns when all its locks are released.
@@ -332,6 +302,51 @@ impl LockManager {
     /// Tells this manager, and its clones, from others in the process.
     pub(crate) fn id(&self) -> u64 {
         self.core.id
+    }
+}
+
+/// Waits for the decision on a request. Gives it up when the `limit` is over.
+async fn decision(mut request: Request<'_>, limit: Option<Duration>) -> Result<Taken, Error> {
+    let decision = match limit {
+        Some(limit) => timeout(limit, &mut request.decision).await,
+        None => Ok((&mut request.decision).await),
+    };
+    let decision = match decision {
+        Ok(decision) => Some(decision),
+        // A process that was stopped sees that the time is over before it sees the decision.
+        Err(_) if !request.is_patient => timeout(A_MOMENT, &mut request.decision).await.ok(),
+        Err(_) => None,
+    };
+    // The decision may have come at the last moment, and would be lost with the request.
+    let decision = decision.map(Result::ok).or_else(|| {
+        request.decision.close();
+        request.decision.try_recv().ok().map(Some)
+    });
+    match decision {
+        Some(decision) => {
+            request.is_decided = true;
+            // The sender is gone: the slot was given up after a panic.
+            decision.unwrap_or_else(|| Err(Error::of(ErrorKind::Unavailable)))
+        }
+        None => {
+            let is_patient = request.is_patient;
+            let overdue = request.give_up();
+            Err(Error::of(match is_patient {
+                true => overdue,
+                false => ErrorKind::Unavailable,
+            }))
+        }
+    }
+}
+
+/// Returns the lock that a request got for a key that has no records.
+fn lock(taken: Taken) -> Result<LockGuard, Error> {
+    match taken {
+        Taken::Lock(guard) => Ok(guard),
+        Taken::Record(_) => Err(Error::new(
+            ErrorKind::Unavailable,
+            "the store replied with a record where only a lock can be",
+        )),
     }
 }
 

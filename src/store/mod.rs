@@ -65,6 +65,7 @@ pub(crate) use self::redis::{CredentialsCallback, Damage, Manifest, Tls};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
+use crate::sync::HeldBell;
 
 /// The most bytes of a record that may go with its completion. A longer one is [put
 /// aside](Store::put_aside) first.
@@ -177,6 +178,17 @@ impl Store {
                 fake.submit(now, key, command);
                 None
             }
+        }
+    }
+
+    /// Until the returned value is dropped, the store waits with the commands that are submitted, to
+    /// send them together. Commands for a cluster mostly go to several servers, and do not wait.
+    pub(crate) fn hold(&self) -> Option<HeldBell<'_>> {
+        match self {
+            Self::Redis(redis) => Some(redis.hold()),
+            Self::Memory(_) | Self::Cluster(_) => None,
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => None,
         }
     }
 

@@ -57,7 +57,7 @@ use super::{Command, Failure, Options, Outcome, Servers};
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
-use crate::sync::Doorbell;
+use crate::sync::{Doorbell, HeldBell};
 
 #[derive(Clone, Debug)]
 struct Settings {
@@ -157,6 +157,11 @@ impl RedisStore {
 
     pub(crate) fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// See [`Store::hold`](crate::store::Store::hold).
+    pub(crate) fn hold(&self) -> HeldBell<'_> {
+        self.submitted.hold()
     }
 
     /// Wakes the driver, as if a command had been submitted.

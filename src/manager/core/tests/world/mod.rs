@@ -659,7 +659,7 @@ fn core(number: usize) -> Arc<Core> {
         burst_time: Duration::from_millis(50),
     };
     let store = Store::Fake(FakeStore::new(COMMAND_TIMEOUT));
-    let core = Core::new(store, rules, COMMAND_TIMEOUT, 4);
+    let core = Core::new(store, rules, COMMAND_TIMEOUT, 2, 4);
     // The case runs its background task.
     core.is_running.store(true, Ordering::Relaxed);
     core
