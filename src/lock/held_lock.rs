@@ -49,8 +49,7 @@ impl HeldLock {
 
     /// Whether the request must end because a lock is lost. It reads the clock, and is never late.
     pub(super) fn is_lost(&self) -> bool {
-        self.on_lost == OnLost::Cancel
-            && self.guards.leases().iter().any(Lease::is_lost_to_layer)
+        self.on_lost == OnLost::Cancel && self.guards.leases().iter().any(Lease::is_lost_to_layer)
     }
 
     /// Returns why the request must end, if it must because a lock is lost.

@@ -94,11 +94,19 @@ impl LockGuards {
                 continue;
             };
             // That one was lost is the worst news.
-            if failed.as_ref().is_none_or(|failed| failed.kind() != ErrorKind::Lost) {
+            if failed
+                .as_ref()
+                .is_none_or(|failed| failed.kind() != ErrorKind::Lost)
+            {
                 failed = Some(if is_one { error } else { error.about(&key) });
             }
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    #[cfg(all(test, feature = "properties"))]
+    pub(crate) fn into_guards(mut self) -> Guards {
+        mem::take(&mut self.guards)
     }
 
     /// Lets the handler [take the locks over](Leases::take_over).
@@ -115,7 +123,7 @@ impl LockGuards {
 /// Ends holds in such a way that their releases go out in one write.
 fn together<T>(guards: Guards, end: impl FnOnce(Guards) -> T) -> T {
     let core = guards.first().map(|guard| Arc::clone(guard.core()));
-    let _held = core.as_ref().and_then(|core| core.store.hold());
+    let _held_back = core.as_ref().and_then(|core| core.store.hold_back());
     end(guards)
 }
 

@@ -171,7 +171,7 @@ impl LockManager {
         guards: &mut Guards,
     ) -> Result<(), Error> {
         let mut asked = Vec::with_capacity(keys.len());
-        let held_back = self.core.store.hold();
+        let held_back = self.core.store.hold_back();
         for key in keys {
             let mut request = self.core.request(key, false)?;
             let decided = request.decided();

@@ -61,11 +61,10 @@ pub(crate) use self::protocol::{
 #[cfg(fuzzing)]
 pub(crate) use self::redis::fuzzing;
 pub use self::redis::{Credentials, RedisServer};
-pub(crate) use self::redis::{CredentialsCallback, Damage, Manifest, Tls};
+pub(crate) use self::redis::{CredentialsCallback, Damage, HeldBack, Manifest, Tls};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
-use crate::sync::HeldBell;
 
 /// The most bytes of a record that may go with its completion. A longer one is [put
 /// aside](Store::put_aside) first.
@@ -181,11 +180,11 @@ impl Store {
         }
     }
 
-    /// Until the returned value is dropped, the store waits with the commands that are submitted, to
-    /// send them together. Commands for a cluster mostly go to several servers, and do not wait.
-    pub(crate) fn hold(&self) -> Option<HeldBell<'_>> {
+    /// Keeps back the commands that are submitted until the returned value is dropped, so that they
+    /// go out together. Those for a cluster mostly go to several servers, and are not kept back.
+    pub(crate) fn hold_back(&self) -> Option<HeldBack<'_>> {
         match self {
-            Self::Redis(redis) => Some(redis.hold()),
+            Self::Redis(redis) => Some(redis.hold_back()),
             Self::Memory(_) | Self::Cluster(_) => None,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => None,

@@ -18,14 +18,6 @@ impl Doorbell {
         }
     }
 
-    /// Until the returned value is dropped, the task is not notified of what is put into the queue,
-    /// so that it takes all of that together. If it has been notified before, it may take a part.
-    pub(crate) fn hold(&self) -> HeldBell<'_> {
-        let was_notified = self.is_notified.swap(true, Ordering::AcqRel);
-        let bell = (!was_notified).then_some(self);
-        HeldBell { bell }
-    }
-
     /// Wakes the task, though nothing may be in the queue.
     pub(crate) fn wake(&self) {
         self.notify.notify_one();
@@ -42,19 +34,5 @@ impl Doorbell {
     /// is notified of.
     pub(crate) async fn notified(&self) {
         self.notify.notified().await;
-    }
-}
-
-/// A [`Doorbell`] that is held back.
-pub(crate) struct HeldBell<'a> {
-    /// The bell that still has to notify its task.
-    bell: Option<&'a Doorbell>,
-}
-
-impl Drop for HeldBell<'_> {
-    fn drop(&mut self) {
-        if let Some(bell) = self.bell {
-            bell.notify.notify_one();
-        }
     }
 }

@@ -8,7 +8,7 @@ mod lease_expiry;
 mod nested_waker;
 mod wake_at;
 
-pub(crate) use doorbell::{Doorbell, HeldBell};
+pub(crate) use doorbell::Doorbell;
 pub(crate) use lease_expiry::{LeaseExpiry, VALID};
 pub(crate) use nested_waker::NestedWaker;
 pub(crate) use wake_at::WakeAt;

@@ -15,6 +15,7 @@ mod competition;
 mod ends;
 mod holders;
 mod process;
+mod transfers;
 mod waiters;
 mod worker;
 
@@ -33,6 +34,10 @@ use holders::{
     an_answer_that_came_while_the_process_was_frozen_is_not_late,
     the_lock_of_a_killed_process_goes_to_a_waiter_when_it_expires,
 };
+use transfers::{
+    processes_killed_in_the_middle_of_transfers_change_no_sum,
+    transfers_between_random_accounts_never_change_their_sum,
+};
 use waiters::{
     a_waiting_process_that_was_killed_is_passed_over_at_once,
     waiting_processes_that_are_frozen_do_not_keep_the_lock_from_the_others,
@@ -46,6 +51,8 @@ tests! {
     waiting_processes_that_are_frozen_do_not_keep_the_lock_from_the_others
     an_answer_that_came_while_the_process_was_frozen_is_not_late
     processes_killed_and_frozen_at_random_lose_no_update
+    transfers_between_random_accounts_never_change_their_sum
+    processes_killed_in_the_middle_of_transfers_change_no_sum
     a_process_that_ends_right_after_close_leaves_no_lock
     a_process_that_drops_its_runtime_and_lives_on_leaves_no_lock
 }

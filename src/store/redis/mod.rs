@@ -49,6 +49,7 @@ use self::long::LongRecords;
 pub(crate) use self::manifest::{Damage, Manifest};
 use self::names::Names;
 use self::pending::Pending;
+pub(crate) use self::queue::HeldBack;
 use self::queue::Queue;
 pub use self::server::RedisServer;
 pub(crate) use self::tls::Tls;
@@ -57,7 +58,7 @@ use super::{Command, Failure, Options, Outcome, Servers};
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
-use crate::sync::{Doorbell, HeldBell};
+use crate::sync::Doorbell;
 
 #[derive(Clone, Debug)]
 struct Settings {
@@ -157,11 +158,6 @@ impl RedisStore {
 
     pub(crate) fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
-    }
-
-    /// See [`Store::hold`](crate::store::Store::hold).
-    pub(crate) fn hold(&self) -> HeldBell<'_> {
-        self.submitted.hold()
     }
 
     /// Wakes the driver, as if a command had been submitted.
