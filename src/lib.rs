@@ -38,6 +38,7 @@
 //! | answer 409, wait, hold the lock for the head of the response only, run without Redis | [`DistributedLockLayer`] |
 //! | lock an account, an order, a header's value, what the body says | [`key`], [`DistributedLockLayer::from_extension`] |
 //! | make the key of what axum parses (feature `axum`), or of something asynchronous | [`DistributedLockLayer::from_extractor`], [`DistributedLockLayer::new_async`] |
+//! | lock two accounts at once, without a deadlock | [several locks](lock#several-locks), [`LockManager::acquire_all`] |
 //! | let requests run that name nothing to lock | [`DistributedLockLayer::optional_key`] |
 //! | handle a webhook or a payment once, however often it arrives | [`IdempotencyLayer`] |
 //! | let a request run to its end when its client leaves | [`DetachLayer`] |
@@ -90,7 +91,7 @@
 //!
 //! None is on by default.
 //!
-//! - `axum`: [`Lease`] as an extractor, and [`DistributedLockLayer::from_extractor`].
+//! - `axum`: [`Lease`] and [`Leases`] as extractors, and [`DistributedLockLayer::from_extractor`].
 //! - `tls`: `rediss://`, by rustls.
 //! - `tracing`: events when a lock is acquired, refused, released or lost, and a span `lock` around
 //!   the handler. Keys appear there as [fingerprints](LockKey::fingerprint) only.
@@ -121,6 +122,20 @@ pub use self::lease::{Lease, Leases, LostReason};
 pub use self::lock::DistributedLockLayer;
 pub use self::manager::{LockGuard, LockGuards, LockManager, LockManagerBuilder, Once};
 pub use self::store::{Credentials, RedisServer};
+
+/// An idempotency key is one key. Several are refused by the compiler:
+///
+/// ```compile_fail,E0277
+/// # use tower_distributed_lock::{IdempotencyLayer, LockManager};
+/// IdempotencyLayer::webhook_by(LockManager::in_memory(), |_, _| ["a", "b"]);
+/// ```
+///
+/// ```
+/// # use tower_distributed_lock::{IdempotencyLayer, LockManager};
+/// let _ = IdempotencyLayer::webhook_by(LockManager::in_memory(), |_, _| ("a", "b"));
+/// ```
+#[cfg(doctest)]
+struct OneIdempotencyKey;
 
 /// Runs the examples of the README as tests.
 #[cfg(doctest)]

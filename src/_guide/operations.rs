@@ -85,7 +85,9 @@
 //! | debug | `record found` | `key`, `waited_ms` | a duplicate, or a job that is done already |
 //!
 //! A span `lock` (level info) with `key` and `fencing_token` is around each piece of a request's
-//! work under its lock.
+//! work under its lock. Where a layer locks [several keys](crate::lock#several-locks), it has
+//! `keys`, with commas between them, and each of them has its events. `lock not acquired` tells of
+//! the one that was refused.
 //!
 //! Errors and warnings are rare when all is well. Without `tracing`, count what a layer outside
 //! finds in the response's extensions: a [`Rejection`](crate::lock::Rejection) in every response by

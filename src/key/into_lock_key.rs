@@ -46,7 +46,15 @@ use crate::error::{Error, ErrorKind};
 /// # Ok::<(), Error>(())
 /// ```
 ///
+/// An array or a `Vec` is not one key, but [several](crate::key::IntoLockKeys).
+///
 /// [`optional_key`]: crate::DistributedLockLayer::optional_key
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be made one lock key",
+    label = "a key cannot be made of this",
+    note = "an array or a `Vec` is several keys, which only `DistributedLockLayer` and \
+            `LockManager::acquire_all` take"
+)]
 pub trait IntoLockKey {
     /// Returns the key.
     ///
