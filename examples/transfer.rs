@@ -27,7 +27,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rusqlite::{Connection, params};
 use tokio::net::TcpListener;
-use tower_distributed_lock::{DistributedLockLayer, Leases, LockManager};
+use tower_distributed_lock::{DistributedLockLayer, Lease, Leases, LockManager};
+
+type Failure = Box<dyn Error + Send + Sync>;
 
 const ACCOUNTS: u32 = 5;
 const EACH: i64 = 1_000;
@@ -35,7 +37,7 @@ const CLIENTS: u32 = 16;
 const TRANSFERS: u32 = 10;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Failure> {
     // In a service, each node has a manager of its own.
     let (one, two) = match std::env::var("REDIS_URL") {
         Ok(url) => {
@@ -90,7 +92,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Starts a node of the service.
-async fn serve(locks: &LockManager, bank: &Arc<Bank>) -> Result<SocketAddr, Box<dyn Error>> {
+async fn serve(locks: &LockManager, bank: &Arc<Bank>) -> Result<SocketAddr, Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let app = app(locks.clone(), Arc::clone(bank));
@@ -132,7 +134,7 @@ async fn transfer(
     tokio::time::sleep(Duration::from_millis(2)).await;
     let fencing_token = |account| {
         let lease = leases.get(("account", account));
-        lease.map_or(0, |lease| lease.fencing_token())
+        lease.map_or(0, Lease::fencing_token)
     };
     let writes = [
         (from, source - amount, fencing_token(from)),
@@ -229,9 +231,7 @@ impl Bank {
 }
 
 /// Sends the transfers. Returns what the service answered, and how often.
-async fn transfer_in_all_directions(
-    nodes: [SocketAddr; 2],
-) -> Result<Vec<(String, u32)>, Box<dyn Error>> {
+async fn transfer_in_all_directions(nodes: [SocketAddr; 2]) -> Result<Vec<(String, u32)>, Failure> {
     let client: Client<HttpConnector, Full<Bytes>> =
         Client::builder(TokioExecutor::new()).build_http();
     static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -250,7 +250,7 @@ async fn transfer_in_all_directions(
                     let request = Request::post(uri).body(Full::default()).expect("valid");
                     answers.push(ask(&client, request).await?);
                 }
-                Ok::<_, Box<dyn Error + Send + Sync>>(answers)
+                Ok::<_, Failure>(answers)
             })
         })
         .collect();
@@ -269,7 +269,7 @@ async fn transfer_in_all_directions(
 async fn ask(
     client: &Client<HttpConnector, Full<Bytes>>,
     request: Request<Full<Bytes>>,
-) -> Result<String, Box<dyn Error + Send + Sync>> {
+) -> Result<String, Failure> {
     let response = client.request(request).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();

@@ -7,8 +7,8 @@
 //! `tokio::sync::Mutex`, a message by `PUBLISH`. Figures are medians over several rounds, in turns
 //! with their references.
 //!
-//! Words behind `--` choose parts: one, once, gap, four, zipf, several, queue, memory. `--quick` only shows
-//! that they run.
+//! Words behind `--` choose parts: one, once, gap, four, zipf, several, queue, memory. `--quick`
+//! only shows that they run.
 //! `--svg <path>` says where the plot goes, from the top of the repository (default:
 //! `contention.svg` in cargo's target directory).
 

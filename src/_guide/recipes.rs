@@ -65,9 +65,10 @@
 //!
 //! # Two locks for one request
 //!
-//! Two *different* locks inside each other, by two layers or two calls, can wait for each other. Take
-//! them together: by one layer whose closure returns [several keys](crate::lock#several-locks), or
-//! by one call. Where that cannot be, take them in one order everywhere.
+//! Two *different* locks inside each other, by two layers or two calls, can wait for each other.
+//! Take them together: by one layer whose closure returns [several
+//! keys](crate::lock#several-locks), or by one call. Where that cannot be, take them in one order
+//! everywhere.
 //!
 //! ```
 //! use std::time::Duration;

@@ -225,8 +225,8 @@ impl Lease {
         self.0.offer.is_accepted()
     }
 
-    /// Returns whether the layer that holds this lock has lost it. A lock that the handler has taken
-    /// over and released is not lost.
+    /// Returns whether the layer that holds this lock has lost it. A lock that the handler has
+    /// taken over and released is not lost.
     pub(crate) fn is_lost_to_layer(&self) -> bool {
         match self.lost_reason() {
             None => false,
@@ -240,7 +240,7 @@ impl Lease {
         self.lost().await;
         if !self.is_lost_to_layer() {
             // It ended as it should, and cannot be lost any more.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -132,8 +132,8 @@ impl DistributedLockLayer {
     ///
     /// An outer middleware has put them there: for keys that need the body, or something that only
     /// that middleware knows. `LockKeys` count where both are there. A request without any is
-    /// answered with 500: the middleware is missing, or stands inside. One that puts a key into some requests only needs
-    /// [`optional_key`](Self::optional_key).
+    /// answered with 500: the middleware is missing, or stands inside. One that puts a key into
+    /// some requests only needs [`optional_key`](Self::optional_key).
     ///
     /// # Example
     ///

@@ -120,7 +120,7 @@
 //! async fn transfer(Extension(leases): Extension<Leases>) -> String {
 //!     // Each key has a fencing token of its own, for the writes to what it names.
 //!     let tokens = leases.iter().map(|lease| lease.fencing_token().to_string());
-//!     format!("alone with both accounts, fencing tokens {}", tokens.collect::<Vec<_>>().join(", "))
+//!     format!("alone with both accounts, tokens {}", tokens.collect::<Vec<_>>().join(", "))
 //! }
 //!
 //! # fn app(locks: LockManager) -> Router {

@@ -41,8 +41,8 @@ impl LockManager {
     ///
     /// # Errors
     ///
-    /// Like [`try_acquire`](Self::try_acquire), and [`Error::key`] tells which key was refused. Also
-    /// [`ErrorKind::TooManyKeys`] if there are more than
+    /// Like [`try_acquire`](Self::try_acquire), and [`Error::key`] tells which key was refused.
+    /// Also [`ErrorKind::TooManyKeys`] if there are more than
     /// [`max_keys`](crate::LockManagerBuilder::max_keys), and [`ErrorKind::MissingKey`] if there is
     /// none.
     pub async fn try_acquire_all<I>(&self, keys: I) -> Result<LockGuards, Error>
@@ -57,13 +57,13 @@ impl LockManager {
     /// is named twice is locked once.
     ///
     /// If all are free, they are taken at once: in Redis, that is one round trip. Otherwise, they
-    /// are waited for one after the other, in the order of their bytes. Those that are taken by then
-    /// are held, and renewed, while the next is waited for: others wait for them meanwhile, and
-    /// [`max_hold`](crate::LockManagerBuilder::max_hold) runs from when the first was taken. One
-    /// that is lost meanwhile is waited for again.
+    /// are waited for one after the other, in the order of their bytes. Those that are taken by
+    /// then are held, and renewed, while the next is waited for: others wait for them meanwhile,
+    /// and [`max_hold`](crate::LockManagerBuilder::max_hold) runs from when the first was taken.
+    /// One that is lost meanwhile is waited for again.
     ///
-    /// With a `wait` of zero, it does what [`try_acquire_all`](Self::try_acquire_all) does. A caller
-    /// that gives up, by dropping the future, leaves the queue and releases what it had.
+    /// With a `wait` of zero, it does what [`try_acquire_all`](Self::try_acquire_all) does. A
+    /// caller that gives up, by dropping the future, leaves the queue and releases what it had.
     ///
     /// # Deadlocks through other calls
     ///

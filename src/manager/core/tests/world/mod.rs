@@ -16,7 +16,7 @@ use super::link::Link;
 use super::program::{End, KEYS, MANAGERS, Step, Tamper, Unasked, Whom};
 use super::tasks::{self, Polled, Task, unwinds};
 use crate::clock::Time;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::key::{LockKey, LockKeys};
 use crate::lease::Lease;
 use crate::manager::background::tick_slots;
