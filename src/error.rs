@@ -127,7 +127,7 @@ impl Error {
     }
 
     /// Returns which key was refused or lost, of [several](crate::LockManager::acquire_all) that
-    /// were wanted together. `None` where there is one key only, or the error is about all of them.
+    /// were wanted together. `None` where the caller named one key, or the error is about all.
     ///
     /// # Warning
     ///

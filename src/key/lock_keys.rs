@@ -64,12 +64,16 @@ impl LockKeys {
         }
     }
 
-    /// Returns whether these were given as several keys, be it that only one is left of them.
-    pub(crate) fn are_several(&self) -> bool {
-        matches!(self.0, Keys::Several(_))
+    /// Returns the key that was given as one. `None` if several were, be it that only one is left
+    /// of them.
+    pub(crate) fn one(&self) -> Option<&LockKey> {
+        match &self.0 {
+            Keys::One(key) => Some(key),
+            Keys::Several(_) => None,
+        }
     }
 
-    /// Returns the key that was given as one, or these, if several were.
+    /// Like [`one`](Self::one), by value.
     pub(crate) fn into_one(self) -> Result<LockKey, Self> {
         match self.0 {
             Keys::One(key) => Ok(key),

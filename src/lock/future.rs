@@ -11,7 +11,6 @@ use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
-use smallvec::SmallVec;
 use tower::{BoxError, Service};
 
 use super::body::ResponseBody;
@@ -19,13 +18,13 @@ use super::config::{Config, OnUnavailable, Unlocked};
 use super::find_key::{FindingKey, NoKey};
 use super::finish::{Finish, finish};
 use super::held_lock::{BoxFuture, HeldLock};
+use super::wanted::{Wanted, acquire};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 #[cfg(feature = "axum")]
 use crate::http::RejectionKind;
-use crate::http::{Content, Protocol, RejectedBy, find_lease, insert_lease, insert_leases};
+use crate::http::{Content, Protocol, RejectedBy};
 use crate::key::{KeysResult, LockKey};
-use crate::lease::{Lease, Leases};
 use crate::manager::LockGuards;
 
 pin_project! {
@@ -79,7 +78,7 @@ pin_project! {
         Acquiring {
             acquiring: BoxFuture<Result<LockGuards, Error>>,
             call: Option<(S, Request<B>)>,
-            several: Option<OuterLeases>,
+            wanted: Option<Wanted>,
         },
         // The lock is taken out when the service has returned. Fields are dropped in this order:
         // the work ends before its lock does.
@@ -173,12 +172,13 @@ where
                 StateProj::Acquiring {
                     acquiring,
                     call,
-                    several,
+                    wanted,
                 } => {
                     let acquired = ready!(acquiring.as_mut().poll(cx));
                     this.wait.time = Time::now().since(this.wait.since);
                     let (service, request) = call.take().expect("acquired once");
-                    call_service(config, acquired, several.take(), service, request)
+                    let wanted = wanted.take().expect("acquired once");
+                    call_service(config, acquired, wanted, service, request)
                 }
                 StateProj::Locked { inner, lock } => {
                     let held = lock.as_mut().expect("taken when the service has returned");
@@ -232,10 +232,6 @@ where
     }
 }
 
-/// The leases on keys of a request that it held before it came to this layer. Only for a request of
-/// several keys.
-type OuterLeases = SmallVec<[Lease; 1]>;
-
 /// Begins with a request whose key was found, or not.
 fn begin<S, B, R>(
     config: &Arc<Config>,
@@ -257,56 +253,35 @@ where
         let inner = service.call(request);
         return (Waited::on(None), State::Unlocked { inner });
     };
-    // What the request holds already is not taken again: a layer that is applied twice takes a lock
-    // once.
-    let outer = keys.as_slice().iter();
-    let outer = outer.filter_map(|key| find_lease(request.extensions(), config.locks.id(), key));
-    let outer: OuterLeases = outer.cloned().collect();
-    if let Some(lost) = outer.iter().find(|lease| !lease.is_held()) {
-        let error = Error::of(ErrorKind::Lost);
-        let waited = Waited::on(Some(lost.key().clone()));
-        return (waited, State::Rejected { error });
-    }
-    let are_several = keys.are_several();
-    let Some(keys) = keys.without(|key| outer.iter().any(|lease| lease.key() == key)) else {
-        if are_several {
-            insert_leases(Leases::new(outer), request.extensions_mut());
-        }
-        let inner = service.call(request);
-        return (Waited::on(None), State::Unlocked { inner });
+    let (wanted, missing) = match Wanted::new(keys, config, request.extensions()) {
+        Ok(wanted) => wanted,
+        Err(error) => return (Waited::on(None), State::Rejected { error }),
     };
-    let (head, body) = request.into_parts();
-    let wait = protocol.wait(&config.wait, &head);
-    let call = Some((service, Request::from_parts(head, body)));
-    let config = Arc::clone(config);
-    match keys.into_one() {
-        Ok(key) => {
-            let waited = Waited::on(Some(key.clone()));
-            let state = State::Acquiring {
-                acquiring: Box::pin(async move {
-                    config.locks.take(key, wait).await.map(LockGuards::from)
-                }),
-                call,
-                several: None,
-            };
-            (waited, state)
-        }
-        Err(keys) => {
-            let state = State::Acquiring {
-                acquiring: Box::pin(async move { config.locks.take_all(keys, wait).await }),
-                call,
-                several: Some(outer),
-            };
-            (Waited::on(None), state)
-        }
-    }
+    let Some(keys) = missing else {
+        let state = match wanted.show(None, request.extensions_mut()) {
+            Ok(()) => State::Unlocked {
+                inner: service.call(request),
+            },
+            Err(error) => State::Rejected { error },
+        };
+        return (Waited::on(None), state);
+    };
+    let (parts, body) = request.into_parts();
+    let wait = protocol.wait(&config.wait, &parts);
+    let waited = Waited::on(keys.one().cloned());
+    let state = State::Acquiring {
+        acquiring: acquire(Arc::clone(config), keys, wait),
+        call: Some((service, Request::from_parts(parts, body))),
+        wanted: Some(wanted),
+    };
+    (waited, state)
 }
 
 /// Calls the service under the lock, or without one where the settings allow it.
 fn call_service<S, B, R>(
     config: &Config,
     acquired: Result<LockGuards, Error>,
-    several: Option<OuterLeases>,
+    wanted: Wanted,
     mut service: S,
     mut request: Request<B>,
 ) -> State<S, B, S::Future, R>
@@ -325,19 +300,8 @@ where
         }
         Err(error) => return State::Rejected { error },
     };
-    let own = guards.leases().iter().cloned();
-    let (leases, are_several) = match several {
-        None => (guards.leases().clone(), false),
-        Some(outer) => (Leases::new(outer.into_iter().chain(own)), true),
-    };
-    // Time may have passed since they were granted.
-    if !leases.is_held() {
-        let error = leases.loss();
+    if let Err(error) = wanted.show(Some(guards.leases()), request.extensions_mut()) {
         return State::Rejected { error };
-    }
-    match (are_several, leases.as_slice()) {
-        (false, [lease]) => insert_lease(lease.clone(), request.extensions_mut()),
-        _ => insert_leases(leases, request.extensions_mut()),
     }
     let lock = HeldLock::new(guards, config.on_lost);
     State::Locked {

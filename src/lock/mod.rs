@@ -205,6 +205,7 @@ mod future;
 mod held_lock;
 mod layer;
 mod service;
+mod wanted;
 
 pub use self::body::ResponseBody;
 pub use self::config::{Hold, OnUnavailable, Unlocked};
