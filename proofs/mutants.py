@@ -30,6 +30,8 @@ DRIVER = "src/store/redis/driver.rs"
 ADDRESS = "src/store/redis/address.rs"
 CONFIRMING = "src/store/redis/confirming.rs"
 WATCH = "src/store/redis/sentinel/watch.rs"
+SEVERAL = "src/manager/several.rs"
+LOCK_KEYS = "src/key/lock_keys.rs"
 ACQUIRE = "src/store/redis/scripts/acquire.lua"
 RENEW = "src/store/redis/scripts/renew.lua"
 COMPLETE = "src/store/redis/scripts/complete.lua"
@@ -347,16 +349,60 @@ MUTANTS = [
         [
             (
                 "src/lock/finish.rs",
-                "if lock.is_lost() {\n        drop(response);",
-                "if false {\n        drop(response);",
+                "if let Some(lost) = lock.loss() {\n        drop(response);",
+                "if let (Some(lost), false) = (lock.loss(), true) {\n        drop(response);",
             ),
             (
                 "src/lock/finish.rs",
-                "if lock.is_lost() {\n        drop(hold_until);",
-                "if false {\n        drop(hold_until);",
+                "if let Some(lost) = lock.loss() {\n        drop(hold_until);",
+                "if let (Some(lost), false) = (lock.loss(), true) {\n        drop(hold_until);",
             ),
         ],
         ["--test it a_handler_that_blocked_past_its_lease"],
+    ),
+    (
+        "keys are taken unsorted",
+        [(LOCK_KEYS, "keys.sort_unstable_by(|one, other| one.order().cmp(&other.order()));", "")],
+        [
+            "--lib keys_are_sorted_by_their_bytes",
+            "--test it calls_that_name_the_same_keys_crosswise",
+            "--test it transfers_in_both_directions",
+        ],
+    ),
+    (
+        "a partial hold is left behind",
+        [
+            (
+                SEVERAL,
+                "return Err(refused(error, guards.len()));",
+                "let at = guards.len();\n                std::mem::forget(guards);\n"
+                "                return Err(refused(error, at));",
+            )
+        ],
+        ["--test it all_are_taken_or_none", "--lib whatever_happens_locks_are_held_once"],
+    ),
+    (
+        "a lock that was lost on the way is taken for held",
+        [(SEVERAL, "guards.truncate(lost.unwrap_or(keys.len()));", "let _ = lost;")],
+        ["--test it a_lock_that_is_lost_while_another_is_waited_for"],
+    ),
+    (
+        "each key has a wait of its own",
+        [(SEVERAL, "self.wait.map(|wait| wait.saturating_sub(since))", "self.wait.filter(|wait| *wait > since / 100)")],
+        ["--test it the_wait_is_one_for_all_keys"],
+    ),
+    (
+        "commands for several keys go out one by one",
+        [("src/store/redis/queue.rs", " || queue.held_back > 0 {", " {")],
+        ["--lib commands_that_are_held_back"],
+    ),
+    (
+        "the loss of one lock of several is no loss",
+        [
+            ("src/lock/held_lock.rs", ".any(Lease::is_lost_to_layer)", ".all(Lease::is_lost_to_layer)"),
+            ("src/lease/several.rs", "select_all(all).await.0", "futures_util::future::join_all(all).await.swap_remove(0)"),
+        ],
+        ["--test it to_lose_one_lock_stops", "--test it a_lock_that_another_client_deletes_is"],
     ),
 ]
 

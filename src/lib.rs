@@ -38,6 +38,7 @@
 //! | answer 409, wait, hold the lock for the head of the response only, run without Redis | [`DistributedLockLayer`] |
 //! | lock an account, an order, a header's value, what the body says | [`key`], [`DistributedLockLayer::from_extension`] |
 //! | make the key of what axum parses (feature `axum`), or of something asynchronous | [`DistributedLockLayer::from_extractor`], [`DistributedLockLayer::new_async`] |
+//! | lock two accounts at once, without a deadlock | [several locks](lock#several-locks), [`LockManager::acquire_all`] |
 //! | let requests run that name nothing to lock | [`DistributedLockLayer::optional_key`] |
 //! | handle a webhook or a payment once, however often it arrives | [`IdempotencyLayer`] |
 //! | let a request run to its end when its client leaves | [`DetachLayer`] |
@@ -92,7 +93,7 @@
 //!
 //! None is on by default.
 //!
-//! - `axum`: [`Lease`] as an extractor, and [`DistributedLockLayer::from_extractor`].
+//! - `axum`: [`Lease`] and [`Leases`] as extractors, and [`DistributedLockLayer::from_extractor`].
 //! - `metrics`: [counters, gauges and histograms](_guide::operations#metrics), for the recorder
 //!   that the program has installed.
 //! - `tls`: `rediss://`, by rustls.
@@ -123,10 +124,24 @@ pub use self::detach::DetachLayer;
 pub use self::error::{Error, ErrorKind};
 pub use self::idempotency::IdempotencyLayer;
 pub use self::key::LockKey;
-pub use self::lease::{Lease, LostReason};
+pub use self::lease::{Lease, Leases, LostReason};
 pub use self::lock::DistributedLockLayer;
-pub use self::manager::{LockGuard, LockManager, LockManagerBuilder, Once};
+pub use self::manager::{LockGuard, LockGuards, LockManager, LockManagerBuilder, Once};
 pub use self::store::{Credentials, RedisServer};
+
+/// An idempotency key is one key. Several are refused by the compiler:
+///
+/// ```compile_fail,E0277
+/// # use tower_distributed_lock::{IdempotencyLayer, LockManager};
+/// IdempotencyLayer::webhook_by(LockManager::in_memory(), |_, _| ["a", "b"]);
+/// ```
+///
+/// ```
+/// # use tower_distributed_lock::{IdempotencyLayer, LockManager};
+/// let _ = IdempotencyLayer::webhook_by(LockManager::in_memory(), |_, _| ("a", "b"));
+/// ```
+#[cfg(doctest)]
+struct OneIdempotencyKey;
 
 /// Runs the examples of the README as tests.
 #[cfg(doctest)]

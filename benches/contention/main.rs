@@ -7,8 +7,8 @@
 //! `tokio::sync::Mutex`, a message by `PUBLISH`. Figures are medians over several rounds, in turns
 //! with their references.
 //!
-//! Words behind `--` choose parts: one, once, gap, four, zipf, queue, memory. `--quick` only shows
-//! that they run.
+//! Words behind `--` choose parts: one, once, gap, four, zipf, several, queue, memory. `--quick`
+//! only shows that they run.
 //! `--svg <path>` says where the plot goes, from the top of the repository (default:
 //! `contention.svg` in cargo's target directory).
 
@@ -23,6 +23,7 @@ mod processes;
 mod queue;
 mod random;
 mod rounds;
+mod several;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
@@ -107,6 +108,9 @@ async fn run(chosen: &Chosen) {
     }
     if chosen.wants("zipf") {
         one_process::zipf(&server, &mut figures).await.print();
+    }
+    if chosen.wants("several") {
+        several::measure(&server, &mut figures).await;
     }
     if chosen.wants("queue") {
         queue::measure(&mut figures).await;

@@ -9,6 +9,12 @@
 mod clock;
 #[path = "../../src/error.rs"]
 mod error;
+#[path = "../../src/key"]
+mod key {
+    mod lock_key;
+
+    pub(crate) use lock_key::LockKey;
+}
 #[path = "../../src/lease/terms.rs"]
 mod lease;
 #[path = "../../src/manager/slot/mod.rs"]

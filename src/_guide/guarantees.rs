@@ -22,6 +22,9 @@
 //!   its own requests at most 16 times, and for at most 50 ms
 //!   ([`burst`](crate::LockManagerBuilder::burst)), before it grants it to the next. After an
 //!   accident (an expired or deleted lock), the process that asks first gets it.
+//! - **Several keys.** A request holds all its keys or none, and no two that name the same keys
+//!   deadlock, whatever the order in which each names them. If all are free, they cost one round
+//!   trip together. To lose one is to lose all.
 //! - **Fencing.** Every holder gets a token that is larger than any before for this key.
 //! - **Cost.** One round trip before the handler, and none after it that the response waits for,
 //!   over one connection per process. A lock that is free is taken by `SET NX GET PX`, with an

@@ -137,6 +137,10 @@
 //! | debug | `lock released` | `key`, `name`, `fencing_token`, `held_ms` | |
 //! | debug | `record found` | `key`, `name`, `waited_ms` | a duplicate, or a job that is done already |
 //!
+//! A span around the work under [several keys](crate::lock#several-locks) has `keys`, with commas
+//! between them, and each of them has its events. `lock not acquired` tells of the one that was
+//! refused.
+//!
 //! Errors and warnings are rare when all is well. Without `metrics`, count what a layer outside
 //! finds in the response's extensions: a [`Rejection`](crate::lock::Rejection) in every response by
 //! which these layers say that a request did not run.

@@ -61,8 +61,31 @@
 //! }
 //! ```
 //!
-//! A layer inside a layer with the same manager and key takes the lock once. Two *different* locks
-//! inside each other can wait for each other: take them in one order everywhere.
+//! A layer inside a layer with the same manager and key takes the lock once.
+//!
+//! # Two locks for one request
+//!
+//! Two *different* locks inside each other, by two layers or two calls, can wait for each other.
+//! Take them together: by one layer whose closure returns [several
+//! keys](crate::lock#several-locks), or by one call. Where that cannot be, take them in one order
+//! everywhere.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_distributed_lock::{Error, LockManager};
+//!
+//! async fn merge(locks: &LockManager, one: u64, other: u64) -> Result<(), Error> {
+//!     let keys = [("account", one), ("account", other)];
+//!     let guards = locks.acquire_all(keys, Duration::from_secs(5)).await?;
+//!     tokio::select! {
+//!         biased; // the loss of either goes first
+//!         reason = guards.lost() => eprintln!("stopped: a lock was lost ({reason:?})"),
+//!         () = work() => {}
+//!     }
+//!     guards.release().await
+//! }
+//! # async fn work() {}
+//! ```
 //!
 //! # A key from the claims of a JWT
 //!

@@ -3,6 +3,7 @@
 #[cfg(feature = "axum")]
 mod extract;
 mod offer;
+mod several;
 mod terms;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use std::time::Duration;
 #[cfg(feature = "axum")]
 pub use self::extract::MissingLease;
 use self::offer::Offer;
+pub use self::several::Leases;
 pub use self::terms::LostReason;
 pub(crate) use self::terms::{Grant, GrantPath};
 use crate::clock::Time;
@@ -223,6 +225,11 @@ impl Lease {
         self.0.offer.make(core);
     }
 
+    /// Gives a lock back that was taken over. Returns whether the layer is still there to hold it.
+    pub(crate) fn give_back(&self, core: Arc<Core>) -> bool {
+        self.0.offer.give_back(core)
+    }
+
     /// Ends the offer. Returns whether the handler has taken the lock over.
     pub(crate) fn withdraw(&self) -> bool {
         self.0.offer.withdraw()
@@ -231,6 +238,25 @@ impl Lease {
     /// Returns whether the handler has taken the lock over.
     pub(crate) fn is_taken_over(&self) -> bool {
         self.0.offer.is_accepted()
+    }
+
+    /// Returns whether the layer that holds this lock has lost it. A lock that the handler has
+    /// taken over and released is not lost.
+    pub(crate) fn is_lost_to_layer(&self) -> bool {
+        match self.lost_reason() {
+            None => false,
+            Some(LostReason::Released) => !self.is_taken_over(),
+            Some(_) => true,
+        }
+    }
+
+    /// Waits until the layer that holds this lock has lost it.
+    pub(crate) async fn lost_to_layer(&self) {
+        self.lost().await;
+        if !self.is_lost_to_layer() {
+            // It ended as it should, and cannot be lost any more.
+            std::future::pending::<()>().await;
+        }
     }
 
     fn until(&self) -> Time {

@@ -9,7 +9,7 @@ use http::Response;
 use super::find_key::FindKey;
 use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Rejection, RejectionResponder, Wait};
-use crate::key::{KeyResult, LockKey};
+use crate::key::{KeysResult, LockKeys};
 use crate::manager::LockManager;
 use crate::observe::{self, Meter};
 
@@ -93,10 +93,10 @@ pub enum OnUnavailable {
 pub struct Unlocked;
 
 impl Config {
-    /// Returns the key that was found, or `None` if there is none and the request needs none.
-    pub(super) fn key(&self, found: KeyResult) -> Result<Option<LockKey>, Error> {
+    /// Returns the keys that were found, or `None` if there is none and the request needs none.
+    pub(super) fn keys(&self, found: KeysResult) -> Result<Option<LockKeys>, Error> {
         match found {
-            Ok(key) => Ok(Some(key)),
+            Ok(keys) => Ok(Some(keys)),
             Err(error) => match error.kind() {
                 ErrorKind::MissingKey | ErrorKind::Config if self.optional_key => Ok(None),
                 ErrorKind::Config => {

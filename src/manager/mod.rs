@@ -4,15 +4,18 @@ mod background;
 mod builder;
 mod core;
 mod guard;
+mod guards;
 mod inspect;
 mod instance;
 mod intervene;
 mod once;
+mod several;
 pub(crate) mod slot;
 mod waiters;
 mod with_lock;
 
 use std::fmt;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -22,8 +25,9 @@ use tokio::time::timeout;
 
 pub use self::builder::LockManagerBuilder;
 pub(crate) use self::core::Core;
-use self::core::Taken;
+use self::core::{Request, Taken};
 pub use self::guard::LockGuard;
+pub use self::guards::LockGuards;
 pub use self::once::Once;
 use crate::error::{Error, ErrorKind};
 use crate::key::{IntoLockKey, LockKey};
@@ -239,18 +243,11 @@ impl LockManager {
     ) -> Result<LockGuard, Error> {
         let attempt = async {
             let waited = Stopwatch::start(meter);
-            let result = match self.request(meter, &key, wait).await {
-                Ok(Taken::Lock(guard)) => Ok(guard),
-                Ok(Taken::Record(_)) => Err(Error::new(
-                    ErrorKind::Unavailable,
-                    "the store replied with a record where only a lock can be",
-                )),
-                Err(error) => Err(error),
-            };
+            let result = self.request(meter, &key, wait).await.and_then(lock);
             tell_result(meter, &key, result.as_ref(), &waited);
             result
         };
-        observe::acquiring(&key, meter, attempt).await
+        observe::acquiring(slice::from_ref(&key), meter, attempt).await
     }
 
     /// Takes the lock of a record, or returns the record that is in its place.
@@ -276,7 +273,7 @@ impl LockManager {
             }
             record.map(|record| record.map_or_else(Claimed::Damaged, Claimed::Record))
         };
-        observe::acquiring(&key, meter, attempt).await
+        observe::acquiring(slice::from_ref(&key), meter, attempt).await
     }
 
     async fn request(
@@ -286,35 +283,9 @@ impl LockManager {
         wait: Option<Duration>,
     ) -> Result<Taken, Error> {
         let wait = wait.filter(|wait| !wait.is_zero());
-        let mut request = self.core.request(key, wait.is_some(), meter)?;
+        let request = self.core.request(key, wait.is_some(), meter)?;
         let limit = wait.or_else(|| self.core.store.replies_within());
-        let decision = match limit {
-            Some(limit) => timeout(limit, &mut request.decision).await,
-            None => Ok((&mut request.decision).await),
-        };
-        let decision = match decision {
-            Ok(decision) => Some(decision),
-            // A process that was stopped sees that the time is over before it sees the decision.
-            Err(_) if wait.is_none() => timeout(A_MOMENT, &mut request.decision).await.ok(),
-            Err(_) => None,
-        };
-        // The decision may have come at the last moment, and would be lost with the request.
-        let decision = decision.map(Result::ok).or_else(|| {
-            request.decision.close();
-            request.decision.try_recv().ok().map(Some)
-        });
-        match decision {
-            Some(decision) => {
-                request.is_decided = true;
-                // The sender is gone: the slot was given up after a panic.
-                decision.unwrap_or_else(|| Err(Error::of(ErrorKind::Unavailable)))
-            }
-            None => {
-                let overdue = request.give_up();
-                let kind = wait.map_or(ErrorKind::Unavailable, |_| overdue);
-                Err(Error::of(kind))
-            }
-        }
+        decision(request, limit).await
     }
 
     /// Ends the manager gracefully, and returns when all its locks are released.
@@ -350,6 +321,51 @@ impl LockManager {
     /// Tells this manager, and its clones, from others in the process.
     pub(crate) fn id(&self) -> u64 {
         self.core.id
+    }
+}
+
+/// Waits for the decision on a request. Gives it up when the `limit` is over.
+async fn decision(mut request: Request<'_>, limit: Option<Duration>) -> Result<Taken, Error> {
+    let decision = match limit {
+        Some(limit) => timeout(limit, &mut request.decision).await,
+        None => Ok((&mut request.decision).await),
+    };
+    let decision = match decision {
+        Ok(decision) => Some(decision),
+        // A process that was stopped sees that the time is over before it sees the decision.
+        Err(_) if !request.is_patient => timeout(A_MOMENT, &mut request.decision).await.ok(),
+        Err(_) => None,
+    };
+    // The decision may have come at the last moment, and would be lost with the request.
+    let decision = decision.map(Result::ok).or_else(|| {
+        request.decision.close();
+        request.decision.try_recv().ok().map(Some)
+    });
+    match decision {
+        Some(decision) => {
+            request.is_decided = true;
+            // The sender is gone: the slot was given up after a panic.
+            decision.unwrap_or_else(|| Err(Error::of(ErrorKind::Unavailable)))
+        }
+        None => {
+            let is_patient = request.is_patient;
+            let overdue = request.give_up();
+            Err(Error::of(match is_patient {
+                true => overdue,
+                false => ErrorKind::Unavailable,
+            }))
+        }
+    }
+}
+
+/// Returns the lock that a request got for a key that has no records.
+fn lock(taken: Taken) -> Result<LockGuard, Error> {
+    match taken {
+        Taken::Lock(guard) => Ok(guard),
+        Taken::Record(_) => Err(Error::new(
+            ErrorKind::Unavailable,
+            "the store replied with a record where only a lock can be",
+        )),
     }
 }
 

@@ -16,6 +16,7 @@ mod ends;
 mod holders;
 mod process;
 mod quickstart;
+mod transfers;
 mod waiters;
 mod worker;
 
@@ -37,6 +38,10 @@ use holders::{
 use quickstart::{
     the_quickstart_goes_on_when_its_reader_goes_away, the_quickstart_runs_two_nodes_on_one_redis,
 };
+use transfers::{
+    processes_killed_in_the_middle_of_transfers_change_no_sum,
+    transfers_between_random_accounts_never_change_their_sum,
+};
 use waiters::{
     a_waiting_process_that_was_killed_is_passed_over_at_once,
     waiting_processes_that_are_frozen_do_not_keep_the_lock_from_the_others,
@@ -50,6 +55,8 @@ tests! {
     waiting_processes_that_are_frozen_do_not_keep_the_lock_from_the_others
     an_answer_that_came_while_the_process_was_frozen_is_not_late
     processes_killed_and_frozen_at_random_lose_no_update
+    transfers_between_random_accounts_never_change_their_sum
+    processes_killed_in_the_middle_of_transfers_change_no_sum
     a_process_that_ends_right_after_close_leaves_no_lock
     a_process_that_drops_its_runtime_and_lives_on_leaves_no_lock
     the_quickstart_goes_on_when_its_reader_goes_away

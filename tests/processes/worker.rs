@@ -9,6 +9,7 @@ use tower_distributed_lock::{LockGuard, LockManager};
 
 use crate::harness;
 use crate::support::{PATIENCE, connect_patiently, run, short_lived, value};
+use crate::transfers::transfers;
 
 pub const URL: &str = "TOWER_DISTRIBUTED_LOCK_TEST_URL";
 
@@ -106,6 +107,10 @@ async fn carry_out(
                     refused += counts.1;
                 }
                 say(&format!("{served} {refused}"));
+            }
+            "transfer" => {
+                let times = words.next().unwrap().parse().unwrap();
+                say(&transfers(&locks, redis, times).await);
             }
             "close" => {
                 drop(held);

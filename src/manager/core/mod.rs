@@ -31,6 +31,8 @@ pub(crate) struct Core {
     pub(super) store: Store,
     pub(super) rules: Rules,
     pub(super) command_timeout: Duration,
+    /// How many keys a request may take at once.
+    pub(super) max_keys: usize,
     slots: Slots,
     /// Numbers for tokens, leases and waiters, each used once.
     ids: AtomicU64,
@@ -58,7 +60,7 @@ pub(crate) struct Core {
     pub(super) next_visit: WakeAt,
 }
 
-type TakeResult = Result<Taken, Error>;
+pub(super) type TakeResult = Result<Taken, Error>;
 type DecisionSender = oneshot::Sender<TakeResult>;
 
 pub(in crate::manager) struct Waiter {
@@ -81,9 +83,17 @@ pub(super) struct Request<'a> {
     number: u64,
     pub(super) decision: oneshot::Receiver<TakeResult>,
     pub(super) is_decided: bool,
+    pub(super) is_patient: bool,
 }
 
 impl Request<'_> {
+    /// Returns what was decided at once, as the slot need not ask the store.
+    pub(super) fn decided(&mut self) -> Option<TakeResult> {
+        let decision = self.decision.try_recv().ok()?;
+        self.is_decided = true;
+        Some(decision)
+    }
+
     /// Gives up waiting. Returns the kind of error for a caller whose time is over.
     pub(super) fn give_up(mut self) -> ErrorKind {
         self.is_decided = true;
@@ -118,6 +128,7 @@ impl Core {
         store: Store,
         rules: Rules,
         command_timeout: Duration,
+        max_keys: usize,
         max_waiters: usize,
     ) -> Arc<Self> {
         static MANAGERS: AtomicU64 = AtomicU64::new(0);
@@ -126,6 +137,7 @@ impl Core {
             store,
             rules,
             command_timeout,
+            max_keys,
             slots: Slots::new(),
             ids: AtomicU64::new(1),
             held: AtomicUsize::new(0),
@@ -172,6 +184,7 @@ impl Core {
             number,
             decision,
             is_decided: false,
+            is_patient: patient,
         })
     }
 

@@ -9,6 +9,7 @@ mod jobs;
 mod rules;
 mod runtimes;
 mod settings;
+mod several;
 mod waiters;
 
 use std::time::Duration;

@@ -16,6 +16,12 @@ pub(super) enum Step {
         wait: Option<u64>,
         touchy: bool,
     },
+    /// A request for both locks, which it names in any order.
+    TakeBoth {
+        manager: usize,
+        wait: Option<u64>,
+        touchy: bool,
+    },
     /// The future of a request, of a release or of a completion is dropped: the one with this place
     /// among those that there are.
     Cancel(usize),
@@ -157,12 +163,18 @@ fn step() -> impl Strategy<Value = Step> {
     let key = || prop_oneof![3 => Just(0), 1 => Just(1), 3 => Just(2), 1 => Just(3)];
     let rarely = || prop::bool::weighted(0.2);
     let wait = prop::option::weighted(0.7, 1..2000_u64);
-    let take = (manager(), key(), wait, rarely());
+    let take = (manager(), key(), wait.clone(), rarely());
+    let take_both = (manager(), wait, rarely());
     let end = (0..4_usize, end(), rarely());
     prop_oneof![
         20 => take.prop_map(|(manager, key, wait, touchy)| Step::Take {
             manager,
             key,
+            wait,
+            touchy
+        }),
+        8 => take_both.prop_map(|(manager, wait, touchy)| Step::TakeBoth {
+            manager,
             wait,
             touchy
         }),

@@ -232,3 +232,15 @@ fn a_release_goes_out_at_once_or_with_the_next_command_or_behind_the_call_in_fli
     store.put(7, contended);
     assert_eq!(taken(1).len(), 2);
 }
+
+#[test]
+fn commands_that_are_held_back_go_out_together() {
+    let store = store(MINUTE);
+    let held_back = store.hold_back();
+    store.put(1, acquire(1));
+    // The driver may be at work for another reason.
+    assert!(store.take_commands(0).is_none());
+    store.put(2, acquire(2));
+    drop(held_back);
+    assert_eq!(store.take_commands(0).unwrap().len(), 2);
+}

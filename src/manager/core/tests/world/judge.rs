@@ -4,9 +4,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{A_TICK, A_WHILE, COMMAND_TIMEOUT, Held, Kind, Link, NAMES, NEIGHBOUR, Running, World};
+use super::{
+    A_TICK, A_WHILE, BOTH, COMMAND_TIMEOUT, Held, Kind, Link, NAMES, NEIGHBOUR, Running, World,
+};
 use crate::clock::Time;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::lease::LostReason;
 use crate::manager::core::tests::program::MANAGERS;
 use crate::manager::slot::tests::Standing;
@@ -107,6 +109,20 @@ impl World {
         });
     }
 
+    /// Redis is said to be away only where it was.
+    pub(super) fn judge_refusal(&mut self, manager: usize, key: usize, error: &Error) {
+        let link = &self.links[manager];
+        let mut is_excused = link.had_trouble || link.was_deceived;
+        // Its wait was over before any reply.
+        link.pending(|pending| {
+            is_excused |=
+                matches!(pending.command, Command::Acquire { .. }) && pending.key == NAMES[key];
+        });
+        self.must(error.kind() != ErrorKind::Unavailable || is_excused, || {
+            format!("the store is there, and manager {manager} says {error}")
+        });
+    }
+
     /// A slot that is not idle has a request, a holder or a record in flight.
     fn judge_meaning(&mut self) {
         for number in 0..MANAGERS {
@@ -119,12 +135,15 @@ impl World {
                 drop(slots);
                 let is_meant = match standing {
                     Standing::Nothing => false,
-                    Standing::Waiters => self.waits(number, key),
-                    Standing::Holder { token } => self.guards.iter().any(|held| {
-                        held.manager == number
-                            && held.guard.key() == name
-                            && held.guard.lease().grant().token == token
-                    }),
+                    Standing::Waiters => self.waits(number, key) || self.takes_both(number, key),
+                    Standing::Holder { token } => {
+                        let is_guarded = self.guards.iter().any(|held| {
+                            held.manager == number
+                                && held.guard.key() == name
+                                && held.guard.lease().grant().token == token
+                        });
+                        is_guarded || self.takes_both(number, key)
+                    }
                     Standing::Record { token } => {
                         let mut is_in_flight = false;
                         self.links[number].pending(|pending| {
@@ -148,6 +167,16 @@ impl World {
             Kind::Take { manager, key: of } => manager == number && of == key,
             _ => false,
         })
+    }
+
+    /// Returns whether a request wants this lock together with the other: it may hold this one, or
+    /// wait for it, or neither.
+    fn takes_both(&self, number: usize, key: usize) -> bool {
+        BOTH.contains(&key)
+            && self.tasks.iter().any(|running| match running.kind {
+                Kind::TakeBoth { manager } => manager == number,
+                _ => false,
+            })
     }
 
     fn judge_watchers(&mut self) {
@@ -196,8 +225,14 @@ impl World {
                 Command::Renew { token } => drop(self.renewed.insert((number, token))),
                 _ => {}
             });
+            let is_on_the_way = |(number, token): (usize, u64)| {
+                let holds = |key: &usize| self.links[number].holds(&NAMES[*key], token);
+                BOTH.iter()
+                    .any(|key| self.takes_both(number, *key) && holds(key))
+            };
             let is_meant = |renewed: &(usize, u64)| {
                 completing.contains(renewed)
+                    || is_on_the_way(*renewed)
                     || self
                         .guards
                         .iter()
@@ -253,7 +288,9 @@ impl World {
                         && held.guard.key() == name
                         && held.guard.lease().grant().token == token.number
                 };
-                let mut is_held = token.process == NEIGHBOUR || self.guards.iter().any(holds);
+                let mut is_held = token.process == NEIGHBOUR
+                    || self.guards.iter().any(holds)
+                    || self.takes_both(token.process, key);
                 if let Some(link) = self.links.get(token.process) {
                     // Its release was refused a while ago, and is tried again soon.
                     link.pending(|pending| is_held |= pending.ends_hold() && pending.key == *name);
@@ -267,7 +304,8 @@ impl World {
             for number in 0..MANAGERS {
                 let is_in_queue = queue.iter().any(|token| token.process == number);
                 let waits = self.waits(number, key);
-                self.must(waits || !is_in_queue, || {
+                let may_wait = waits || self.takes_both(number, key);
+                self.must(may_wait || !is_in_queue, || {
                     format!("manager {number} is in the queue of key {key}, and no request waits")
                 });
                 let had_trouble = self.links[number].had_trouble;

@@ -16,13 +16,12 @@ use super::link::Link;
 use super::program::{End, KEYS, MANAGERS, Step, Tamper, Unasked, Whom};
 use super::tasks::{self, Polled, Task, unwinds};
 use crate::clock::Time;
-use crate::error::{Error, ErrorKind};
-use crate::key::LockKey;
+use crate::error::Error;
+use crate::key::{LockKey, LockKeys};
 use crate::lease::Lease;
-use crate::manager::LockGuard;
 use crate::manager::background::tick_slots;
 use crate::manager::slot::Rules;
-use crate::manager::{A_MOMENT, Claimed, LockManager};
+use crate::manager::{A_MOMENT, Claimed, LockGuard, LockGuards, LockManager};
 use crate::store::fake::{Answer, Client, FakeStore, Token, Truth, Value};
 use crate::store::{Command, Granted, Notice, Record, Store};
 
@@ -39,6 +38,9 @@ const A_TICK: Duration = Duration::from_millis(2);
 const A_WHILE: Duration = Duration::from_millis(150);
 /// A token that was never used.
 const UNKNOWN: u64 = u64::MAX;
+
+/// The keys that are locks.
+const BOTH: [usize; 2] = [0, 1];
 
 static NAMES: LazyLock<[LockKey; KEYS]> = LazyLock::new(|| {
     let lock = |name| LockKey::new(name).expect("a valid key");
@@ -86,13 +88,24 @@ struct Running {
 }
 
 enum Kind {
-    Take { manager: usize, key: usize },
+    Take {
+        manager: usize,
+        key: usize,
+    },
+    /// A request for [both](BOTH) locks. It may hold one of them, and wait for the other.
+    TakeBoth {
+        manager: usize,
+    },
     End,
-    Watch { manager: usize, lease: Lease },
+    Watch {
+        manager: usize,
+        lease: Lease,
+    },
 }
 
 enum Done {
     Taken(Result<LockGuard, Error>),
+    TakenBoth(Result<LockGuards, Error>),
     Recorded,
     Ended,
     Lost,
@@ -164,6 +177,11 @@ impl World {
                 wait,
                 touchy,
             } => self.take(manager, key, wait.map(Duration::from_millis), touchy),
+            Step::TakeBoth {
+                manager,
+                wait,
+                touchy,
+            } => self.take_both(manager, wait.map(Duration::from_millis), touchy),
             Step::Cancel(number) => {
                 let is_cancelled = |running: &Running| !matches!(running.kind, Kind::Watch { .. });
                 let mut these = (0..self.tasks.len()).filter(|at| is_cancelled(&self.tasks[*at]));
@@ -360,6 +378,16 @@ impl World {
         self.spawn(taking, touchy, Kind::Take { manager, key }, deadline);
     }
 
+    fn take_both(&mut self, manager: usize, wait: Option<Duration>, touchy: bool) {
+        let locks = self.managers[manager].clone();
+        let keys = LockKeys::new(BOTH.map(|key| NAMES[key].clone())).expect("valid keys");
+        // Each of the two may get a moment more.
+        let limit = wait.unwrap_or(3 * COMMAND_TIMEOUT) + 2 * A_MOMENT;
+        let deadline = Some(Time::now() + limit);
+        let taking = async move { Done::TakenBoth(locks.take_all(keys, wait).await) };
+        self.spawn(taking, touchy, Kind::TakeBoth { manager }, deadline);
+    }
+
     fn end(&mut self, held: Held, end: End, touchy: bool) {
         let Held { guard, manager, .. } = held;
         let now = Time::now();
@@ -444,6 +472,16 @@ impl World {
                     (Polled::Done(Done::Taken(result)), Kind::Take { manager, key }) => {
                         taken.push((manager, key, result));
                     }
+                    (Polled::Done(Done::TakenBoth(result)), Kind::TakeBoth { manager }) => {
+                        match result {
+                            Ok(guards) => {
+                                let guards = guards.into_guards().into_iter();
+                                let held = BOTH.into_iter().zip(guards);
+                                taken.extend(held.map(|(key, guard)| (manager, key, Ok(guard))));
+                            }
+                            Err(error) => self.refused_both(manager, &error),
+                        }
+                    }
                     (Polled::Done(Done::Lost), Kind::Watch { lease, .. }) => {
                         self.must(!lease.is_held(), || format!("not lost: {lease:?}"));
                     }
@@ -462,11 +500,13 @@ impl World {
             Ok(guard) => {
                 let (last, next) = (self.fencing_tokens[key], guard.fencing_token());
                 // A grant may be in flight while the lock is lost, and taken by another process.
-                let is_excused = self.lost_data || self.was_deceived();
+                // So may the other of two locks be on its way.
+                let is_held = guard.lease().is_held();
+                let is_excused = self.lost_data || self.was_deceived() || !is_held;
                 self.must(next > last || is_excused, || {
                     format!("fencing token {next} of key {key} comes after {last}")
                 });
-                self.fencing_tokens[key] = next;
+                self.fencing_tokens[key] = next.max(last);
                 self.guards.push(Held {
                     guard,
                     manager,
@@ -475,17 +515,18 @@ impl World {
             }
             Err(error) => {
                 self.judge_patience(manager, key, error.kind());
-                let link = &self.links[manager];
-                let mut is_excused = link.had_trouble || link.was_deceived;
-                // Its wait was over before any reply.
-                link.pending(|pending| {
-                    is_excused |= matches!(pending.command, Command::Acquire { .. })
-                        && pending.key == NAMES[key];
-                });
-                self.must(error.kind() != ErrorKind::Unavailable || is_excused, || {
-                    format!("the store is there, and manager {manager} says {error}")
-                });
+                self.judge_refusal(manager, key, &error);
             }
+        }
+    }
+
+    fn refused_both(&mut self, manager: usize, error: &Error) {
+        let key = BOTH
+            .into_iter()
+            .find(|key| Some(&NAMES[*key]) == error.key());
+        match key {
+            Some(key) => self.judge_refusal(manager, key, error),
+            None => self.must(false, || format!("{error} is about none of the two")),
         }
     }
 
@@ -660,7 +701,7 @@ fn core(number: usize) -> Arc<Core> {
         burst_time: Duration::from_millis(50),
     };
     let store = Store::Fake(FakeStore::new(COMMAND_TIMEOUT));
-    let core = Core::new(store, rules, COMMAND_TIMEOUT, 4);
+    let core = Core::new(store, rules, COMMAND_TIMEOUT, 2, 4);
     // The case runs its background task.
     core.is_running.store(true, Ordering::Relaxed);
     core
