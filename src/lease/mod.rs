@@ -185,6 +185,9 @@ impl Lease {
     /// the layer has released it; or this lease is of a guard, or of an
     /// [`IdempotencyLayer`](crate::IdempotencyLayer).
     ///
+    /// Of several locks, this takes over one, and the layer goes on to hold the others:
+    /// [`Leases::take_over`] takes over all.
+    ///
     /// The layer still stops the handler when the lock is lost. Nothing stops what goes on after
     /// the response: it has to watch [`LockGuard::lost`]. A lock is lost when it has been held for
     /// [`max_hold`](crate::LockManagerBuilder::max_hold), by default five minutes.
