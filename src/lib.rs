@@ -108,6 +108,7 @@ pub mod key;
 mod lease;
 pub mod lock;
 mod manager;
+mod mode;
 mod shield;
 mod store;
 mod sync;
@@ -120,6 +121,7 @@ pub use self::key::LockKey;
 pub use self::lease::{Lease, LostReason};
 pub use self::lock::DistributedLockLayer;
 pub use self::manager::{LockGuard, LockManager, LockManagerBuilder, Once};
+pub use self::mode::Mode;
 pub use self::store::{Credentials, RedisServer};
 
 /// Runs the examples of the README as tests.

@@ -11,6 +11,8 @@ mod clock;
 mod error;
 #[path = "../../src/lease/terms.rs"]
 mod lease;
+#[path = "../../src/mode.rs"]
+mod mode;
 #[path = "../../src/manager/slot/mod.rs"]
 mod slot;
 #[path = "../../src/store/protocol.rs"]

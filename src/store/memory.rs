@@ -12,6 +12,8 @@ use crate::key::LockKey;
 
 /// Does on a map what the script does in Redis. Its only client is one manager, which has every
 /// reply at once.
+///
+/// The mode of a hold makes no difference here: there is no other process to share a lock with.
 #[derive(Debug)]
 pub(crate) struct MemoryStore {
     ttl: Duration,
@@ -77,7 +79,7 @@ impl MemoryStore {
                 record,
                 reply,
             } => (state.complete(key, token, now, record), None, reply),
-            Command::Renew { token } => (state.renew(key, token, now + self.ttl), None, None),
+            Command::Renew { token, .. } => (state.renew(key, token, now + self.ttl), None, None),
             Command::Check { token } => (state.check(key, token), None, None),
         };
         let result = Ok(result);

@@ -19,6 +19,7 @@ use stateright::{Model, Property};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::lease::Grant;
+use crate::mode::Mode;
 use crate::redis::{Epoch, Message, Mutation, Process, Redis, Server, Times, Token};
 use crate::slot::tests::Standing;
 use crate::slot::{Effect, Effects, Env, Machine, Rules, Slot};
@@ -736,7 +737,14 @@ impl World {
             Action::AskSomethingElse(node) => {
                 self.left.other_commands -= 1;
                 // No token of this key has that number.
-                self.send(plan, node, Command::Renew { token: 0 });
+                self.send(
+                    plan,
+                    node,
+                    Command::Renew {
+                        token: 0,
+                        mode: Mode::Exclusive,
+                    },
+                );
             }
             Action::Tick(node) => self.event(plan, node, |machine| {
                 machine.tick();
@@ -1100,6 +1108,7 @@ impl World {
                 queue: false,
                 watch: false,
                 again: false,
+                ..
             } if !is_repeated => redis.take(now, times, ours(token), plan.records),
             Command::Acquire { token, queue, .. } => {
                 redis.acquire(now, times, ours(token), queue, plan.records)
@@ -1119,7 +1128,7 @@ impl World {
                 redis.grant(now * 1000, times, ours(token), server, is_there)
             }
             Command::Complete { token, .. } => redis.complete(now, ours(token), 0, RETENTION),
-            Command::Renew { token } => redis.renew(now, times, ours(token)),
+            Command::Renew { token, .. } => redis.renew(now, times, ours(token)),
             Command::Check { token } => redis.check(now, ours(token)),
         };
         for message in &outcome.messages {

@@ -1,5 +1,6 @@
 //! [`AcquireAttempt`]: one acquire, from its submission to its outcome.
 
+use crate::mode::Mode;
 use crate::store::Command;
 
 /// An acquire that is in flight. See [`Command::Acquire`].
@@ -80,6 +81,7 @@ impl AcquireAttempt {
     pub(super) fn command<R, S>(self) -> Command<R, S> {
         Command::Acquire {
             token: self.token,
+            mode: Mode::Exclusive,
             queue: self.queue,
             watch: self.watch,
             again: self.again,

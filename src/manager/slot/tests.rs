@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::error::ErrorKind;
+use crate::mode::Mode;
 use crate::store::{Failure, Granted, Notice, Outcome, Reply};
 
 const TTL: Duration = Duration::from_secs(10);
@@ -96,6 +97,7 @@ impl Table {
     ) -> Vec<String> {
         let command = Command::Acquire {
             token,
+            mode: Mode::Exclusive,
             queue: true,
             watch: false,
             again: false,
@@ -216,20 +218,25 @@ fn describe(effect: Effect<char, (), ()>) -> String {
     match effect {
         Effect::Send(Command::Acquire {
             token,
+            mode,
             queue,
             watch,
             ..
         }) => {
+            let what = match mode {
+                Mode::Exclusive => "acquire",
+                Mode::Shared => "share",
+            };
             let more = [(queue, " queue"), (watch, " watch")];
             let more: String = more
                 .iter()
                 .filter(|(on, _)| *on)
                 .map(|(_, word)| *word)
                 .collect();
-            format!("acquire {token}{more}")
+            format!("{what} {token}{more}")
         }
         Effect::Send(Command::Release { token, .. }) => format!("release {token}"),
-        Effect::Send(Command::Renew { token }) => format!("renew {token}"),
+        Effect::Send(Command::Renew { token, .. }) => format!("renew {token}"),
         Effect::Send(Command::Check { token }) => format!("check {token}"),
         Effect::Grant { waiter, grant } => format!("grant {waiter} {}", grant.fencing_token),
         Effect::Send(Command::Complete { token, .. }) => format!("complete {token}"),
@@ -609,7 +616,10 @@ fn without_waiters_nothing_is_left_of_a_completed_lock() {
 #[test]
 fn a_lock_whose_record_is_in_flight_is_renewed_and_released_to_nobody() {
     let mut table = Table::held();
-    let renew = Command::Renew { token: 1 };
+    let renew = Command::Renew {
+        token: 1,
+        mode: Mode::Exclusive,
+    };
     let grant = table.grant_held();
     table.complete();
     // No request here, and no other process, can have the lock.
@@ -699,7 +709,10 @@ fn waiters_in_the_stores_queue_get_the_record_that_they_are_told_of() {
 #[test]
 fn what_changes_while_a_renewal_is_in_flight_is_checked_after_it() {
     let mut table = Table::held();
-    let renew = Command::Renew { token: 1 };
+    let renew = Command::Renew {
+        token: 1,
+        mode: Mode::Exclusive,
+    };
     let check = Command::Check { token: 1 };
     let renewed = || Ok(Reply::Renewed { contended: false });
     let intact = || Ok(Reply::Intact);
@@ -731,7 +744,10 @@ fn what_changes_is_checked_without_a_write() {
 #[test]
 fn a_failed_renewal_is_tried_again_and_is_no_loss_before_its_time() {
     let mut table = Table::held();
-    let renew = Command::Renew { token: 1 };
+    let renew = Command::Renew {
+        token: 1,
+        mode: Mode::Exclusive,
+    };
     assert_eq!(table.pass(Duration::from_millis(100)), ["renew 1"]);
     assert!(
         table
@@ -758,7 +774,14 @@ fn a_renewal_counts_from_when_it_was_sent() {
     table.pass(TTL / 2);
     let renewed = Ok(Reply::Renewed { contended: false });
     assert_eq!(
-        table.replied(Command::Renew { token: 1 }, TTL / 4, renewed),
+        table.replied(
+            Command::Renew {
+                token: 1,
+                mode: Mode::Exclusive
+            },
+            TTL / 4,
+            renewed
+        ),
         ["extend"]
     );
     let State::Holding(holding) = &table.slot.state else {
@@ -776,7 +799,14 @@ fn a_renewal_whose_reply_comes_after_the_loss_brings_nothing_back() {
     table.pass(Duration::from_secs(1));
     table.now = table.now + TTL;
     let renewed = Ok(Reply::Renewed { contended: false });
-    let effects = table.replied(Command::Renew { token: 1 }, Duration::ZERO, renewed);
+    let effects = table.replied(
+        Command::Renew {
+            token: 1,
+            mode: Mode::Exclusive,
+        },
+        Duration::ZERO,
+        renewed,
+    );
     assert_eq!(effects, ["lose Expired"]);
 }
 
@@ -876,7 +906,14 @@ fn max_hold_ends_a_hold_however_often_it_was_renewed() {
     for _ in 0..99 {
         table.pass(TTL / 3);
         let renewed = Ok(Reply::Renewed { contended: false });
-        table.replied(Command::Renew { token: 1 }, Duration::ZERO, renewed);
+        table.replied(
+            Command::Renew {
+                token: 1,
+                mode: Mode::Exclusive,
+            },
+            Duration::ZERO,
+            renewed,
+        );
         if table.slot.is_idle() {
             panic!("lost before its time");
         }

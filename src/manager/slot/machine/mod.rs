@@ -9,6 +9,7 @@ mod requests;
 use super::{AcquireAttempt, Effect, Effects, Env, Slot, State};
 use crate::error::{Error, ErrorKind};
 use crate::lease::LostReason;
+use crate::mode::Mode;
 use crate::store::Command;
 
 /// A slot during one event: made by [`Slot::on`].
@@ -108,7 +109,10 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         };
         (holding.renewing, holding.recheck) = (true, false);
         let token = holding.token;
-        self.send(Command::Renew { token });
+        self.send(Command::Renew {
+            token,
+            mode: Mode::Exclusive,
+        });
     }
 
     /// Checks a held lock to which something may have happened.

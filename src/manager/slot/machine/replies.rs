@@ -13,7 +13,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     pub(crate) fn replied(&mut self, command: Command<(), ()>, outcome: Outcome) {
         match command {
             Command::Acquire { token, .. } => self.acquire_replied(token, outcome),
-            Command::Renew { token } => self.renew_replied(token, &outcome),
+            Command::Renew { token, .. } => self.renew_replied(token, &outcome),
             Command::Check { token } => self.check_replied(token, &outcome),
             Command::Complete { token, .. } => self.complete_replied(token, &outcome),
             Command::Release { .. } => {}

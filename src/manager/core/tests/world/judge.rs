@@ -193,7 +193,7 @@ impl World {
             let mut completing = HashSet::new();
             link.pending(|pending| match pending.command {
                 Command::Complete { token, .. } => drop(completing.insert((number, token))),
-                Command::Renew { token } => drop(self.renewed.insert((number, token))),
+                Command::Renew { token, .. } => drop(self.renewed.insert((number, token))),
                 _ => {}
             });
             let is_meant = |renewed: &(usize, u64)| {

@@ -23,6 +23,7 @@ use crate::manager::LockGuard;
 use crate::manager::background::tick_slots;
 use crate::manager::slot::Rules;
 use crate::manager::{A_MOMENT, Claimed, LockManager};
+use crate::mode::Mode;
 use crate::store::fake::{Answer, Client, FakeStore, Token, Truth, Value};
 use crate::store::{Command, Granted, Notice, Record, Store};
 
@@ -628,6 +629,7 @@ impl World {
                 self.last_number += 1;
                 Command::Acquire {
                     token: self.last_number,
+                    mode: Mode::Exclusive,
                     queue: true,
                     watch: false,
                     again: false,
