@@ -1,6 +1,7 @@
 //! [`Grant`]: what a request is given with a lock. [`LostReason`]: why it ends.
 
 use crate::clock::Time;
+use crate::mode::Mode;
 
 /// A lock given to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,6 +9,7 @@ pub(crate) struct Grant {
     pub(crate) lease: u64,
     /// The store's name for the holder: what to release if the slot has given the lease up as lost.
     pub(crate) token: u64,
+    pub(crate) mode: Mode,
     pub(crate) fencing_token: u64,
     /// The lease is valid until then, unless it is extended.
     pub(crate) until: Time,

@@ -247,14 +247,23 @@ where
     let outer = key
         .as_ref()
         .and_then(|key| find_lease(&parts.extensions, config.locks.id(), key));
+    let mode = config.mode(&parts);
     match (key, outer) {
         (Some(key), Some(lease)) if !lease.is_held() => (Waited::on(Some(key)), State::lost()),
+        (Some(key), Some(lease)) if lease.mode().is_shared() && !mode.is_shared() => {
+            let error = Error::new(
+                ErrorKind::Config,
+                "an outer layer shares the lock of this request, and an inner one wants it alone: shared locks \
+                 are not upgraded",
+            );
+            (Waited::on(Some(key)), State::Rejected { error })
+        }
         (Some(key), None) => {
             let wait = protocol.wait(&config.wait, &parts);
             let waited = Waited::on(Some(key.clone()));
             let config = Arc::clone(config);
             let state = State::Acquiring {
-                acquiring: Box::pin(async move { config.locks.take(key, wait).await }),
+                acquiring: Box::pin(async move { config.locks.take(key, wait, mode).await }),
                 call: Some((service, Request::from_parts(parts, body))),
             };
             (waited, state)

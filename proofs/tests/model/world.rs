@@ -199,12 +199,19 @@ struct Holder {
     is_told: bool,
 }
 
+impl Node {
+    fn holder(&mut self, lease: u64) -> Option<&mut Holder> {
+        self.holders.iter_mut().find(|one| one.lease == lease)
+    }
+}
+
 impl Holder {
     /// What a slot needs to know of it.
     fn grant(&self) -> Grant {
         Grant {
             lease: self.lease,
             token: self.token,
+            mode: Mode::Exclusive,
             fencing_token: 0,
             until: self.until,
             limit: self.until,
@@ -824,7 +831,7 @@ impl World {
         let number = acquiring.ids;
         acquiring.waiting.push(number);
         self.event(plan, node, |machine| {
-            machine.request(number, number, patient);
+            machine.request(number, number, patient, Mode::Exclusive);
         });
     }
 
@@ -1042,7 +1049,7 @@ impl World {
             && matches!(sent.command, Command::Acquire { again: true, .. });
         self.event(plan, number, |machine| {
             if rests_for_nobody {
-                machine.request(NOBODY, NOBODY, true);
+                machine.request(NOBODY, NOBODY, true, Mode::Exclusive);
             }
             machine.replied(sent.command, Outcome { sent_at, result });
         });
@@ -1250,24 +1257,24 @@ impl World {
                 self.is_replayed = true;
             }
             Effect::Reject { waiter, .. } => node.waiting.retain(|waiting| *waiting != waiter),
-            Effect::Extend { until } => {
+            Effect::Extend { lease, until } => {
                 if let Some((_, lasts)) = &mut node.recording {
                     *lasts = until;
                     return;
                 }
-                if let Some(holder) = node.holders.last_mut()
+                if let Some(holder) = node.holder(lease)
                     && !holder.is_told
                     && now < holder.until
                 {
                     holder.until = until;
                 }
             }
-            Effect::Lose { .. } => {
-                if let Some(holder) = node.holders.last_mut() {
+            Effect::Lose { lease, .. } => {
+                if let Some(holder) = node.holder(lease) {
                     holder.is_told = true;
                 }
             }
-            Effect::HandedOn { reply: () } => {}
+            Effect::HandedOn { .. } => {}
         }
     }
 }

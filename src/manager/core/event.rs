@@ -131,7 +131,7 @@ impl Core {
                     }
                     Effect::Grant { waiter, grant } => {
                         let lease = Lease::new(self.id, key.clone(), grant);
-                        entry.lease = Some(lease.clone());
+                        entry.add(lease.clone());
                         outbox.decided.push((waiter, Decision::Granted(lease)));
                     }
                     Effect::Replay { waiter, record } => {
@@ -140,20 +140,21 @@ impl Core {
                     Effect::Reject { waiter, error } => {
                         outbox.decided.push((waiter, Decision::Rejected(error)));
                     }
-                    Effect::Extend { until } => {
-                        if let Some(lease) = &entry.lease {
+                    Effect::Extend { lease, until } => {
+                        if let Some(lease) = entry.lease(lease) {
                             lease.extend(until);
                         }
                     }
-                    Effect::Lose { reason } => {
-                        if let Some(lease) = entry.lease.take() {
+                    Effect::Lose { lease, reason } => {
+                        if let Some(lease) = entry.take(lease) {
                             // Now, while the slot is locked: afterwards, another holder may get the
                             // lock.
                             lease.end(reason);
                             outbox.lost.push((lease, reason));
                         }
                     }
-                    Effect::HandedOn { reply } => {
+                    Effect::HandedOn { lease, reply } => {
+                        entry.take(lease);
                         outbox.settled.extend(reply.map(|reply| (reply, Ok(()))));
                     }
                 }
@@ -165,7 +166,7 @@ impl Core {
     /// one may hold.
     fn give_up(&self, key: &LockKey, entry: &mut Entry, now: Time) -> Entry {
         let broken = std::mem::take(entry);
-        if let Some(lease) = &broken.lease {
+        if let Some(lease) = broken.leases.first() {
             let release = Command::Release {
                 token: lease.grant().token,
                 contended: true,
@@ -205,7 +206,7 @@ impl Core {
         }
         if let Some(broken) = outbox.given_up {
             shielded(|| trace::slot_given_up(key));
-            if let Some(lease) = broken.lease {
+            for lease in &broken.leases {
                 lease.end(LostReason::Expired);
             }
             // Its waiters fail as their senders are dropped.

@@ -20,6 +20,7 @@ use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::lease::{Lease, LostReason};
+use crate::mode::Mode;
 use crate::shield::shielded;
 use crate::store::{Command, Events, Notice, Outcome, Record, ReplySender, Store};
 use crate::sync::WakeAt;
@@ -130,6 +131,7 @@ impl Core {
         self: &'a Arc<Self>,
         key: &'a LockKey,
         patient: bool,
+        mode: Mode,
     ) -> Result<Request<'a>, Error> {
         if self.is_closed.load(Ordering::Acquire) {
             return Err(Error::of(ErrorKind::Closed));
@@ -138,7 +140,7 @@ impl Core {
         let number = self.with_slot(key, |machine| {
             // Taken while the slot is locked: numbers rise in order of arrival.
             let number = machine.next_id();
-            machine.request(number, waiter, patient);
+            machine.request(number, waiter, patient, mode);
             number
         });
         self.ensure_running();

@@ -1,5 +1,7 @@
 //! The rules of a slot, one event after the other. Waiters are letters.
 
+mod shared;
+
 use std::time::Duration;
 
 use super::*;
@@ -77,7 +79,11 @@ impl Table {
     }
 
     fn request(&mut self, waiter: char, patient: bool) -> Vec<String> {
-        self.on(|machine| machine.request(waiter as u64, waiter, patient))
+        self.request_in(Mode::Exclusive, waiter, patient)
+    }
+
+    fn request_in(&mut self, mode: Mode, waiter: char, patient: bool) -> Vec<String> {
+        self.on(|machine| machine.request(waiter as u64, waiter, patient, mode))
     }
 
     fn cancel(&mut self, waiter: char) -> Vec<String> {
@@ -117,9 +123,18 @@ impl Table {
 
     fn grant_held(&self) -> Grant {
         match &self.slot.state {
-            State::Holding(holding) => holding.grant(),
+            State::Holding(holding) => grant_of(holding, 0),
             _ => panic!("not held: {:?}", self.slot),
         }
+    }
+
+    /// The holder with this place among those that share the lock is done.
+    fn finish_at(&mut self, place: usize) -> Vec<String> {
+        let State::Holding(holding) = &self.slot.state else {
+            panic!("not held: {:?}", self.slot);
+        };
+        let grant = grant_of(holding, place);
+        self.on(|machine| machine.finished(grant, ()))
     }
 
     fn overdue(&mut self) -> ErrorKind {
@@ -191,6 +206,18 @@ impl Table {
     }
 }
 
+fn grant_of(holding: &Holding, place: usize) -> Grant {
+    let holder = holding.holders[place];
+    Grant {
+        lease: holder.lease,
+        token: holding.token,
+        mode: holding.mode,
+        fencing_token: 0,
+        until: holding.valid_until,
+        limit: holder.limit,
+    }
+}
+
 const COMPLETE: Command<(), ()> = Command::Complete {
     token: 1,
     record: (),
@@ -245,8 +272,8 @@ fn describe(effect: Effect<char, (), ()>) -> String {
         }
         Effect::Reject { waiter, error } => format!("reject {waiter} {:?}", error.kind()),
         Effect::Extend { .. } => "extend".to_owned(),
-        Effect::Lose { reason } => format!("lose {reason:?}"),
-        Effect::HandedOn { reply: () } => "handed on".to_owned(),
+        Effect::Lose { reason, .. } => format!("lose {reason:?}"),
+        Effect::HandedOn { reply: (), .. } => "handed on".to_owned(),
     }
 }
 
@@ -671,9 +698,9 @@ fn a_record_that_is_written_first_has_time_for_that_however_long_its_holder_took
     let State::Holding(holding) = &mut table.slot.state else {
         panic!("not held");
     };
-    (holding.limit, holding.over_at) = table
-        .rules
-        .ends_of_hold(table.now + Duration::from_millis(1));
+    let limit = table.now + Duration::from_millis(1);
+    let holder = &mut holding.holders[0];
+    (holder.limit, holder.over_at) = table.rules.ends_of_hold(limit);
     let effects = table.on(|machine| machine.recording(lease, Duration::from_secs(5)));
     assert_eq!(effects, ["extend"]);
     assert!(table.pass(Duration::from_millis(2)).is_empty());
@@ -690,7 +717,7 @@ fn a_record_has_a_time_to_live_to_get_there_however_long_its_holder_took() {
     let State::Holding(holding) = &mut table.slot.state else {
         panic!("not held");
     };
-    holding.over_at = table.now + Duration::from_millis(1);
+    holding.holders[0].over_at = table.now + Duration::from_millis(1);
     table.complete();
     assert!(table.pass(Duration::from_millis(2)).is_empty());
     assert!(table.slot.holds(1));

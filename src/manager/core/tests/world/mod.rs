@@ -349,7 +349,9 @@ impl World {
         let deadline = Some(Time::now() + limit);
         let taking = async move {
             match name.kind() {
-                crate::key::Kind::Lock => Done::Taken(locks.take(name, wait).await),
+                crate::key::Kind::Lock => {
+                    Done::Taken(locks.take(name, wait, Mode::Exclusive).await)
+                }
                 crate::key::Kind::Record => match locks.claim(name, wait).await {
                     Ok(Claimed::Lock(guard)) => Done::Taken(Ok(guard)),
                     Ok(Claimed::Record(_) | Claimed::Damaged(_)) => Done::Recorded,
