@@ -264,10 +264,11 @@ impl LockManager {
     /// lets no later one share it before. So neither kind starves the other.
     ///
     /// In Redis, it is the process that shares the lock, whatever the number of its requests. It
-    /// keeps its share for a moment when the last of them is done (a fiftieth of the
+    /// keeps its share for a moment when the last of their guards is dropped (a fiftieth of the
     /// [time to live](LockManagerBuilder::ttl), at most 100 ms), so that a lock that is mostly
     /// shared costs Redis next to nothing. A request that waits for the lock is given it at once;
-    /// one that does not wait may be refused in that moment, if another node sends it.
+    /// one that does not wait may be refused in that moment, if another node sends it. To release
+    /// it in Redis before going on, use [`LockGuard::release`].
     ///
     /// The [fencing token](LockGuard::fencing_token) is larger than those of all that had the lock
     /// alone before, and smaller than those of all that will. Requests that share the lock may have

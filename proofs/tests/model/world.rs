@@ -822,7 +822,9 @@ impl World {
     /// A request is done with its lock, held or lost.
     fn finish(&mut self, plan: &Plan, node: usize, holder: usize) {
         let holder = self.nodes[node].holders.remove(holder);
-        self.event(plan, node, |machine| machine.finished(holder.grant(), ()));
+        self.event(plan, node, |machine| {
+            machine.finished(holder.grant(), (), true)
+        });
     }
 
     fn request(&mut self, plan: &Plan, node: usize, patient: bool) {

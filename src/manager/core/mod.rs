@@ -156,8 +156,10 @@ impl Core {
     /// Ends a holder's lease: it released the lock, or dropped its guard.
     pub(super) fn finish(self: &Arc<Self>, lease: &Lease, reply: Option<ReplySender>) {
         lease.end(LostReason::Released);
-        let grant = lease.grant();
-        self.with_slot(lease.key(), |machine| machine.finished(grant, reply));
+        let (grant, may_linger) = (lease.grant(), reply.is_none());
+        self.with_slot(lease.key(), |machine| {
+            machine.finished(grant, reply, may_linger)
+        });
         self.lease_ended(lease);
     }
 

@@ -134,7 +134,7 @@ impl Table {
             panic!("not held: {:?}", self.slot);
         };
         let grant = grant_of(holding, place);
-        self.on(|machine| machine.finished(grant, ()))
+        self.on(|machine| machine.finished(grant, (), true))
     }
 
     fn overdue(&mut self) -> ErrorKind {
@@ -154,7 +154,7 @@ impl Table {
 
     fn finish(&mut self) -> Vec<String> {
         let grant = self.grant_held();
-        self.on(|machine| machine.finished(grant, ()))
+        self.on(|machine| machine.finished(grant, (), true))
     }
 
     fn reconnected(&mut self) -> Vec<String> {
@@ -654,7 +654,7 @@ fn a_lock_whose_record_is_in_flight_is_renewed_and_released_to_nobody() {
     assert!(table.request('c', true).is_empty());
     assert!(table.notice(Notice::Contended { token: 1 }).is_empty());
     assert!(table.granted(1, Duration::ZERO).is_empty());
-    let finished = table.on(|machine| machine.finished(grant, ()));
+    let finished = table.on(|machine| machine.finished(grant, (), true));
     assert!(finished.is_empty());
     assert_eq!(table.pass(TTL / 3), ["renew 1"]);
     let renewed = Ok(Reply::Renewed { contended: true });

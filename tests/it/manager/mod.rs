@@ -9,6 +9,7 @@ mod jobs;
 mod rules;
 mod runtimes;
 mod settings;
+mod shared;
 mod waiters;
 
 use std::time::Duration;

@@ -9,8 +9,9 @@ use crate::mode::Mode;
 use crate::store::Command;
 
 impl<W, R, S: Default> Machine<'_, W, R, S> {
-    /// A holder is done. `reply` tells it how the release went.
-    pub(crate) fn finished(&mut self, grant: Grant, reply: S) {
+    /// A holder is done. `reply` tells it how the release went. A share that no request holds then
+    /// may linger, unless the holder wants to know that others find the lock free.
+    pub(crate) fn finished(&mut self, grant: Grant, reply: S, may_linger: bool) {
         let Some(holding) = self.slot.state.held_by(grant.lease) else {
             self.release_lost(grant, reply);
             return;
@@ -18,7 +19,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         let lease = grant.lease;
         let first = self.slot.waiters.first().map(|first| first.mode);
         if holding.mode.is_shared() {
-            self.share_finished(lease, reply);
+            self.share_finished(lease, reply, may_linger);
         } else if first == Some(Mode::Exclusive) && holding.may_hand_on(self.env) {
             holding.hand_on();
             let holding = holding.clone();
@@ -31,14 +32,14 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
 
     /// One of those that share the lock is done. The last one leaves it to the next that wait. If
     /// none waits, the hold lingers.
-    fn share_finished(&mut self, lease: u64, reply: S) {
+    fn share_finished(&mut self, lease: u64, reply: S, may_linger: bool) {
         let State::Holding(holding) = &mut self.slot.state else {
             return;
         };
         let place = holding.place_of(lease);
         holding.holders.remove(place.expect("it holds the lock"));
-        let is_wanted = !self.slot.waiters.is_empty() || !holding.may_admit(self.env);
-        if holding.lingers() && is_wanted {
+        let is_kept = may_linger && self.slot.waiters.is_empty() && holding.may_admit(self.env);
+        if holding.lingers() && !is_kept {
             self.let_go(reply);
         } else {
             holding.linger(self.env);

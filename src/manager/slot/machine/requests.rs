@@ -66,6 +66,15 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             self.stop_acquiring();
         } else {
             self.follow_first();
+            self.admit();
+        }
+    }
+
+    /// Lets those in that share the lock, and are first in line now.
+    fn admit(&mut self) {
+        match std::mem::replace(&mut self.slot.state, State::Idle) {
+            State::Holding(holding) if holding.may_admit(self.env) => self.grant(holding),
+            state => self.slot.state = state,
         }
     }
 

@@ -70,6 +70,24 @@ fn none_joins_past_one_that_waits_here() {
 }
 
 #[test]
+fn those_behind_one_that_leaves_join() {
+    let mut table = Table::shared();
+    table.rules.max_waiters = 9;
+    for (writer, reader) in [('w', 'c'), ('v', 'd')] {
+        assert!(table.request(writer, true).is_empty());
+        assert!(table.read(reader).is_empty());
+    }
+    assert_eq!(table.cancel('w'), ["grant c 7168"]);
+    assert!(table.read('e').is_empty());
+    assert_eq!(table.cancel('v'), ["grant d 7168", "grant e 7168"]);
+    // Unless another process waits.
+    table.request('x', true);
+    table.read('f');
+    table.notice(Notice::Contended { token: 1 });
+    assert!(table.cancel('x').is_empty());
+}
+
+#[test]
 fn none_joins_past_a_process_that_waits() {
     let mut table = Table::shared();
     let wanted = Notice::Contended { token: 1 };
@@ -99,6 +117,19 @@ fn a_share_lingers_and_serves_the_next_from_memory() {
     assert!(table.pass(Duration::from_millis(99)).is_empty());
     assert_eq!(table.pass(Duration::from_millis(1)), ["release 1"]);
     assert!(table.slot.is_idle());
+}
+
+#[test]
+fn a_share_does_not_linger_where_its_last_holder_asks_how_the_release_went() {
+    let mut table = Table::shared();
+    let State::Holding(holding) = &table.slot.state else {
+        panic!("not held");
+    };
+    let [first, last] = [0, 1].map(|place| grant_of(holding, place));
+    let effects = table.on(|machine| machine.finished(first, (), false));
+    assert_eq!(effects, ["handed on"]);
+    let effects = table.on(|machine| machine.finished(last, (), false));
+    assert_eq!(effects, ["release 1"]);
 }
 
 #[test]
@@ -229,7 +260,7 @@ fn the_holder_of_a_share_that_it_has_lost_releases_nothing_that_others_have() {
     let first = grant_of(holding, 0);
     holding.holders[0].over_at = table.now;
     assert_eq!(table.pass(Duration::ZERO), ["lose MaxHold"]);
-    let effects = table.on(|machine| machine.finished(first, ()));
+    let effects = table.on(|machine| machine.finished(first, (), true));
     assert_eq!(effects, ["handed on"], "its caller is told of the loss");
     assert!(table.slot.holds(1));
 }
