@@ -15,6 +15,7 @@ mod competition;
 mod ends;
 mod holders;
 mod process;
+mod readers;
 mod waiters;
 mod worker;
 
@@ -33,6 +34,13 @@ use holders::{
     an_answer_that_came_while_the_process_was_frozen_is_not_late,
     the_lock_of_a_killed_process_goes_to_a_waiter_when_it_expires,
 };
+use readers::{
+    a_killed_reader_frees_its_place_when_its_own_lease_expires,
+    a_reader_that_was_frozen_beyond_its_ttl_knows_that_it_lost_the_lock,
+    a_writer_waits_for_the_lease_of_a_reader_that_was_killed,
+    readers_are_let_in_though_one_of_those_that_wait_was_killed,
+    the_renewals_of_other_readers_do_not_keep_a_killed_one_alive,
+};
 use waiters::{
     a_waiting_process_that_was_killed_is_passed_over_at_once,
     waiting_processes_that_are_frozen_do_not_keep_the_lock_from_the_others,
@@ -46,6 +54,11 @@ tests! {
     waiting_processes_that_are_frozen_do_not_keep_the_lock_from_the_others
     an_answer_that_came_while_the_process_was_frozen_is_not_late
     processes_killed_and_frozen_at_random_lose_no_update
+    a_killed_reader_frees_its_place_when_its_own_lease_expires
+    the_renewals_of_other_readers_do_not_keep_a_killed_one_alive
+    a_writer_waits_for_the_lease_of_a_reader_that_was_killed
+    a_reader_that_was_frozen_beyond_its_ttl_knows_that_it_lost_the_lock
+    readers_are_let_in_though_one_of_those_that_wait_was_killed
     a_process_that_ends_right_after_close_leaves_no_lock
     a_process_that_drops_its_runtime_and_lives_on_leaves_no_lock
 }

@@ -13,6 +13,7 @@ mod release_first;
 mod rules;
 mod scripted;
 mod several;
+mod shared;
 mod stacks;
 mod taken_over;
 mod waiting;

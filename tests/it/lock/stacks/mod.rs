@@ -6,6 +6,7 @@ mod on_axum;
 mod on_hyper;
 mod on_tonic;
 mod one_after_the_other;
+mod readers;
 
 use std::future::Future;
 use std::net::SocketAddr;
