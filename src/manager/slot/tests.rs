@@ -16,8 +16,14 @@ const TTL: Duration = Duration::from_secs(10);
 pub(crate) enum Standing {
     Nothing,
     Waiters,
-    Holder { token: u64 },
-    Record { token: u64 },
+    Holder {
+        token: u64,
+    },
+    /// A share is kept for the next request.
+    Lingering,
+    Record {
+        token: u64,
+    },
 }
 
 #[allow(dead_code)]
@@ -28,6 +34,7 @@ impl<W> Slot<W> {
             State::Acquiring { .. } | State::Queued { .. } | State::Backoff { .. } => {
                 Standing::Waiters
             }
+            State::Holding(holding) if holding.lingers() => Standing::Lingering,
             State::Holding(Holding {
                 token, completing, ..
             }) => match *completing {

@@ -55,8 +55,8 @@ pub(super) struct World {
     tasks: Vec<Running>,
     background: Vec<Task<()>>,
     completions: Vec<Completion>,
-    /// The last fencing token of each key.
-    fencing_tokens: [u64; KEYS],
+    /// The highest fencing token of each key, and the highest of one that had the lock alone.
+    fencing_tokens: [(u64, u64); KEYS],
     /// The numbers of the neighbour's tokens.
     last_number: u64,
     neighbours_seed: u64,
@@ -119,7 +119,7 @@ impl World {
             tasks: Vec::new(),
             background: Vec::new(),
             completions: Vec::new(),
-            fencing_tokens: [0; KEYS],
+            fencing_tokens: [(0, 0); KEYS],
             last_number: 0,
             neighbours_seed: 0,
             any_woken,
@@ -163,8 +163,9 @@ impl World {
                 manager,
                 key,
                 wait,
+                mode,
                 touchy,
-            } => self.take(manager, key, wait.map(Duration::from_millis), touchy),
+            } => self.take(manager, key, wait.map(Duration::from_millis), mode, touchy),
             Step::Cancel(number) => {
                 let is_cancelled = |running: &Running| !matches!(running.kind, Kind::Watch { .. });
                 let mut these = (0..self.tasks.len()).filter(|at| is_cancelled(&self.tasks[*at]));
@@ -342,16 +343,21 @@ impl World {
         self.wrong()
     }
 
-    fn take(&mut self, manager: usize, key: usize, wait: Option<Duration>, touchy: bool) {
+    fn take(
+        &mut self,
+        manager: usize,
+        key: usize,
+        wait: Option<Duration>,
+        mode: Mode,
+        touchy: bool,
+    ) {
         let locks = self.managers[manager].clone();
         let name = NAMES[key].clone();
         let limit = wait.unwrap_or(3 * COMMAND_TIMEOUT + A_MOMENT);
         let deadline = Some(Time::now() + limit);
         let taking = async move {
             match name.kind() {
-                crate::key::Kind::Lock => {
-                    Done::Taken(locks.take(name, wait, Mode::Exclusive).await)
-                }
+                crate::key::Kind::Lock => Done::Taken(locks.take(name, wait, mode).await),
                 crate::key::Kind::Record => match locks.claim(name, wait).await {
                     Ok(Claimed::Lock(guard)) => Done::Taken(Ok(guard)),
                     Ok(Claimed::Record(_) | Claimed::Damaged(_)) => Done::Recorded,
@@ -462,13 +468,21 @@ impl World {
     fn taken(&mut self, manager: usize, key: usize, result: Result<LockGuard, Error>) {
         match result {
             Ok(guard) => {
-                let (last, next) = (self.fencing_tokens[key], guard.fencing_token());
+                let (highest, alone) = self.fencing_tokens[key];
+                let (mode, next) = (guard.lease().mode(), guard.fencing_token());
+                let last = match mode {
+                    Mode::Exclusive => highest,
+                    Mode::Shared => alone,
+                };
                 // A grant may be in flight while the lock is lost, and taken by another process.
                 let is_excused = self.lost_data || self.was_deceived();
                 self.must(next > last || is_excused, || {
                     format!("fencing token {next} of key {key} comes after {last}")
                 });
-                self.fencing_tokens[key] = next;
+                self.fencing_tokens[key] = match mode {
+                    Mode::Exclusive => (next, next),
+                    Mode::Shared => (highest.max(next), alone),
+                };
                 self.guards.push(Held {
                     guard,
                     manager,
@@ -569,10 +583,7 @@ impl World {
         let (name, now) = (&NAMES[key], Time::now());
         let of_manager = |token: &Token| (token.process == manager).then_some(token.number);
         let mut token_of = |whom| match whom {
-            Whom::Holder => match self.truth.value(name, now) {
-                Some(Value::Token(token)) => of_manager(token),
-                _ => None,
-            },
+            Whom::Holder => self.truth.holders(name, now).iter().find_map(of_manager),
             Whom::Waiter => self.truth.queue(name, now).iter().find_map(of_manager),
             Whom::Unknown => None,
         };
@@ -608,10 +619,10 @@ impl World {
         };
         let now = Time::now();
         let is_theirs = |token: &Token| token.process == NEIGHBOUR;
-        let held = match self.truth.value(key, now) {
-            Some(Value::Token(token)) if is_theirs(token) => Some(token.number),
-            _ => None,
-        };
+        let holders = self.truth.holders(key, now);
+        let held = holders.into_iter().find(is_theirs);
+        let held = held.map(|token| token.number);
+        let is_shared = self.truth.value(key, now) == Some(&Value::Shared);
         let queued = self
             .truth
             .queue(key, now)
@@ -620,7 +631,7 @@ impl World {
         let release = |token, contended| Command::Release {
             token,
             contended,
-            queued: false,
+            queued: is_shared,
             reply: (),
         };
         let command = match (held, queued) {
@@ -631,7 +642,10 @@ impl World {
                 self.last_number += 1;
                 Command::Acquire {
                     token: self.last_number,
-                    mode: Mode::Exclusive,
+                    mode: match (key.kind(), self.last_number % 3) {
+                        (crate::key::Kind::Lock, 0) => Mode::Shared,
+                        _ => Mode::Exclusive,
+                    },
                     queue: true,
                     watch: false,
                     again: false,
