@@ -96,6 +96,7 @@ async fn a_request_that_shares_its_lock_is_refused_where_it_would_have_it_alone(
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     let rejection = response.extensions().get::<Rejection>().unwrap();
     assert_eq!(rejection.kind(), RejectionKind::Misconfigured);
+    drop(response);
     // The other way round, the request has more than it asks for. And it may share twice.
     for outer in [&alone, &shares] {
         let mut nested = outer.layer_on(shares.layer_on(handler()));
