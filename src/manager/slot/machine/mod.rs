@@ -181,6 +181,11 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         let State::Holding(holding) = &self.slot.state else {
             return;
         };
+        // No holder is left to release it, and a renewal may have been carried out meanwhile.
+        if holding.lingers() {
+            self.let_go(S::default());
+            return;
+        }
         // A holder whose record is in flight is done, and need not be told.
         if !holding.completing {
             let leases = holding.leases();

@@ -158,6 +158,21 @@ fn a_share_that_lingers_ends_when_it_is_wanted() {
 }
 
 #[test]
+fn a_share_that_lingers_is_released_though_its_last_renewal_came_too_late() {
+    let mut table = Table::shared();
+    table.pass(TTL / 3);
+    table.both_finish();
+    table.now = table.now + TTL;
+    let renew = Command::Renew {
+        token: 1,
+        mode: SHARED,
+    };
+    let renewed = Ok(Reply::Renewed { contended: false });
+    assert_eq!(table.replied(renew, Duration::ZERO, renewed), ["release 1"]);
+    assert!(table.slot.is_idle());
+}
+
+#[test]
 fn a_share_is_renewed_for_all_and_lost_by_all() {
     let mut table = Table::shared();
     assert!(table.pass(TTL / 3 - Duration::from_millis(1)).is_empty());
