@@ -36,6 +36,7 @@
 //! | To | read |
 //! |---|---|
 //! | answer 409, wait, hold the lock for the head of the response only, run without Redis | [`DistributedLockLayer`] |
+//! | let requests that only read share a lock | [`DistributedLockLayer::mode`], [`LockManager::acquire_shared`] |
 //! | lock an account, an order, a header's value, what the body says | [`key`], [`DistributedLockLayer::from_extension`] |
 //! | make the key of what axum parses (feature `axum`), or of something asynchronous | [`DistributedLockLayer::from_extractor`], [`DistributedLockLayer::new_async`] |
 //! | let requests run that name nothing to lock | [`DistributedLockLayer::optional_key`] |
@@ -79,6 +80,7 @@
 //!   lock as contended, and tells the holder;
 //! - *grant* gives a contended lock, when it is released, to the first living process of the queue,
 //!   and publishes that to its inbox;
+//! - *share* joins the processes that share a lock, unless one waits to have it alone;
 //! - *renew* prolongs a lock that the process still holds, and never creates one;
 //! - *complete* puts the response to an idempotency key in the place of its lock, and tells all who
 //!   wait.

@@ -221,7 +221,8 @@ fn key() -> impl Strategy<Value = usize> {
     prop_oneof![4 => Just(0), 1 => Just(1)]
 }
 
-fn kind() -> impl Strategy<Value = Kind> {
+fn kind(shares: bool) -> impl Strategy<Value = Kind> {
+    let share = |weight| if shares { weight } else { 0 };
     let acquire = prop_oneof![
         4 => Just((false, false)),
         5 => Just((true, false)),
@@ -236,17 +237,17 @@ fn kind() -> impl Strategy<Value = Kind> {
         });
     prop_oneof![
         10 => acquire,
-        8 => any::<bool>().prop_map(|queue| Kind::Share { queue }),
+        share(12) => any::<bool>().prop_map(|queue| Kind::Share { queue }),
         5 => any::<bool>().prop_map(|grants| Kind::Release { grants }),
         2 => (0..RECORDS.len() as Record).prop_map(Kind::Complete),
         2 => Just(Kind::Renew),
-        2 => Just(Kind::RenewShared),
+        share(2) => Just(Kind::RenewShared),
         1 => Just(Kind::Check),
     ]
 }
 
-fn operation() -> impl Strategy<Value = Operation> {
-    (kind(), key(), select(&NUMBERS[..])).prop_map(|(kind, key, number)| Operation {
+fn operation(shares: bool) -> impl Strategy<Value = Operation> {
+    (kind(shares), key(), select(&NUMBERS[..])).prop_map(|(kind, key, number)| Operation {
         kind,
         key,
         process: 0,
@@ -292,10 +293,10 @@ fn connects(process: impl Strategy<Value = Process>) -> impl Strategy<Value = St
     })
 }
 
-fn call(client: impl Strategy<Value = Process>) -> impl Strategy<Value = Step> {
+fn call(client: impl Strategy<Value = Process>, shares: bool) -> impl Strategy<Value = Step> {
     let often = || prop_oneof![5 => Just(true), 1 => Just(false)];
     let facts = (often(), often().prop_map(|not| !not), often());
-    let operations = vec(operation(), 1..=4);
+    let operations = vec(operation(shares), 1..=4);
     (client, select(&TIMES[..]), facts, operations).prop_map(
         |(client, times, (takes_with_get, is_seed_due, may_give), mut operations)| {
             for operation in &mut operations {
@@ -315,9 +316,14 @@ fn call(client: impl Strategy<Value = Process>) -> impl Strategy<Value = Step> {
     )
 }
 
+/// In every other program, no process shares a lock.
 fn steps() -> impl Strategy<Value = Vec<Step>> {
+    prop_oneof![steps_of(false), steps_of(true)]
+}
+
+fn steps_of(shares: bool) -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        40 => call(0..PROCESSES),
+        40 => call(0..PROCESSES, shares),
         4 => connects(0..PROCESSES),
         6 => (0..PROCESSES, any::<bool>()).prop_map(|(process, does)| Step::Listens(process, does)),
         18 => (event(), key()).prop_map(|(event, key)| Step::Happens(event, key)),
@@ -332,7 +338,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn programs() -> impl Strategy<Value = Vec<Vec<Step>>> {
     let process = |process| {
         let step = prop_oneof![
-            8 => call(Just(process)),
+            8 => call(Just(process), true),
             1 => connects(Just(process)),
             1 => any::<bool>().prop_map(move |does| Step::Listens(process, does)),
         ];
@@ -2109,7 +2115,7 @@ fn changed_in(sources: Sources, script: Script, from: &str, to: &str) -> Sources
 }
 
 /// The number of cases within which a mistake must be noticed.
-const ENOUGH: u32 = 200;
+const ENOUGH: u32 = 600;
 
 /// Returns whether one of the cases ends differently than in the model. A panic does not count.
 fn is_noticed<T: Debug>(cases: impl Strategy<Value = T>, mut run: impl FnMut(&T) -> Check) -> bool {

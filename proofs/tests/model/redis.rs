@@ -902,7 +902,7 @@ impl Redis {
     }
 
     fn enqueue(&mut self, token: Token) -> Result<(), Failure> {
-        let once = !self.has(Mutation::NoQueueOnce);
+        let once = !(self.has(Mutation::NoQueueOnce) && token.is_ours());
         let queue = self.queue()?;
         if !(once && queue.contains(&token)) {
             queue.push(token);
