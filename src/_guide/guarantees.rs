@@ -99,7 +99,7 @@
 //!
 //! **A share outlives its request** by a moment: when the last request of a process is done with
 //! it, the process keeps it for a fiftieth of the time to live, at most 100 ms, unless another
-//! process is known to wait. A request of another node that wants the lock alone, and does not wait,
+//! process is known to wait. A request of another node that wants the lock alone and does not wait
 //! may be refused in that moment, and so may a client of another kind.
 //!
 //! # When not to use it
