@@ -2035,45 +2035,91 @@ fn whatever_clients_do_redis_replies_tells_and_keeps_what_the_model_does() {
         .unwrap_or_else(|error| panic!("{error}"));
 }
 
+/// One command of a process.
+fn one(client: Process, kind: Kind) -> Step {
+    Step::Call(Call {
+        client,
+        operations: vec![Operation {
+            kind,
+            key: 0,
+            process: client,
+            number: 1,
+        }],
+        times: TIMES[0],
+        takes_with_get: true,
+        is_seed_due: false,
+        may_give: true,
+        is_repeated: false,
+        by_source: false,
+    })
+}
+
+/// Asserts that these steps hold, and do not with that change.
+fn only_without(steps: &[Step], script: Script, from: &str, to: &str) {
+    let mut world = World::start(Sources::as_they_are());
+    world.run(None, steps).unwrap();
+    let mut world = World::start(changed(script, from, to));
+    world.run(None, steps).unwrap_err();
+}
+
+#[test]
+fn a_reader_at_the_head_of_the_queue_joins_those_that_share() {
+    let share = Kind::Share { queue: true };
+    let acquire = Kind::Acquire {
+        queue: false,
+        again: false,
+        may_be_record: false,
+    };
+    // The first waits for a lease that expires; the second shares the free lock.
+    let steps = [
+        one(0, acquire),
+        one(1, share),
+        Step::Happens(Event::OwnerExpires, 0),
+        one(2, share),
+        one(1, share),
+    ];
+    only_without(&steps, Script::Share, "first == waits or ", "");
+}
+
+#[test]
+fn a_grant_to_readers_begins_with_none() {
+    let share = Kind::Share { queue: true };
+    let acquire = Kind::Acquire {
+        queue: false,
+        again: false,
+        may_be_record: false,
+    };
+    // The lock of the first is deleted. It does not share that of the last.
+    let steps = [
+        one(0, share),
+        Step::Happens(Event::OwnerDeleted, 0),
+        one(1, acquire),
+        one(2, share),
+        one(1, Kind::Release { grants: true }),
+        one(0, Kind::RenewShared),
+    ];
+    only_without(&steps, Script::Grant, "      call('DEL', readers)\n", "");
+}
+
 /// A take does not look into the queue, and leaves no mark.
 #[test]
 fn those_who_waited_for_a_lease_that_expired_are_told_of_a_record() {
-    let call = |client, kind| {
-        Step::Call(Call {
-            client,
-            operations: vec![Operation {
-                kind,
-                key: 0,
-                process: client,
-                number: 1,
-            }],
-            times: TIMES[0],
-            takes_with_get: true,
-            is_seed_due: false,
-            may_give: true,
-            is_repeated: false,
-            by_source: false,
-        })
-    };
     let acquire = |queue| Kind::Acquire {
         queue,
         again: false,
         may_be_record: true,
     };
     let steps = [
-        call(0, acquire(false)),
-        call(1, acquire(true)),
+        one(0, acquire(false)),
+        one(1, acquire(true)),
         Step::Happens(Event::OwnerExpires, 0),
-        call(2, acquire(false)),
-        call(2, Kind::Complete(0)),
+        one(2, acquire(false)),
+        one(2, Kind::Complete(0)),
     ];
-    let mut world = World::start(Sources::as_they_are());
-    world.run(None, &steps).unwrap();
     // Where only a marked lock's waiters are told, this fails.
     let from = "for _, waiting in";
     let to = "if value == token then return 2 end\nfor _, waiting in";
-    let mut world = World::start(changed(Script::Complete, from, to));
-    world.run(None, &steps).unwrap_err();
+    only_without(&steps, Script::Complete, from, to);
 }
 
 #[test]
@@ -2211,7 +2257,11 @@ fn a_second_place_in_the_queue_is_noticed() {
 fn a_grant_to_a_process_that_is_gone_is_noticed() {
     let from = "if process and call('PUBSUB', 'NUMSUB', ARGV[3] .. process)[2] > 0 then";
     let to = "if process and #process == 32 then";
-    is_the_models(Mutation::GrantsToTheGone, changed(Script::Grant, from, to));
+    let sources = changed(Script::Grant, from, to);
+    let from = "if call('PUBSUB', 'NUMSUB', ARGV[3] .. process)[2] > 0 then";
+    let to = "if #process == 32 then";
+    let sources = changed_in(sources, Script::Grant, from, to);
+    is_the_models(Mutation::GrantsToTheGone, sources);
 }
 
 #[test]
@@ -2317,13 +2367,10 @@ fn a_reader_that_gets_past_a_writer_is_noticed() {
 
 #[test]
 fn a_writer_that_gets_the_lock_while_readers_have_it_is_noticed() {
-    let from = "if is_shared and reads ~= 's' then";
-    let sources = changed(Script::Grant, from, "if false then");
-    let from = "    if reads == '' then\n      break";
-    let to = "    if reads == '' then\n      is_shared = false\n      break";
+    let from = "is_shared = call('EXISTS', readers) == 1";
     is_the_models(
         Mutation::WriterAmongReaders,
-        changed_in(sources, Script::Grant, from, to),
+        changed(Script::Grant, from, "is_shared = false"),
     );
 }
 
@@ -2341,14 +2388,18 @@ fn a_renewal_for_all_readers_is_noticed() {
 
 #[test]
 fn readers_that_are_let_in_one_by_one_are_noticed() {
-    let from = "process .. ':' .. number)\n";
-    let to = "process .. ':' .. number)\n    break\n";
-    is_the_models(Mutation::ReadersOneByOne, changed(Script::Grant, from, to));
+    let from = "  next = call('LINDEX', queue, '0')\n";
+    let to = "  next = #given == 0 and call('LINDEX', queue, '0')\n";
+    let sources = changed(Script::Grant, from, to);
+    let from = "may_give and is_shared and";
+    let to = "may_give and is_shared and #given == 0 and";
+    let sources = changed_in(sources, Script::Grant, from, to);
+    is_the_models(Mutation::ReadersOneByOne, sources);
 }
 
 /// Small slips that have no name in the model, one for each thing that is compared.
 #[rustfmt::skip]
-const SLIPS: [(Script, &str, &str); 115] = [
+const SLIPS: [(Script, &str, &str); 117] = [
     // Fences.
     (Script::Seed, "* 1000000 + now[2]", "* 1000000"),
     (Script::Seed, "if not counter or tonumber(counter) < clock then", "if true then"),
@@ -2356,7 +2407,7 @@ const SLIPS: [(Script, &str, &str); 115] = [
     (Script::Grant, "local fence = call('INCR', KEYS[3])", "local fence = tonumber(ARGV[4]) + 1"),
     (Script::Grant, "call('INCR', KEYS[3])", "call('INCRBY', KEYS[3], 2)"),
     (Script::Grant, "call('INCR', KEYS[3])", "call('GET', KEYS[3]) or 0; fence = tonumber(fence)"),
-    (Script::Grant, "* 1000000 + time[2]", "* 1000000"),
+    (Script::Grant, "* 1000000 + now[2]", "* 1000000"),
     (Script::Grant, "    call('SET', KEYS[3], string.format('%.0f', fence))\n", ""),
     // Which tokens are ours.
     (Script::Acquire, "if process and #process ~= 32 then", "if false then"),
@@ -2385,10 +2436,14 @@ const SLIPS: [(Script, &str, &str); 115] = [
     (Script::Acquire, "  call('LREM', queue, '0', token)\n", ""),
     (Script::Grant, "call('LREM', queue, '0', token) == 0", "true"),
     (Script::Grant, "    call('LREM', queue, '0', token .. 's')\n", ""),
+    (Script::Grant, "  next = call('LPOP', queue)\n", "  next = nil\n"),
     (Script::Grant, "  next = call('LINDEX', queue, '0')\n", "  next = nil\n"),
-    (Script::Grant, "ARGV[5] == '1' and call('LINDEX', queue, '0')", "ARGV[5] == '1' and call('LINDEX', queue, '-1')"),
-    (Script::Grant, "ARGV[5] == '1' and ", ""),
-    (Script::Grant, "local next = ARGV[5] == '1' and call('LINDEX', queue, '0')", "local next = false"),
+    (Script::Grant, "not is_shared and call('LPOP', queue)", "not is_shared and call('RPOP', queue)"),
+    (Script::Grant, "is_shared and call('LINDEX', queue, '0')", "is_shared and call('LINDEX', queue, '-1')"),
+    (Script::Grant, "may_give and not", "not"),
+    (Script::Grant, "may_give and is_shared", "is_shared"),
+    (Script::Grant, "local next = may_give and not is_shared and call('LPOP', queue)", "local next = false"),
+    (Script::Grant, "next = may_give and is_shared and call('LINDEX', queue, '0')", "next = false"),
     (Script::Grant, "elseif had == 1 then\n  call('DEL', lock)", "elseif false then\n  call('DEL', lock)"),
     (Script::Grant, "(given[1] and 2 or 0)", "0"),
     (Script::Release, "  redis.call('DEL', KEYS[1])\n", ""),
@@ -2429,7 +2484,6 @@ const SLIPS: [(Script, &str, &str); 115] = [
     (Script::Share, "waiting == 1 and 'shared!' or 'shared'", "'shared'"),
     (Script::Share, "waiting == 1 and 'shared!' or 'shared'", "'shared!'"),
     (Script::Share, "return 1 + waiting", "return 1"),
-    (Script::Share, "first == waits or ", ""),
     (Script::Share, " or call('ZSCORE', readers, token)", ""),
     (Script::Share, "if not call('LPOS', queue, waits) then", "do"),
     (Script::Share, "call('RPUSH', queue, waits)", "call('RPUSH', queue, token)"),
@@ -2456,11 +2510,10 @@ const SLIPS: [(Script, &str, &str); 115] = [
     (Script::Acquire, "call('ZRANGE', KEYS[3], '0', '-1')", "call('ZRANGE', KEYS[3], '0', '0')"),
     (Script::Acquire, "((process or is_shared) and 0 or 1)", "(process and 0 or 1)"),
     (Script::Grant, "had = call('ZREM', readers, token)", "had = 0"),
-    (Script::Grant, "  call('ZREMRANGEBYSCORE', readers, '-inf', now_ms)\n", ""),
+    (Script::Grant, "call('ZREMRANGEBYSCORE', readers, '-inf'", "call('ZREMRANGEBYSCORE', readers, '-inf', '-inf') call('ZCOUNT', readers, '-inf'"),
     (Script::Grant, "is_shared = call('EXISTS', readers) == 1", "is_shared = false"),
     (Script::Grant, "if not is_shared and (value", "if (value"),
-    (Script::Grant, "      call('DEL', readers)\n", ""),
-    (Script::Grant, "now_ms + ARGV[2], process", "now_ms, process"),
+    (Script::Grant, "math.floor(time[2] / 1000) + ARGV[2]", "math.floor(time[2] / 1000)"),
     (Script::Grant, "'-1', '-1', 'WITHSCORES'", "'0', '0', 'WITHSCORES'"),
     (Script::Grant, "  call('PEXPIREAT', readers, last)\n", ""),
     (Script::Grant, "  call('PEXPIREAT', lock, last)\n", ""),

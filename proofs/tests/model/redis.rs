@@ -625,7 +625,7 @@ impl Redis {
         if is_shared {
             had_it = self.leave_readers(token);
             self.drop_overdue(now_us / 1000);
-            is_shared = !self.readers.is_empty();
+            is_shared = !self.readers.is_empty() && !self.has(Mutation::WriterAmongReaders);
         }
         if !had_it {
             self.leave_queue(token)?;
@@ -636,11 +636,14 @@ impl Redis {
         }
         let mut given = Vec::new();
         if server.may_give {
-            given = self.give(now_us / 1000, times, &mut is_shared, is_there)?;
+            given = self.give(&mut is_shared, is_there)?;
         }
         let contended = self.wrong_type.queue || !self.queue.is_empty();
         for token in &given {
             let fence = self.fence_of_grant(now_us, server.seed)?;
+            if is_shared {
+                self.join_readers(*token, now_us / 1000 + times.grant_ttl_ms);
+            }
             if let Token::Ours { process, number } = *token {
                 messages.push(Message::Granted {
                     process,
@@ -675,15 +678,13 @@ impl Redis {
     /// alone, or all that share it.
     fn give(
         &mut self,
-        now_ms: u64,
-        times: Times,
         is_shared: &mut bool,
         is_there: impl Fn(Process) -> bool,
     ) -> Result<Vec<Token>, Failure> {
         let mut given = Vec::new();
         while let Some(next) = self.queue()?.first().copied() {
             let shares = matches!(next, Token::Reader { .. });
-            if *is_shared && !shares && !self.has(Mutation::WriterAmongReaders) {
+            if *is_shared && !shares {
                 break;
             }
             self.pop_queue()?;
@@ -696,14 +697,12 @@ impl Redis {
             let token = Token::Ours { process, number };
             given.push(token);
             if !shares {
-                *is_shared = false;
                 break;
             }
             if !*is_shared {
                 self.delete_readers();
             }
             *is_shared = true;
-            self.join_readers(token, now_ms + times.grant_ttl_ms);
             if self.has(Mutation::ReadersOneByOne) {
                 break;
             }

@@ -7,13 +7,12 @@
 --       begins with. 4: a fence that the counter had already. 5: '1' if locks may be given.
 -- Returns 1, + 1 if the token had the lock, + 2 if it went to another.
 local call, lock, queue, readers, token = redis.call, KEYS[1], KEYS[2], KEYS[4], ARGV[1]
-local value, time = call('GETRANGE', lock, '0', '64'), call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-local had = (value == token or value == token .. '!') and 1 or 0
-local is_shared = false
+local value, may_give = call('GETRANGE', lock, '0', '64'), ARGV[5] == '1'
+local had, is_shared, time = (value == token or value == token .. '!') and 1 or 0, false, nil
 if value == 'shared' or value == 'shared!' then
+  time = call('TIME')
   had = call('ZREM', readers, token)
-  call('ZREMRANGEBYSCORE', readers, '-inf', now_ms)
+  call('ZREMRANGEBYSCORE', readers, '-inf', time[1] * 1000 + math.floor(time[2] / 1000))
   is_shared = call('EXISTS', readers) == 1
 end
 if had == 0 then
@@ -25,23 +24,29 @@ if had == 0 then
   end
 end
 local given = {}
-local next = ARGV[5] == '1' and call('LINDEX', queue, '0')
+local next = may_give and not is_shared and call('LPOP', queue)
 while next do
   local process, number, reads = string.match(next, '^(%x+):(%d+)(s?)$')
-  if is_shared and reads ~= 's' then
+  -- PUBLISH would also count clients that watch all channels.
+  if process and call('PUBSUB', 'NUMSUB', ARGV[3] .. process)[2] > 0 then
+    given[1] = { process, number }
+    if reads == 's' then
+      is_shared, time = true, call('TIME')
+      call('DEL', readers)
+    end
+    break
+  end
+  next = call('LPOP', queue)
+end
+next = may_give and is_shared and call('LINDEX', queue, '0')
+while next do
+  local process, number = string.match(next, '^(%x+):(%d+)s$')
+  if not process then
     break
   end
   call('LPOP', queue)
-  -- PUBLISH would also count clients that watch all channels.
-  if process and call('PUBSUB', 'NUMSUB', ARGV[3] .. process)[2] > 0 then
+  if call('PUBSUB', 'NUMSUB', ARGV[3] .. process)[2] > 0 then
     given[#given + 1] = { process, number }
-    if reads == '' then
-      break
-    elseif not is_shared then
-      call('DEL', readers)
-      is_shared = true
-    end
-    call('ZADD', readers, now_ms + ARGV[2], process .. ':' .. number)
   end
   next = call('LINDEX', queue, '0')
 end
@@ -51,8 +56,13 @@ for _, to in ipairs(given) do
   local fence = call('INCR', KEYS[3])
   if fence <= tonumber(ARGV[4]) then
     -- The counter was lost. It goes on from the clock.
-    fence = time[1] * 1000000 + time[2]
+    local now = call('TIME')
+    fence = now[1] * 1000000 + now[2]
     call('SET', KEYS[3], string.format('%.0f', fence))
+  end
+  if is_shared then
+    local ends = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2]
+    call('ZADD', readers, ends, to[1] .. ':' .. to[2])
   end
   local granted = string.format('g%s:%.0f:%s:%d:%s', to[2], fence, ARGV[2], waiting, lock)
   call('PUBLISH', ARGV[3] .. to[1], granted)
