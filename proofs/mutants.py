@@ -32,6 +32,10 @@ CONFIRMING = "src/store/redis/confirming.rs"
 WATCH = "src/store/redis/sentinel/watch.rs"
 SEVERAL = "src/manager/several.rs"
 LOCK_KEYS = "src/key/lock_keys.rs"
+HOLDING = "src/manager/slot/holding.rs"
+SHARE = "src/store/redis/scripts/share.lua"
+RENEW_SHARED = "src/store/redis/scripts/renew_shared.lua"
+GRANT_SCRIPT = "src/store/redis/scripts/grant.lua"
 ACQUIRE = "src/store/redis/scripts/acquire.lua"
 RENEW = "src/store/redis/scripts/renew.lua"
 COMPLETE = "src/store/redis/scripts/complete.lua"
@@ -64,8 +68,8 @@ MUTANTS = [
             ),
             (
                 GRANT,
-                "let Some(first) = self.slot.waiters.pop() else {\n",
-                "let Some(first) = self.slot.waiters.pop() else {\n            panic!();\n",
+                "if !is_held {\n",
+                "if !is_held {\n            panic!();\n",
             ),
             (EVENT, "let result = shielded(|| {", "let result = Some({"),
         ],
@@ -82,7 +86,7 @@ MUTANTS = [
             (
                 HOLDERS,
                 "            record,\n            reply,\n        });\n        true",
-                "            record,\n            reply,\n        });\n        self.let_go();\n        true",
+                "            record,\n            reply,\n        });\n        self.end_hold();\n        true",
             )
         ],
         [
@@ -108,7 +112,20 @@ MUTANTS = [
     ),
     (
         "max_hold leaves the lock to expire",
-        [(MACHINE, "if reason == LostReason::MaxHold {", "if false {")],
+        [
+            (
+                MACHINE,
+                "            let token = holding.token;\n"
+                "            self.send(Command::Release {\n"
+                "                token,\n"
+                "                contended: true,\n"
+                "                queued: false,\n"
+                "                reply: S::default(),\n"
+                "            });\n"
+                "            self.end_hold();",
+                "            self.end_hold();",
+            )
+        ],
         ["--test it a_lock_that_is_lost_by_max_hold"],
     ),
     (
@@ -202,6 +219,76 @@ MUTANTS = [
         "a completion trusts the mark",
         [(COMPLETE, "for _, waiting in", "if value == token then\n  return 2\nend\nfor _, waiting in")],
         ["--test scripts those_who_waited_for_a_lease"],
+    ),
+    (
+        "a reader gets past a writer that waits",
+        [(SHARE, "(not first or first == waits or call('ZSCORE', readers, token))", "true")],
+        [
+            "--test scripts whatever_clients_do",
+            "--test it a_writer_that_waits_lets_no_reader_past",
+        ],
+    ),
+    (
+        "a process lets requests share past a writer that waits",
+        [(HOLDING, "self.mode.is_shared() && self.contended.is_none() &&", "self.mode.is_shared() &&")],
+        [
+            "--lib none_joins_past_a_process_that_waits",
+            "--test it a_writer_among_readers_without_end",
+        ],
+    ),
+    (
+        "a writer is granted while the lease of a reader lasts",
+        [(GRANT_SCRIPT, "is_shared = call('EXISTS', readers) == 1", "is_shared = false")],
+        [
+            "--test scripts whatever_clients_do",
+            "--test it a_reader_that_released",
+        ],
+    ),
+    (
+        "renewals keep a dead reader alive",
+        [
+            (
+                RENEW_SHARED,
+                "call('PEXPIRE', readers, lasts)",
+                "for _, all in ipairs(call('ZRANGE', readers, '0', '-1')) do\n"
+                "  call('ZADD', readers, call('ZSCORE', readers, token), all)\n"
+                "end\n"
+                "call('PEXPIRE', readers, lasts)",
+            )
+        ],
+        [
+            "--test scripts whatever_clients_do",
+            "--test processes the_renewals_of_other_readers",
+        ],
+    ),
+    (
+        "a share that lingers is not given up",
+        [
+            (
+                MACHINE,
+                "holding.contend(self.env);\n            if holding.lingers() {",
+                "holding.contend(self.env);\n            if false {",
+            )
+        ],
+        [
+            "--lib a_share_that_lingers_ends_when_it_is_wanted",
+            "--test it a_share_that_lingers_is_given_up",
+        ],
+    ),
+    (
+        "a share that lingers is lost without a release",
+        [
+            (
+                MACHINE,
+                "        if holding.lingers() {\n            self.let_go(S::default());\n            return;\n        }\n"
+                "        // A holder whose",
+                "        // A holder whose",
+            )
+        ],
+        [
+            "--lib a_share_that_lingers_is_released_though",
+            "--test model with_readers_and_slow_networks",
+        ],
     ),
     (
         "a quarantine that a new connection finds is not kept",

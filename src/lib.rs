@@ -36,6 +36,7 @@
 //! | To | read |
 //! |---|---|
 //! | answer 409, wait, hold the lock for the head of the response only, run without Redis | [`DistributedLockLayer`] |
+//! | let requests that only read share a lock | [`DistributedLockLayer::mode`], [`LockManager::acquire_shared`] |
 //! | lock an account, an order, a header's value, what the body says | [`key`], [`DistributedLockLayer::from_extension`] |
 //! | make the key of what axum parses (feature `axum`), or of something asynchronous | [`DistributedLockLayer::from_extractor`], [`DistributedLockLayer::new_async`] |
 //! | lock two accounts at once, without a deadlock | [several locks](lock#several-locks), [`LockManager::acquire_all`] |
@@ -82,6 +83,7 @@
 //!   lock as contended, and tells the holder;
 //! - *grant* gives a contended lock, when it is released, to the first living process of the queue,
 //!   and publishes that to its inbox;
+//! - *share* joins the processes that share a lock, unless one waits to have it alone;
 //! - *renew* prolongs a lock that the process still holds, and never creates one;
 //! - *complete* puts the response to an idempotency key in the place of its lock, and tells all who
 //!   wait.
@@ -115,6 +117,7 @@ pub mod key;
 mod lease;
 pub mod lock;
 mod manager;
+mod mode;
 mod observe;
 mod shield;
 mod store;
@@ -127,6 +130,7 @@ pub use self::key::LockKey;
 pub use self::lease::{Lease, Leases, LostReason};
 pub use self::lock::DistributedLockLayer;
 pub use self::manager::{LockGuard, LockGuards, LockManager, LockManagerBuilder, Once};
+pub use self::mode::Mode;
 pub use self::store::{Credentials, RedisServer};
 
 /// An idempotency key is one key. Several are refused by the compiler:

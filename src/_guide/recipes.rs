@@ -20,6 +20,32 @@
 //! # async fn work() {}
 //! ```
 //!
+//! # Read first, then write
+//!
+//! A lock that is shared is not upgraded: two readers that waited for each other to leave would
+//! wait for ever. Release it, take it again alone, and look again at what was read:
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_distributed_lock::{Error, LockManager};
+//!
+//! async fn fill(locks: &LockManager) -> Result<(), Error> {
+//!     let wait = Duration::from_secs(5);
+//!     let reading = locks.acquire_shared("cache:7", wait).await?;
+//!     if is_filled().await {
+//!         return Ok(());
+//!     }
+//!     reading.release().await?;
+//!     let writing = locks.acquire("cache:7", wait).await?;
+//!     if !is_filled().await { // another may have been faster
+//!         compute_and_store(writing.fencing_token()).await;
+//!     }
+//!     Ok(())
+//! }
+//! # async fn is_filled() -> bool { true }
+//! # async fn compute_and_store(_: u64) {}
+//! ```
+//!
 //! # A WebSocket, or work after the response
 //!
 //! The lock ends with the response, and that of a WebSocket is its 101. The handler [takes the lock

@@ -20,6 +20,7 @@ pub(crate) use self::terms::{Grant, GrantPath};
 use crate::clock::Time;
 use crate::key::LockKey;
 use crate::manager::{Core, LockGuard};
+use crate::mode::Mode;
 use crate::observe::{Meter, Stopwatch};
 use crate::shield::shielded;
 use crate::sync::{LeaseExpiry, VALID};
@@ -109,7 +110,7 @@ impl Lease {
     }
 
     /// Returns a number that is larger for every later holder of this key, in this process or
-    /// another.
+    /// another. Those that [share](Mode::Shared) it may have the same one.
     ///
     /// Send it along with every write, and have the storage refuse a write whose token is lower
     /// than one that it has seen. Compare tokens of one key only. The token always fits an `i64`.
@@ -119,6 +120,11 @@ impl Lease {
     /// or the clocks of the two servers differ by more than the failover took.
     pub fn fencing_token(&self) -> u64 {
         self.0.grant.fencing_token
+    }
+
+    /// Returns whether the lock is held alone, or shared.
+    pub fn mode(&self) -> Mode {
+        self.0.grant.mode
     }
 
     /// Returns whether the lock is certainly held at this moment. It reads the clock, and is never

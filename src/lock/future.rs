@@ -251,12 +251,13 @@ where
         Ok(keys) => keys,
         Err(error) => return (Waited::on(None), State::Rejected { error }),
     };
+    let mode = config.mode(&parts);
     let mut request = Request::from_parts(parts, body);
     let Some(keys) = keys else {
         let inner = service.call(request);
         return (Waited::on(None), State::Unlocked { inner });
     };
-    let (wanted, missing) = match Wanted::new(keys, config, request.extensions()) {
+    let (wanted, missing) = match Wanted::new(keys, mode, config, request.extensions()) {
         Ok(wanted) => wanted,
         Err(error) => return (Waited::on(None), State::Rejected { error }),
     };
@@ -273,7 +274,7 @@ where
     let wait = protocol.wait(&config.wait, &parts);
     let waited = Waited::on(keys.one().cloned());
     let state = State::Acquiring {
-        acquiring: acquire(Arc::clone(config), keys, wait),
+        acquiring: acquire(Arc::clone(config), keys, wait, mode),
         call: Some((service, Request::from_parts(parts, body))),
         wanted: Some(wanted),
     };

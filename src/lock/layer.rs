@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Rejection, Wait};
 use crate::key::{IntoLockKeys, LockKey, LockKeys};
 use crate::manager::LockManager;
+use crate::mode::Mode;
 use crate::observe::{Meter, Role};
 
 /// Runs every request under a lock, so that requests for one key run one at a time, on all nodes.
@@ -120,6 +121,7 @@ impl DistributedLockLayer {
                 meter: Meter::unnamed(Role::LockLayer),
                 find_key,
                 wait: Wait::default(),
+                mode: None,
                 hold: Hold::default(),
                 on_unavailable: OnUnavailable::default(),
                 on_lost: OnLost::default(),
@@ -249,6 +251,38 @@ impl DistributedLockLayer {
         F: Fn(&Parts) -> Option<Duration> + Send + Sync + 'static,
     {
         self.set(|config| config.wait.set_for(wait_for))
+    }
+
+    /// Sets whether a request has its lock alone, by a closure. Default: each has,
+    /// [`Mode::Exclusive`].
+    ///
+    /// Requests in [`Mode::Shared`] run together, on all nodes, and never at the same time as one
+    /// that has the lock alone. One that waits to have it alone lets no later one share it before.
+    /// A lock that is mostly shared costs Redis next to nothing: see
+    /// [`LockManager::acquire_shared`].
+    ///
+    /// [`share_safe_methods`](super::share_safe_methods) is such a closure: requests that only read
+    /// share the lock.
+    ///
+    /// # Warning
+    ///
+    /// A request that shares the lock must change nothing that the lock protects.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, key};
+    /// # use tower_distributed_lock::lock::share_safe_methods;
+    /// # fn layer(locks: LockManager) -> DistributedLockLayer {
+    /// // Any number of GETs of a document at the same time; a PUT is alone with it.
+    /// DistributedLockLayer::new(locks, key::path("/documents/{id}")).mode(share_safe_methods)
+    /// # }
+    /// ```
+    pub fn mode<F>(self, mode: F) -> Self
+    where
+        F: Fn(&Parts) -> Mode + Send + Sync + 'static,
+    {
+        self.set(|config| config.mode = Some(Arc::new(mode)))
     }
 
     /// Sets until when the lock is held. Default: [`Hold::Body`], until the body of the response

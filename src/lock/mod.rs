@@ -60,6 +60,7 @@
 //! | [`from_extension(locks)`] | | the key is a [`LockKey`](crate::LockKey), or several are a [`LockKeys`](crate::key::LockKeys), in the request's extensions, put there by an outer middleware; without it: 500 |
 //! | [`wait(duration)`] | no waiting: 409 at once | how long a request waits for its turn: at most a day |
 //! | [`wait_for(closure)`] | the `wait` | how long this request waits, such as [`prefer_wait`] |
+//! | [`mode(closure)`] | [`Mode::Exclusive`](crate::Mode::Exclusive) | whether this request has the lock alone, or shares it, such as [`share_safe_methods`] |
 //! | [`hold(Hold)`] | [`Hold::Body`] | until the body of the response has been sent, or until the handler has returned ([`Hold::Head`]) |
 //! | [`on_unavailable(OnUnavailable)`] | [`Reject`](OnUnavailable::Reject) | 503 when Redis is not available, or run without a lock ([`Proceed`](OnUnavailable::Proceed)) |
 //! | [`on_lost(OnLost)`] | [`Cancel`](OnLost::Cancel) | stop a request whose lock is lost, or let it go on ([`Continue`](OnLost::Continue)) |
@@ -74,6 +75,7 @@
 //! [`from_extension(locks)`]: DistributedLockLayer::from_extension
 //! [`wait(duration)`]: DistributedLockLayer::wait
 //! [`wait_for(closure)`]: DistributedLockLayer::wait_for
+//! [`mode(closure)`]: DistributedLockLayer::mode
 //! [`hold(Hold)`]: DistributedLockLayer::hold
 //! [`on_unavailable(OnUnavailable)`]: DistributedLockLayer::on_unavailable
 //! [`on_lost(OnLost)`]: DistributedLockLayer::on_lost
@@ -98,7 +100,7 @@
 //! | the client left out what the key is made of | [`MissingKey`](RejectionKind::MissingKey) | 400 | `INVALID_ARGUMENT` |
 //! | the key cannot name a lock: it is empty, or not text | [`InvalidKey`](RejectionKind::InvalidKey) | 400 | `INVALID_ARGUMENT` |
 //! | the request names more keys than [`max_keys`](crate::LockManagerBuilder::max_keys) allows | [`TooManyKeys`](RejectionKind::TooManyKeys) | 400 | `INVALID_ARGUMENT` |
-//! | the service is put together wrongly: no `LockKey` in the extensions, or a path that does not match the pattern | [`Misconfigured`](RejectionKind::Misconfigured) | 500 | `INTERNAL` |
+//! | the service is put together wrongly: no `LockKey` in the extensions, a path that does not match the pattern, or a lock that an outer layer shares, and this one wants alone | [`Misconfigured`](RejectionKind::Misconfigured) | 500 | `INTERNAL` |
 //! | Redis is not available, or the manager was closed | [`Unavailable`](RejectionKind::Unavailable) | 503, `Retry-After: 1` | `UNAVAILABLE` |
 //! | the lock was lost before the head of the response was sent | [`Lost`](RejectionKind::Lost) | 503, `Retry-After: 1` | `ABORTED` |
 //!
@@ -175,8 +177,9 @@
 //! limited there.
 //!
 //! The layer may be applied twice. Inside a request that holds the lock of the same key already,
-//! the inner one takes none. Layers with different keys can deadlock, where one layer with
-//! [several](#several-locks) cannot.
+//! the inner one takes none. If the outer one only shares it, and the inner one wants it alone, the
+//! request is refused: it would wait for itself. Layers with different keys can deadlock, where one
+//! layer with [several](#several-locks) cannot.
 //!
 //! # Caveats
 //!
@@ -206,6 +209,7 @@ mod from_extractor;
 mod future;
 mod held_lock;
 mod layer;
+mod mode_of;
 mod service;
 mod wanted;
 
@@ -213,6 +217,7 @@ pub use self::body::ResponseBody;
 pub use self::config::{Hold, OnUnavailable, Unlocked};
 pub use self::future::ResponseFuture;
 pub use self::layer::DistributedLockLayer;
+pub use self::mode_of::share_safe_methods;
 pub use self::service::DistributedLock;
 pub use crate::http::{OnLost, Rejection, RejectionKind, prefer_wait};
 #[cfg(feature = "axum")]

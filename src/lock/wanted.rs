@@ -13,6 +13,7 @@ use crate::http::{find_lease, insert_lease, insert_leases};
 use crate::key::LockKeys;
 use crate::lease::{Lease, Leases};
 use crate::manager::LockGuards;
+use crate::mode::Mode;
 
 /// The locks that a request wants, mostly one.
 pub(super) struct Wanted {
@@ -27,9 +28,11 @@ impl Wanted {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Lost`] if the request has lost one of them.
+    /// [`ErrorKind::Lost`] if the request has lost one of them, [`ErrorKind::Config`] if it shares
+    /// one that it wants alone.
     pub(super) fn new(
         keys: LockKeys,
+        mode: Mode,
         config: &Config,
         extensions: &Extensions,
     ) -> Result<(Self, Option<LockKeys>), Error> {
@@ -39,6 +42,15 @@ impl Wanted {
         let outer: SmallVec<[Lease; 1]> = held.cloned().collect();
         if let Some(lost) = outer.iter().find(|lease| !lease.is_held()) {
             return Err(Error::of(ErrorKind::Lost).about(lost.key()));
+        }
+        let is_too_little = |lease: &&Lease| lease.mode().is_shared() && !mode.is_shared();
+        if let Some(shared) = outer.iter().find(is_too_little) {
+            let error = Error::new(
+                ErrorKind::Config,
+                "an outer layer shares the lock of this request, and an inner one wants it alone: shared locks \
+                 are not upgraded",
+            );
+            return Err(error.about(shared.key()));
         }
         let missing = keys.without(|key| outer.iter().any(|lease| lease.key() == key));
         let wanted = Self { outer, are_several };
@@ -75,15 +87,16 @@ pub(super) fn acquire(
     config: Arc<Config>,
     keys: LockKeys,
     wait: Option<Duration>,
+    mode: Mode,
 ) -> BoxFuture<Result<LockGuards, Error>> {
     // One future for each of the two ways: that for one key needs less memory.
     match keys.into_one() {
         Ok(key) => Box::pin(async move {
-            let taken = config.locks.take(&config.meter, key, wait).await;
+            let taken = config.locks.take(&config.meter, key, wait, mode).await;
             taken.map(LockGuards::from)
         }),
         Err(keys) => {
-            Box::pin(async move { config.locks.take_all(&config.meter, keys, wait).await })
+            Box::pin(async move { config.locks.take_all(&config.meter, keys, wait, mode).await })
         }
     }
 }

@@ -85,7 +85,8 @@ impl LockGuard {
     /// Releases the lock, and tells whether this guard still held it.
     ///
     /// If another request of this process waits for the lock, it gets the lock without Redis being
-    /// asked. Then success means that no loss was noticed.
+    /// asked. If others of this process [share](crate::Mode::Shared) it, they keep it. Then success
+    /// means that no loss was noticed.
     ///
     /// The lock is released all the same if this future is dropped.
     ///

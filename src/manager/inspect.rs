@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Core, LockManager};
 use crate::clock::Time;
 use crate::error::Error;
-use crate::inspect::{LockCursor, LockPage, LockReport, LockStats, Occupant};
+use crate::inspect::{LockCursor, LockPage, LockReport, LockStats};
 use crate::key::IntoLockKey;
 
 impl LockManager {
@@ -143,8 +143,8 @@ impl LockManager {
 impl Core {
     /// Adds what this process knows of its own holder.
     fn add_own_lease(&self, report: &mut LockReport) {
-        if let Occupant::Process(holder) = &mut report.occupant
-            && holder.process.is_this
+        let mut holders = report.occupant.holders().iter_mut();
+        if let Some(holder) = holders.find(|holder| holder.process.is_this)
             && let Some(lease) = self.lease_on(&report.key)
         {
             let max_hold = self.rules.max_hold.as_nanos() as u64;

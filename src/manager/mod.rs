@@ -31,6 +31,7 @@ pub use self::guards::LockGuards;
 pub use self::once::Once;
 use crate::error::{Error, ErrorKind};
 use crate::key::{IntoLockKey, LockKey};
+use crate::mode::Mode;
 use crate::observe::{self, Meter, Stopwatch};
 use crate::store::{Damage, RedisServer};
 
@@ -193,7 +194,8 @@ impl LockManager {
         K: IntoLockKey,
     {
         let key = key.into_lock_key()?;
-        self.take(&self.core.meter, key, None).await
+        self.take(&self.core.meter, key, None, Mode::Exclusive)
+            .await
     }
 
     /// Takes the lock as soon as it is free, within `wait`. Requests of one process get it in order
@@ -232,7 +234,87 @@ impl LockManager {
         K: IntoLockKey,
     {
         let key = key.into_lock_key()?;
-        self.take(&self.core.meter, key, Some(wait)).await
+        self.take(&self.core.meter, key, Some(wait), Mode::Exclusive)
+            .await
+    }
+
+    /// Shares the lock if no request has it alone, or waits to have it alone.
+    ///
+    /// Like [`try_acquire`](Self::try_acquire), for work that only reads what the lock protects:
+    /// see [`acquire_shared`](Self::acquire_shared).
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{Error, ErrorKind, LockManager};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// # let locks = LockManager::in_memory();
+    /// let reader = locks.try_acquire_shared("report").await?;
+    /// let another = locks.try_acquire_shared("report").await?;
+    /// let writer = locks.try_acquire("report").await;
+    /// assert_eq!(writer.unwrap_err().kind(), ErrorKind::Held);
+    /// # drop((reader, another));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Like [`try_acquire`](Self::try_acquire).
+    pub async fn try_acquire_shared<K>(&self, key: K) -> Result<LockGuard, Error>
+    where
+        K: IntoLockKey,
+    {
+        let key = key.into_lock_key()?;
+        self.take(&self.core.meter, key, None, Mode::Shared).await
+    }
+
+    /// Shares the lock with all others that share it, on all nodes, as soon as no request has it
+    /// alone, within `wait`.
+    ///
+    /// The order is that of [`acquire`](Self::acquire): a request that waits to have the lock alone
+    /// lets no later one share it before. So neither kind starves the other.
+    ///
+    /// In Redis, it is the process that shares the lock, whatever the number of its requests. It
+    /// keeps its share for a moment when the last of their guards is dropped (a fiftieth of the
+    /// [time to live](LockManagerBuilder::ttl), at most 100 ms), so that a lock that is mostly
+    /// shared costs Redis next to nothing. A request that waits for the lock is given it at once;
+    /// one that does not wait may be refused in that moment, if another node sends it. To release
+    /// it in Redis before going on, use [`LockGuard::release`].
+    ///
+    /// The [fencing token](LockGuard::fencing_token) is larger than those of all that had the lock
+    /// alone before, and smaller than those of all that will. Requests that share the lock may have
+    /// the same one.
+    ///
+    /// # Deadlocks
+    ///
+    /// A guard is not upgraded. While it lives, the same task must not [`acquire`](Self::acquire)
+    /// the same key: it would wait for itself, until `wait` is over. Release the guard first, and
+    /// look again at what was read under it.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// # let locks = LockManager::in_memory();
+    /// let wait = Duration::from_secs(5);
+    /// let one = locks.acquire_shared("account:7", wait).await?;
+    /// let two = locks.acquire_shared("account:7", wait).await?; // does not wait for the first
+    /// # drop((one, two));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Like [`acquire`](Self::acquire).
+    pub async fn acquire_shared<K>(&self, key: K, wait: Duration) -> Result<LockGuard, Error>
+    where
+        K: IntoLockKey,
+    {
+        let key = key.into_lock_key()?;
+        self.take(&self.core.meter, key, Some(wait), Mode::Shared)
+            .await
     }
 
     pub(crate) async fn take(
@@ -240,10 +322,11 @@ impl LockManager {
         meter: &Meter,
         key: LockKey,
         wait: Option<Duration>,
+        mode: Mode,
     ) -> Result<LockGuard, Error> {
         let attempt = async {
             let waited = Stopwatch::start(meter);
-            let result = self.request(meter, &key, wait).await.and_then(lock);
+            let result = self.request(meter, &key, wait, mode).await.and_then(lock);
             tell_result(meter, &key, result.as_ref(), &waited);
             result
         };
@@ -259,7 +342,7 @@ impl LockManager {
     ) -> Result<Claimed, Error> {
         let attempt = async {
             let waited = Stopwatch::start(meter);
-            let record = match self.request(meter, &key, wait).await {
+            let record = match self.request(meter, &key, wait, Mode::Exclusive).await {
                 Ok(Taken::Record(found)) => self.core.store.fetch(&key, found).await,
                 Ok(Taken::Lock(guard)) => {
                     tell_result(meter, &key, Ok(&guard), &waited);
@@ -281,9 +364,10 @@ impl LockManager {
         meter: &Meter,
         key: &LockKey,
         wait: Option<Duration>,
+        mode: Mode,
     ) -> Result<Taken, Error> {
         let wait = wait.filter(|wait| !wait.is_zero());
-        let request = self.core.request(key, wait.is_some(), meter)?;
+        let request = self.core.request(key, wait.is_some(), mode, meter)?;
         let limit = wait.or_else(|| self.core.store.replies_within());
         decision(request, limit).await
     }

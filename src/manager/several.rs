@@ -15,6 +15,7 @@ use super::{LockGuards, LockManager, decision, lock};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::{IntoLockKey, LockKey, LockKeys};
+use crate::mode::Mode;
 use crate::observe::{self, Meter, Stopwatch};
 
 impl LockManager {
@@ -50,7 +51,8 @@ impl LockManager {
         I: IntoIterator<Item: IntoLockKey>,
     {
         let keys = LockKeys::new(keys)?;
-        self.take_all(&self.core.meter, keys, None).await
+        self.take_all(&self.core.meter, keys, None, Mode::Exclusive)
+            .await
     }
 
     /// Takes several locks as soon as they are free, all of them within `wait`, or none. Calls that
@@ -98,7 +100,8 @@ impl LockManager {
         I: IntoIterator<Item: IntoLockKey>,
     {
         let keys = LockKeys::new(keys)?;
-        self.take_all(&self.core.meter, keys, Some(wait)).await
+        self.take_all(&self.core.meter, keys, Some(wait), Mode::Exclusive)
+            .await
     }
 
     pub(crate) async fn take_all(
@@ -106,11 +109,12 @@ impl LockManager {
         meter: &Meter,
         keys: LockKeys,
         wait: Option<Duration>,
+        mode: Mode,
     ) -> Result<LockGuards, Error> {
         let keys = keys.as_slice();
         let attempt = async {
             let waited = Stopwatch::start(meter);
-            let result = self.take_sorted(meter, keys, wait).await;
+            let result = self.take_sorted(meter, keys, wait, mode).await;
             match &result {
                 Ok(guards) => guards
                     .leases()
@@ -131,6 +135,7 @@ impl LockManager {
         meter: &Meter,
         keys: &[LockKey],
         wait: Option<Duration>,
+        mode: Mode,
     ) -> Result<LockGuards, Error> {
         let max = self.core.max_keys;
         if keys.len() > max {
@@ -148,7 +153,7 @@ impl LockManager {
             _ => error.about(&keys[at]),
         };
         if keys.len() > 1 || !limit.is_patient() {
-            let taken = self.take_free(meter, keys, &limit, &mut guards).await;
+            let taken = self.take_free(meter, keys, mode, &limit, &mut guards).await;
             let may_wait = |error: &Error| limit.is_patient() && error.kind() == ErrorKind::Held;
             if let Err(error) = taken
                 && !may_wait(&error)
@@ -167,7 +172,7 @@ impl LockManager {
             };
             let taken = match limit.left() {
                 Some(Duration::ZERO) => Err(Error::of(ErrorKind::TimedOut)),
-                left => self.request(meter, key, left).await.and_then(lock),
+                left => self.request(meter, key, left, mode).await.and_then(lock),
             };
             guards.push(taken.map_err(|error| refused(error, next))?);
         }
@@ -179,13 +184,14 @@ impl LockManager {
         &self,
         meter: &Meter,
         keys: &[LockKey],
+        mode: Mode,
         limit: &Limit,
         guards: &mut Guards,
     ) -> Result<(), Error> {
         let mut asked = Vec::with_capacity(keys.len());
         let held_back = self.core.store.hold_back();
         for key in keys {
-            let mut request = self.core.request(key, false, meter)?;
+            let mut request = self.core.request(key, false, mode, meter)?;
             let decided = request.decided();
             let is_refused = matches!(decided, Some(Err(_)));
             asked.push((request, decided));

@@ -5,7 +5,7 @@ use std::io::Write;
 use redis::aio::MultiplexedConnection;
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
-use tower_distributed_lock::{LockGuard, LockManager};
+use tower_distributed_lock::{Error, LockGuard, LockManager};
 
 use crate::harness;
 use crate::support::{PATIENCE, connect_patiently, run, short_lived, value};
@@ -67,7 +67,7 @@ async fn carry_out(
         let line = received.recv().await.unwrap();
         let mut words = line.split(' ');
         match words.next().unwrap() {
-            "acquire" => match locks.acquire("a", PATIENCE * 3).await {
+            word @ ("acquire" | "share") => match take(&locks, word).await {
                 Ok(guard) => {
                     say(&guard.fencing_token().to_string());
                     held = Some(guard);
@@ -120,6 +120,13 @@ async fn carry_out(
             "drop" => return End::DropRuntimeAndLiveOn(locks, held.unwrap()),
             _ => panic!("unknown command: {line}"),
         }
+    }
+}
+
+async fn take(locks: &LockManager, how: &str) -> Result<LockGuard, Error> {
+    match how {
+        "share" => locks.acquire_shared("a", PATIENCE * 3).await,
+        _ => locks.acquire("a", PATIENCE * 3).await,
     }
 }
 

@@ -20,6 +20,7 @@ use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::lease::{Lease, LostReason};
+use crate::mode::Mode;
 use crate::observe::{self, ManagerMeters, Meter, Role};
 use crate::shield::shielded;
 use crate::store::{Command, Events, Notice, Outcome, Record, ReplySender, Store};
@@ -159,6 +160,7 @@ impl Core {
         self: &'a Arc<Self>,
         key: &'a LockKey,
         patient: bool,
+        mode: Mode,
         meter: &Meter,
     ) -> Result<Request<'a>, Error> {
         self.gives_locks()?;
@@ -170,7 +172,7 @@ impl Core {
         let number = self.with_slot(key, |machine| {
             // Taken while the slot is locked: numbers rise in order of arrival.
             let number = machine.next_id();
-            machine.request(number, waiter, patient);
+            machine.request(number, waiter, patient, mode);
             // Whoever stops the giving has every slot locked once, before or after this.
             if let Err(error) = self.gives_locks() {
                 machine.reject_all(&error);
@@ -191,8 +193,10 @@ impl Core {
     /// Ends a holder's lease: it released the lock, or dropped its guard.
     pub(super) fn finish(self: &Arc<Self>, lease: &Lease, reply: Option<ReplySender>) {
         lease.end(LostReason::Released);
-        let grant = lease.grant();
-        self.with_slot(lease.key(), |machine| machine.finished(grant, reply));
+        let (grant, may_linger) = (lease.grant(), reply.is_none());
+        self.with_slot(lease.key(), |machine| {
+            machine.finished(grant, reply, may_linger)
+        });
         self.lease_ended(lease);
     }
 
@@ -235,10 +239,11 @@ impl Core {
         self.ensure_running();
     }
 
-    /// Returns the lease of the holder in this process, if there is one.
+    /// Returns the lease of the holder in this process, if there is one: of the first, if several
+    /// share the lock.
     pub(super) fn lease_on(&self, key: &LockKey) -> Option<Lease> {
         let shard = self.slots.shard_of(key);
-        let lease = shard.get(key)?.lease.clone();
+        let lease = shard.get(key)?.leases.first().cloned();
         lease.filter(Lease::is_held)
     }
 

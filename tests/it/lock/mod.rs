@@ -14,6 +14,7 @@ mod rules;
 mod scripted;
 mod several;
 mod several_keys;
+mod shared;
 mod stacks;
 mod taken_over;
 mod waiting;

@@ -10,6 +10,7 @@ mod rules;
 mod runtimes;
 mod settings;
 mod several;
+mod shared;
 mod waiters;
 
 use std::time::Duration;

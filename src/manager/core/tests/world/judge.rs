@@ -9,11 +9,12 @@ use super::{
 };
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
+use crate::key::LockKey;
 use crate::lease::LostReason;
 use crate::manager::core::tests::program::MANAGERS;
 use crate::manager::slot::tests::Standing;
 use crate::store::Command;
-use crate::store::fake::{Token, Value};
+use crate::store::fake::Token;
 
 impl World {
     /// Judges what must be true at any moment.
@@ -39,7 +40,7 @@ impl World {
     }
 
     /// A lock that a guard says is held is held in its slot, and in the server, and by no other
-    /// guard.
+    /// guard, unless both share it.
     fn judge_guards(&mut self, now: Time) {
         let is_excused = self.lost_data || self.was_deceived();
         let mut wrong = None;
@@ -48,16 +49,20 @@ impl World {
                 continue;
             }
             let token = guard.lease().grant().token;
-            let of_guard = Value::Token(Token {
+            let of_guard = Token {
                 process: *manager,
                 number: token,
-            });
+            };
             if !self.links[*manager].holds(guard.key(), token) {
                 wrong = Some("its slot does not hold it");
-            } else if !is_excused && self.truth.value(guard.key(), now) != Some(&of_guard) {
+            } else if !is_excused && !self.truth.holders(guard.key(), now).contains(&of_guard) {
                 wrong = Some("the server does not have it");
             }
-            let same = |held: &Held| held.guard.key() == guard.key();
+            let mode = guard.lease().mode();
+            let same = |held: &Held| {
+                let share = mode.is_shared() && held.guard.lease().mode().is_shared();
+                held.guard.key() == guard.key() && !share
+            };
             let others = self.guards[..at].iter().filter(|held| same(held));
             if others.clone().any(|held| held.guard.lease().is_held()) && !is_excused {
                 wrong = Some("another guard holds it, too");
@@ -136,6 +141,7 @@ impl World {
                 let is_meant = match standing {
                     Standing::Nothing => false,
                     Standing::Waiters => self.waits(number, key) || self.takes_both(number, key),
+                    Standing::Lingering => true,
                     Standing::Holder { token } => {
                         let is_guarded = self.guards.iter().any(|held| {
                             held.manager == number
@@ -222,7 +228,7 @@ impl World {
             let mut completing = HashSet::new();
             link.pending(|pending| match pending.command {
                 Command::Complete { token, .. } => drop(completing.insert((number, token))),
-                Command::Renew { token } => drop(self.renewed.insert((number, token))),
+                Command::Renew { token, .. } => drop(self.renewed.insert((number, token))),
                 _ => {}
             });
             let is_on_the_way = |(number, token): (usize, u64)| {
@@ -282,7 +288,7 @@ impl World {
         for (key, name) in NAMES.iter().enumerate() {
             let current = self.truth.value(name, now).cloned();
             let queue = self.truth.queue(name, now).to_vec();
-            if let Some(Value::Token(token)) = current {
+            for token in self.truth.holders(name, now) {
                 let holds = |held: &Held| {
                     held.manager == token.process
                         && held.guard.key() == name
@@ -292,6 +298,7 @@ impl World {
                     || self.guards.iter().any(holds)
                     || self.takes_both(token.process, key);
                 if let Some(link) = self.links.get(token.process) {
+                    is_held |= self.lingers(token.process, name);
                     // Its release was refused a while ago, and is tried again soon.
                     link.pending(|pending| is_held |= pending.ends_hold() && pending.key == *name);
                 }
@@ -323,6 +330,12 @@ impl World {
                 });
             }
         }
+    }
+
+    fn lingers(&self, number: usize, name: &LockKey) -> bool {
+        let slots = self.links[number].core.slots.shard_of(name);
+        let standing = slots.get(name).map(|entry| entry.slot.stands_for());
+        matches!(standing, Some(Standing::Lingering))
     }
 
     pub(super) fn judge_end(&mut self) {

@@ -22,6 +22,7 @@ use crate::lease::Lease;
 use crate::manager::background::tick_slots;
 use crate::manager::slot::Rules;
 use crate::manager::{A_MOMENT, Claimed, LockGuard, LockGuards, LockManager};
+use crate::mode::Mode;
 use crate::store::fake::{Answer, Client, FakeStore, Token, Truth, Value};
 use crate::store::{Command, Granted, Notice, Record, Store};
 
@@ -56,8 +57,8 @@ pub(super) struct World {
     tasks: Vec<Running>,
     background: Vec<Task<()>>,
     completions: Vec<Completion>,
-    /// The last fencing token of each key.
-    fencing_tokens: [u64; KEYS],
+    /// The highest fencing token of each key, and the highest of one that had the lock alone.
+    fencing_tokens: [(u64, u64); KEYS],
     /// The numbers of the neighbour's tokens.
     last_number: u64,
     neighbours_seed: u64,
@@ -131,7 +132,7 @@ impl World {
             tasks: Vec::new(),
             background: Vec::new(),
             completions: Vec::new(),
-            fencing_tokens: [0; KEYS],
+            fencing_tokens: [(0, 0); KEYS],
             last_number: 0,
             neighbours_seed: 0,
             any_woken,
@@ -175,8 +176,9 @@ impl World {
                 manager,
                 key,
                 wait,
+                mode,
                 touchy,
-            } => self.take(manager, key, wait.map(Duration::from_millis), touchy),
+            } => self.take(manager, key, wait.map(Duration::from_millis), mode, touchy),
             Step::TakeBoth {
                 manager,
                 wait,
@@ -359,7 +361,14 @@ impl World {
         self.wrong()
     }
 
-    fn take(&mut self, manager: usize, key: usize, wait: Option<Duration>, touchy: bool) {
+    fn take(
+        &mut self,
+        manager: usize,
+        key: usize,
+        wait: Option<Duration>,
+        mode: Mode,
+        touchy: bool,
+    ) {
         let locks = self.managers[manager].clone();
         let name = NAMES[key].clone();
         let limit = wait.unwrap_or(3 * COMMAND_TIMEOUT + A_MOMENT);
@@ -367,7 +376,7 @@ impl World {
         let meter = self.links[manager].core.meter.clone();
         let taking = async move {
             match name.kind() {
-                crate::key::Kind::Lock => Done::Taken(locks.take(&meter, name, wait).await),
+                crate::key::Kind::Lock => Done::Taken(locks.take(&meter, name, wait, mode).await),
                 crate::key::Kind::Record => match locks.claim(&meter, name, wait).await {
                     Ok(Claimed::Lock(guard)) => Done::Taken(Ok(guard)),
                     Ok(Claimed::Record(_) | Claimed::Damaged(_)) => Done::Recorded,
@@ -384,7 +393,11 @@ impl World {
         // Each of the two may get a moment more.
         let limit = wait.unwrap_or(3 * COMMAND_TIMEOUT) + 2 * A_MOMENT;
         let deadline = Some(Time::now() + limit);
-        let taking = async move { Done::TakenBoth(locks.take_all(keys, wait).await) };
+        let meter = self.links[manager].core.meter.clone();
+        let taking = async move {
+            let taken = locks.take_all(&meter, keys, wait, Mode::Exclusive);
+            Done::TakenBoth(taken.await)
+        };
         self.spawn(taking, touchy, Kind::TakeBoth { manager }, deadline);
     }
 
@@ -498,7 +511,12 @@ impl World {
     fn taken(&mut self, manager: usize, key: usize, result: Result<LockGuard, Error>) {
         match result {
             Ok(guard) => {
-                let (last, next) = (self.fencing_tokens[key], guard.fencing_token());
+                let (highest, alone) = self.fencing_tokens[key];
+                let (mode, next) = (guard.lease().mode(), guard.fencing_token());
+                let last = match mode {
+                    Mode::Exclusive => highest,
+                    Mode::Shared => alone,
+                };
                 // A grant may be in flight while the lock is lost, and taken by another process.
                 // So may the other of two locks be on its way.
                 let is_held = guard.lease().is_held();
@@ -506,7 +524,10 @@ impl World {
                 self.must(next > last || is_excused, || {
                     format!("fencing token {next} of key {key} comes after {last}")
                 });
-                self.fencing_tokens[key] = next.max(last);
+                self.fencing_tokens[key] = match mode {
+                    Mode::Exclusive => (next.max(highest), next.max(alone)),
+                    Mode::Shared => (highest.max(next), alone),
+                };
                 self.guards.push(Held {
                     guard,
                     manager,
@@ -608,10 +629,7 @@ impl World {
         let (name, now) = (&NAMES[key], Time::now());
         let of_manager = |token: &Token| (token.process == manager).then_some(token.number);
         let mut token_of = |whom| match whom {
-            Whom::Holder => match self.truth.value(name, now) {
-                Some(Value::Token(token)) => of_manager(token),
-                _ => None,
-            },
+            Whom::Holder => self.truth.holders(name, now).iter().find_map(of_manager),
             Whom::Waiter => self.truth.queue(name, now).iter().find_map(of_manager),
             Whom::Unknown => None,
         };
@@ -647,10 +665,10 @@ impl World {
         };
         let now = Time::now();
         let is_theirs = |token: &Token| token.process == NEIGHBOUR;
-        let held = match self.truth.value(key, now) {
-            Some(Value::Token(token)) if is_theirs(token) => Some(token.number),
-            _ => None,
-        };
+        let holders = self.truth.holders(key, now);
+        let held = holders.into_iter().find(is_theirs);
+        let held = held.map(|token| token.number);
+        let is_shared = self.truth.value(key, now) == Some(&Value::Shared);
         let queued = self
             .truth
             .queue(key, now)
@@ -659,7 +677,7 @@ impl World {
         let release = |token, contended| Command::Release {
             token,
             contended,
-            queued: false,
+            queued: is_shared,
             reply: (),
         };
         let command = match (held, queued) {
@@ -670,6 +688,10 @@ impl World {
                 self.last_number += 1;
                 Command::Acquire {
                     token: self.last_number,
+                    mode: match (key.kind(), self.last_number % 3) {
+                        (crate::key::Kind::Lock, 0) => Mode::Shared,
+                        _ => Mode::Exclusive,
+                    },
                     queue: true,
                     watch: false,
                     again: false,
