@@ -102,10 +102,10 @@ impl LockManager {
     /// Returns some of all locks under this manager's prefix, and where the next ones are.
     ///
     /// A page is what one `SCAN` of Redis finds among about 100 of its keys, so it may be empty
-    /// though more follow. Of a Cluster, one primary is listed after the other. A lock that is taken
-    /// or released meanwhile may be missing, and so may one whose slot moves or whose primary is
-    /// replaced; and a lock may be there twice. The list is for people who look for something, not
-    /// for code that is to act.
+    /// though more follow. Of a Cluster, one primary is listed after the other. A lock that is
+    /// taken or released meanwhile may be missing, and so may one whose slot moves or whose primary
+    /// is replaced; and a lock may be there twice. The list is for people who look for something,
+    /// not for code that is to act.
     ///
     /// # Errors
     ///
