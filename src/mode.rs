@@ -4,6 +4,7 @@
 /// [`DistributedLockLayer::mode`](crate::DistributedLockLayer::mode) and
 /// [`LockManager::acquire_shared`](crate::LockManager::acquire_shared).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Mode {
     /// It holds the lock alone, on all nodes.
     #[default]

@@ -4,8 +4,8 @@
 //! compare-and-delete, tried again after 1 to 5 ms), the published crates `rslock` (its delay
 //! between tries set to up to 5 ms, in place of 200) and `distributed-lock-redis` (which does not
 //! wait for a held lock, and is tried again like the recipe); and the limits: a
-//! `tokio::sync::Mutex` or `RwLock`, a message by `PUBLISH`. Figures are medians over several rounds, in turns
-//! with their references.
+//! `tokio::sync::Mutex` or `RwLock`, a message by `PUBLISH`. Figures are medians over several
+//! rounds, in turns with their references.
 //!
 //! Words behind `--` choose parts: one, once, gap, four, readers, zipf, several, queue, memory.
 //! `--quick` only shows that they run.

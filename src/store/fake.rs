@@ -156,6 +156,14 @@ pub(crate) struct Client {
     pub(crate) seed: u64,
 }
 
+/// How a token is to get a lock: see [`Command::Acquire`].
+#[derive(Clone, Copy)]
+struct Asked {
+    ttl: Duration,
+    queue: bool,
+    watch: bool,
+}
+
 /// What the server says to one command.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
@@ -313,7 +321,14 @@ impl Truth {
                 queue,
                 watch,
                 ..
-            } => self.share(key, of(token), client.ttl, now, queue, watch),
+            } => {
+                let asked = Asked {
+                    ttl: client.ttl,
+                    queue,
+                    watch,
+                };
+                self.share(key, of(token), asked, now)
+            }
             Command::Acquire {
                 token,
                 queue: false,
@@ -326,7 +341,14 @@ impl Truth {
                 queue,
                 watch,
                 ..
-            } => self.acquire(key, of(token), client.ttl, now, queue, watch),
+            } => {
+                let asked = Asked {
+                    ttl: client.ttl,
+                    queue,
+                    watch,
+                };
+                self.acquire(key, of(token), asked, now)
+            }
             Command::Release {
                 token,
                 contended: false,
@@ -380,15 +402,8 @@ impl Truth {
         }
     }
 
-    fn acquire(
-        &mut self,
-        key: &LockKey,
-        token: Token,
-        ttl: Duration,
-        now: Time,
-        queue: bool,
-        watch: bool,
-    ) -> Reply {
+    fn acquire(&mut self, key: &LockKey, token: Token, asked: Asked, now: Time) -> Reply {
+        let ttl = asked.ttl;
         match self.value(key, now).cloned() {
             Some(Value::Record(record)) if key.kind() == Kind::Record => {
                 return Reply::Recorded(record);
@@ -413,7 +428,7 @@ impl Truth {
             expires = self.readers(key, now).iter().map(|one| one.1).min();
         }
         let remaining = expires.map(|expires| expires.since(now));
-        self.held_elsewhere(key, token, remaining, ttl, now, queue, watch)
+        self.held_elsewhere(key, token, remaining, asked, now)
     }
 
     /// Others have the lock. The token waits for them.
@@ -422,11 +437,10 @@ impl Truth {
         key: &LockKey,
         token: Token,
         remaining: Option<Duration>,
-        ttl: Duration,
+        asked: Asked,
         now: Time,
-        queue: bool,
-        watch: bool,
     ) -> Reply {
+        let Asked { ttl, queue, watch } = asked;
         let holders = self.holders(key, now);
         if queue {
             let lasts = now + remaining.unwrap_or_default() + 3 * ttl;
@@ -457,15 +471,7 @@ impl Truth {
     }
 
     /// A token joins those that share the lock, unless others wait.
-    fn share(
-        &mut self,
-        key: &LockKey,
-        token: Token,
-        ttl: Duration,
-        now: Time,
-        queue: bool,
-        watch: bool,
-    ) -> Reply {
+    fn share(&mut self, key: &LockKey, token: Token, asked: Asked, now: Time) -> Reply {
         self.sharing.insert(token);
         let is_free = self.value(key, now).is_none();
         if is_free {
@@ -474,17 +480,18 @@ impl Truth {
         let is_in = self.is_reader(key, token, now);
         let first = self.queue(key, now).first().copied();
         let is_let_in = is_in || first.is_none_or(|first| first == token) || !self.is_marked(key);
-        if !is_free && !(self.is_shared(key, now) && is_let_in) {
+        let may_join = is_free || self.is_shared(key, now) && is_let_in;
+        if !may_join {
             let expires = self.locks[key].expires;
             let remaining = expires.map(|expires| expires.since(now));
-            return self.held_elsewhere(key, token, remaining, ttl, now, queue, watch);
+            return self.held_elsewhere(key, token, remaining, asked, now);
         }
         self.leave(key, token);
         let contended = !self.queue(key, now).is_empty();
         self.changed(key, Some(token.process));
         let readers = self.readers(key, now);
         readers.retain(|one| one.0 != token);
-        readers.push((token, now + ttl));
+        readers.push((token, now + asked.ttl));
         self.set_shared(key, contended, now);
         acquired(contended)
     }

@@ -853,7 +853,7 @@ impl World {
     fn finish(&mut self, plan: &Plan, node: usize, holder: usize) {
         let holder = self.nodes[node].holders.remove(holder);
         self.event(plan, node, |machine| {
-            machine.finished(holder.grant(), (), true)
+            machine.finished(holder.grant(), (), true);
         });
     }
 

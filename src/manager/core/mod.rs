@@ -195,7 +195,7 @@ impl Core {
         lease.end(LostReason::Released);
         let (grant, may_linger) = (lease.grant(), reply.is_none());
         self.with_slot(lease.key(), |machine| {
-            machine.finished(grant, reply, may_linger)
+            machine.finished(grant, reply, may_linger);
         });
         self.lease_ended(lease);
     }
