@@ -110,6 +110,9 @@ pub mod fuzzing;
 mod http;
 pub mod idempotency;
 pub mod inspect;
+#[cfg(feature = "inspector")]
+#[cfg_attr(docsrs, doc(cfg(feature = "inspector")))]
+pub mod inspector;
 pub mod key;
 mod lease;
 pub mod lock;
@@ -122,6 +125,9 @@ mod sync;
 pub use self::detach::DetachLayer;
 pub use self::error::{Error, ErrorKind};
 pub use self::idempotency::IdempotencyLayer;
+#[cfg(feature = "inspector")]
+#[cfg_attr(docsrs, doc(cfg(feature = "inspector")))]
+pub use self::inspector::inspector;
 pub use self::key::LockKey;
 pub use self::lease::{Lease, LostReason};
 pub use self::lock::DistributedLockLayer;

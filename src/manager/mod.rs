@@ -22,6 +22,8 @@ use tokio::time::timeout;
 
 pub use self::builder::LockManagerBuilder;
 pub(crate) use self::core::Core;
+#[cfg(feature = "inspector")]
+pub(crate) use self::core::LocalLock;
 use self::core::Taken;
 pub use self::guard::LockGuard;
 pub use self::once::Once;
@@ -238,7 +240,7 @@ impl LockManager {
         wait: Option<Duration>,
     ) -> Result<LockGuard, Error> {
         let attempt = async {
-            let waited = Stopwatch::start(meter);
+            let waited = Stopwatch::of_wait(&self.core.meters, meter);
             let result = match self.request(meter, &key, wait).await {
                 Ok(Taken::Lock(guard)) => Ok(guard),
                 Ok(Taken::Record(_)) => Err(Error::new(
@@ -247,7 +249,7 @@ impl LockManager {
                 )),
                 Err(error) => Err(error),
             };
-            tell_result(meter, &key, result.as_ref(), &waited);
+            self.tell_result(meter, &key, result.as_ref(), &waited);
             result
         };
         observe::acquiring(&key, meter, attempt).await
@@ -261,18 +263,18 @@ impl LockManager {
         wait: Option<Duration>,
     ) -> Result<Claimed, Error> {
         let attempt = async {
-            let waited = Stopwatch::start(meter);
+            let waited = Stopwatch::of_wait(&self.core.meters, meter);
             let record = match self.request(meter, &key, wait).await {
                 Ok(Taken::Record(found)) => self.core.store.fetch(&key, found).await,
                 Ok(Taken::Lock(guard)) => {
-                    tell_result(meter, &key, Ok(&guard), &waited);
+                    self.tell_result(meter, &key, Ok(&guard), &waited);
                     return Ok(Claimed::Lock(guard));
                 }
                 Err(error) => Err(error),
             };
             match &record {
                 Ok(_) => observe::recorded(&key, meter, &waited),
-                Err(error) => tell_result(meter, &key, Err(error), &waited),
+                Err(error) => self.tell_result(meter, &key, Err(error), &waited),
             }
             record.map(|record| record.map_or_else(Claimed::Damaged, Claimed::Record))
         };
@@ -317,6 +319,20 @@ impl LockManager {
         }
     }
 
+    fn tell_result(
+        &self,
+        meter: &Meter,
+        key: &LockKey,
+        result: Result<&LockGuard, &Error>,
+        waited: &Stopwatch,
+    ) {
+        let meters = &self.core.meters;
+        match result {
+            Ok(guard) => observe::acquired(meters, guard.lease(), waited),
+            Err(error) => observe::refused(meters, key, meter, error, waited),
+        }
+    }
+
     /// Ends the manager gracefully, and returns when all its locks are released.
     ///
     /// No lock is given out any more ([`ErrorKind::Closed`]), and waiting requests are told so.
@@ -350,18 +366,6 @@ impl LockManager {
     /// Tells this manager, and its clones, from others in the process.
     pub(crate) fn id(&self) -> u64 {
         self.core.id
-    }
-}
-
-fn tell_result(
-    meter: &Meter,
-    key: &LockKey,
-    result: Result<&LockGuard, &Error>,
-    waited: &Stopwatch,
-) {
-    match result {
-        Ok(guard) => observe::acquired(guard.lease(), waited),
-        Err(error) => observe::refused(key, meter, error, waited),
     }
 }
 
