@@ -5,8 +5,8 @@
 //! cargo run --example inspector      # on 127.0.0.1:3000, or the port in PORT
 //! ```
 //!
-//! With `REDIS_URL` (`redis://127.0.0.1:6379`), there are two nodes, each with a page of its own, on
-//! that port and the next one. Without, there is one, whose locks are in its memory.
+//! With `REDIS_URL` (`redis://127.0.0.1:6379`), there are two nodes, each with a page of its own,
+//! on that port and the next one. Without, there is one, whose locks are in its memory.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -54,14 +54,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn settings(name: &str) -> LockManagerBuilder {
+pub fn settings(name: &str) -> LockManagerBuilder {
     LockManager::builder()
         .instance_name(name)
         .max_hold(Duration::from_secs(8))
 }
 
 /// The page, for operators alone. These keys are made up, and may be shown.
-fn internal(locks: LockManager) -> Router {
+pub fn internal(locks: LockManager) -> Router {
     let page = inspector(locks).show_keys(true).allow_force_release(true);
     Router::new()
         .nest_service("/locks", page)
@@ -80,7 +80,7 @@ async fn this_machine_only(request: Request, next: Next) -> Response {
 }
 
 /// The service whose locks are shown.
-fn app(locks: &LockManager) -> Router {
+pub fn app(locks: &LockManager) -> Router {
     let layer =
         |pattern, name| DistributedLockLayer::new(locks.clone(), key::path(pattern)).name(name);
     let transfers = layer("/accounts/{id}/transfer", "transfers").wait(Duration::from_secs(3));
@@ -108,7 +108,7 @@ async fn report() {
 }
 
 /// Sends requests for as long as the program runs.
-fn make_up_traffic(app: &Router) {
+pub fn make_up_traffic(app: &Router) {
     for _ in 0..14 {
         let app = app.clone();
         tokio::spawn(async move {

@@ -46,6 +46,7 @@
 //! | do a job once on all nodes, forget that it was done | [`LockManager::once`], [`LockManager::forget`] |
 //! | use Sentinel, a Cluster, a Unix socket, a `redis::Client`, passwords that are rotated | [topologies](_guide::topologies), [`RedisServer`] |
 //! | see who holds a lock and who waits, take one away, drain before a shutdown | [`inspect`], [`LockManager::force_release`], [`LockManager::drain`] |
+//! | look at all that on a page, live (feature `inspector`) | [the inspector](_guide::operations#the-inspector) |
 //! | count, trace, alert | [`_guide::operations`], [`_guide::runbook`] |
 //! | change the time to live, the prefix, the timeouts | [`LockManagerBuilder`] |
 //! | answer otherwise than with problem+json | [`DistributedLockLayer::rejection`], [`Rejection`](lock::Rejection) |
@@ -93,6 +94,7 @@
 //! None is on by default.
 //!
 //! - `axum`: [`Lease`] as an extractor, and [`DistributedLockLayer::from_extractor`].
+//! - `inspector`: [a web page](_guide::operations#the-inspector) that shows the locks of a process.
 //! - `metrics`: [counters, gauges and histograms](_guide::operations#metrics), for the recorder
 //!   that the program has installed.
 //! - `tls`: `rediss://`, by rustls.

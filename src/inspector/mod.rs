@@ -58,9 +58,9 @@
 //!
 //! # What it costs
 //!
-//! Nothing until it is made. From then on, a request for a lock takes a mutex of the manager a few
-//! times, for less than a microsecond each, and about a megabyte holds what happened of late. It
-//! follows up to 256 locks one by one, those that are waited for before others. While a page is
+//! Nothing until it is made. From then on, a request for a lock takes a mutex of the manager about
+//! four times. What happened of late, in up to 256 locks one by one, those that are waited for
+//! before others, takes some megabytes at most. While a page is
 //! open, the locks of the process are looked at once a second, 10 000 of them at most, however many
 //! pages there are.
 //!

@@ -1,4 +1,5 @@
-//! [`ManagerMeters`]: what is counted of a manager, whatever the names of its locks, and its journal.
+//! [`ManagerMeters`]: what is counted of a manager, whatever the names of its locks, and its
+//! journal.
 
 #[cfg(feature = "inspector")]
 use std::sync::OnceLock;

@@ -78,7 +78,7 @@ function lane(svg, lock) {
   });
   let losses = 0;
   let holders = 0;
-  for (const run of lock.holders) {
+  for (const [index, run] of lock.holders.entries()) {
     const { from, to, end } = run;
     holders += run.holders;
     const who = run.holders > 1
@@ -87,13 +87,14 @@ function lane(svg, lock) {
     const title = `${who}, ${run.name}, ${ENDS[end] ?? end}`;
     const kind = isLoss(end) ? "lost" : run.holders > 1 ? "brief" : "held";
     parts.push(bar(kind, from, to + (end === "holds" ? 0 : 60), 4, 14, title));
-    const x = `${Math.min(place(to) + 0.4, 99)}%`;
     if (isLoss(end)) {
       losses += 1;
       parts.push(draw("text", { x: `${Math.min(place(to) + 1.6, 100)}%`, y: 16 }, "✕"));
     }
-    if (end === "granted_away") {
-      parts.push(draw("text", { class: "away", x, dx: 10, y: 16 }, "▸"));
+    // Where there is room for it: a lock that goes to and fro all the time would be all marks.
+    const gap = to - (lock.holders[index + 1]?.from ?? 0);
+    if (end === "granted_away" && gap > 1500) {
+      parts.push(draw("text", { class: "away", x: `${place(to)}%`, dx: 12, y: 16 }, "▸"));
     }
   }
   for (const queue of lock.queues) {
@@ -172,6 +173,7 @@ function fillRow(entry, lock) {
   say(acquired, count(minute?.acquired ?? 0));
   say(refused, count(sum(minute?.refused)));
   say(lost, count(minute?.lost ?? 0));
+  for (const cell of [waiting, acquired, refused, lost]) cell.classList.toggle("zero", cell.textContent === "0");
   lost.classList.toggle("bad-text", minute?.lost > 0);
   lane(entry.svg, lock);
 }
@@ -506,7 +508,7 @@ async function list(from, caption) {
       addReports(page.locks);
       next = page.next;
     }
-    say(byId("all-result"), `${some(listed, "found", "found")}${next ? " so far" : ""}, at ${clock(Date.now())}.`);
+    say(byId("all-result"), `${count(listed)} found${next ? " so far" : ""}, at ${clock(Date.now())}.`);
   } catch (error) {
     say(byId("all-result"), `Not known: ${error.message}.`);
   }
