@@ -30,6 +30,12 @@ DRIVER = "src/store/redis/driver.rs"
 ADDRESS = "src/store/redis/address.rs"
 CONFIRMING = "src/store/redis/confirming.rs"
 WATCH = "src/store/redis/sentinel/watch.rs"
+SEVERAL = "src/manager/several.rs"
+LOCK_KEYS = "src/key/lock_keys.rs"
+HOLDING = "src/manager/slot/holding.rs"
+SHARE = "src/store/redis/scripts/share.lua"
+RENEW_SHARED = "src/store/redis/scripts/renew_shared.lua"
+GRANT_SCRIPT = "src/store/redis/scripts/grant.lua"
 ACQUIRE = "src/store/redis/scripts/acquire.lua"
 RENEW = "src/store/redis/scripts/renew.lua"
 COMPLETE = "src/store/redis/scripts/complete.lua"
@@ -62,8 +68,8 @@ MUTANTS = [
             ),
             (
                 GRANT,
-                "let Some(first) = self.slot.waiters.pop() else {\n",
-                "let Some(first) = self.slot.waiters.pop() else {\n            panic!();\n",
+                "if !is_held {\n",
+                "if !is_held {\n            panic!();\n",
             ),
             (EVENT, "let result = shielded(|| {", "let result = Some({"),
         ],
@@ -80,7 +86,7 @@ MUTANTS = [
             (
                 HOLDERS,
                 "            record,\n            reply,\n        });\n        true",
-                "            record,\n            reply,\n        });\n        self.let_go();\n        true",
+                "            record,\n            reply,\n        });\n        self.end_hold();\n        true",
             )
         ],
         [
@@ -106,7 +112,20 @@ MUTANTS = [
     ),
     (
         "max_hold leaves the lock to expire",
-        [(MACHINE, "if reason == LostReason::MaxHold {", "if false {")],
+        [
+            (
+                MACHINE,
+                "            let token = holding.token;\n"
+                "            self.send(Command::Release {\n"
+                "                token,\n"
+                "                contended: true,\n"
+                "                queued: false,\n"
+                "                reply: S::default(),\n"
+                "            });\n"
+                "            self.end_hold();",
+                "            self.end_hold();",
+            )
+        ],
         ["--test it a_lock_that_is_lost_by_max_hold"],
     ),
     (
@@ -200,6 +219,76 @@ MUTANTS = [
         "a completion trusts the mark",
         [(COMPLETE, "for _, waiting in", "if value == token then\n  return 2\nend\nfor _, waiting in")],
         ["--test scripts those_who_waited_for_a_lease"],
+    ),
+    (
+        "a reader gets past a writer that waits",
+        [(SHARE, "(not first or first == waits or call('ZSCORE', readers, token))", "true")],
+        [
+            "--test scripts whatever_clients_do",
+            "--test it a_writer_that_waits_lets_no_reader_past",
+        ],
+    ),
+    (
+        "a process lets requests share past a writer that waits",
+        [(HOLDING, "self.mode.is_shared() && self.contended.is_none() &&", "self.mode.is_shared() &&")],
+        [
+            "--lib none_joins_past_a_process_that_waits",
+            "--test it a_writer_among_readers_without_end",
+        ],
+    ),
+    (
+        "a writer is granted while the lease of a reader lasts",
+        [(GRANT_SCRIPT, "is_shared = call('EXISTS', readers) == 1", "is_shared = false")],
+        [
+            "--test scripts whatever_clients_do",
+            "--test it a_reader_that_released",
+        ],
+    ),
+    (
+        "renewals keep a dead reader alive",
+        [
+            (
+                RENEW_SHARED,
+                "call('PEXPIRE', readers, lasts)",
+                "for _, all in ipairs(call('ZRANGE', readers, '0', '-1')) do\n"
+                "  call('ZADD', readers, call('ZSCORE', readers, token), all)\n"
+                "end\n"
+                "call('PEXPIRE', readers, lasts)",
+            )
+        ],
+        [
+            "--test scripts whatever_clients_do",
+            "--test processes the_renewals_of_other_readers",
+        ],
+    ),
+    (
+        "a share that lingers is not given up",
+        [
+            (
+                MACHINE,
+                "holding.contend(self.env);\n            if holding.lingers() {",
+                "holding.contend(self.env);\n            if false {",
+            )
+        ],
+        [
+            "--lib a_share_that_lingers_ends_when_it_is_wanted",
+            "--test it a_share_that_lingers_is_given_up",
+        ],
+    ),
+    (
+        "a share that lingers is lost without a release",
+        [
+            (
+                MACHINE,
+                "        if holding.lingers() {\n            self.let_go(S::default());\n            return;\n        }\n"
+                "        // A holder whose",
+                "        // A holder whose",
+            )
+        ],
+        [
+            "--lib a_share_that_lingers_is_released_though",
+            "--test model with_readers_and_slow_networks",
+        ],
     ),
     (
         "a quarantine that a new connection finds is not kept",
@@ -347,16 +436,60 @@ MUTANTS = [
         [
             (
                 "src/lock/finish.rs",
-                "if lock.is_lost() {\n        drop(response);",
-                "if false {\n        drop(response);",
+                "if let Some(lost) = lock.loss() {\n        drop(response);",
+                "if let (Some(lost), false) = (lock.loss(), true) {\n        drop(response);",
             ),
             (
                 "src/lock/finish.rs",
-                "if lock.is_lost() {\n        drop(hold_until);",
-                "if false {\n        drop(hold_until);",
+                "if let Some(lost) = lock.loss() {\n        drop(hold_until);",
+                "if let (Some(lost), false) = (lock.loss(), true) {\n        drop(hold_until);",
             ),
         ],
         ["--test it a_handler_that_blocked_past_its_lease"],
+    ),
+    (
+        "keys are taken unsorted",
+        [(LOCK_KEYS, "keys.sort_unstable_by(|one, other| one.order().cmp(&other.order()));", "")],
+        [
+            "--lib keys_are_sorted_by_their_bytes",
+            "--test it calls_that_name_the_same_keys_crosswise",
+            "--test it transfers_in_both_directions",
+        ],
+    ),
+    (
+        "a partial hold is left behind",
+        [
+            (
+                SEVERAL,
+                "return Err(refused(error, guards.len()));",
+                "let at = guards.len();\n                std::mem::forget(guards);\n"
+                "                return Err(refused(error, at));",
+            )
+        ],
+        ["--test it all_are_taken_or_none", "--lib whatever_happens_locks_are_held_once"],
+    ),
+    (
+        "a lock that was lost on the way is taken for held",
+        [(SEVERAL, "guards.truncate(lost.unwrap_or(keys.len()));", "let _ = lost;")],
+        ["--test it a_lock_that_is_lost_while_another_is_waited_for"],
+    ),
+    (
+        "each key has a wait of its own",
+        [(SEVERAL, "self.wait.map(|wait| wait.saturating_sub(since))", "self.wait.filter(|wait| *wait > since / 100)")],
+        ["--test it the_wait_is_one_for_all_keys"],
+    ),
+    (
+        "commands for several keys go out one by one",
+        [("src/store/redis/queue.rs", " || queue.held_back > 0 {", " {")],
+        ["--lib commands_that_are_held_back"],
+    ),
+    (
+        "the loss of one lock of several is no loss",
+        [
+            ("src/lock/held_lock.rs", ".any(Lease::is_lost_to_layer)", ".all(Lease::is_lost_to_layer)"),
+            ("src/lease/several.rs", "select_all(all).await.0", "futures_util::future::join_all(all).await.swap_remove(0)"),
+        ],
+        ["--test it to_lose_one_lock_stops", "--test it a_lock_that_another_client_deletes_is"],
     ),
 ]
 

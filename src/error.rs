@@ -3,10 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::key::LockKey;
+
 /// Why a lock could not be taken, kept or configured.
 ///
 /// [`kind`](Error::kind) tells the cases apart. The message says what went wrong, in Redis' own
-/// words where they are known, and what to do. It never holds a lock's key or a password.
+/// words where they are known, and what to do. It never holds a lock's key or a password. Of
+/// several locks, [`key`](Error::key) tells which one it is about.
 ///
 /// # Example
 ///
@@ -30,6 +33,8 @@ pub struct Error {
     kind: ErrorKind,
     /// `None`: there is no more to say than the kind does.
     detail: Option<Arc<Detail>>,
+    /// Which of several locks it is about.
+    key: Option<Box<LockKey>>,
 }
 
 struct Detail {
@@ -53,6 +58,8 @@ pub enum ErrorKind {
     InvalidKey,
     /// There is no key: a request lacks what its key is made of.
     MissingKey,
+    /// More keys are wanted at once than [`max_keys`](crate::LockManagerBuilder::max_keys) allows.
+    TooManyKeys,
     /// Redis did not reply, or replied with an error. Whether the lock is free is unknown.
     Unavailable,
     /// The manager was closed.
@@ -74,6 +81,7 @@ impl ErrorKind {
             Self::QueueFull => "queue_full",
             Self::MissingKey => "missing_key",
             Self::InvalidKey => "invalid_key",
+            Self::TooManyKeys => "too_many_keys",
             Self::Unavailable => "unavailable",
             Self::Closed => "closed",
             Self::Lost => "lost",
@@ -124,8 +132,17 @@ impl Error {
 
     /// An error of which there is no more to say.
     pub(crate) fn of(kind: ErrorKind) -> Self {
-        let detail = None;
-        Self { kind, detail }
+        Self {
+            kind,
+            detail: None,
+            key: None,
+        }
+    }
+
+    /// Says which of several locks this error is about.
+    pub(crate) fn about(mut self, key: &LockKey) -> Self {
+        self.key = Some(Box::new(key.clone()));
+        self
     }
 
     fn with(
@@ -133,8 +150,10 @@ impl Error {
         message: Box<str>,
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        let detail = Some(Arc::new(Detail { message, source }));
-        Self { kind, detail }
+        Self {
+            detail: Some(Arc::new(Detail { message, source })),
+            ..Self::of(kind)
+        }
     }
 
     /// Returns the error for a request that meets this one. What is wrong with a setting, and turns
@@ -151,6 +170,16 @@ impl Error {
         self.kind
     }
 
+    /// Returns which key was refused or lost, of [several](crate::LockManager::acquire_all) that
+    /// were wanted together. `None` where the caller named one key, or the error is about all.
+    ///
+    /// # Warning
+    ///
+    /// Keys come from clients. `Debug` shows a [fingerprint](LockKey::fingerprint), for logs.
+    pub fn key(&self) -> Option<&LockKey> {
+        self.key.as_deref()
+    }
+
     fn message(&self) -> &str {
         match &self.detail {
             Some(detail) => &detail.message,
@@ -160,6 +189,7 @@ impl Error {
                 ErrorKind::QueueFull => "too many requests wait for this lock already",
                 ErrorKind::InvalidKey => "the lock key is not valid",
                 ErrorKind::MissingKey => "there is no lock key",
+                ErrorKind::TooManyKeys => "too many keys are to be locked at once",
                 ErrorKind::Unavailable => "the lock store did not answer in time",
                 ErrorKind::Closed => "the lock manager was closed",
                 ErrorKind::Lost => "the lock was lost before it was released",
@@ -181,10 +211,13 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Error")
-            .field("kind", &self.kind)
-            .field("message", &self.message())
-            .finish()
+        let mut debug = f.debug_struct("Error");
+        debug.field("kind", &self.kind);
+        debug.field("message", &self.message());
+        if let Some(key) = &self.key {
+            debug.field("key", key);
+        }
+        debug.finish()
     }
 }
 

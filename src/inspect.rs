@@ -72,21 +72,25 @@ pub struct LockReport {
 pub enum Occupant {
     /// Nothing: the lock is free.
     None,
-    /// A process that uses this crate.
+    /// A process that uses this crate, and has the lock alone.
     Process(Holder),
+    /// Processes that [share](crate::Mode::Shared) the lock, each for any number of its requests.
+    /// At most 1000.
+    Shared(Vec<Holder>),
     /// Another client of Redis, such as redis-py's `Lock`, whose name is not known.
     OtherClient,
     /// The stored response to an idempotency key.
     Record,
 }
 
-/// The holder of a lock.
+/// A holder of a lock.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Holder {
     /// The process that holds it.
     pub process: Process,
-    /// The fencing token. Known of locks that this process holds.
+    /// The fencing token. Known of locks that this process holds. Of several requests that share
+    /// the lock here, it is that of the first, and so is the time.
     pub fencing_token: Option<u64>,
     /// For how long it has been held. Known of locks that this process holds.
     pub held_for: Option<Duration>,
@@ -172,13 +176,22 @@ impl LockReport {
         matches!(self.occupant, Occupant::None)
     }
 
-    /// Returns the processes, the holder first.
+    /// Returns the processes, those that hold the lock first.
     pub(crate) fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
-        let holder = match &mut self.occupant {
-            Occupant::Process(holder) => Some(&mut holder.process),
-            _ => None,
-        };
-        holder.into_iter().chain(&mut self.waiting)
+        let holders = self.occupant.holders().iter_mut();
+        let holders = holders.map(|holder| &mut holder.process);
+        holders.chain(&mut self.waiting)
+    }
+}
+
+impl Occupant {
+    /// Returns those that hold the lock, as far as they are known.
+    pub(crate) fn holders(&mut self) -> &mut [Holder] {
+        match self {
+            Self::Process(holder) => std::slice::from_mut(holder),
+            Self::Shared(holders) => holders,
+            Self::None | Self::OtherClient | Self::Record => &mut [],
+        }
     }
 }
 
@@ -194,11 +207,11 @@ impl Process {
         }
     }
 
-    pub(crate) fn holding(self) -> Occupant {
-        Occupant::Process(Holder {
+    pub(crate) fn holding(self) -> Holder {
+        Holder {
             process: self,
             fencing_token: None,
             held_for: None,
-        })
+        }
     }
 }

@@ -36,8 +36,10 @@
 //! | To | read |
 //! |---|---|
 //! | answer 409, wait, hold the lock for the head of the response only, run without Redis | [`DistributedLockLayer`] |
+//! | let requests that only read share a lock | [`DistributedLockLayer::mode`], [`LockManager::acquire_shared`] |
 //! | lock an account, an order, a header's value, what the body says | [`key`], [`DistributedLockLayer::from_extension`] |
 //! | make the key of what axum parses (feature `axum`), or of something asynchronous | [`DistributedLockLayer::from_extractor`], [`DistributedLockLayer::new_async`] |
+//! | lock two accounts at once, without a deadlock | [several locks](lock#several-locks), [`LockManager::acquire_all`] |
 //! | let requests run that name nothing to lock | [`DistributedLockLayer::optional_key`] |
 //! | handle a webhook or a payment once, however often it arrives | [`IdempotencyLayer`] |
 //! | let a request run to its end when its client leaves | [`DetachLayer`] |
@@ -82,6 +84,7 @@
 //!   lock as contended, and tells the holder;
 //! - *grant* gives a contended lock, when it is released, to the first living process of the queue,
 //!   and publishes that to its inbox;
+//! - *share* joins the processes that share a lock, unless one waits to have it alone;
 //! - *renew* prolongs a lock that the process still holds, and never creates one;
 //! - *complete* puts the response to an idempotency key in the place of its lock, and tells all who
 //!   wait.
@@ -93,7 +96,7 @@
 //!
 //! None is on by default.
 //!
-//! - `axum`: [`Lease`] as an extractor, and [`DistributedLockLayer::from_extractor`].
+//! - `axum`: [`Lease`] and [`Leases`] as extractors, and [`DistributedLockLayer::from_extractor`].
 //! - `inspector`: [a web page](_guide::operations#the-inspector) that shows the locks of a process.
 //! - `metrics`: [counters, gauges and histograms](_guide::operations#metrics), for the recorder
 //!   that the program has installed.
@@ -119,6 +122,7 @@ pub mod key;
 mod lease;
 pub mod lock;
 mod manager;
+mod mode;
 mod observe;
 mod shield;
 mod store;
@@ -131,10 +135,25 @@ pub use self::idempotency::IdempotencyLayer;
 #[cfg_attr(docsrs, doc(cfg(feature = "inspector")))]
 pub use self::inspector::inspector;
 pub use self::key::LockKey;
-pub use self::lease::{Lease, LostReason};
+pub use self::lease::{Lease, Leases, LostReason};
 pub use self::lock::DistributedLockLayer;
-pub use self::manager::{LockGuard, LockManager, LockManagerBuilder, Once};
+pub use self::manager::{LockGuard, LockGuards, LockManager, LockManagerBuilder, Once};
+pub use self::mode::Mode;
 pub use self::store::{Credentials, RedisServer};
+
+/// An idempotency key is one key. Several are refused by the compiler:
+///
+/// ```compile_fail,E0277
+/// # use tower_distributed_lock::{IdempotencyLayer, LockManager};
+/// IdempotencyLayer::webhook_by(LockManager::in_memory(), |_, _| ["a", "b"]);
+/// ```
+///
+/// ```
+/// # use tower_distributed_lock::{IdempotencyLayer, LockManager};
+/// let _ = IdempotencyLayer::webhook_by(LockManager::in_memory(), |_, _| ("a", "b"));
+/// ```
+#[cfg(doctest)]
+struct OneIdempotencyKey;
 
 /// Runs the examples of the README as tests.
 #[cfg(doctest)]

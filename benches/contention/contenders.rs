@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use distributed_lock_core::traits::{DistributedLock, LockHandle, LockProvider};
 use distributed_lock_redis::{RedisLockHandle, RedisLockProvider};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tower_distributed_lock::{LockGuard, LockManager};
 
 use crate::random;
@@ -20,6 +20,8 @@ const TTL: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     Ours,
+    /// Readers share the lock.
+    Shared,
     /// `SET NX PX` and a compare-and-delete, tried again after 1 to 5 ms.
     Recipe,
     /// With a delay of up to 5 ms between tries, in place of its default of up to 200 ms.
@@ -30,6 +32,8 @@ pub enum Kind {
     Mutex,
     /// A map of local Mutexes.
     Mutexes,
+    /// One `tokio::sync::RwLock` in each process, which keeps no other process out.
+    RwLock,
 }
 
 impl Kind {
@@ -40,20 +44,25 @@ impl Kind {
         Self::DistributedLockRedis,
     ];
 
+    pub const OF_READERS: [Self; 3] = [Self::Shared, Self::Ours, Self::RwLock];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Ours => "this crate",
+            Self::Shared => "this crate, shared",
             Self::Recipe => "SET NX PX by hand",
             Self::Rslock => "rslock",
             Self::DistributedLockRedis => "distributed-lock-redis",
             Self::Mutex => "tokio Mutex",
             Self::Mutexes => "map of tokio Mutexes",
+            Self::RwLock => "tokio RwLock",
         }
     }
 
     /// Finds the kind of this name, which has `_` for blanks.
     pub fn parse(word: &str) -> Option<Self> {
-        Self::ON_REDIS.into_iter().find(|kind| kind.word() == word)
+        let kinds = Self::ON_REDIS.into_iter().chain(Self::OF_READERS);
+        kinds.into_iter().find(|kind| kind.word() == word)
     }
 
     pub fn word(self) -> String {
@@ -64,6 +73,8 @@ impl Kind {
 #[derive(Clone)]
 pub enum Contender {
     Ours(LockManager),
+    Shared(LockManager),
+    RwLock(Arc<RwLock<()>>),
     Recipe(Recipe),
     Rslock(rslock::LockManager),
     DistributedLockRedis(Arc<RedisLockProvider>),
@@ -77,12 +88,16 @@ pub enum Held {
     Rslock(rslock::LockGuard),
     DistributedLockRedis(RedisLockHandle),
     Local(OwnedMutexGuard<()>),
+    Reading(OwnedRwLockReadGuard<()>),
+    Writing(OwnedRwLockWriteGuard<()>),
 }
 
 impl Contender {
     pub async fn connect(kind: Kind, url: &str) -> Result<Self, String> {
         Ok(match kind {
             Kind::Ours => Self::Ours(LockManager::connect(url).await.map_err(text)?),
+            Kind::Shared => Self::Shared(LockManager::connect(url).await.map_err(text)?),
+            Kind::RwLock => Self::RwLock(Arc::default()),
             Kind::Recipe => Self::Recipe(Recipe::connect(url).await.map_err(text)?),
             Kind::Rslock => {
                 let mut locks = rslock::LockManager::new(vec![url]);
@@ -100,10 +115,11 @@ impl Contender {
 
     pub async fn acquire(&self, key: &str) -> Result<Held, String> {
         match self {
-            Self::Ours(locks) => {
+            Self::Ours(locks) | Self::Shared(locks) => {
                 let guard = locks.acquire(key, PATIENCE).await.map_err(text)?;
                 Ok(Held::Ours(guard))
             }
+            Self::RwLock(lock) => Ok(Held::Writing(Arc::clone(lock).write_owned().await)),
             Self::Mutex(mutex) => Ok(Held::Local(Arc::clone(mutex).lock_owned().await)),
             Self::Mutexes(mutexes) => {
                 let mutex = {
@@ -117,6 +133,18 @@ impl Contender {
             }
             // In a box, so that the futures of the others are no larger for it.
             others => Box::pin(others.acquire_by_polling(key)).await,
+        }
+    }
+
+    /// Takes the lock to read, if the contender makes a difference.
+    pub async fn acquire_to_read(&self, key: &str) -> Result<Held, String> {
+        match self {
+            Self::Shared(locks) => {
+                let guard = locks.acquire_shared(key, PATIENCE).await.map_err(text)?;
+                Ok(Held::Ours(guard))
+            }
+            Self::RwLock(lock) => Ok(Held::Reading(Arc::clone(lock).read_owned().await)),
+            _ => self.acquire(key).await,
         }
     }
 
@@ -149,7 +177,7 @@ impl Contender {
     }
 
     pub async fn close(self) {
-        if let Self::Ours(locks) = self {
+        if let Self::Ours(locks) | Self::Shared(locks) = self {
             locks.close().await;
         }
     }
@@ -169,6 +197,8 @@ impl Held {
         match self {
             Self::Ours(guard) => drop(guard),
             Self::Local(guard) => drop(guard),
+            Self::Reading(guard) => drop(guard),
+            Self::Writing(guard) => drop(guard),
             others => return Box::pin(others.release_and_wait()).await,
         }
         Ok(())
@@ -187,7 +217,9 @@ impl Held {
                 Ok(())
             }
             Self::DistributedLockRedis(handle) => handle.release().await.map_err(text),
-            Self::Ours(_) | Self::Local(_) => unreachable!("these do not wait"),
+            Self::Ours(_) | Self::Local(_) | Self::Reading(_) | Self::Writing(_) => {
+                unreachable!("these do not wait")
+            }
         }
     }
 }

@@ -20,6 +20,8 @@ pub struct Load {
     pub tasks: usize,
     pub keys: Keys,
     pub work: Work,
+    /// How many of a hundred sections only read.
+    pub reads: u64,
     /// What begins earlier is a warm-up and does not count.
     pub from: Instant,
     /// When tasks stop to begin new waits.
@@ -50,7 +52,7 @@ pub struct Tally {
     pub held: f64,
     /// Sections at any time.
     pub all: u64,
-    /// The waits, in µs, that began between `from` and `until`.
+    /// The waits of sections that do not only read, in µs, that began between `from` and `until`.
     pub waits: Vec<f64>,
     /// Since when the task has been waiting.
     asked: Option<Instant>,
@@ -144,7 +146,11 @@ async fn contend(
             return Ok(());
         }
         lock(tally).asked = Some(asked);
-        let held = contender.acquire(&key).await?;
+        let reads = load.reads > 0 && random.next() % 100 < load.reads;
+        let held = match reads {
+            true => contender.acquire_to_read(&key).await?,
+            false => contender.acquire(&key).await?,
+        };
         let acquired = Instant::now();
         load.work.run().await?;
         let done = Instant::now();
@@ -152,7 +158,7 @@ async fn contend(
             let mut tally = lock(tally);
             tally.asked = None;
             tally.all += 1;
-            if window.contains(&asked) {
+            if window.contains(&asked) && !reads {
                 let wait = acquired - asked;
                 tally.waits.push(wait.as_secs_f64() * 1e6);
             }

@@ -4,11 +4,11 @@
 //! compare-and-delete, tried again after 1 to 5 ms), the published crates `rslock` (its delay
 //! between tries set to up to 5 ms, in place of 200) and `distributed-lock-redis` (which does not
 //! wait for a held lock, and is tried again like the recipe); and the limits: a
-//! `tokio::sync::Mutex`, a message by `PUBLISH`. Figures are medians over several rounds, in turns
-//! with their references.
+//! `tokio::sync::Mutex` or `RwLock`, a message by `PUBLISH`. Figures are medians over several
+//! rounds, in turns with their references.
 //!
-//! Words behind `--` choose parts: one, once, gap, four, zipf, queue, memory. `--quick` only shows
-//! that they run.
+//! Words behind `--` choose parts: one, once, gap, four, readers, zipf, several, queue, memory.
+//! `--quick` only shows that they run.
 //! `--svg <path>` says where the plot goes, from the top of the repository (default:
 //! `contention.svg` in cargo's target directory).
 
@@ -22,7 +22,9 @@ mod plot;
 mod processes;
 mod queue;
 mod random;
+mod readers;
 mod rounds;
+mod several;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
@@ -105,8 +107,14 @@ async fn run(chosen: &Chosen) {
         let commands = "Redis commands per section, less is better";
         panels.push(Panel::new(title, commands, &table, processes::COMMANDS));
     }
+    if chosen.wants("readers") {
+        readers::measure(&server, &mut figures).await.print();
+    }
     if chosen.wants("zipf") {
         one_process::zipf(&server, &mut figures).await.print();
+    }
+    if chosen.wants("several") {
+        several::measure(&server, &mut figures).await;
     }
     if chosen.wants("queue") {
         queue::measure(&mut figures).await;

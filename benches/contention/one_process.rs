@@ -164,6 +164,7 @@ async fn mix(server: &RedisServer, kind: Kind, prefix: &str) -> Values {
         tasks: 256,
         keys: Keys::Zipf(prefix.to_owned(), Arc::new(Zipf::new(1000))),
         work: Work::Sleep(HOLD),
+        reads: 0,
         from,
         until: from + time,
     };

@@ -215,7 +215,7 @@ async fn compete(server: &RedisServer, kind: Kind, key: &str) -> Values {
 }
 
 /// Starts `count` processes that are connected to the same lock.
-async fn start(server: &RedisServer, kind: Kind, count: usize) -> Result<Vec<Worker>, String> {
+pub async fn start(server: &RedisServer, kind: Kind, count: usize) -> Result<Vec<Worker>, String> {
     let mut workers: Vec<_> = (0..count).map(|_| Worker::start(server)).collect();
     for worker in &mut workers {
         worker.ask(&format!("connect {}", kind.word())).await?;

@@ -57,6 +57,19 @@ impl Obey for Worker {
                     tasks: tasks.parse().map_err(text)?,
                     keys: Keys::One(key.to_owned()),
                     work: Work::Count(redis.clone(), format!("count:{key}"), hold),
+                    reads: 0,
+                    from: clock::instant(from.parse().map_err(text)?),
+                    until: clock::instant(until.parse().map_err(text)?),
+                };
+                Ok(load::run(contender, &load).await?.to_string())
+            }
+            ["read", key, tasks, reads, from, until] => {
+                let (contender, _) = self.connected()?;
+                let load = Load {
+                    tasks: tasks.parse().map_err(text)?,
+                    keys: Keys::One(key.to_owned()),
+                    work: Work::Sleep(Duration::from_millis(1)),
+                    reads: reads.parse().map_err(text)?,
                     from: clock::instant(from.parse().map_err(text)?),
                     until: clock::instant(until.parse().map_err(text)?),
                 };

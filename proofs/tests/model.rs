@@ -9,8 +9,16 @@
 mod clock;
 #[path = "../../src/error.rs"]
 mod error;
+#[path = "../../src/key"]
+mod key {
+    mod lock_key;
+
+    pub(crate) use lock_key::LockKey;
+}
 #[path = "../../src/lease/terms.rs"]
 mod lease;
+#[path = "../../src/mode.rs"]
+mod mode;
 #[path = "../../src/manager/slot/mod.rs"]
 mod slot;
 #[path = "../../src/store/protocol.rs"]
@@ -26,7 +34,7 @@ mod world;
 use redis::Mutation;
 use stateright::{Checker, HasDiscoveries, Model};
 use world::{
-    FENCES, FOLLOWS, Faults, LAST, MEANT, Mutant, ONCE, OVERLAP, PROMPT, Plan, SERVED, TTL,
+    FENCES, FOLLOWS, Faults, LAST, MEANT, Mutant, ONCE, OVERLAP, PAST, PROMPT, Plan, SERVED, TTL,
 };
 
 const NONE: Faults = Faults {
@@ -45,6 +53,7 @@ const NONE: Faults = Faults {
 
 const PLAN: Plan = Plan {
     requests: &[],
+    reads: &[],
     first_ttl: TTL,
     faults: NONE,
     records: false,
@@ -58,6 +67,36 @@ fn holds(requests: &'static [u8], faults: Faults) {
         faults,
         ..PLAN
     });
+}
+
+/// The first numbers are of requests that have the lock alone, the second of those that share it.
+fn holds_with_readers(requests: &'static [u8], reads: &'static [u8], faults: Faults) {
+    explore(Plan {
+        requests,
+        reads,
+        faults,
+        ..PLAN
+    });
+}
+
+fn finds_with_readers(
+    property: &'static str,
+    mutant: Mutant,
+    requests: &'static [u8],
+    reads: &'static [u8],
+    faults: Faults,
+) {
+    let mutant = Some(mutant);
+    finds_in(
+        property,
+        Plan {
+            requests,
+            reads,
+            faults,
+            mutant,
+            ..PLAN
+        },
+    );
 }
 
 fn holds_with_records(requests: &'static [u8], faults: Faults) {
@@ -124,6 +163,96 @@ fn finds_in(property: &'static str, plan: Plan) {
 fn without_faults() {
     holds(&[2, 2], NONE);
     holds(&[1, 1, 1], NONE);
+}
+
+#[test]
+fn with_readers() {
+    holds_with_readers(&[1, 0], &[1, 1], NONE);
+    holds_with_readers(&[1, 1], &[1, 0], NONE);
+    holds_with_readers(&[0, 0], &[2, 2], NONE);
+    holds_with_readers(&[1, 0, 0], &[0, 1, 1], NONE);
+}
+
+#[test]
+fn with_readers_and_slow_networks_and_stopped_processes() {
+    let delays = 2;
+    holds_with_readers(&[1, 0], &[0, 1], Faults { delays, ..NONE });
+    let delays = 1;
+    holds_with_readers(&[1, 0], &[0, 2], Faults { delays, ..NONE });
+}
+
+#[test]
+fn with_readers_and_requests_that_give_up() {
+    let cancellations = 1;
+    let faults = Faults {
+        cancellations,
+        ..NONE
+    };
+    holds_with_readers(&[1, 0], &[1, 1], faults);
+    holds_with_readers(&[1, 1], &[0, 1], faults);
+}
+
+#[test]
+fn with_readers_and_connections_that_break() {
+    let disconnections = 1;
+    let faults = Faults {
+        disconnections,
+        ..NONE
+    };
+    holds_with_readers(&[1, 0], &[0, 1], faults);
+    holds_with_readers(&[0, 0], &[1, 1], faults);
+}
+
+#[test]
+fn with_readers_that_die() {
+    let (delays, crashes) = (1, 1);
+    let faults = Faults {
+        delays,
+        crashes,
+        ..NONE
+    };
+    holds_with_readers(&[1, 0], &[0, 1], faults);
+    holds_with_readers(&[1, 0, 0], &[0, 1, 1], Faults { crashes, ..NONE });
+}
+
+#[test]
+fn with_readers_and_pushes_that_are_lost() {
+    let (delays, lost_pushes) = (1, 1);
+    let faults = Faults {
+        delays,
+        lost_pushes,
+        ..NONE
+    };
+    holds_with_readers(&[1, 0], &[0, 1], faults);
+    let faults = Faults {
+        lost_pushes,
+        ..NONE
+    };
+    holds_with_readers(&[1, 0, 0], &[0, 1, 1], faults);
+}
+
+#[test]
+fn with_readers_and_clients_of_another_kind_and_data_that_is_lost() {
+    let foreign = 1;
+    holds_with_readers(&[1, 0], &[0, 1], Faults { foreign, ..NONE });
+    let data_losses = 1;
+    let faults = Faults {
+        data_losses,
+        ..NONE
+    };
+    holds_with_readers(&[1, 0], &[0, 1], faults);
+}
+
+#[test]
+fn mutant_a_reader_let_past_a_waiting_writer() {
+    let mutant = Mutant::Script(Mutation::ReaderPastWriter);
+    finds_with_readers(PAST, mutant, &[1, 0, 0], &[0, 1, 1], NONE);
+}
+
+#[test]
+fn mutant_a_writer_granted_while_a_reader_s_expiry_is_ahead() {
+    let mutant = Mutant::Script(Mutation::WriterAmongReaders);
+    finds_with_readers(OVERLAP, mutant, &[1, 0, 0], &[0, 1, 1], NONE);
 }
 
 #[test]

@@ -27,19 +27,23 @@ use support::{PATIENCE, RedisServer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Script {
     Acquire,
+    Share,
     Release,
     Grant,
     Renew,
+    RenewShared,
     Complete,
     Seed,
     Quarantine,
 }
 
-const SCRIPTS: [&str; 7] = [
+const SCRIPTS: [&str; 9] = [
     include_str!("../../src/store/redis/scripts/acquire.lua"),
+    include_str!("../../src/store/redis/scripts/share.lua"),
     include_str!("../../src/store/redis/scripts/release.lua"),
     include_str!("../../src/store/redis/scripts/grant.lua"),
     include_str!("../../src/store/redis/scripts/renew.lua"),
+    include_str!("../../src/store/redis/scripts/renew_shared.lua"),
     include_str!("../../src/store/redis/scripts/complete.lua"),
     include_str!("../../src/store/redis/scripts/seed.lua"),
     include_str!("../../src/store/redis/scripts/quarantine.lua"),
@@ -51,6 +55,7 @@ const EPOCH: &str = "{lock:}:epoch";
 const INBOX: &str = "lock:inbox:";
 const OWNERS: [&str; 2] = ["lock:a", "lock:{u}b"];
 const QUEUES: [&str; 2] = ["{lock:a}:queue", "{u}:queue:lock:{u}b"];
+const READERS: [&str; 2] = ["{lock:a}:readers", "{u}:readers:lock:{u}b"];
 
 const PROCESSES: Process = 3;
 const NUMBERS: [u64; 2] = [1, u64::MAX];
@@ -122,14 +127,18 @@ enum Kind {
         /// may be in the queue.
         grants: bool,
     },
+    Share {
+        queue: bool,
+    },
     Complete(Record),
     Renew,
+    RenewShared,
     Check,
 }
 
 impl Kind {
     fn is_acquire(self) -> bool {
-        matches!(self, Self::Acquire { .. })
+        matches!(self, Self::Acquire { .. } | Self::Share { .. })
     }
 }
 
@@ -172,6 +181,9 @@ enum Event {
     QueueDeleted,
     QueueExpires,
     QueueOfWrongType,
+    ReadersDeleted,
+    /// The lease of one of those that share the lock expires: of the first by its name.
+    ReaderOverdue,
     FenceOfWrongType,
     FenceDeleted,
     /// The clock is set back, as far as scripts can tell: the counter of fences is ahead.
@@ -209,7 +221,8 @@ fn key() -> impl Strategy<Value = usize> {
     prop_oneof![4 => Just(0), 1 => Just(1)]
 }
 
-fn kind() -> impl Strategy<Value = Kind> {
+fn kind(shares: bool) -> impl Strategy<Value = Kind> {
+    let share = |weight| if shares { weight } else { 0 };
     let acquire = prop_oneof![
         4 => Just((false, false)),
         5 => Just((true, false)),
@@ -224,15 +237,17 @@ fn kind() -> impl Strategy<Value = Kind> {
         });
     prop_oneof![
         10 => acquire,
+        share(12) => any::<bool>().prop_map(|queue| Kind::Share { queue }),
         5 => any::<bool>().prop_map(|grants| Kind::Release { grants }),
         2 => (0..RECORDS.len() as Record).prop_map(Kind::Complete),
         2 => Just(Kind::Renew),
+        share(2) => Just(Kind::RenewShared),
         1 => Just(Kind::Check),
     ]
 }
 
-fn operation() -> impl Strategy<Value = Operation> {
-    (kind(), key(), select(&NUMBERS[..])).prop_map(|(kind, key, number)| Operation {
+fn operation(shares: bool) -> impl Strategy<Value = Operation> {
+    (kind(shares), key(), select(&NUMBERS[..])).prop_map(|(kind, key, number)| Operation {
         kind,
         key,
         process: 0,
@@ -258,6 +273,8 @@ fn event() -> impl Strategy<Value = Event> {
         12 => plain_event(),
         2 => Just(Event::OwnerExpires),
         1 => Just(Event::QueueExpires),
+        1 => Just(Event::ReadersDeleted),
+        3 => Just(Event::ReaderOverdue),
         1 => Just(Event::OwnerOfWrongType),
         1 => Just(Event::QueueOfWrongType),
         1 => Just(Event::FenceOfWrongType),
@@ -276,10 +293,10 @@ fn connects(process: impl Strategy<Value = Process>) -> impl Strategy<Value = St
     })
 }
 
-fn call(client: impl Strategy<Value = Process>) -> impl Strategy<Value = Step> {
+fn call(client: impl Strategy<Value = Process>, shares: bool) -> impl Strategy<Value = Step> {
     let often = || prop_oneof![5 => Just(true), 1 => Just(false)];
     let facts = (often(), often().prop_map(|not| !not), often());
-    let operations = vec(operation(), 1..=4);
+    let operations = vec(operation(shares), 1..=4);
     (client, select(&TIMES[..]), facts, operations).prop_map(
         |(client, times, (takes_with_get, is_seed_due, may_give), mut operations)| {
             for operation in &mut operations {
@@ -299,9 +316,14 @@ fn call(client: impl Strategy<Value = Process>) -> impl Strategy<Value = Step> {
     )
 }
 
+/// In every other program, no process shares a lock.
 fn steps() -> impl Strategy<Value = Vec<Step>> {
+    prop_oneof![steps_of(false), steps_of(true)]
+}
+
+fn steps_of(shares: bool) -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        40 => call(0..PROCESSES),
+        40 => call(0..PROCESSES, shares),
         4 => connects(0..PROCESSES),
         6 => (0..PROCESSES, any::<bool>()).prop_map(|(process, does)| Step::Listens(process, does)),
         18 => (event(), key()).prop_map(|(event, key)| Step::Happens(event, key)),
@@ -316,7 +338,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn programs() -> impl Strategy<Value = Vec<Vec<Step>>> {
     let process = |process| {
         let step = prop_oneof![
-            8 => call(Just(process)),
+            8 => call(Just(process), true),
             1 => connects(Just(process)),
             1 => any::<bool>().prop_map(move |does| Step::Listens(process, does)),
         ];
@@ -333,6 +355,13 @@ fn id(process: Process) -> String {
     format!("{:032x}", 0xa0 + u32::from(process))
 }
 
+fn name_of(token: Token) -> String {
+    match token {
+        Token::Ours { process, number } => format!("{}:{number}", id(process)),
+        other => unreachable!("{other:?} shares no lock"),
+    }
+}
+
 fn inbox(process: Process) -> String {
     format!("{INBOX}{}", id(process))
 }
@@ -344,10 +373,20 @@ fn process_of(token_or_inbox: &str) -> Option<Process> {
 /// Returns the token, and whether it has a mark.
 fn token(bytes: &[u8]) -> (Token, bool) {
     let ours = |text: &str| {
+        if text == "shared" {
+            return Some(Token::Shared);
+        }
+        let (text, shares) = match text.strip_suffix('s') {
+            Some(text) => (text, true),
+            None => (text, false),
+        };
         (0..PROCESSES).find_map(|process| {
             let number = text.strip_prefix(&id(process))?.strip_prefix(':')?;
             let number = number.parse().ok()?;
-            Some(Token::Ours { process, number })
+            Some(match shares {
+                true => Token::Reader { process, number },
+                false => Token::Ours { process, number },
+            })
         })
     };
     let marked = |text: &str| match text.strip_suffix('!') {
@@ -368,9 +407,16 @@ fn command(words: &[&str]) -> Cmd {
     command
 }
 
+/// Lets the lease of a reader expire.
+const OVERDUE: &str = "local all = redis.call('ZRANGE', KEYS[1], '0', '-1')
+table.sort(all)
+if all[1] then
+  redis.call('ZADD', KEYS[1], '1', all[1])
+end";
+
 impl Event {
     fn commands(self, key: usize, fence_ahead: u64) -> Vec<Cmd> {
-        let (owner, queue) = (OWNERS[key], QUEUES[key]);
+        let (owner, queue, readers) = (OWNERS[key], QUEUES[key], READERS[key]);
         let (ttl, fence) = (FOREIGN_TTL_MS.to_string(), fence_ahead.to_string());
         let commands: &[&[&str]] = match self {
             Self::ForeignTakes(text) => &[&["SET", owner, text, "NX", "PX", &ttl]],
@@ -383,6 +429,8 @@ impl Event {
             Self::QueueDeleted => &[&["DEL", queue]],
             Self::QueueExpires => &[&["PEXPIRE", queue, "1"]],
             Self::QueueOfWrongType => &[&["SET", queue, "x"]],
+            Self::ReadersDeleted => &[&["DEL", readers]],
+            Self::ReaderOverdue => &[&["EVAL", OVERDUE, "1", readers]],
             Self::FenceOfWrongType => &[&["DEL", FENCE], &["RPUSH", FENCE, "x"]],
             Self::FenceDeleted => &[&["DEL", FENCE]],
             Self::ClockSetBack => &[&["SET", FENCE, &fence]],
@@ -501,10 +549,12 @@ impl Call {
                     }
                 },
                 Kind::Acquire { .. } => Piece::Script(Script::Acquire, *operation),
+                Kind::Share { .. } => Piece::Script(Script::Share, *operation),
                 Kind::Release { grants: false } => Piece::Script(Script::Release, *operation),
                 Kind::Release { grants: true } => Piece::Script(Script::Grant, *operation),
                 Kind::Complete(_) => Piece::Script(Script::Complete, *operation),
                 Kind::Renew => Piece::Script(Script::Renew, *operation),
+                Kind::RenewShared => Piece::Script(Script::RenewShared, *operation),
                 Kind::Check => Piece::Check(*operation),
             };
             pieces.push(piece);
@@ -626,11 +676,13 @@ impl Sources {
                     true => run.arg(&self.sources[script as usize]),
                     false => run.arg(&self.hashes[script as usize]),
                 };
-                let keys = [lock(&of), QUEUES[of.key], FENCE];
-                let keys = match script {
-                    Script::Release | Script::Renew => &keys[..1],
-                    Script::Acquire | Script::Complete => &keys[..2],
-                    Script::Grant => &keys[..],
+                let (queue, readers) = (QUEUES[of.key], READERS[of.key]);
+                let keys: &[&str] = match script {
+                    Script::Release | Script::Renew => &[lock(&of)],
+                    Script::RenewShared => &[lock(&of), readers],
+                    Script::Complete => &[lock(&of), queue],
+                    Script::Acquire | Script::Share => &[lock(&of), queue, readers],
+                    Script::Grant => &[lock(&of), queue, FENCE, readers],
                     Script::Seed | Script::Quarantine => unreachable!("it is about no lock"),
                 };
                 run.arg(keys.len()).arg(keys).arg(token(&of));
@@ -650,7 +702,10 @@ impl Sources {
                         run.arg(call.times.grant_ttl_ms).arg(INBOX);
                         run.arg(server.seed).arg(u8::from(server.may_give));
                     }
-                    (_, Kind::Renew) => drop(run.arg(ttl)),
+                    (_, Kind::Share { queue }) => {
+                        run.arg(ttl).arg(INBOX).arg(u8::from(queue));
+                    }
+                    (_, Kind::Renew | Kind::RenewShared) => drop(run.arg(ttl)),
                     (_, Kind::Complete(record)) => {
                         run.arg(RECORDS[usize::from(record)]).arg(RETENTION_MS);
                         run.arg(INBOX);
@@ -819,7 +874,9 @@ fn has_got(piece: Piece, value: &Value) -> bool {
     match piece {
         Piece::Take(_) => *value == Value::Nil,
         Piece::TakeUnread(_) => *value == Value::Okay,
-        Piece::Script(Script::Acquire, _) => matches!(value, Value::Int(1 | 2)),
+        Piece::Script(Script::Acquire | Script::Share, _) => {
+            matches!(value, Value::Int(1 | 2))
+        }
         _ => false,
     }
 }
@@ -855,10 +912,10 @@ fn reply(script: Script, of: &Operation, value: &Value) -> Result<Reply, String>
         _ => return Err(nonsense()),
     };
     Ok(match (script, number) {
-        (Script::Acquire, 1 | 2) => Reply::Acquired {
+        (Script::Acquire | Script::Share, 1 | 2) => Reply::Acquired {
             contended: number == 2,
         },
-        (Script::Acquire, ..=-3) => {
+        (Script::Acquire | Script::Share, ..=-3) => {
             let number = number.unsigned_abs();
             Reply::Held {
                 remaining_ms: ((number - 1) / 2).checked_sub(2),
@@ -874,8 +931,8 @@ fn reply(script: Script, of: &Operation, value: &Value) -> Result<Reply, String>
             had_it: number % 2 == 0,
             granted: number > 2,
         },
-        (Script::Renew | Script::Complete, 1) => Reply::Gone,
-        (Script::Renew, 2 | 3) => Reply::Renewed {
+        (Script::Renew | Script::RenewShared | Script::Complete, 1) => Reply::Gone,
+        (Script::Renew | Script::RenewShared, 2 | 3) => Reply::Renewed {
             contended: number == 3,
         },
         (Script::Complete, 2) => Reply::Completed,
@@ -900,6 +957,7 @@ fn taken(of: &Operation, value: &Value) -> Result<Reply, String> {
                     ..
                 },
             ) => Reply::Recorded(there),
+            (Token::Shared, _) => held(false),
             _ => held(true),
         }),
         Value::ServerError(error) if error.code() == "WRONGTYPE" => Ok(Reply::Failed),
@@ -1062,6 +1120,7 @@ impl Oracle {
                 may_be_record,
                 ..
             } => (queue, may_be_record),
+            Kind::Share { queue } => (queue, false),
             _ => (false, false),
         };
         let lock = &mut self.locks[of.key];
@@ -1081,6 +1140,8 @@ impl Oracle {
             }
             Piece::Script(script, _) => match script {
                 Script::Acquire => lock.acquire(now_ms, times, token, queue, may_be_record),
+                Script::Share => lock.share(now_ms, times, token, queue),
+                Script::RenewShared => lock.renew_shared(now_ms, times, token),
                 Script::Release => lock.release(now_ms, token),
                 Script::Grant => {
                     let is_there = |process| self.listening[usize::from(process)];
@@ -1252,7 +1313,9 @@ impl Oracle {
             let read = payloads.iter().map(|payload| {
                 message(process, payload).ok_or_else(|| format!("no message: {payload:?}"))
             });
-            let real = read.collect::<Result<Vec<_>, _>>()?;
+            let mut real = read.collect::<Result<Vec<_>, _>>()?;
+            sort_wanted(&mut real);
+            sort_wanted(&mut expected);
             fences.push(real.iter().map(|(_, message)| fence_of(*message)).collect());
             for ((_, expected), (_, real)) in expected.iter_mut().zip(&real) {
                 put_fence(expected, fence_of(*real));
@@ -1305,6 +1368,8 @@ impl Oracle {
                 lock.delete_queue();
                 lock.wrong_type.queue = true;
             }
+            Event::ReadersDeleted => lock.delete_readers(),
+            Event::ReaderOverdue => lock.reader_overdue(name_of),
             Event::FenceOfWrongType => self.fence_replaced(time, true, 0),
             Event::FenceDeleted => self.fence_replaced(time, false, 0),
             Event::ClockSetBack => self.fence_replaced(time, false, fence_ahead),
@@ -1345,7 +1410,7 @@ impl Oracle {
     /// Compares what the server has under the lock's keys: the answers to `look`.
     fn keys(&self, now_ms: u64, key: usize, found: &[Value]) -> Check {
         let lock = &self.locks[key];
-        let [real, owner_ttl, queue, queue_ttl] = found else {
+        let [real, owner_ttl, queue, queue_ttl, readers, readers_ttl] = found else {
             return Err(format!("found {found:?}"));
         };
         let name = OWNERS[key];
@@ -1368,7 +1433,26 @@ impl Oracle {
         let model: Vec<_> = lock.queue.iter().map(|token| (*token, false)).collect();
         same(name, &real, &model)?;
         let expires = (!lock.queue.is_empty()).then_some(lock.queue_expires_ms);
-        time_to_live(name, queue_ttl, expires, now_ms)
+        time_to_live(name, queue_ttl, expires, now_ms)?;
+
+        let name = READERS[key];
+        let mut real: Vec<(String, f64)> = redis::from_redis_value(readers.clone())
+            .map_err(|error| format!("{name}: found {readers:?}: {error}"))?;
+        let model = lock.readers.iter().copied();
+        let mut model: Vec<(String, u64)> = model
+            .map(|(token, expires)| (name_of(token), expires))
+            .collect();
+        real.sort_by(|(one, _), (next, _)| one.cmp(next));
+        model.sort();
+        let are_same = real.len() == model.len()
+            && real.iter().zip(&model).all(|(real, model)| {
+                real.0 == model.0 && is_about(Some(real.1 as u64), Some(model.1))
+            });
+        ensure(are_same, || {
+            format!("{name}: the server has {real:?}, the model {model:?}")
+        })?;
+        let expires = (!lock.readers.is_empty()).then_some(lock.readers_expire_ms);
+        time_to_live(name, readers_ttl, expires, now_ms)
     }
 
     /// Compares the epoch and the counter of fences.
@@ -1424,6 +1508,21 @@ fn epoch_of(value: &Value) -> Option<(String, u64)> {
     let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
     (server.len() == 40 && is_hex(server)).then_some(())?;
     Some((server.to_owned(), ends.parse().ok()?))
+}
+
+/// Puts messages into a fixed order that tell all that share a lock the same: theirs is that of
+/// their leases, to the ms.
+fn sort_wanted(messages: &mut [(usize, Message)]) {
+    let number = |(_, message): &(usize, Message)| match message {
+        Message::Contended { number, .. } => Some(*number),
+        _ => None,
+    };
+    let same = |one: &(usize, Message), next: &(usize, Message)| {
+        one.0 == next.0 && number(one).is_some() && number(next).is_some()
+    };
+    for wanted in messages.chunk_by_mut(same) {
+        wanted.sort_by_key(number);
+    }
 }
 
 fn fence_of(message: Message) -> u64 {
@@ -1687,14 +1786,16 @@ impl World {
     /// Compares the locks' keys. Returns what the server has under the fence's and the epoch's.
     fn compare_keys(&mut self, oracle: &Oracle) -> Result<[Value; 2], String> {
         let mut look = vec![command(&["GET", FENCE]), command(&["GET", EPOCH])];
-        for (owner, queue) in OWNERS.iter().zip(&QUEUES) {
+        for ((owner, queue), readers) in OWNERS.iter().zip(&QUEUES).zip(&READERS) {
             look.push(command(&["GET", owner]));
             look.push(command(&["PTTL", owner]));
             look.push(command(&["LRANGE", queue, "0", "-1"]));
             look.push(command(&["PTTL", queue]));
+            look.push(command(&["ZRANGE", readers, "0", "-1", "WITHSCORES"]));
+            look.push(command(&["PTTL", readers]));
         }
         let (time, found) = timed(&mut self.client, &look);
-        for (key, found) in found[2..].chunks(4).enumerate() {
+        for (key, found) in found[2..].chunks(6).enumerate() {
             oracle.keys(time.now_ms(), key, found)?;
         }
         Ok([found[0].clone(), found[1].clone()])
@@ -1934,45 +2035,107 @@ fn whatever_clients_do_redis_replies_tells_and_keeps_what_the_model_does() {
         .unwrap_or_else(|error| panic!("{error}"));
 }
 
+/// One command of a process.
+fn one(client: Process, kind: Kind) -> Step {
+    Step::Call(Call {
+        client,
+        operations: vec![Operation {
+            kind,
+            key: 0,
+            process: client,
+            number: 1,
+        }],
+        times: TIMES[0],
+        takes_with_get: true,
+        is_seed_due: false,
+        may_give: true,
+        is_repeated: false,
+        by_source: false,
+    })
+}
+
+/// Asserts that these steps hold, and do not with that change.
+fn only_without(steps: &[Step], script: Script, from: &str, to: &str) {
+    let mut world = World::start(Sources::as_they_are());
+    world.run(None, steps).unwrap();
+    let mut world = World::start(changed(script, from, to));
+    world.run(None, steps).unwrap_err();
+}
+
+#[test]
+fn a_reader_at_the_head_of_the_queue_joins_those_that_share() {
+    let share = Kind::Share { queue: true };
+    let acquire = Kind::Acquire {
+        queue: false,
+        again: false,
+        may_be_record: false,
+    };
+    // The first waits for a lease that expires; the second shares the free lock.
+    let steps = [
+        one(0, acquire),
+        one(1, share),
+        Step::Happens(Event::OwnerExpires, 0),
+        one(2, share),
+        one(1, share),
+    ];
+    only_without(&steps, Script::Share, "first == waits or ", "");
+}
+
+#[test]
+fn no_reader_is_let_in_where_no_lock_may_be_given() {
+    let share = Kind::Share { queue: true };
+    let acquire = Kind::Acquire {
+        queue: true,
+        again: false,
+        may_be_record: false,
+    };
+    let mut gives_up = one(1, Kind::Release { grants: true });
+    if let Step::Call(call) = &mut gives_up {
+        call.may_give = false;
+    }
+    let steps = [one(0, share), one(1, acquire), one(2, share), gives_up];
+    only_without(&steps, Script::Grant, "may_give and is_shared", "is_shared");
+}
+
+#[test]
+fn a_grant_to_readers_begins_with_none() {
+    let share = Kind::Share { queue: true };
+    let acquire = Kind::Acquire {
+        queue: false,
+        again: false,
+        may_be_record: false,
+    };
+    // The lock of the first is deleted. It does not share that of the last.
+    let steps = [
+        one(0, share),
+        Step::Happens(Event::OwnerDeleted, 0),
+        one(1, acquire),
+        one(2, share),
+        one(1, Kind::Release { grants: true }),
+        one(0, Kind::RenewShared),
+    ];
+    only_without(&steps, Script::Grant, "      call('DEL', readers)\n", "");
+}
+
 /// A take does not look into the queue, and leaves no mark.
 #[test]
 fn those_who_waited_for_a_lease_that_expired_are_told_of_a_record() {
-    let call = |client, kind| {
-        Step::Call(Call {
-            client,
-            operations: vec![Operation {
-                kind,
-                key: 0,
-                process: client,
-                number: 1,
-            }],
-            times: TIMES[0],
-            takes_with_get: true,
-            is_seed_due: false,
-            may_give: true,
-            is_repeated: false,
-            by_source: false,
-        })
-    };
     let acquire = |queue| Kind::Acquire {
         queue,
         again: false,
         may_be_record: true,
     };
     let steps = [
-        call(0, acquire(false)),
-        call(1, acquire(true)),
+        one(0, acquire(false)),
+        one(1, acquire(true)),
         Step::Happens(Event::OwnerExpires, 0),
-        call(2, acquire(false)),
-        call(2, Kind::Complete(0)),
+        one(2, acquire(false)),
+        one(2, Kind::Complete(0)),
     ];
-    let mut world = World::start(Sources::as_they_are());
-    world.run(None, &steps).unwrap();
     // Where only a marked lock's waiters are told, this fails.
     let from = "for _, waiting in";
     let to = "if value == token then return 2 end\nfor _, waiting in";
-    let mut world = World::start(changed(Script::Complete, from, to));
-    world.run(None, &steps).unwrap_err();
+    only_without(&steps, Script::Complete, from, to);
 }
 
 #[test]
@@ -2002,7 +2165,11 @@ fn repeatable(cases: u32) -> TestRunner {
 
 /// The scripts, with one thing in one of them replaced.
 fn changed(script: Script, from: &str, to: &str) -> Sources {
-    let mut sources = SCRIPTS.map(str::to_owned);
+    changed_in(Sources::as_they_are(), script, from, to)
+}
+
+fn changed_in(sources: Sources, script: Script, from: &str, to: &str) -> Sources {
+    let mut sources = sources.sources;
     let source = &mut sources[script as usize];
     assert_eq!(source.matches(from).count(), 1, "not once there: {from}");
     *source = source.replace(from, to);
@@ -2010,7 +2177,7 @@ fn changed(script: Script, from: &str, to: &str) -> Sources {
 }
 
 /// The number of cases within which a mistake must be noticed.
-const ENOUGH: u32 = 200;
+const ENOUGH: u32 = 600;
 
 /// Returns whether one of the cases ends differently than in the model. A panic does not count.
 fn is_noticed<T: Debug>(cases: impl Strategy<Value = T>, mut run: impl FnMut(&T) -> Check) -> bool {
@@ -2106,7 +2273,11 @@ fn a_second_place_in_the_queue_is_noticed() {
 fn a_grant_to_a_process_that_is_gone_is_noticed() {
     let from = "if process and call('PUBSUB', 'NUMSUB', ARGV[3] .. process)[2] > 0 then";
     let to = "if process and #process == 32 then";
-    is_the_models(Mutation::GrantsToTheGone, changed(Script::Grant, from, to));
+    let sources = changed(Script::Grant, from, to);
+    let from = "if call('PUBSUB', 'NUMSUB', ARGV[3] .. process)[2] > 0 then";
+    let to = "if #process == 32 then";
+    let sources = changed_in(sources, Script::Grant, from, to);
+    is_the_models(Mutation::GrantsToTheGone, sources);
 }
 
 #[test]
@@ -2169,10 +2340,10 @@ fn a_queue_that_another_s_settings_shorten_is_noticed() {
 fn a_mark_that_is_not_set_is_noticed() {
     let from = "    call('SET', lock, value .. '!', 'KEEPTTL')\n";
     is_the_models(Mutation::NoMark, changed(Script::Acquire, from, ""));
-    let from = "waiting == 1 and next .. '!' or next, 'PX'";
+    let from = "given[1][2] .. mark, 'PX'";
     is_the_models(
         Mutation::GrantWithoutMark,
-        changed(Script::Grant, from, "next, 'PX'"),
+        changed(Script::Grant, from, "given[1][2], 'PX'"),
     );
 }
 
@@ -2201,9 +2372,50 @@ fn a_repeated_acquire_that_does_not_renew_is_noticed() {
     );
 }
 
+#[test]
+fn a_reader_that_gets_past_a_writer_is_noticed() {
+    let from = "(not first or first == waits or call('ZSCORE', readers, token))";
+    is_the_models(
+        Mutation::ReaderPastWriter,
+        changed(Script::Share, from, "(first ~= {})"),
+    );
+}
+
+#[test]
+fn a_writer_that_gets_the_lock_while_readers_have_it_is_noticed() {
+    let from = "is_shared = call('EXISTS', readers) == 1";
+    is_the_models(
+        Mutation::WriterAmongReaders,
+        changed(Script::Grant, from, "is_shared = false"),
+    );
+}
+
+#[test]
+fn a_renewal_for_all_readers_is_noticed() {
+    let from = "call('PEXPIRE', readers, lasts)";
+    let to = "for _, all in ipairs(call('ZRANGE', readers, '0', '-1')) do \
+              call('ZADD', readers, call('ZSCORE', readers, token), all) end\n\
+              call('PEXPIRE', readers, lasts)";
+    is_the_models(
+        Mutation::RenewalProlongsAll,
+        changed(Script::RenewShared, from, to),
+    );
+}
+
+#[test]
+fn readers_that_are_let_in_one_by_one_are_noticed() {
+    let from = "  next = call('LINDEX', queue, '0')\n";
+    let to = "  next = #given == 0 and call('LINDEX', queue, '0')\n";
+    let sources = changed(Script::Grant, from, to);
+    let from = "may_give and is_shared and";
+    let to = "may_give and is_shared and #given == 0 and";
+    let sources = changed_in(sources, Script::Grant, from, to);
+    is_the_models(Mutation::ReadersOneByOne, sources);
+}
+
 /// Small slips that have no name in the model, one for each thing that is compared.
 #[rustfmt::skip]
-const SLIPS: [(Script, &str, &str); 68] = [
+const SLIPS: [(Script, &str, &str); 116] = [
     // Fences.
     (Script::Seed, "* 1000000 + now[2]", "* 1000000"),
     (Script::Seed, "if not counter or tonumber(counter) < clock then", "if true then"),
@@ -2212,13 +2424,13 @@ const SLIPS: [(Script, &str, &str); 68] = [
     (Script::Grant, "call('INCR', KEYS[3])", "call('INCRBY', KEYS[3], 2)"),
     (Script::Grant, "call('INCR', KEYS[3])", "call('GET', KEYS[3]) or 0; fence = tonumber(fence)"),
     (Script::Grant, "* 1000000 + now[2]", "* 1000000"),
-    (Script::Grant, "      call('SET', KEYS[3], string.format('%.0f', fence))\n", ""),
+    (Script::Grant, "    call('SET', KEYS[3], string.format('%.0f', fence))\n", ""),
     // Which tokens are ours.
     (Script::Acquire, "if process and #process ~= 32 then", "if false then"),
     (Script::Acquire, "'^(%x+):(%d+)(!?)$'", "'^(%x+):(%d+)(!?)'"),
     (Script::Acquire, "'^(%x+):(%d+)(!?)$'", "'^(%x+):(%d*)(!?)$'"),
     (Script::Acquire, "'^(%x+):(%d+)(!?)$'", "'^(%x+):(%d+)(!*)$'"),
-    (Script::Acquire, "(process and 0 or 1)", "0"),
+    (Script::Acquire, "((process or is_shared) and 0 or 1)", "0"),
     (Script::Acquire, "elseif value == token or value == token .. '!' then", "elseif value == token then"),
     (Script::Acquire, "elseif value == token or value == token .. '!' then", "elseif value == token .. '!' then"),
     (Script::Renew, " or value == ARGV[1] .. '!' and 3", ""),
@@ -2238,13 +2450,17 @@ const SLIPS: [(Script, &str, &str); 68] = [
     // The queue.
     (Script::Acquire, "call('RPUSH', queue, token)", "call('LPUSH', queue, token)"),
     (Script::Acquire, "  call('LREM', queue, '0', token)\n", ""),
-    (Script::Grant, "  call('LREM', queue, '0', token)\n", ""),
+    (Script::Grant, "call('LREM', queue, '0', token) == 0", "true"),
+    (Script::Grant, "    call('LREM', queue, '0', token .. 's')\n", ""),
     (Script::Grant, "  next = call('LPOP', queue)\n", "  next = nil\n"),
-    (Script::Grant, "ARGV[5] == '1' and call('LPOP', queue)", "ARGV[5] == '1' and call('RPOP', queue)"),
-    (Script::Grant, "ARGV[5] == '1' and ", ""),
-    (Script::Grant, "local next = ARGV[5] == '1' and call('LPOP', queue)", "local next = false"),
-    (Script::Grant, "if had == 1 then\n  call('DEL', lock)", "if false then\n  call('DEL', lock)"),
-    (Script::Grant, "return 3 + had", "return 1 + had"),
+    (Script::Grant, "  next = call('LINDEX', queue, '0')\n", "  next = nil\n"),
+    (Script::Grant, "not is_shared and call('LPOP', queue)", "not is_shared and call('RPOP', queue)"),
+    (Script::Grant, "is_shared and call('LINDEX', queue, '0')", "is_shared and call('LINDEX', queue, '-1')"),
+    (Script::Grant, "may_give and not", "not"),
+    (Script::Grant, "local next = may_give and not is_shared and call('LPOP', queue)", "local next = false"),
+    (Script::Grant, "next = may_give and is_shared and call('LINDEX', queue, '0')", "next = false"),
+    (Script::Grant, "elseif had == 1 then\n  call('DEL', lock)", "elseif false then\n  call('DEL', lock)"),
+    (Script::Grant, "(given[1] and 2 or 0)", "0"),
     (Script::Release, "  redis.call('DEL', KEYS[1])\n", ""),
     (Script::Release, "and 3 or 1", "and 2 or 1"),
     // Marks.
@@ -2255,7 +2471,7 @@ const SLIPS: [(Script, &str, &str); 68] = [
     (Script::Acquire, "if process and mark == '' then", "if not process then call('SET', lock, value .. '!', 'KEEPTTL') end\n  if process and mark == '' then"),
     (Script::Acquire, "local waiting = call('EXISTS', queue)", "local waiting = 0"),
     (Script::Acquire, "return value == token and 1 or 2", "return 1"),
-    (Script::Grant, "waiting == 1 and next .. '!' or next, 'PX'", "next .. '!', 'PX'"),
+    (Script::Grant, "given[1][2] .. mark, 'PX'", "given[1][2] .. '!', 'PX'"),
     (Script::Renew, "'!' and 3 or 1", "'!' and 2 or 1"),
     // Records.
     (Script::Acquire, "value == '' and call('EXISTS', lock) == 0", "value == ''"),
@@ -2267,11 +2483,56 @@ const SLIPS: [(Script, &str, &str); 68] = [
     (Script::Complete, "ipairs(call('LRANGE', queue, '0', '-1'))", "ipairs(value ~= token and call('LRANGE', queue, '0', '-1') or {})"),
     (Script::Complete, "LRANGE', queue, '0', '-1'", "LRANGE', queue, '0', '0'"),
     // Messages.
-    (Script::Acquire, "    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)\n", ""),
-    (Script::Acquire, "'w' .. number", "'w1'"),
+    (Script::Acquire, "'!', 'KEEPTTL')\n    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)\n", "'!', 'KEEPTTL')\n"),
+    (Script::Acquire, "'!', 'KEEPTTL')\n    call('PUBLISH', ARGV[3] .. process, 'w' .. number", "'!', 'KEEPTTL')\n    call('PUBLISH', ARGV[3] .. process, 'w1'"),
     (Script::Complete, "'c' .. number", "'c1'"),
-    (Script::Grant, "number, fence, ARGV[2], waiting", "1, fence, ARGV[2], waiting"),
-    (Script::Grant, "number, fence, ARGV[2], waiting", "number, fence, ARGV[2], 0"),
+    (Script::Grant, "to[2], fence, ARGV[2], waiting", "1, fence, ARGV[2], waiting"),
+    (Script::Grant, "to[2], fence, ARGV[2], waiting", "to[2], fence, ARGV[2], 0"),
+    // Those that share.
+    (Script::Share, "  call('DEL', readers)\n", ""),
+    (Script::Share, "(value == 'shared' or value == 'shared!')", "(value == 'shared')"),
+    (Script::Share, " and call('EXISTS', readers) == 1", ""),
+    (Script::Share, "  call('LREM', queue, '0', waits)\n", ""),
+    (Script::Share, "math.max(call('PTTL', lock), ttl)", "ttl"),
+    (Script::Share, "math.floor(time[2] / 1000) + ttl", "math.floor(time[2] / 1000)"),
+    (Script::Share, "  call('PEXPIRE', readers, lasts)\n", ""),
+    (Script::Share, "waiting == 1 and 'shared!' or 'shared'", "'shared'"),
+    (Script::Share, "waiting == 1 and 'shared!' or 'shared'", "'shared!'"),
+    (Script::Share, "return 1 + waiting", "return 1"),
+    (Script::Share, " or call('ZSCORE', readers, token)", ""),
+    (Script::Share, "if not call('LPOS', queue, waits) then", "do"),
+    (Script::Share, "call('RPUSH', queue, waits)", "call('RPUSH', queue, token)"),
+    (Script::Share, "math.max(call('PTTL', queue), ", "math.max(0, "),
+    (Script::Share, "math.max(remaining, 0) + 3 * ttl", "3 * ttl"),
+    (Script::Share, "if is_ours and mark == '' then", "if false then"),
+    (Script::Share, "    call('SET', lock, value .. '!', 'KEEPTTL')\n", ""),
+    (Script::Share, "    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)\n", ""),
+    (Script::Share, "(is_ours or is_shared)", "is_ours"),
+    (Script::Share, "(is_ours or is_shared)", "is_shared"),
+    (Script::RenewShared, "or not call('ZSCORE', readers, token) ", ""),
+    (Script::RenewShared, "value ~= 'shared' and value ~= 'shared!' or ", ""),
+    (Script::RenewShared, "value ~= 'shared' and value ~= 'shared!'", "value ~= 'shared'"),
+    (Script::RenewShared, "math.max(call('PTTL', lock), ARGV[2])", "ARGV[2]"),
+    (Script::RenewShared, "+ ARGV[2], token)", ", token)"),
+    (Script::RenewShared, "call('PEXPIRE', readers, lasts)\n", ""),
+    (Script::RenewShared, "call('PEXPIRE', lock, lasts)\n", ""),
+    (Script::RenewShared, "and 2 or 3", "and 2 or 2"),
+    (Script::Acquire, "  call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)\n", ""),
+    (Script::Acquire, "is_shared = first ~= nil", "is_shared = true"),
+    (Script::Acquire, "is_shared and first - now or remaining", "remaining"),
+    (Script::Acquire, "    call('SET', lock, 'shared!', 'KEEPTTL')\n", ""),
+    (Script::Acquire, "'shared!', 'KEEPTTL')", "'shared!')"),
+    (Script::Acquire, "call('ZRANGE', KEYS[3], '0', '-1')", "call('ZRANGE', KEYS[3], '0', '0')"),
+    (Script::Acquire, "((process or is_shared) and 0 or 1)", "(process and 0 or 1)"),
+    (Script::Grant, "had = call('ZREM', readers, token)", "had = 0"),
+    (Script::Grant, "call('ZREMRANGEBYSCORE', readers, '-inf'", "call('ZREMRANGEBYSCORE', readers, '-inf', '-inf') call('ZCOUNT', readers, '-inf'"),
+    (Script::Grant, "is_shared = call('EXISTS', readers) == 1", "is_shared = false"),
+    (Script::Grant, "if not is_shared and (value", "if (value"),
+    (Script::Grant, "math.floor(time[2] / 1000) + ARGV[2]", "math.floor(time[2] / 1000)"),
+    (Script::Grant, "'-1', '-1', 'WITHSCORES'", "'0', '0', 'WITHSCORES'"),
+    (Script::Grant, "  call('PEXPIREAT', readers, last)\n", ""),
+    (Script::Grant, "  call('PEXPIREAT', lock, last)\n", ""),
+    (Script::Grant, "'shared' .. mark", "'shared'"),
     // Quarantine.
     (Script::Quarantine, "  redis.call('SET', KEYS[1], epoch)\n", ""),
     (Script::Quarantine, "ends = now + ARGV[1]", "ends = now"),
@@ -2334,6 +2595,8 @@ fn no_more_is_answered_than_shows_that_it_is_too_long_for_a_record() {
         (acquire(false, false, false), start(16385)),
         (Kind::Complete(0), Value::Int(1)),
         (Kind::Renew, Value::Int(1)),
+        (Kind::Share { queue: true }, Value::Int(-4)),
+        (Kind::RenewShared, Value::Int(1)),
         (Kind::Check, start(65)),
         (Kind::Release { grants: false }, Value::Int(1)),
         (Kind::Release { grants: true }, Value::Int(1)),
@@ -2377,8 +2640,8 @@ fn a_mistake_is_also_noticed_among_clients_at_the_same_time() {
         (Script::Grant, numsub, "if process then"),
         (
             Script::Grant,
-            "waiting == 1 and next .. '!' or next, 'PX'",
-            "next, 'PX'",
+            "given[1][2] .. mark, 'PX'",
+            "given[1][2], 'PX'",
         ),
     ] {
         let mut crowd = Crowd::start(changed(script, from, to));

@@ -22,7 +22,17 @@
 //!   its own requests at most 16 times, and for at most 50 ms
 //!   ([`burst`](crate::LockManagerBuilder::burst)), before it grants it to the next. After an
 //!   accident (an expired or deleted lock), the process that asks first gets it.
-//! - **Fencing.** Every holder gets a token that is larger than any before for this key.
+//! - **Several keys.** A request holds all its keys or none, and no two that name the same keys
+//!   deadlock, whatever the order in which each names them. If all are free, they cost one round
+//!   trip together. To lose one is to lose all.
+//! - **Readers.** Those that [share](crate::LockManager::acquire_shared) a lock hold it together,
+//!   on all nodes, and never at the same time as one that has it alone. A request that waits to
+//!   have it alone lets no later one share it before, and one that waits to share it has its turn
+//!   among those that do not, in the order above. Each process that shares a lock has a lease of
+//!   its own in Redis: that of one that died expires, whatever the others do.
+//! - **Fencing.** Every holder gets a token that is larger than any before for this key; one that
+//!   shares the lock, larger than those of all that had it alone before, and smaller than those of
+//!   all that will.
 //! - **Cost.** One round trip before the handler, and none after it that the response waits for,
 //!   over one connection per process. A lock that is free is taken by `SET NX GET PX`, with an
 //!   `INCRBY` for the fencing token, and released by a script, which goes out with the next take of
@@ -82,12 +92,18 @@
 //! for a moment. Its holder is told at once where Redis watches the key, and at the next
 //! renewal at the latest. Redis watches from the first check on, which comes 100 ms after the lock
 //! was taken. A process that holds tens of thousands of locks looks at them less often, and then
-//! the check may come an eighth of the renewal interval later (0.4 s).
+//! the check may come an eighth of the renewal interval later (0.4 s). A lock that is shared is not
+//! watched: its holders learn it at their next renewal, a third of the time to live later at most.
 //!
 //! **Settings may differ between processes**, as they do while a new version is rolled out. Each
 //! lease counts by the `ttl` of the process that has it. A lock that is handed over counts by the
 //! smaller of the two processes' settings. Only `quarantine` needs the same `ttl` everywhere: it
 //! lasts for that of the process that finds the data lost first.
+//!
+//! **A share outlives its request** by a moment: when the last request of a process is done with
+//! it, the process keeps it for a fiftieth of the time to live, at most 100 ms, unless another
+//! process is known to wait. A request of another node that wants the lock alone and does not wait
+//! may be refused in that moment, and so may a client of another kind.
 //!
 //! # When not to use it
 //!

@@ -47,6 +47,8 @@
 //! ```
 //!
 //! While processes of this crate wait for a lock that one of them holds, its value ends with `!`.
+//! The value of a lock that several of them share is `shared`; it expires with the last of their
+//! leases.
 //!
 //! Such a client cannot stand in line: it gets the lock when it happens to ask while the lock is
 //! free. A process of this crate whose requests keep a lock busy passes it on among them without

@@ -85,6 +85,30 @@
 //! # }
 //! ```
 //!
+//! # Several keys
+//!
+//! A request that changes two things locks both, in one layer: its closure returns an array or a
+//! `Vec` of keys. A tuple is one key.
+//!
+//! ```
+//! use tower_distributed_lock::{DistributedLockLayer, LockManager};
+//!
+//! # fn layer(locks: LockManager) -> DistributedLockLayer {
+//! DistributedLockLayer::new(locks, |req| {
+//!     let account = |name| req.headers.get(name)?.to_str().ok()?.parse::<u64>().ok();
+//!     Some([("account", account("x-from")?), ("account", account("x-to")?)])
+//! })
+//! # }
+//! ```
+//!
+//! It holds all of them or none, and cannot deadlock with requests that name the same keys the
+//! other way round. Two layers, one for each key, can: see [several
+//! locks](crate::lock#several-locks). Without HTTP, it is
+//! [`LockManager::acquire_all`](crate::LockManager::acquire_all). In the repository,
+//! `examples/transfer.rs` moves money between accounts in SQLite.
+//!
+//! An [`IdempotencyLayer`](crate::IdempotencyLayer) has one key for each request.
+//!
 //! # Requests without a key
 //!
 //! A request whose key is not found does not run: 400 if its client left out a header, say, and 500
@@ -99,6 +123,8 @@
 //!
 //! - **Clients can block each other** through keys that they choose. Put the caller's identity, as
 //!   the authentication outside has verified it, into the key where they should not.
+//! - **A list of keys has a limit**: [`max_keys`](crate::LockManagerBuilder::max_keys), by default
+//!   16. A request with more is answered with 400.
 //! - **[`key::header`](crate::key::header) uses the value as the whole key.** Give it a
 //!   [scope](crate::key::scope), unless every key of this manager comes from that header. Otherwise
 //!   a client that sends `accounts:7` takes the lock of an account.

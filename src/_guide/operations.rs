@@ -24,14 +24,14 @@
 //! +@connection +@scripting +@string +@list +@keyspace +subscribe +publish +pubsub +time +client
 //! ```
 //!
-//! With another [prefix](crate::LockManagerBuilder::prefix), put it in the place of `lock:`. With
+//! With another [prefix](crate::LockManagerBuilder::prefix), put it in the place of `lock:`. Where
+//! requests [share](crate::LockManager::acquire_shared) locks, add `+@sortedset`; with
 //! [`quarantine`](crate::LockManagerBuilder::quarantine), and with Sentinel, add `+info`; with a
-//! Cluster, `+cluster|info +cluster|slots`. Where dangerous commands are taken away
-//! (`-@dangerous`), `+client|list` lets [`inspect`](crate::LockManager::inspect) tell the names of
-//! processes. A user of
-//! the sentinels needs `+sentinel|get-master-addr-by-name +subscribe &+switch-master +@connection`.
-//! Processes that share a prefix trust each other: any of them can release or overwrite what
-//! belongs to another.
+//! Cluster, `+cluster|info +cluster|slots`. A user of the sentinels needs
+//! `+sentinel|get-master-addr-by-name +subscribe &+switch-master +@connection`. Where dangerous
+//! commands are taken away (`-@dangerous`), `+client|list` lets
+//! [`inspect`](crate::LockManager::inspect) tell the names of processes. Processes that share a
+//! prefix trust each other: any of them can release or overwrite what belongs to another.
 //!
 //! # Memory and eviction
 //!
@@ -114,7 +114,8 @@
 //!
 //! With the feature `tracing`, all events have the target `tower_distributed_lock`. Their levels,
 //! messages and fields change only with a major version. Keys appear as
-//! [fingerprints](crate::LockKey::fingerprint) only, times are in milliseconds.
+//! [fingerprints](crate::LockKey::fingerprint) only, times are in milliseconds, and `name` is that
+//! of the layer.
 //!
 //! | Level | Event | Fields | What it means |
 //! |---|---|---|---|
@@ -130,13 +131,17 @@
 //! | warn | `Redis does not tell when a lock is deleted by someone else` | `server`, `why` | once for a manager: `CLIENT TRACKING` is refused, see RESP2 above |
 //! | warn | `the primary has no min-replicas-to-write…` | | see [Sentinel](super::topologies#settings). Told once by a manager |
 //! | warn | `credentials for Redis could not be renewed` | `why` | the callback failed, or Redis refused what it returned. The connection ends when the old credentials expire |
-//! | warn | `lock lost` | `key`, `fencing_token`, `held_ms`, `reason` | `Expired`: Redis was away or the process stood still; `Taken`: another client wrote to the lock; `MaxHold`: the request took too long |
+//! | warn | `lock lost` | `key`, `name`, `fencing_token`, `held_ms`, `reason` | `Expired`: Redis was away or the process stood still; `Taken`: another client wrote to the lock; `MaxHold`: the request took too long |
 //! | warn | `the answer to an idempotency key could not be kept whole…` | `key`, `error` | its duplicates get the head only |
 //! | warn | `a lock is taken from its holder, by the inspector` | `key` | an operator has pressed the button |
-//! | debug | `lock acquired` | `key`, `fencing_token`, `waited_ms` | |
-//! | debug | `lock not acquired` | `key`, `waited_ms`, `reason`, `error` | `reason` is an [`ErrorKind`](crate::ErrorKind) |
-//! | debug | `lock released` | `key`, `fencing_token`, `held_ms` | |
-//! | debug | `record found` | `key`, `waited_ms` | a duplicate, or a job that is done already |
+//! | debug | `lock acquired` | `key`, `name`, `fencing_token`, `waited_ms` | |
+//! | debug | `lock not acquired` | `key`, `name`, `waited_ms`, `reason`, `error` | `reason` is an [`ErrorKind`](crate::ErrorKind) |
+//! | debug | `lock released` | `key`, `name`, `fencing_token`, `held_ms` | |
+//! | debug | `record found` | `key`, `name`, `waited_ms` | a duplicate, or a job that is done already |
+//!
+//! A span around the work under [several keys](crate::lock#several-locks) has `keys`, with commas
+//! between them, and each of them has its events. `lock not acquired` tells of the one that was
+//! refused.
 //!
 //! Errors and warnings are rare when all is well. Without `metrics`, count what a layer outside
 //! finds in the response's extensions: a [`Rejection`](crate::lock::Rejection) in every response by

@@ -20,6 +20,32 @@
 //! # async fn work() {}
 //! ```
 //!
+//! # Read first, then write
+//!
+//! A lock that is shared is not upgraded: two readers that waited for each other to leave would
+//! wait for ever. Release it, take it again alone, and look again at what was read:
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_distributed_lock::{Error, LockManager};
+//!
+//! async fn fill(locks: &LockManager) -> Result<(), Error> {
+//!     let wait = Duration::from_secs(5);
+//!     let reading = locks.acquire_shared("cache:7", wait).await?;
+//!     if is_filled().await {
+//!         return Ok(());
+//!     }
+//!     reading.release().await?;
+//!     let writing = locks.acquire("cache:7", wait).await?;
+//!     if !is_filled().await { // another may have been faster
+//!         compute_and_store(writing.fencing_token()).await;
+//!     }
+//!     Ok(())
+//! }
+//! # async fn is_filled() -> bool { true }
+//! # async fn compute_and_store(_: u64) {}
+//! ```
+//!
 //! # A WebSocket, or work after the response
 //!
 //! The lock ends with the response, and that of a WebSocket is its 101. The handler [takes the lock
@@ -61,8 +87,31 @@
 //! }
 //! ```
 //!
-//! A layer inside a layer with the same manager and key takes the lock once. Two *different* locks
-//! inside each other can wait for each other: take them in one order everywhere.
+//! A layer inside a layer with the same manager and key takes the lock once.
+//!
+//! # Two locks for one request
+//!
+//! Two *different* locks inside each other, by two layers or two calls, can wait for each other.
+//! Take them together: by one layer whose closure returns [several
+//! keys](crate::lock#several-locks), or by one call. Where that cannot be, take them in one order
+//! everywhere.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_distributed_lock::{Error, LockManager};
+//!
+//! async fn merge(locks: &LockManager, one: u64, other: u64) -> Result<(), Error> {
+//!     let keys = [("account", one), ("account", other)];
+//!     let guards = locks.acquire_all(keys, Duration::from_secs(5)).await?;
+//!     tokio::select! {
+//!         biased; // the loss of either goes first
+//!         reason = guards.lost() => eprintln!("stopped: a lock was lost ({reason:?})"),
+//!         () = work() => {}
+//!     }
+//!     guards.release().await
+//! }
+//! # async fn work() {}
+//! ```
 //!
 //! # A key from the claims of a JWT
 //!

@@ -23,9 +23,9 @@
 //! redis-cli --scan --pattern 'lock:*'            # all locks
 //! ```
 //!
-//! In a Cluster, ask the primary that has the key's slot; the inbox is
-//! `lock:inbox:PRIMARY:PROCESS` there, with the id that `CLUSTER MYID` tells. A key with braces has
-//! its queue elsewhere: [`inspect`](crate::LockManager::inspect) finds it. Logs and traces show a key by its
+//! In a Cluster, ask the primary that has the key's slot; the inbox is `lock:inbox:PRIMARY:PROCESS`
+//! there, with the id that `CLUSTER MYID` tells. A key with braces has its queue elsewhere:
+//! [`inspect`](crate::LockManager::inspect) finds it. Logs and traces show a key by its
 //! [fingerprint](crate::LockKey::fingerprint), the first 16 digits of its SHA-256:
 //!
 //! ```text

@@ -126,11 +126,11 @@
 //!
 //! Take a Cluster if your service has one, or if one core of Redis is too little for its locks:
 //! [`connect_cluster`](crate::LockManager::connect_cluster). Each lock lies in the slot of its
-//! name, with its queue and a counter of fences for that slot; a `{tag}` in a
+//! name, with its queue, its readers and a counter of fences for that slot; a `{tag}` in a
 //! [key](crate::LockKey::new) puts locks together. The manager has a connection to each primary.
 //!
 //! - **A slot that moves** takes its locks, its queues and its fences along. While it is moved key
-//!   by key, a lock in it that is free, or that processes wait for, may be late until the slot has
+//!   by key, a lock in it that is free, shared, or waited for may be late until the slot has
 //!   arrived. Requests that do not wait are answered with 503 then.
 //! - **A failover** loses what the replica did not have, and starts a [quarantine](#quarantine) for
 //!   the locks of that primary. An old primary that is cut off goes on for at most half of

@@ -3,7 +3,7 @@
 use http::Extensions;
 
 use crate::key::LockKey;
-use crate::lease::Lease;
+use crate::lease::{Lease, Leases};
 
 /// The leases that a request runs under besides the one that its handler finds. They are in its
 /// extensions too, so that no lock is taken twice.
@@ -17,6 +17,19 @@ pub(crate) fn insert_lease(lease: Lease, extensions: &mut Extensions) {
         let leases = extensions.get_or_insert_default::<OuterLeases>();
         leases.0.push(outer);
     }
+}
+
+/// Makes these the leases that the handler finds in the extensions. If there is one only, it finds
+/// that as the [`Lease`], too.
+pub(crate) fn insert_leases(leases: Leases, extensions: &mut Extensions) {
+    match leases.as_slice() {
+        [lease] => insert_lease(lease.clone(), extensions),
+        all => {
+            let outer = extensions.get_or_insert_default::<OuterLeases>();
+            outer.0.extend_from_slice(all);
+        }
+    }
+    extensions.insert(leases);
 }
 
 /// Like [`insert_lease`], but never takes another lease's place: the handler should find its

@@ -99,6 +99,7 @@ pub(crate) enum RejectedBy {
 /// | [`QueueFull`](Self::QueueFull) | 503 | yes | `RESOURCE_EXHAUSTED` | both layers |
 /// | [`MissingKey`](Self::MissingKey) | 400 | | `INVALID_ARGUMENT` | both layers |
 /// | [`InvalidKey`](Self::InvalidKey) | 400 | | `INVALID_ARGUMENT` | both layers |
+/// | [`TooManyKeys`](Self::TooManyKeys) | 400 | | `INVALID_ARGUMENT` | [`DistributedLockLayer`] |
 /// | [`Misconfigured`](Self::Misconfigured) | 500 | | `INTERNAL` | both layers |
 /// | [`Unavailable`](Self::Unavailable) | 503 | yes | `UNAVAILABLE` | both layers |
 /// | [`Lost`](Self::Lost) | 503 | yes | `ABORTED` | both layers |
@@ -108,6 +109,7 @@ pub(crate) enum RejectedBy {
 /// | [`Unreadable`](Self::Unreadable) | 500 | | `DATA_LOSS` | [`IdempotencyLayer`] |
 /// | [`NotKept`](Self::NotKept) | | | `ALREADY_EXISTS` | [`IdempotencyLayer`] |
 ///
+/// [`DistributedLockLayer`]: crate::DistributedLockLayer
 /// [`IdempotencyLayer`]: crate::IdempotencyLayer
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -125,6 +127,9 @@ pub enum RejectionKind {
     /// What the request has for a key cannot be one: it is empty, or not text. 400, gRPC
     /// `INVALID_ARGUMENT`.
     InvalidKey,
+    /// The request names more than [`max_keys`](crate::LockManagerBuilder::max_keys) things to
+    /// lock. 400, gRPC `INVALID_ARGUMENT`.
+    TooManyKeys,
     /// No request of this kind can have a key, as the service is put together: no middleware put a
     /// [`LockKey`](crate::LockKey) into the extensions for
     /// [`from_extension`](crate::DistributedLockLayer::from_extension), or the path does not match
@@ -185,8 +190,9 @@ impl Rejection {
         self.cause.as_ref()
     }
 
-    /// Returns the key, if one was found. That of an [`IdempotencyLayer`](crate::IdempotencyLayer)
-    /// is the one that [`forget`](crate::LockManager::forget) takes.
+    /// Returns the key, if one was found. Of several, it is the one that was refused or lost, and
+    /// `None` if it was all of them. That of an [`IdempotencyLayer`](crate::IdempotencyLayer) is
+    /// the one that [`forget`](crate::LockManager::forget) takes.
     ///
     /// # Warning
     ///
@@ -213,9 +219,10 @@ impl Rejection {
             RejectionKind::Held | RejectionKind::TimedOut | RejectionKind::NotKept => {
                 StatusCode::CONFLICT
             }
-            RejectionKind::MissingKey | RejectionKind::InvalidKey | RejectionKind::Incomplete => {
-                StatusCode::BAD_REQUEST
-            }
+            RejectionKind::MissingKey
+            | RejectionKind::InvalidKey
+            | RejectionKind::TooManyKeys
+            | RejectionKind::Incomplete => StatusCode::BAD_REQUEST,
             RejectionKind::Mismatch => StatusCode::UNPROCESSABLE_ENTITY,
             RejectionKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             RejectionKind::Misconfigured | RejectionKind::Unreadable => {
@@ -282,7 +289,10 @@ impl Rejection {
     fn grpc_status(&self) -> &'static str {
         match self.kind {
             RejectionKind::Incomplete => "1",
-            RejectionKind::MissingKey | RejectionKind::InvalidKey | RejectionKind::Mismatch => "3",
+            RejectionKind::MissingKey
+            | RejectionKind::InvalidKey
+            | RejectionKind::TooManyKeys
+            | RejectionKind::Mismatch => "3",
             RejectionKind::NotKept => "6",
             RejectionKind::QueueFull | RejectionKind::TooLarge => "8",
             RejectionKind::Held | RejectionKind::TimedOut | RejectionKind::Lost => "10",
@@ -323,6 +333,7 @@ impl Rejection {
             (RejectionKind::InvalidKey, RejectedBy::Idempotency) => {
                 "the request has no valid idempotency key"
             }
+            (RejectionKind::TooManyKeys, _) => "the request names too many things to lock",
             (RejectionKind::Misconfigured, RejectedBy::Lock) => {
                 "the service cannot tell what the request is to lock"
             }
@@ -352,6 +363,7 @@ impl From<ErrorKind> for RejectionKind {
             ErrorKind::QueueFull => Self::QueueFull,
             ErrorKind::MissingKey => Self::MissingKey,
             ErrorKind::InvalidKey => Self::InvalidKey,
+            ErrorKind::TooManyKeys => Self::TooManyKeys,
             ErrorKind::Config => Self::Misconfigured,
             ErrorKind::Lost => Self::Lost,
             ErrorKind::Unavailable | ErrorKind::Closed => Self::Unavailable,

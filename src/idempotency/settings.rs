@@ -23,8 +23,8 @@ impl IdempotencyLayer {
     /// is in a header, which this closure replaces. For webhooks, see
     /// [`webhook_by`](Self::webhook_by).
     ///
-    /// It returns a key, `None` (no key), or an error (400): see [`IntoLockKey`]. The body is read
-    /// first, up to [`max_request_body`](Self::max_request_body).
+    /// It returns one key, `None` (no key), or an error (400): see [`IntoLockKey`]. The body is
+    /// read first, up to [`max_request_body`](Self::max_request_body).
     ///
     /// # Example
     ///

@@ -15,6 +15,8 @@ use crate::observe::{LockHistory, Loss, Queue, Run, RunEnd, Tally};
 
 /// How many locks are shown.
 const ROWS: usize = 40;
+/// How late the journal may be told of something.
+const LATE: Duration = Duration::from_secs(1);
 /// How many processes of a queue are shown.
 const PROCESSES: usize = 50;
 
@@ -35,7 +37,7 @@ struct Row {
 
 /// Returns what this process knows.
 pub(super) fn snapshot(shared: &Shared) -> String {
-    let locks = &shared.locks;
+    let (locks, began) = (&shared.locks, Time::now());
     let survey = locks.survey(ROWS);
     let keys: Vec<LockKey> = survey.locks.iter().map(|lock| lock.key.clone()).collect();
     let report = locks.journal().report(&keys, ROWS);
@@ -55,6 +57,9 @@ pub(super) fn snapshot(shared: &Shared) -> String {
         past: Some(past),
     }));
     rows.sort_by_key(|row| std::cmp::Reverse(row.heat()));
+    for row in &rows {
+        row.settle(shared, began);
+    }
     let more = rows.len() > ROWS || survey.is_cut;
     rows.truncate(ROWS);
 
@@ -112,10 +117,22 @@ impl Row {
         }
     }
 
+    /// Has the journal corrected, of the time that was over when the lock was looked at.
+    fn settle(&self, shared: &Shared, looked_at: Time) {
+        let (is_held, is_waited_for) = match &self.now {
+            Some(now) => (now.is_held, now.waiting > 0),
+            None => (false, false),
+        };
+        let before = Time::from_nanos(looked_at.as_nanos().saturating_sub(LATE.as_nanos() as u64));
+        if self.past.is_some() && !(is_held && is_waited_for) {
+            let journal = shared.locks.journal();
+            journal.settle(&self.key, is_held, is_waited_for, before);
+        }
+    }
+
     fn write(&self, json: &mut Object<'_>, shared: &Shared, now: Time) {
         name(json, shared, &self.key);
-        let waiting = self.now.as_ref().map_or(0, |now| now.waiting);
-        json.count("waiting", waiting);
+        json.count("waiting", self.now.as_ref().map_or(0, |now| now.waiting));
         let is = |what: fn(&LocalLock) -> bool| self.now.as_ref().is_some_and(what);
         json.flag("is_queued", is(|now| now.is_queued));
         json.flag("is_contended", is(|now| now.is_contended));
@@ -126,6 +143,8 @@ impl Row {
                 json.text("name", lease.meter().name())
                     .token("fencing_token", lease.fencing_token())
                     .text("path", lease.path().as_str())
+                    .flag("is_shared", lease.mode().is_shared())
+                    .count("holders", local.holders)
                     .millis("for", local.held_for)
                     .millis("remaining", lease.remaining());
             });
@@ -138,10 +157,6 @@ impl Row {
             None => (&[][..], &[][..]),
         };
         json.array("holders", runs, |json, run| held_by(json, run, now));
-        // Two threads may have told of the queue in the wrong order.
-        if waiting == 0 && queues.last().is_some_and(|queue| queue.ended.is_none()) {
-            shared.locks.journal().waiting(&self.key, 0);
-        }
         json.array("queues", queues, |json, queue| waited(json, queue, now));
     }
 }
@@ -188,6 +203,7 @@ fn held_by(json: &mut Object<'_>, run: &Run, now: Time) {
             },
         )
         .count("holders", run.holders)
+        .flag("is_shared", run.is_shared)
         .token("fencing_token", run.fencing_token)
         .text("name", run.meter.name())
         .text("path", run.path.as_str());
@@ -221,22 +237,23 @@ fn lost_reason(reason: LostReason) -> &'static str {
 
 fn write_report(json: &mut Object<'_>, shared: &Shared, report: &LockReport) {
     name(json, shared, &report.key);
-    let (occupant, holder) = match &report.occupant {
-        Occupant::None => ("free", None),
-        Occupant::Process(holder) => ("process", Some(holder)),
-        Occupant::OtherClient => ("other_client", None),
-        Occupant::Record => ("record", None),
+    let (occupant, holders) = match &report.occupant {
+        Occupant::None => ("free", &[][..]),
+        Occupant::Process(holder) => ("process", std::slice::from_ref(holder)),
+        Occupant::Shared(holders) => ("shared", &holders[..]),
+        Occupant::OtherClient => ("other_client", &[][..]),
+        Occupant::Record => ("record", &[][..]),
     };
     json.text("occupant", occupant);
-    json.maybe("holder", holder, |json, holder| {
-        json.object("holder", |json| {
-            process(json, &holder.process);
-            json.maybe("fencing_token", holder.fencing_token, |json, token| {
-                json.token("fencing_token", token);
-            });
-            json.maybe("held_for", holder.held_for, |json, time| {
-                json.millis("held_for", time);
-            });
+    json.count("processes_holding", holders.len());
+    let some = holders.iter().take(PROCESSES);
+    json.array("holders", some, |json, holder| {
+        process(json, &holder.process);
+        json.maybe("fencing_token", holder.fencing_token, |json, token| {
+            json.token("fencing_token", token);
+        });
+        json.maybe("held_for", holder.held_for, |json, time| {
+            json.millis("held_for", time);
         });
     });
     json.maybe("remaining", report.remaining, |json, time| {

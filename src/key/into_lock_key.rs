@@ -46,12 +46,15 @@ use crate::error::{Error, ErrorKind};
 /// # Ok::<(), Error>(())
 /// ```
 ///
+/// An array or a `Vec` is not one key, but [several](crate::key::IntoLockKeys).
+///
 /// [`optional_key`]: crate::DistributedLockLayer::optional_key
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be made the key of a lock",
     label = "no key can be made of `{Self}`",
     note = "a key is a `LockKey`, a text, an integer, a tuple of two to four of these, or an `Option` or a `Result<_, tower_distributed_lock::Error>` of one",
-    note = "of another type, such as a UUID: `value.to_string()`; for a type of your own: `impl IntoLockKey`"
+    note = "of another type, such as a UUID: `value.to_string()`; for a type of your own: `impl IntoLockKey`",
+    note = "an array or a `Vec` is several keys, which only `DistributedLockLayer` and `LockManager::acquire_all` take"
 )]
 pub trait IntoLockKey {
     /// Returns the key.

@@ -35,7 +35,7 @@ pub struct LockKey {
 }
 
 /// What a key names. Keys of different kinds are never equal, whatever their texts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
     Lock,
     /// The stored response to an idempotency key. While its request runs, the lock of that run.
@@ -95,6 +95,11 @@ impl LockKey {
 
     pub(crate) fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Returns by what keys are sorted: the same in every process.
+    pub(super) fn order(&self) -> impl Ord + '_ {
+        (self.kind, &*self.text)
     }
 
     /// Returns the hash that was computed when the key was made.

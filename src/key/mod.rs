@@ -39,6 +39,9 @@
 //! # }
 //! ```
 //!
+//! An array or a `Vec` is several keys, all of which the request then holds: see [`IntoLockKeys`],
+//! and [several locks](crate::lock#several-locks) for why that is better than several layers.
+//!
 //! Other ways to make a key:
 //!
 //! | The key needs | |
@@ -83,9 +86,11 @@
 mod extract;
 mod into_lock_key;
 mod lock_key;
+mod lock_keys;
 mod pattern;
 
 pub use self::extract::{header, join, method_and_path, path, scope};
 pub use self::into_lock_key::{IntoLockKey, KeyResult};
 pub(crate) use self::lock_key::Kind;
 pub use self::lock_key::LockKey;
+pub use self::lock_keys::{IntoLockKeys, KeysResult, LockKeys};

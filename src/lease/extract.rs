@@ -1,4 +1,4 @@
-//! [`Lease`] as an extractor of axum.
+//! [`Lease`] and [`Leases`] as extractors of axum.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -8,7 +8,7 @@ use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
 
-use super::Lease;
+use super::{Lease, Leases};
 
 /// Answers with 500 if the request runs under no lock.
 impl<S: Sync> FromRequestParts<S> for Lease {
@@ -30,8 +30,35 @@ impl<S: Sync> OptionalFromRequestParts<S> for Lease {
     }
 }
 
-/// The rejection of a handler that takes a [`Lease`], for a request that runs under no lock
-/// (feature `axum`): 500, with a text that says which layer is missing.
+impl Leases {
+    /// Returns the leases of the layer that locks several keys, or the one of a layer for one key.
+    fn find(parts: &Parts) -> Option<Self> {
+        let extensions = &parts.extensions;
+        let several = extensions.get::<Self>().cloned();
+        several.or_else(|| extensions.get::<Lease>().cloned().map(Self::from))
+    }
+}
+
+/// Answers with 500 if the request runs under no lock.
+impl<S: Sync> FromRequestParts<S> for Leases {
+    type Rejection = MissingLease;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingLease> {
+        Self::find(parts).ok_or(MissingLease)
+    }
+}
+
+/// `None` if the request runs under no lock: see the same for [`Lease`].
+impl<S: Sync> OptionalFromRequestParts<S> for Leases {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
+        Ok(Self::find(parts))
+    }
+}
+
+/// The rejection of a handler that takes a [`Lease`] or [`Leases`], for a request that has none
+/// (feature `axum`): 500, with a text that says what is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct MissingLease;
@@ -39,7 +66,7 @@ pub struct MissingLease;
 impl fmt::Display for MissingLease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "the handler takes a Lease, but its request runs under no lock: there is no DistributedLockLayer around the route, or it let the request run without a lock. In the latter case, take an Option<Lease>",
+            "the handler takes a Lease or Leases, but its request runs under no such lock: there is no DistributedLockLayer around the route, or it let the request run without a lock (take an Option then), or it locks several keys (take Leases then)",
         )
     }
 }

@@ -3,6 +3,7 @@
 #[cfg(feature = "axum")]
 mod extract;
 mod offer;
+mod several;
 mod terms;
 
 use std::fmt;
@@ -13,11 +14,13 @@ use std::time::Duration;
 #[cfg(feature = "axum")]
 pub use self::extract::MissingLease;
 use self::offer::Offer;
+pub use self::several::Leases;
 pub use self::terms::LostReason;
 pub(crate) use self::terms::{Grant, GrantPath};
 use crate::clock::Time;
 use crate::key::LockKey;
 use crate::manager::{Core, LockGuard};
+use crate::mode::Mode;
 use crate::observe::{Meter, Stopwatch};
 use crate::shield::shielded;
 use crate::sync::{LeaseExpiry, VALID};
@@ -110,7 +113,7 @@ impl Lease {
     }
 
     /// Returns a number that is larger for every later holder of this key, in this process or
-    /// another.
+    /// another. Those that [share](Mode::Shared) it may have the same one.
     ///
     /// Send it along with every write, and have the storage refuse a write whose token is lower
     /// than one that it has seen. Compare tokens of one key only. The token always fits an `i64`.
@@ -120,6 +123,11 @@ impl Lease {
     /// or the clocks of the two servers differ by more than the failover took.
     pub fn fencing_token(&self) -> u64 {
         self.0.grant.fencing_token
+    }
+
+    /// Returns whether the lock is held alone, or shared.
+    pub fn mode(&self) -> Mode {
+        self.0.grant.mode
     }
 
     /// Returns whether the lock is certainly held at this moment. It reads the clock, and is never
@@ -186,6 +194,9 @@ impl Lease {
     /// the layer has released it; or this lease is of a guard, or of an
     /// [`IdempotencyLayer`](crate::IdempotencyLayer).
     ///
+    /// Of several locks, this takes over one, and the layer goes on to hold the others:
+    /// [`Leases::take_over`] takes over all.
+    ///
     /// The layer still stops the handler when the lock is lost. Nothing stops what goes on after
     /// the response: it has to watch [`LockGuard::lost`]. A lock is lost when it has been held for
     /// [`max_hold`](crate::LockManagerBuilder::max_hold), by default five minutes.
@@ -226,6 +237,11 @@ impl Lease {
         self.0.offer.make(core);
     }
 
+    /// Gives a lock back that was taken over. Returns whether the layer is still there to hold it.
+    pub(crate) fn give_back(&self, core: Arc<Core>) -> bool {
+        self.0.offer.give_back(core)
+    }
+
     /// Ends the offer. Returns whether the handler has taken the lock over.
     pub(crate) fn withdraw(&self) -> bool {
         self.0.offer.withdraw()
@@ -234,6 +250,25 @@ impl Lease {
     /// Returns whether the handler has taken the lock over.
     pub(crate) fn is_taken_over(&self) -> bool {
         self.0.offer.is_accepted()
+    }
+
+    /// Returns whether the layer that holds this lock has lost it. A lock that the handler has
+    /// taken over and released is not lost.
+    pub(crate) fn is_lost_to_layer(&self) -> bool {
+        match self.lost_reason() {
+            None => false,
+            Some(LostReason::Released) => !self.is_taken_over(),
+            Some(_) => true,
+        }
+    }
+
+    /// Waits until the layer that holds this lock has lost it.
+    pub(crate) async fn lost_to_layer(&self) {
+        self.lost().await;
+        if !self.is_lost_to_layer() {
+            // It ended as it should, and cannot be lost any more.
+            std::future::pending::<()>().await;
+        }
     }
 
     fn until(&self) -> Time {

@@ -2,13 +2,15 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// An offer that one of two ends, once: the handler accepts it, or the layer withdraws it.
+/// An offer that one of two ends: the handler accepts it, or the layer withdraws it.
 pub(super) struct Offer<T>(Mutex<State<T>>);
 
 enum State<T> {
     None,
     Made(T),
     Accepted,
+    /// Accepted, and the layer has seen that.
+    Settled,
 }
 
 impl<T> Default for Offer<T> {
@@ -29,25 +31,36 @@ impl<T> Offer<T> {
                 *state = State::Accepted;
                 Some(offered)
             }
-            State::Accepted => {
-                *state = State::Accepted;
+            other => {
+                *state = other;
                 None
             }
-            State::None => None,
         }
+    }
+
+    /// Makes an offer again that was accepted. Returns whether the layer is still there for it.
+    pub(super) fn give_back(&self, offered: T) -> bool {
+        let mut state = self.state();
+        let is_open = matches!(*state, State::Accepted);
+        if is_open {
+            *state = State::Made(offered);
+        }
+        is_open
     }
 
     /// Ends the offer. Returns whether it was accepted before.
     pub(super) fn withdraw(&self) -> bool {
         let mut state = self.state();
-        if let State::Made(_) = *state {
-            *state = State::None;
+        match *state {
+            State::Made(_) => *state = State::None,
+            State::Accepted => *state = State::Settled,
+            State::None | State::Settled => {}
         }
-        matches!(*state, State::Accepted)
+        matches!(*state, State::Settled)
     }
 
     pub(super) fn is_accepted(&self) -> bool {
-        matches!(*self.state(), State::Accepted)
+        matches!(*self.state(), State::Accepted | State::Settled)
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {

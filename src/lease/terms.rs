@@ -2,6 +2,7 @@
 //! why it ends.
 
 use crate::clock::Time;
+use crate::mode::Mode;
 
 /// A lock given to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +10,7 @@ pub(crate) struct Grant {
     pub(crate) lease: u64,
     /// The store's name for the holder: what to release if the slot has given the lease up as lost.
     pub(crate) token: u64,
+    pub(crate) mode: Mode,
     pub(crate) fencing_token: u64,
     /// The lease is valid until then, unless it is extended.
     pub(crate) until: Time,

@@ -12,7 +12,7 @@ use tower::BoxError;
 
 use super::collect::is_last;
 use super::held_lock::{BoxFuture, HeldLock};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::http::Content;
 
 /// A frame, an error, or the end of a body.
@@ -28,8 +28,8 @@ pin_project! {
     /// # Errors
     ///
     /// Passes on the errors of the body inside. With [`OnLost::Cancel`](super::OnLost::Cancel), it
-    /// ends with an [`Error`] of kind [`ErrorKind::Lost`] when the lock is lost, so that the client
-    /// notices that the body is not complete.
+    /// ends with an [`Error`] of kind [`Lost`](crate::ErrorKind::Lost) when the lock is lost, so
+    /// that the client notices that the body is not complete.
     pub struct ResponseBody<B> {
         // Dropped in this order: the work ends before its lock does.
         #[pin]
@@ -48,7 +48,7 @@ enum Lock {
     },
     /// The last frame is kept back until Redis has released the lock.
     Releasing {
-        is_lost: BoxFuture<bool>,
+        released: BoxFuture<Result<(), Error>>,
         last: NextFrame,
     },
 }
@@ -139,19 +139,15 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    if lock.is_lost() {
-        return Poll::Ready(Some(Err(lost())));
+    let end = |lost: Error| Some(Err(lost.into()));
+    if let Some(lost) = lock.loss() {
+        return Poll::Ready(end(lost));
     }
     match lock.enter(|| content.poll_frame(cx)) {
         // The body may have blocked its thread for longer than the lease.
-        Poll::Ready(_) if lock.is_lost() => Poll::Ready(Some(Err(lost()))),
-        Poll::Ready(frame) => Poll::Ready(frame),
-        Poll::Pending => lock.poll_lost(cx).map(|()| Some(Err(lost()))),
+        Poll::Ready(frame) => Poll::Ready(lock.loss().map_or(frame, end)),
+        Poll::Pending => lock.poll_lost(cx).map(end),
     }
-}
-
-fn lost() -> BoxError {
-    Error::of(ErrorKind::Lost).into()
 }
 
 impl Lock {
@@ -164,8 +160,8 @@ impl Lock {
                 release_first: true,
                 ..
             } => {
-                let is_lost = lock.release();
-                *self = Self::Releasing { is_lost, last };
+                let released = lock.release();
+                *self = Self::Releasing { released, last };
                 None
             }
             // A lock that is still held is released in the background.
@@ -176,12 +172,12 @@ impl Lock {
     /// Waits until Redis has released the lock. Returns the last frame, or an error if it turns out
     /// that the lock was lost.
     fn poll_released(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame> {
-        let Self::Releasing { is_lost, last } = self else {
+        let Self::Releasing { released, last } = self else {
             return Poll::Ready(None);
         };
-        let last = match ready!(is_lost.as_mut().poll(cx)) {
-            true => Some(Err(lost())),
-            false => last.take(),
+        let last = match ready!(released.as_mut().poll(cx)) {
+            Err(lost) => Some(Err(lost.into())),
+            Ok(()) => last.take(),
         };
         *self = Self::None;
         Poll::Ready(last)

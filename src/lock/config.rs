@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Response;
+use http::request::Parts;
 
 use super::find_key::FindKey;
+use super::mode_of::ModeOf;
 use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Rejection, RejectionResponder, Wait};
-use crate::key::{KeyResult, LockKey};
+use crate::key::{KeysResult, LockKeys};
 use crate::manager::LockManager;
+use crate::mode::Mode;
 use crate::observe::{self, Meter};
 
 #[derive(Clone)]
@@ -19,6 +22,7 @@ pub(super) struct Config {
     pub(super) meter: Meter,
     pub(super) find_key: FindKey,
     pub(super) wait: Wait,
+    pub(super) mode: Option<ModeOf>,
     pub(super) hold: Hold,
     pub(super) on_unavailable: OnUnavailable,
     pub(super) on_lost: OnLost,
@@ -93,10 +97,10 @@ pub enum OnUnavailable {
 pub struct Unlocked;
 
 impl Config {
-    /// Returns the key that was found, or `None` if there is none and the request needs none.
-    pub(super) fn key(&self, found: KeyResult) -> Result<Option<LockKey>, Error> {
+    /// Returns the keys that were found, or `None` if there is none and the request needs none.
+    pub(super) fn keys(&self, found: KeysResult) -> Result<Option<LockKeys>, Error> {
         match found {
-            Ok(key) => Ok(Some(key)),
+            Ok(keys) => Ok(Some(keys)),
             Err(error) => match error.kind() {
                 ErrorKind::MissingKey | ErrorKind::Config if self.optional_key => Ok(None),
                 ErrorKind::Config => {
@@ -106,6 +110,13 @@ impl Config {
                 _ => Err(error),
             },
         }
+    }
+
+    /// Returns whether a request has its lock alone.
+    pub(super) fn mode(&self, request: &Parts) -> Mode {
+        self.mode
+            .as_ref()
+            .map_or_else(Mode::default, |mode| mode(request))
     }
 
     pub(super) fn respond(&self, rejection: Rejection) -> Response<Bytes> {

@@ -1,4 +1,4 @@
-//! [`FindKey`]: the ways in which a layer finds the key of a request.
+//! [`FindKey`]: the ways in which a layer finds the keys of a request.
 
 use std::fmt;
 use std::pin::Pin;
@@ -12,18 +12,18 @@ use http::Response;
 use http::request::Parts;
 
 use crate::error::Error;
-use crate::key::{KeyResult, LockKey};
+use crate::key::{KeysResult, LockKeys};
 
 #[derive(Clone)]
 pub(super) enum FindKey {
     /// At once, from the head.
-    Now(Arc<dyn Fn(&Parts) -> KeyResult + Send + Sync>),
+    Now(Arc<dyn Fn(&Parts) -> KeysResult + Send + Sync>),
     /// By a future, from a copy of the head.
     Later(Arc<dyn Fn(Parts) -> FindingKey + Send + Sync>),
 }
 
 impl FindKey {
-    pub(super) fn now(find: impl Fn(&Parts) -> KeyResult + Send + Sync + 'static) -> Self {
+    pub(super) fn now(find: impl Fn(&Parts) -> KeysResult + Send + Sync + 'static) -> Self {
         Self::Now(Arc::new(find))
     }
 
@@ -37,7 +37,7 @@ impl FindKey {
 }
 
 /// What a future has found.
-type Found = Result<LockKey, NoKey>;
+type Found = Result<LockKeys, NoKey>;
 
 /// Why a future found no key.
 pub(super) enum NoKey {

@@ -11,6 +11,7 @@ use super::body::ResponseBody;
 use super::collect::collect_ready;
 use super::config::{Config, Hold};
 use super::held_lock::{BoxFuture, HeldLock};
+use crate::error::Error;
 use crate::http::{Content, Protocol};
 
 /// What happens to a response that the service returned under its lock.
@@ -19,11 +20,11 @@ pub(super) enum Finish<B> {
     Respond(Response<ResponseBody<B>>),
     /// It is sent when Redis has released the lock.
     Release {
-        is_lost: BoxFuture<bool>,
+        released: BoxFuture<Result<(), Error>>,
         response: Response<ResponseBody<B>>,
     },
-    /// It is not sent: the lock is lost.
-    Lost,
+    /// It is not sent: a lock is lost.
+    Lost(Error),
 }
 
 /// Decides what happens to a response, and when its lock is released.
@@ -39,19 +40,19 @@ where
     B::Error: Into<BoxError>,
 {
     // A handler that ran past its lease, as it blocked its thread, has not succeeded.
-    if lock.is_lost() {
+    if let Some(lost) = lock.loss() {
         drop(response); // The work ends before its lock does.
-        return Finish::Lost;
+        return Finish::Lost(lost);
     }
     let hold_until = hold_until(config, protocol, &lock, response, cx);
     // Neither has a body that blocked while its first frames were read.
-    if lock.is_lost() {
+    if let Some(lost) = lock.loss() {
         drop(hold_until);
-        return Finish::Lost;
+        return Finish::Lost(lost);
     }
     match hold_until {
         HoldUntil::Head(response) if config.release_before_response => Finish::Release {
-            is_lost: lock.release(),
+            released: lock.release(),
             response: response.map(ResponseBody::unlocked),
         },
         HoldUntil::Head(response) => {

@@ -13,7 +13,7 @@ use http_body::Body as _;
 use super::find_key::{FindKey, NoKey};
 use super::layer::DistributedLockLayer;
 use crate::http::Frames;
-use crate::key::IntoLockKey;
+use crate::key::IntoLockKeys;
 use crate::manager::LockManager;
 
 impl DistributedLockLayer {
@@ -29,6 +29,8 @@ impl DistributedLockLayer {
     /// [`Rejection`](super::Rejection) of the kind [`InvalidKey`](super::RejectionKind::InvalidKey)
     /// in its extensions. Where a request may run without a key, take an `Option` of the extractor,
     /// return an `Option`, and say [`optional_key`](Self::optional_key).
+    ///
+    /// The closure may return [several keys](IntoLockKeys): `[("account", from), ("account", to)]`.
     ///
     /// Put the layer behind the routing, with `route_layer`: `Path` must know the route's
     /// parameters.
@@ -57,13 +59,13 @@ impl DistributedLockLayer {
     where
         E: FromRequestParts<()> + 'static,
         F: Fn(E) -> K + Clone + Send + Sync + 'static,
-        K: IntoLockKey,
+        K: IntoLockKeys,
     {
         let find = FindKey::later(move |mut parts| {
             let key = key.clone();
             async move {
                 let rejection = match E::from_request_parts(&mut parts, &()).await {
-                    Ok(extracted) => return key(extracted).into_lock_key().map_err(NoKey::Error),
+                    Ok(extracted) => return key(extracted).into_lock_keys().map_err(NoKey::Error),
                     Err(rejection) => rejection.into_response(),
                 };
                 Err(NoKey::Rejected(Box::new(collect(rejection).await)))

@@ -18,13 +18,14 @@ use super::config::{Config, OnUnavailable, Unlocked};
 use super::find_key::{FindingKey, NoKey};
 use super::finish::{Finish, finish};
 use super::held_lock::{BoxFuture, HeldLock};
+use super::wanted::{Wanted, acquire};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 #[cfg(feature = "axum")]
 use crate::http::RejectionKind;
-use crate::http::{Content, Protocol, RejectedBy, find_lease, insert_lease};
-use crate::key::{KeyResult, LockKey};
-use crate::manager::LockGuard;
+use crate::http::{Content, Protocol, RejectedBy};
+use crate::key::{KeysResult, LockKey};
+use crate::manager::LockGuards;
 #[cfg(feature = "axum")]
 use crate::observe;
 
@@ -48,6 +49,7 @@ pin_project! {
 
 /// What a rejection tells of the lock.
 struct Waited {
+    /// The request's only key.
     key: Option<LockKey>,
     since: Time,
     /// How long it took until the lock was acquired or not.
@@ -76,15 +78,19 @@ pin_project! {
             call: Option<(S, Request<B>)>,
         },
         Acquiring {
-            acquiring: BoxFuture<Result<LockGuard, Error>>,
+            acquiring: BoxFuture<Result<LockGuards, Error>>,
             call: Option<(S, Request<B>)>,
+            wanted: Option<Wanted>,
         },
         // The lock is taken out when the service has returned. Fields are dropped in this order:
         // the work ends before its lock does.
         Locked { #[pin] inner: F, lock: Option<HeldLock> },
         Unlocked { #[pin] inner: F },
         // The response is kept back until Redis has released the lock.
-        Releasing { is_lost: BoxFuture<bool>, response: Option<Response<ResponseBody<R>>> },
+        Releasing {
+            released: BoxFuture<Result<(), Error>>,
+            response: Option<Response<ResponseBody<R>>>,
+        },
         Rejected { error: Error },
         Done,
     }
@@ -117,7 +123,7 @@ where
     pub(super) fn found(
         config: Arc<Config>,
         protocol: Protocol,
-        found: KeyResult,
+        found: KeysResult,
         service: S,
         parts: Parts,
         body: B,
@@ -147,7 +153,7 @@ where
             let next = match this.state.as_mut().project() {
                 StateProj::Finding { finding, call } => {
                     let found = match ready!(finding.poll(cx)) {
-                        Ok(key) => Ok(key),
+                        Ok(keys) => Ok(keys),
                         Err(NoKey::Error(error)) => Err(error),
                         #[cfg(feature = "axum")]
                         Err(NoKey::Rejected(mut response)) => {
@@ -166,11 +172,16 @@ where
                     *this.wait = waited;
                     next
                 }
-                StateProj::Acquiring { acquiring, call } => {
+                StateProj::Acquiring {
+                    acquiring,
+                    call,
+                    wanted,
+                } => {
                     let acquired = ready!(acquiring.as_mut().poll(cx));
                     this.wait.time = Time::now().since(this.wait.since);
                     let (service, request) = call.take().expect("acquired once");
-                    call_service(config, acquired, service, request)
+                    let wanted = wanted.take().expect("acquired once");
+                    call_service(config, acquired, wanted, service, request)
                 }
                 StateProj::Locked { inner, lock } => {
                     let held = lock.as_mut().expect("taken when the service has returned");
@@ -179,15 +190,15 @@ where
                     // Drops the service's future: the work ends before its lock does.
                     this.state.set(State::Done);
                     match returned {
-                        None => State::lost(),
-                        Some(Err(error)) => return Poll::Ready(Err(error)),
-                        Some(Ok(response)) => match finish(config, protocol, lock, response, cx) {
+                        Err(error) => State::Rejected { error },
+                        Ok(Err(error)) => return Poll::Ready(Err(error)),
+                        Ok(Ok(response)) => match finish(config, protocol, lock, response, cx) {
                             Finish::Respond(response) => return Poll::Ready(Ok(response)),
-                            Finish::Release { is_lost, response } => State::Releasing {
-                                is_lost,
+                            Finish::Release { released, response } => State::Releasing {
+                                released,
                                 response: Some(response),
                             },
-                            Finish::Lost => State::lost(),
+                            Finish::Lost(error) => State::Rejected { error },
                         },
                     }
                 }
@@ -197,10 +208,10 @@ where
                     let pass = |body| ResponseBody::unlocked(Content::Passthrough { body });
                     return Poll::Ready(returned.map(|response| response.map(pass)));
                 }
-                StateProj::Releasing { is_lost, response } => {
-                    match ready!(is_lost.as_mut().poll(cx)) {
-                        true => State::lost(),
-                        false => {
+                StateProj::Releasing { released, response } => {
+                    match ready!(released.as_mut().poll(cx)) {
+                        Err(error) => State::Rejected { error },
+                        Ok(()) => {
                             let response = response.take().expect("released once");
                             this.state.set(State::Done);
                             return Poll::Ready(Ok(response));
@@ -208,7 +219,8 @@ where
                     }
                 }
                 StateProj::Rejected { error } => {
-                    let (reason, key) = (error.clone().into(), this.wait.key.take());
+                    let only = this.wait.key.take();
+                    let (reason, key) = (error.clone().into(), error.key().cloned().or(only));
                     let by = RejectedBy::Lock;
                     let rejection = protocol.reject(reason, by, key, this.wait.time);
                     let response = config.respond(rejection);
@@ -223,18 +235,11 @@ where
     }
 }
 
-impl<S, B, F, R> State<S, B, F, R> {
-    fn lost() -> Self {
-        let error = Error::of(ErrorKind::Lost);
-        Self::Rejected { error }
-    }
-}
-
 /// Begins with a request whose key was found, or not.
 fn begin<S, B, R>(
     config: &Arc<Config>,
     protocol: Protocol,
-    found: KeyResult,
+    found: KeysResult,
     mut service: S,
     parts: Parts,
     body: B,
@@ -242,82 +247,86 @@ fn begin<S, B, R>(
 where
     S: Service<Request<B>>,
 {
-    let key = match config.key(found) {
-        Ok(key) => key,
+    let keys = match config.keys(found) {
+        Ok(keys) => keys,
         Err(error) => return (Waited::on(None), State::Rejected { error }),
     };
-    // A layer that is applied twice takes a lock once.
-    let outer = key
-        .as_ref()
-        .and_then(|key| find_lease(&parts.extensions, config.locks.id(), key));
-    match (key, outer) {
-        (Some(key), Some(lease)) if !lease.is_held() => (Waited::on(Some(key)), State::lost()),
-        (Some(key), None) => {
-            let wait = protocol.wait(&config.wait, &parts);
-            let waited = Waited::on(Some(key.clone()));
-            let config = Arc::clone(config);
-            let state = State::Acquiring {
-                acquiring: Box::pin(
-                    async move { config.locks.take(&config.meter, key, wait).await },
-                ),
-                call: Some((service, Request::from_parts(parts, body))),
-            };
-            (waited, state)
-        }
-        (None, _) | (Some(_), Some(_)) => {
-            let inner = service.call(Request::from_parts(parts, body));
-            (Waited::on(None), State::Unlocked { inner })
-        }
-    }
+    let mode = config.mode(&parts);
+    let mut request = Request::from_parts(parts, body);
+    let Some(keys) = keys else {
+        let inner = service.call(request);
+        return (Waited::on(None), State::Unlocked { inner });
+    };
+    let (wanted, missing) = match Wanted::new(keys, mode, config, request.extensions()) {
+        Ok(wanted) => wanted,
+        Err(error) => return (Waited::on(None), State::Rejected { error }),
+    };
+    let Some(keys) = missing else {
+        let state = match wanted.show(None, request.extensions_mut()) {
+            Ok(()) => State::Unlocked {
+                inner: service.call(request),
+            },
+            Err(error) => State::Rejected { error },
+        };
+        return (Waited::on(None), state);
+    };
+    let (parts, body) = request.into_parts();
+    let wait = protocol.wait(&config.wait, &parts);
+    let waited = Waited::on(keys.one().cloned());
+    let state = State::Acquiring {
+        acquiring: acquire(Arc::clone(config), keys, wait, mode),
+        call: Some((service, Request::from_parts(parts, body))),
+        wanted: Some(wanted),
+    };
+    (waited, state)
 }
 
 /// Calls the service under the lock, or without one where the settings allow it.
 fn call_service<S, B, R>(
     config: &Config,
-    acquired: Result<LockGuard, Error>,
+    acquired: Result<LockGuards, Error>,
+    wanted: Wanted,
     mut service: S,
     mut request: Request<B>,
 ) -> State<S, B, S::Future, R>
 where
     S: Service<Request<B>>,
 {
-    match acquired {
-        // Time may have passed since it was granted.
-        Ok(guard) if !guard.lease().is_held() => State::lost(),
-        Ok(guard) => {
-            insert_lease(guard.lease().clone(), request.extensions_mut());
-            let lock = HeldLock::new(guard, config.on_lost);
-            State::Locked {
-                inner: lock.enter(|| service.call(request)),
-                lock: Some(lock),
-            }
-        }
+    let guards = match acquired {
+        Ok(guards) => guards,
         Err(error)
             if error.kind() == ErrorKind::Unavailable
                 && config.on_unavailable == OnUnavailable::Proceed =>
         {
             request.extensions_mut().insert(Unlocked);
-            State::Unlocked {
-                inner: service.call(request),
-            }
+            let inner = service.call(request);
+            return State::Unlocked { inner };
         }
-        Err(error) => State::Rejected { error },
+        Err(error) => return State::Rejected { error },
+    };
+    if let Err(error) = wanted.show(Some(guards.leases()), request.extensions_mut()) {
+        return State::Rejected { error };
+    }
+    let lock = HeldLock::new(guards, config.on_lost);
+    State::Locked {
+        inner: lock.enter(|| service.call(request)),
+        lock: Some(lock),
     }
 }
 
-/// Polls the service unless the lock is lost. Returns `None` if it is, before or while the service
-/// is waited for.
+/// Polls the service unless the lock is lost. Returns the error if it is, before or while the
+/// service is waited for.
 fn poll_under_lock<F: Future>(
     inner: Pin<&mut F>,
     lock: &mut HeldLock,
     cx: &mut Context<'_>,
-) -> Poll<Option<F::Output>> {
-    if lock.is_lost() {
-        return Poll::Ready(None);
+) -> Poll<Result<F::Output, Error>> {
+    if let Some(lost) = lock.loss() {
+        return Poll::Ready(Err(lost));
     }
     match lock.enter(|| inner.poll(cx)) {
-        Poll::Ready(returned) => Poll::Ready(Some(returned)),
-        Poll::Pending => lock.poll_lost(cx).map(|()| None),
+        Poll::Ready(returned) => Poll::Ready(Ok(returned)),
+        Poll::Pending => lock.poll_lost(cx).map(Err),
     }
 }
 

@@ -1,80 +1,78 @@
-//! [`HeldLock`]: the lock of one request.
+//! [`HeldLock`]: the locks of one request.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::http::OnLost;
-use crate::lease::{Lease, LostReason};
-use crate::manager::LockGuard;
+use crate::lease::Lease;
+use crate::manager::LockGuards;
 
 /// `Sync`, so that response bodies are: boxed bodies often have to be.
 pub(super) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + Sync>>;
 
-/// A lock that a request holds, and the signal of its loss. Released when dropped.
+/// The locks that a request holds, mostly one, and the signal of their loss. To lose one is to lose
+/// all. Released when dropped.
 pub(super) struct HeldLock {
-    guard: LockGuard,
+    guards: LockGuards,
     /// Made when it is first waited for: most requests end before.
-    lost: Option<BoxFuture<LostReason>>,
+    lost: Option<BoxFuture<()>>,
     on_lost: OnLost,
     #[cfg(feature = "tracing")]
     span: tracing::Span,
 }
 
 impl HeldLock {
-    pub(super) fn new(mut guard: LockGuard, on_lost: OnLost) -> Self {
-        guard.offer();
+    pub(super) fn new(mut guards: LockGuards, on_lost: OnLost) -> Self {
+        guards.offer();
         Self {
             #[cfg(feature = "tracing")]
-            span: crate::observe::span(guard.lease()),
-            guard,
+            span: crate::observe::span(guards.leases().as_slice()),
+            guards,
             lost: None,
             on_lost,
         }
     }
 
-    /// Waits until the request must end because the lock is lost: never, with [`OnLost::Continue`].
-    pub(super) fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits until the request must end because a lock is lost: never, with [`OnLost::Continue`].
+    pub(super) fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         if self.on_lost == OnLost::Continue {
             return Poll::Pending;
         }
         let lost = self.lost.get_or_insert_with(|| {
-            let lease: Lease = self.guard.lease().clone();
-            Box::pin(async move { lease.lost().await })
+            let leases = self.guards.leases().clone();
+            Box::pin(async move { leases.lost_to_layer().await })
         });
-        if ready!(lost.as_mut().poll(cx)) == LostReason::Released && self.is_taken_over() {
-            // It ended as it should, and cannot be lost any more.
-            self.on_lost = OnLost::Continue;
-            return Poll::Pending;
-        }
-        Poll::Ready(())
+        ready!(lost.as_mut().poll(cx));
+        Poll::Ready(self.loss().unwrap_or_else(|| Error::of(ErrorKind::Lost)))
     }
 
-    /// Whether the request must end because the lock is lost. It reads the clock, and is never
-    /// late.
+    /// Whether the request must end because a lock is lost. It reads the clock, and is never late.
     pub(super) fn is_lost(&self) -> bool {
-        self.on_lost == OnLost::Cancel
-            && match self.guard.lease().lost_reason() {
-                None => false,
-                Some(LostReason::Released) => !self.is_taken_over(),
-                Some(_) => true,
-            }
+        self.on_lost == OnLost::Cancel && self.guards.leases().iter().any(Lease::is_lost_to_layer)
     }
 
-    /// Whether the handler releases the lock, and not the layer.
+    /// Returns why the request must end, if it must because a lock is lost.
+    pub(super) fn loss(&self) -> Option<Error> {
+        let leases = self.guards.leases();
+        self.is_lost().then(|| leases.loss())
+    }
+
+    /// Whether the handler releases the locks, and not the layer.
     pub(super) fn is_taken_over(&self) -> bool {
-        self.guard.lease().is_taken_over()
+        self.guards.leases().iter().all(Lease::is_taken_over)
     }
 
-    /// Releases the lock. Returns whether the request must end because the lock was lost before.
-    pub(super) fn release(self) -> BoxFuture<bool> {
+    /// Releases the locks. Fails if the request must end because one was lost before.
+    pub(super) fn release(mut self) -> BoxFuture<Result<(), Error>> {
         Box::pin(async move {
-            if self.guard.lease().withdraw() {
-                return false;
+            self.guards.withdraw();
+            match self.guards.release().await {
+                Err(error) if error.kind() == ErrorKind::Lost && self.on_lost == OnLost::Cancel => {
+                    Err(error)
+                }
+                _ => Ok(()),
             }
-            let released = self.guard.release().await;
-            let is_lost = released.is_err_and(|error| error.kind() == ErrorKind::Lost);
-            self.on_lost == OnLost::Cancel && is_lost
         })
     }
 

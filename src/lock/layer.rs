@@ -13,8 +13,9 @@ use super::find_key::{FindKey, NoKey};
 use super::service::DistributedLock;
 use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Rejection, Wait};
-use crate::key::{IntoLockKey, LockKey};
+use crate::key::{IntoLockKeys, LockKey, LockKeys};
 use crate::manager::LockManager;
+use crate::mode::Mode;
 use crate::observe::{Meter, Role};
 
 /// Runs every request under a lock, so that requests for one key run one at a time, on all nodes.
@@ -49,9 +50,10 @@ pub struct DistributedLockLayer {
 impl DistributedLockLayer {
     /// Makes a layer that locks the key which the closure `key` makes of a request.
     ///
-    /// The closure returns a key, `None` (no key: 400, unless the layer says
-    /// [`optional_key`](Self::optional_key)), or an error: see [`IntoLockKey`]. The module
-    /// [`key`](crate::key) has ready-made closures. It runs on every request, so it must be quick.
+    /// The closure returns a key, several (an array or a `Vec`), `None` (no key: 400, unless the
+    /// layer says [`optional_key`](Self::optional_key)), or an error: see [`IntoLockKeys`]. The
+    /// module [`key`](crate::key) has ready-made closures. It runs on every request, so it must be
+    /// quick.
     ///
     /// A client may be allowed less than what it can name: put the caller's identity into the key
     /// where clients could block each other.
@@ -70,9 +72,9 @@ impl DistributedLockLayer {
     pub fn new<F, K>(locks: LockManager, key: F) -> Self
     where
         F: Fn(&Parts) -> K + Send + Sync + 'static,
-        K: IntoLockKey,
+        K: IntoLockKeys,
     {
-        let find = FindKey::now(move |parts| key(parts).into_lock_key());
+        let find = FindKey::now(move |parts| key(parts).into_lock_keys());
         Self::with(locks, find)
     }
 
@@ -81,7 +83,7 @@ impl DistributedLockLayer {
     ///
     /// The closure gets a copy of the request's head. Its future runs before the lock is asked for,
     /// and its time does not count as [waiting](Self::wait). Dropping the request drops it. Like
-    /// the closure of [`new`](Self::new), it returns a key, `None`, or an error.
+    /// the closure of [`new`](Self::new), it returns a key, several, `None`, or an error.
     ///
     /// # Example
     ///
@@ -102,11 +104,11 @@ impl DistributedLockLayer {
     pub fn new_async<F, Fut>(locks: LockManager, key: F) -> Self
     where
         F: Fn(Parts) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output: IntoLockKey> + Send + 'static,
+        Fut: Future<Output: IntoLockKeys> + Send + 'static,
     {
         let find = FindKey::later(move |parts| {
             let key = key(parts);
-            async move { key.await.into_lock_key().map_err(NoKey::Error) }
+            async move { key.await.into_lock_keys().map_err(NoKey::Error) }
         });
         Self::with(locks, find)
     }
@@ -119,6 +121,7 @@ impl DistributedLockLayer {
                 meter: Meter::unnamed(Role::LockLayer),
                 find_key,
                 wait: Wait::default(),
+                mode: None,
                 hold: Hold::default(),
                 on_unavailable: OnUnavailable::default(),
                 on_lost: OnLost::default(),
@@ -129,12 +132,12 @@ impl DistributedLockLayer {
         }
     }
 
-    /// Makes a layer that locks the [`LockKey`] in the request's extensions.
+    /// Makes a layer that locks the [`LockKey`] or the [`LockKeys`] in the request's extensions.
     ///
-    /// An outer middleware has put it there: for keys that need the body, or something that only
-    /// that middleware knows. A request without one is answered with 500: the middleware is
-    /// missing, or stands inside. One that puts a key into some requests only needs
-    /// [`optional_key`](Self::optional_key).
+    /// An outer middleware has put them there: for keys that need the body, or something that only
+    /// that middleware knows. `LockKeys` count where both are there. A request without any is
+    /// answered with 500: the middleware is missing, or stands inside. One that puts a key into
+    /// some requests only needs [`optional_key`](Self::optional_key).
     ///
     /// # Example
     ///
@@ -161,8 +164,9 @@ impl DistributedLockLayer {
     /// ```
     pub fn from_extension(locks: LockManager) -> Self {
         Self::new(locks, |req| {
-            let key = req.extensions.get::<LockKey>().cloned();
-            key.ok_or_else(|| {
+            let one = || req.extensions.get::<LockKey>().cloned();
+            let several = req.extensions.get::<LockKeys>().cloned();
+            several.or_else(|| one().map(LockKeys::from)).ok_or_else(|| {
                 Error::new(
                     ErrorKind::Config,
                     "the request has no LockKey in its extensions: DistributedLockLayer::from_extension needs a middleware outside of it that puts one there",
@@ -247,6 +251,38 @@ impl DistributedLockLayer {
         F: Fn(&Parts) -> Option<Duration> + Send + Sync + 'static,
     {
         self.set(|config| config.wait.set_for(wait_for))
+    }
+
+    /// Sets whether a request has its lock alone, by a closure. Default: each has,
+    /// [`Mode::Exclusive`].
+    ///
+    /// Requests in [`Mode::Shared`] run together, on all nodes, and never at the same time as one
+    /// that has the lock alone. One that waits to have it alone lets no later one share it before.
+    /// A lock that is mostly shared costs Redis next to nothing: see
+    /// [`LockManager::acquire_shared`].
+    ///
+    /// [`share_safe_methods`](super::share_safe_methods) is such a closure: requests that only read
+    /// share the lock.
+    ///
+    /// # Warning
+    ///
+    /// A request that shares the lock must change nothing that the lock protects.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{DistributedLockLayer, LockManager, key};
+    /// # use tower_distributed_lock::lock::share_safe_methods;
+    /// # fn layer(locks: LockManager) -> DistributedLockLayer {
+    /// // Any number of GETs of a document at the same time; a PUT is alone with it.
+    /// DistributedLockLayer::new(locks, key::path("/documents/{id}")).mode(share_safe_methods)
+    /// # }
+    /// ```
+    pub fn mode<F>(self, mode: F) -> Self
+    where
+        F: Fn(&Parts) -> Mode + Send + Sync + 'static,
+    {
+        self.set(|config| config.mode = Some(Arc::new(mode)))
     }
 
     /// Sets until when the lock is held. Default: [`Hold::Body`], until the body of the response

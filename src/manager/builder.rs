@@ -23,6 +23,7 @@ const DEFAULT_COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 /// | [`command_timeout`](Self::command_timeout) | 1 s, or the time to live if that is less | how long Redis may take to connect, and then to reply |
 /// | [`max_waiters_per_key`](Self::max_waiters_per_key) | 10 000 | how many requests of this process wait for one lock |
 /// | [`max_waiters`](Self::max_waiters) | 100 000 | how many wait for all locks together |
+/// | [`max_keys`](Self::max_keys) | 16 | how many keys a request may lock at once |
 /// | [`burst`](Self::burst) | 16, 50 ms | how many of this process go before another process that waits, and for how long |
 /// | [`quarantine`](Self::quarantine) | with Sentinel or a Cluster | whether to give no lock for a time to live after Redis lost data |
 /// | [`min_replicas`](Self::min_replicas) | 0 | how many replicas must have a lock before it is given |
@@ -68,6 +69,7 @@ pub struct LockManagerBuilder {
     command_timeout: Option<Duration>,
     max_waiters_per_key: usize,
     max_waiters: usize,
+    max_keys: usize,
     burst: u32,
     burst_time: Duration,
     /// `None`: where there is failover.
@@ -89,6 +91,7 @@ impl Default for LockManagerBuilder {
             command_timeout: None,
             max_waiters_per_key: 10_000,
             max_waiters: 100_000,
+            max_keys: 16,
             burst: 16,
             burst_time: Duration::from_millis(50),
             quarantine: None,
@@ -164,7 +167,8 @@ impl LockManagerBuilder {
     /// The next holder gets the lock when the request has had the time to stop (a twentieth of the
     /// time to live, at most 100 ms), and not only when the lease would have expired. A handler
     /// that has answered within this time has more of it until its response is stored
-    /// ([`IdempotencyLayer`](crate::IdempotencyLayer)).
+    /// ([`IdempotencyLayer`](crate::IdempotencyLayer)). Of [several](LockManager::acquire_all)
+    /// locks, the first that is taken counts, while it waits for the others as well.
     ///
     /// # Long responses are cut off
     ///
@@ -265,6 +269,27 @@ impl LockManagerBuilder {
     /// ```
     pub fn max_waiters(mut self, max_waiters: usize) -> Self {
         self.max_waiters = max_waiters;
+        self
+    }
+
+    /// Sets how many different keys a request may lock at once, by a layer whose closure returns
+    /// [several](crate::key::IntoLockKeys), or by [`acquire_all`](LockManager::acquire_all). One
+    /// with more is [refused](ErrorKind::TooManyKeys), with 400. Default: 16. From 1 to 1000.
+    ///
+    /// Clients often choose what is locked. This bounds what one request can keep from the others,
+    /// and how many commands it sends.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::LockManager;
+    /// // An order of up to 100 articles locks each of them.
+    /// let locks = LockManager::builder().max_keys(100).in_memory()?;
+    /// # let _ = locks;
+    /// # Ok::<(), tower_distributed_lock::Error>(())
+    /// ```
+    pub fn max_keys(mut self, max_keys: usize) -> Self {
+        self.max_keys = max_keys;
         self
     }
 
@@ -745,7 +770,13 @@ impl LockManagerBuilder {
             None => Store::in_memory(&options),
             Some(servers) => Store::at(servers, &options)?,
         };
-        let core = Core::new(store, rules, command_timeout, self.max_waiters);
+        let core = Core::new(
+            store,
+            rules,
+            command_timeout,
+            self.max_keys,
+            self.max_waiters,
+        );
         Ok(LockManager::from_core(core))
     }
 
@@ -797,6 +828,12 @@ impl LockManagerBuilder {
                  wait",
             ));
         }
+        if !(1..=1000).contains(&self.max_keys) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("max_keys must be between 1 and 1000, not {}", self.max_keys),
+            ));
+        }
         if self.burst > 1000 {
             return Err(Error::new(
                 ErrorKind::Config,
@@ -837,6 +874,7 @@ impl fmt::Debug for LockManagerBuilder {
             .field("command_timeout", &self.command_timeout)
             .field("max_waiters_per_key", &self.max_waiters_per_key)
             .field("max_waiters", &self.max_waiters)
+            .field("max_keys", &self.max_keys)
             .field("burst", &self.burst)
             .field("burst_time", &self.burst_time)
             .field("quarantine", &self.quarantine)

@@ -85,7 +85,8 @@ impl LockGuard {
     /// Releases the lock, and tells whether this guard still held it.
     ///
     /// If another request of this process waits for the lock, it gets the lock without Redis being
-    /// asked. Then success means that no loss was noticed.
+    /// asked. If others of this process [share](crate::Mode::Shared) it, they keep it. Then success
+    /// means that no loss was noticed.
     ///
     /// The lock is released all the same if this future is dropped.
     ///
@@ -94,15 +95,33 @@ impl LockGuard {
     /// [`ErrorKind::Lost`] if the lock was lost before, [`ErrorKind::Unavailable`] if Redis did not
     /// say so within the [command timeout](crate::LockManagerBuilder::command_timeout). In both
     /// cases, what was done under the lock may have overlapped with another holder.
-    pub async fn release(mut self) -> Result<(), Error> {
+    pub async fn release(self) -> Result<(), Error> {
+        self.begin_release().await
+    }
+
+    /// Releases the lock. The future tells whether this guard still held it.
+    pub(super) fn begin_release(mut self) -> impl Future<Output = Result<(), Error>> + use<> {
         let (reply, released) = oneshot::channel();
         let held = self.lease.is_held();
         self.finish(Some(reply));
-        match timeout(self.core.command_timeout, released).await {
-            Ok(Ok(Ok(()))) if !held => Err(Error::of(ErrorKind::Lost)),
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) | Err(_) => Err(Error::of(ErrorKind::Unavailable)),
+        let released = timeout(self.core.command_timeout, released);
+        async move {
+            match released.await {
+                Ok(Ok(Ok(()))) if !held => Err(Error::of(ErrorKind::Lost)),
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) | Err(_) => Err(Error::of(ErrorKind::Unavailable)),
+            }
         }
+    }
+
+    /// Gives a lock that was [taken over](Lease::take_over) back to its layer. It is released if
+    /// the layer has gone meanwhile.
+    pub(crate) fn give_back(mut self) {
+        self.is_finished = self.lease.give_back(Arc::clone(&self.core));
+    }
+
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
     /// Puts a record in the lock's place, and tells whether it is there. If it is long and the

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Core, LockManager};
 use crate::clock::Time;
 use crate::error::Error;
-use crate::inspect::{LockCursor, LockPage, LockReport, LockStats, Occupant};
+use crate::inspect::{LockCursor, LockPage, LockReport, LockStats};
 use crate::key::IntoLockKey;
 use crate::lease::Lease;
 
@@ -103,10 +103,10 @@ impl LockManager {
     /// Returns some of all locks under this manager's prefix, and where the next ones are.
     ///
     /// A page is what one `SCAN` of Redis finds among about 100 of its keys, so it may be empty
-    /// though more follow. Of a Cluster, one primary is listed after the other. A lock that is taken
-    /// or released meanwhile may be missing, and so may one whose slot moves or whose primary is
-    /// replaced; and a lock may be there twice. The list is for people who look for something, not
-    /// for code that is to act.
+    /// though more follow. Of a Cluster, one primary is listed after the other. A lock that is
+    /// taken or released meanwhile may be missing, and so may one whose slot moves or whose primary
+    /// is replaced; and a lock may be there twice. The list is for people who look for something,
+    /// not for code that is to act.
     ///
     /// # Errors
     ///
@@ -144,8 +144,8 @@ impl LockManager {
 impl Core {
     /// Adds what this process knows of its own holder.
     fn add_own_lease(&self, report: &mut LockReport) {
-        if let Occupant::Process(holder) = &mut report.occupant
-            && holder.process.is_this
+        let mut holders = report.occupant.holders().iter_mut();
+        if let Some(holder) = holders.find(|holder| holder.process.is_this)
             && let Some(lease) = self.lease_on(&report.key)
         {
             holder.fencing_token = Some(lease.fencing_token());

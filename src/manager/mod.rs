@@ -4,15 +4,18 @@ mod background;
 mod builder;
 mod core;
 mod guard;
+mod guards;
 mod inspect;
 mod instance;
 mod intervene;
 mod once;
+mod several;
 pub(crate) mod slot;
 mod waiters;
 mod with_lock;
 
 use std::fmt;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,11 +27,13 @@ pub use self::builder::LockManagerBuilder;
 pub(crate) use self::core::Core;
 #[cfg(feature = "inspector")]
 pub(crate) use self::core::LocalLock;
-use self::core::Taken;
+use self::core::{Request, Taken};
 pub use self::guard::LockGuard;
+pub use self::guards::LockGuards;
 pub use self::once::Once;
 use crate::error::{Error, ErrorKind};
 use crate::key::{IntoLockKey, LockKey};
+use crate::mode::Mode;
 use crate::observe::{self, Meter, Stopwatch};
 use crate::store::{Damage, RedisServer};
 
@@ -191,7 +196,8 @@ impl LockManager {
         K: IntoLockKey,
     {
         let key = key.into_lock_key()?;
-        self.take(&self.core.meter, key, None).await
+        self.take(&self.core.meter, key, None, Mode::Exclusive)
+            .await
     }
 
     /// Takes the lock as soon as it is free, within `wait`. Requests of one process get it in order
@@ -230,7 +236,87 @@ impl LockManager {
         K: IntoLockKey,
     {
         let key = key.into_lock_key()?;
-        self.take(&self.core.meter, key, Some(wait)).await
+        self.take(&self.core.meter, key, Some(wait), Mode::Exclusive)
+            .await
+    }
+
+    /// Shares the lock if no request has it alone, or waits to have it alone.
+    ///
+    /// Like [`try_acquire`](Self::try_acquire), for work that only reads what the lock protects:
+    /// see [`acquire_shared`](Self::acquire_shared).
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use tower_distributed_lock::{Error, ErrorKind, LockManager};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// # let locks = LockManager::in_memory();
+    /// let reader = locks.try_acquire_shared("report").await?;
+    /// let another = locks.try_acquire_shared("report").await?;
+    /// let writer = locks.try_acquire("report").await;
+    /// assert_eq!(writer.unwrap_err().kind(), ErrorKind::Held);
+    /// # drop((reader, another));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Like [`try_acquire`](Self::try_acquire).
+    pub async fn try_acquire_shared<K>(&self, key: K) -> Result<LockGuard, Error>
+    where
+        K: IntoLockKey,
+    {
+        let key = key.into_lock_key()?;
+        self.take(&self.core.meter, key, None, Mode::Shared).await
+    }
+
+    /// Shares the lock with all others that share it, on all nodes, as soon as no request has it
+    /// alone, within `wait`.
+    ///
+    /// The order is that of [`acquire`](Self::acquire): a request that waits to have the lock alone
+    /// lets no later one share it before. So neither kind starves the other.
+    ///
+    /// In Redis, it is the process that shares the lock, whatever the number of its requests. It
+    /// keeps its share for a moment when the last of their guards is dropped (a fiftieth of the
+    /// [time to live](LockManagerBuilder::ttl), at most 100 ms), so that a lock that is mostly
+    /// shared costs Redis next to nothing. A request that waits for the lock is given it at once;
+    /// one that does not wait may be refused in that moment, if another node sends it. To release
+    /// it in Redis before going on, use [`LockGuard::release`].
+    ///
+    /// The [fencing token](LockGuard::fencing_token) is larger than those of all that had the lock
+    /// alone before, and smaller than those of all that will. Requests that share the lock may have
+    /// the same one.
+    ///
+    /// # Deadlocks
+    ///
+    /// A guard is not upgraded. While it lives, the same task must not [`acquire`](Self::acquire)
+    /// the same key: it would wait for itself, until `wait` is over. Release the guard first, and
+    /// look again at what was read under it.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_distributed_lock::{Error, LockManager};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// # let locks = LockManager::in_memory();
+    /// let wait = Duration::from_secs(5);
+    /// let one = locks.acquire_shared("account:7", wait).await?;
+    /// let two = locks.acquire_shared("account:7", wait).await?; // does not wait for the first
+    /// # drop((one, two));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Like [`acquire`](Self::acquire).
+    pub async fn acquire_shared<K>(&self, key: K, wait: Duration) -> Result<LockGuard, Error>
+    where
+        K: IntoLockKey,
+    {
+        let key = key.into_lock_key()?;
+        self.take(&self.core.meter, key, Some(wait), Mode::Shared)
+            .await
     }
 
     pub(crate) async fn take(
@@ -238,21 +324,15 @@ impl LockManager {
         meter: &Meter,
         key: LockKey,
         wait: Option<Duration>,
+        mode: Mode,
     ) -> Result<LockGuard, Error> {
         let attempt = async {
             let waited = Stopwatch::of_wait(&self.core.meters, meter);
-            let result = match self.request(meter, &key, wait).await {
-                Ok(Taken::Lock(guard)) => Ok(guard),
-                Ok(Taken::Record(_)) => Err(Error::new(
-                    ErrorKind::Unavailable,
-                    "the store replied with a record where only a lock can be",
-                )),
-                Err(error) => Err(error),
-            };
+            let result = self.request(meter, &key, wait, mode).await.and_then(lock);
             self.tell_result(meter, &key, result.as_ref(), &waited);
             result
         };
-        observe::acquiring(&key, meter, attempt).await
+        observe::acquiring(slice::from_ref(&key), meter, attempt).await
     }
 
     /// Takes the lock of a record, or returns the record that is in its place.
@@ -264,7 +344,7 @@ impl LockManager {
     ) -> Result<Claimed, Error> {
         let attempt = async {
             let waited = Stopwatch::of_wait(&self.core.meters, meter);
-            let record = match self.request(meter, &key, wait).await {
+            let record = match self.request(meter, &key, wait, Mode::Exclusive).await {
                 Ok(Taken::Record(found)) => self.core.store.fetch(&key, found).await,
                 Ok(Taken::Lock(guard)) => {
                     self.tell_result(meter, &key, Ok(&guard), &waited);
@@ -278,7 +358,7 @@ impl LockManager {
             }
             record.map(|record| record.map_or_else(Claimed::Damaged, Claimed::Record))
         };
-        observe::acquiring(&key, meter, attempt).await
+        observe::acquiring(slice::from_ref(&key), meter, attempt).await
     }
 
     async fn request(
@@ -286,37 +366,12 @@ impl LockManager {
         meter: &Meter,
         key: &LockKey,
         wait: Option<Duration>,
+        mode: Mode,
     ) -> Result<Taken, Error> {
         let wait = wait.filter(|wait| !wait.is_zero());
-        let mut request = self.core.request(key, wait.is_some(), meter)?;
+        let request = self.core.request(key, wait.is_some(), mode, meter)?;
         let limit = wait.or_else(|| self.core.store.replies_within());
-        let decision = match limit {
-            Some(limit) => timeout(limit, &mut request.decision).await,
-            None => Ok((&mut request.decision).await),
-        };
-        let decision = match decision {
-            Ok(decision) => Some(decision),
-            // A process that was stopped sees that the time is over before it sees the decision.
-            Err(_) if wait.is_none() => timeout(A_MOMENT, &mut request.decision).await.ok(),
-            Err(_) => None,
-        };
-        // The decision may have come at the last moment, and would be lost with the request.
-        let decision = decision.map(Result::ok).or_else(|| {
-            request.decision.close();
-            request.decision.try_recv().ok().map(Some)
-        });
-        match decision {
-            Some(decision) => {
-                request.is_decided = true;
-                // The sender is gone: the slot was given up after a panic.
-                decision.unwrap_or_else(|| Err(Error::of(ErrorKind::Unavailable)))
-            }
-            None => {
-                let overdue = request.give_up();
-                let kind = wait.map_or(ErrorKind::Unavailable, |_| overdue);
-                Err(Error::of(kind))
-            }
-        }
+        decision(request, limit).await
     }
 
     fn tell_result(
@@ -366,6 +421,51 @@ impl LockManager {
     /// Tells this manager, and its clones, from others in the process.
     pub(crate) fn id(&self) -> u64 {
         self.core.id
+    }
+}
+
+/// Waits for the decision on a request. Gives it up when the `limit` is over.
+async fn decision(mut request: Request<'_>, limit: Option<Duration>) -> Result<Taken, Error> {
+    let decision = match limit {
+        Some(limit) => timeout(limit, &mut request.decision).await,
+        None => Ok((&mut request.decision).await),
+    };
+    let decision = match decision {
+        Ok(decision) => Some(decision),
+        // A process that was stopped sees that the time is over before it sees the decision.
+        Err(_) if !request.is_patient => timeout(A_MOMENT, &mut request.decision).await.ok(),
+        Err(_) => None,
+    };
+    // The decision may have come at the last moment, and would be lost with the request.
+    let decision = decision.map(Result::ok).or_else(|| {
+        request.decision.close();
+        request.decision.try_recv().ok().map(Some)
+    });
+    match decision {
+        Some(decision) => {
+            request.is_decided = true;
+            // The sender is gone: the slot was given up after a panic.
+            decision.unwrap_or_else(|| Err(Error::of(ErrorKind::Unavailable)))
+        }
+        None => {
+            let is_patient = request.is_patient;
+            let overdue = request.give_up();
+            Err(Error::of(match is_patient {
+                true => overdue,
+                false => ErrorKind::Unavailable,
+            }))
+        }
+    }
+}
+
+/// Returns the lock that a request got for a key that has no records.
+fn lock(taken: Taken) -> Result<LockGuard, Error> {
+    match taken {
+        Taken::Lock(guard) => Ok(guard),
+        Taken::Record(_) => Err(Error::new(
+            ErrorKind::Unavailable,
+            "the store replied with a record where only a lock can be",
+        )),
     }
 }
 

@@ -200,6 +200,21 @@ pub(super) fn no_tracking(server: &str, why: &dyn Display) {
     tracing::warn!(target: TARGET, %server, %why, "Redis does not tell when a lock is deleted by someone else");
 }
 
+/// Like [`Fingerprint`], of several keys.
+#[cfg(feature = "tracing")]
+pub(super) struct Fingerprints<I>(pub(super) I);
+
+#[cfg(feature = "tracing")]
+impl<'a, I: Iterator<Item = &'a LockKey> + Clone> Display for Fingerprints<I> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, key) in self.0.clone().enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            write!(f, "{comma}{}", Fingerprint(key))?;
+        }
+        Ok(())
+    }
+}
+
 /// Hashes the key only if a subscriber reads the field.
 #[cfg(feature = "tracing")]
 pub(super) struct Fingerprint<'a>(pub(super) &'a LockKey);

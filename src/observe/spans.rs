@@ -5,7 +5,7 @@ use tracing::{Instrument, Span, field};
 
 use super::Meter;
 #[cfg(feature = "tracing")]
-use super::events::{Fingerprint, TARGET};
+use super::events::{Fingerprint, Fingerprints, TARGET};
 #[cfg(feature = "tracing")]
 use crate::error::Error;
 use crate::key::LockKey;
@@ -36,23 +36,34 @@ pub(crate) fn with_this_subscriber(work: impl FnOnce()) -> impl FnOnce() {
     work
 }
 
-/// Runs the attempt to get a lock in a span of its own, in which the [outcome](acquired) is noted.
+/// Runs the attempt to get the locks of these keys in a span of its own, in which the
+/// [outcome](acquired) is noted.
 #[cfg_attr(not(feature = "tracing"), allow(unused_variables))]
 pub(crate) fn acquiring<F: Future>(
-    key: &LockKey,
+    keys: &[LockKey],
     meter: &Meter,
     attempt: F,
-) -> impl Future<Output = F::Output> {
+) -> impl Future<Output = F::Output> + use<F> {
     #[cfg(feature = "tracing")]
-    let attempt = attempt.instrument(tracing::info_span!(
-        target: TARGET,
-        ACQUIRE,
-        key = %Fingerprint(key),
-        name = meter.name(),
-        outcome = field::Empty,
-        path = field::Empty,
-        fencing_token = field::Empty,
-    ));
+    let attempt = attempt.instrument(match keys {
+        [key] => tracing::info_span!(
+            target: TARGET,
+            ACQUIRE,
+            key = %Fingerprint(key),
+            name = meter.name(),
+            outcome = field::Empty,
+            path = field::Empty,
+            fencing_token = field::Empty,
+        ),
+        // Each lock has a token and a path of its own, which its event tells.
+        keys => tracing::info_span!(
+            target: TARGET,
+            ACQUIRE,
+            keys = %Fingerprints(keys.iter()),
+            name = meter.name(),
+            outcome = field::Empty,
+        ),
+    });
     attempt
 }
 
@@ -83,16 +94,24 @@ fn attempt() -> Option<Span> {
     (name == ACQUIRE).then_some(span)
 }
 
-/// The span in which a request runs while it holds a lock.
+/// The span in which a request runs while it holds a lock, or several.
 #[cfg(feature = "tracing")]
-pub(crate) fn span(lease: &Lease) -> Span {
-    tracing::info_span!(
-        target: TARGET,
-        "lock",
-        key = %Fingerprint(lease.key()),
-        name = lease.meter().name(),
-        fencing_token = lease.fencing_token(),
-    )
+pub(crate) fn span(leases: &[Lease]) -> Span {
+    match leases {
+        [lease] => tracing::info_span!(
+            target: TARGET,
+            "lock",
+            key = %Fingerprint(lease.key()),
+            name = lease.meter().name(),
+            fencing_token = lease.fencing_token(),
+        ),
+        leases => tracing::info_span!(
+            target: TARGET,
+            "lock",
+            keys = %Fingerprints(leases.iter().map(Lease::key)),
+            name = leases.first().map(|lease| lease.meter().name()),
+        ),
+    }
 }
 
 /// Runs work that holds a lock in its [span].
@@ -102,6 +121,6 @@ pub(crate) fn in_span<F: Future>(
     work: F,
 ) -> impl Future<Output = F::Output> + use<F> {
     #[cfg(feature = "tracing")]
-    let work = work.instrument(span(lease));
+    let work = work.instrument(span(std::slice::from_ref(lease)));
     work
 }

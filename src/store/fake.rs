@@ -1,7 +1,7 @@
 //! A store for tests of the manager. [`FakeStore`] takes the commands of one manager. The test
 //! decides when they get to the server, and what comes back. [`Truth`] is what the server has.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use super::{Command, Failure, Granted, Notice, Record, Reply};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Kind, LockKey};
+use crate::mode::Mode;
 
 #[derive(Debug)]
 pub(crate) struct FakeStore {
@@ -114,7 +115,7 @@ impl FakeStore {
 }
 
 /// A process, and the number of its token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Token {
     pub(crate) process: usize,
     pub(crate) number: u64,
@@ -123,6 +124,8 @@ pub(crate) struct Token {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Value {
     Token(Token),
+    /// Those that share the lock are in a set of their own.
+    Shared,
     /// The value of a client of another kind.
     Foreign,
     Record(Bytes),
@@ -132,7 +135,7 @@ pub(crate) enum Value {
 struct Entry {
     value: Value,
     expires: Option<Time>,
-    /// Whether processes wait for the token that has the lock.
+    /// Whether processes wait for those who have the lock.
     is_marked: bool,
 }
 
@@ -153,6 +156,14 @@ pub(crate) struct Client {
     pub(crate) seed: u64,
 }
 
+/// How a token is to get a lock: see [`Command::Acquire`].
+#[derive(Clone, Copy)]
+struct Asked {
+    ttl: Duration,
+    queue: bool,
+    watch: bool,
+}
+
 /// What the server says to one command.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
@@ -168,6 +179,10 @@ pub(crate) enum Answer {
 pub(crate) struct Truth {
     locks: HashMap<LockKey, Entry>,
     queues: HashMap<LockKey, Queue>,
+    /// Those that share a lock, and when the lease of each expires.
+    readers: HashMap<LockKey, Vec<(Token, Time)>>,
+    /// Tokens that would share the lock that they wait for.
+    sharing: HashSet<Token>,
     /// By key, the processes that the server tells of the next change.
     watchers: HashMap<LockKey, Vec<usize>>,
     /// The counter of fences.
@@ -187,6 +202,8 @@ impl Truth {
         Self {
             locks: HashMap::new(),
             queues: HashMap::new(),
+            readers: HashMap::new(),
+            sharing: HashSet::new(),
             watchers: HashMap::new(),
             last_fence: 0,
             clock: 1000,
@@ -203,6 +220,22 @@ impl Truth {
             self.expired.insert(key.clone(), expires);
         }
         Some(&self.locks.get(key)?.value)
+    }
+
+    /// Returns who has the lock.
+    pub(crate) fn holders(&mut self, key: &LockKey, now: Time) -> Vec<Token> {
+        match self.value(key, now).cloned() {
+            Some(Value::Token(token)) => vec![token],
+            Some(Value::Shared) => self.readers(key, now).iter().map(|one| one.0).collect(),
+            Some(Value::Foreign | Value::Record(_)) | None => Vec::new(),
+        }
+    }
+
+    /// Returns those that share the lock, without those whose leases have expired.
+    fn readers(&mut self, key: &LockKey, now: Time) -> &mut Vec<(Token, Time)> {
+        let readers = self.readers.entry(key.clone()).or_default();
+        readers.retain(|(_, expires)| *expires > now);
+        readers
     }
 
     pub(crate) fn queue(&mut self, key: &LockKey, now: Time) -> &[Token] {
@@ -236,6 +269,7 @@ impl Truth {
     pub(crate) fn flush(&mut self) {
         self.locks.clear();
         self.queues.clear();
+        self.readers.clear();
         self.watchers.clear();
         self.last_fence = 0;
     }
@@ -283,16 +317,38 @@ impl Truth {
         Answer::Reply(match *command {
             Command::Acquire {
                 token,
+                mode: Mode::Shared,
+                queue,
+                watch,
+                ..
+            } => {
+                let asked = Asked {
+                    ttl: client.ttl,
+                    queue,
+                    watch,
+                };
+                self.share(key, of(token), asked, now)
+            }
+            Command::Acquire {
+                token,
                 queue: false,
                 watch: false,
                 again: false,
+                ..
             } if !is_repeated => self.take(key, of(token), client.ttl, now),
             Command::Acquire {
                 token,
                 queue,
                 watch,
                 ..
-            } => self.acquire(key, of(token), client.ttl, now, queue, watch),
+            } => {
+                let asked = Asked {
+                    ttl: client.ttl,
+                    queue,
+                    watch,
+                };
+                self.acquire(key, of(token), asked, now)
+            }
             Command::Release {
                 token,
                 contended: false,
@@ -303,7 +359,11 @@ impl Truth {
             Command::Complete {
                 token, ref record, ..
             } => self.complete(key, of(token), now, record),
-            Command::Renew { token } => {
+            Command::Renew {
+                token,
+                mode: Mode::Shared,
+            } => self.renew_shared(key, of(token), now + client.ttl, now),
+            Command::Renew { token, .. } => {
                 self.watch(key, process);
                 match self.has(key, of(token), now) {
                     true => {
@@ -337,21 +397,14 @@ impl Truth {
             }
             Some(value) => Reply::HeldElsewhere {
                 remaining: None,
-                foreign: !matches!(value, Value::Token(_)),
+                foreign: !matches!(value, Value::Token(_) | Value::Shared),
             },
         }
     }
 
-    fn acquire(
-        &mut self,
-        key: &LockKey,
-        token: Token,
-        ttl: Duration,
-        now: Time,
-        queue: bool,
-        watch: bool,
-    ) -> Reply {
-        let holder = match self.value(key, now).cloned() {
+    fn acquire(&mut self, key: &LockKey, token: Token, asked: Asked, now: Time) -> Reply {
+        let ttl = asked.ttl;
+        match self.value(key, now).cloned() {
             Some(Value::Record(record)) if key.kind() == Kind::Record => {
                 return Reply::Recorded(record);
             }
@@ -367,11 +420,28 @@ impl Truth {
                 self.set(key, token, now + ttl, contended);
                 return acquired(contended);
             }
-            Some(Value::Token(holder)) => Some(holder),
-            Some(_) => None,
-        };
-        let expires = self.locks[key].expires;
+            Some(_) => {}
+        }
+        let mut expires = self.locks[key].expires;
+        if self.is_shared(key, now) {
+            // The first to expire may be the last to hold.
+            expires = self.readers(key, now).iter().map(|one| one.1).min();
+        }
         let remaining = expires.map(|expires| expires.since(now));
+        self.held_elsewhere(key, token, remaining, asked, now)
+    }
+
+    /// Others have the lock. The token waits for them.
+    fn held_elsewhere(
+        &mut self,
+        key: &LockKey,
+        token: Token,
+        remaining: Option<Duration>,
+        asked: Asked,
+        now: Time,
+    ) -> Reply {
+        let Asked { ttl, queue, watch } = asked;
+        let holders = self.holders(key, now);
         if queue {
             let lasts = now + remaining.unwrap_or_default() + 3 * ttl;
             let queue = self.queues.entry(key.clone()).or_insert(Queue {
@@ -382,15 +452,13 @@ impl Truth {
             if !queue.tokens.contains(&token) {
                 queue.tokens.push(token);
             }
-            if let Some(holder) = holder
-                && !self.is_marked(key)
-            {
+            if !holders.is_empty() && !self.is_marked(key) {
                 self.changed(key, Some(token.process));
                 self.mark(key);
-                let notice = Notice::Contended {
-                    token: holder.number,
-                };
-                self.notices.push((holder.process, key.clone(), notice));
+                for Token { process, number } in &holders {
+                    let notice = Notice::Contended { token: *number };
+                    self.notices.push((*process, key.clone(), notice));
+                }
             }
         }
         if watch {
@@ -398,8 +466,65 @@ impl Truth {
         }
         Reply::HeldElsewhere {
             remaining,
-            foreign: holder.is_none(),
+            foreign: holders.is_empty(),
         }
+    }
+
+    /// A token joins those that share the lock, unless others wait.
+    fn share(&mut self, key: &LockKey, token: Token, asked: Asked, now: Time) -> Reply {
+        self.sharing.insert(token);
+        let is_free = self.value(key, now).is_none();
+        if is_free {
+            self.readers.remove(key);
+        }
+        let is_in = self.is_reader(key, token, now);
+        let first = self.queue(key, now).first().copied();
+        let is_let_in = is_in || first.is_none_or(|first| first == token) || !self.is_marked(key);
+        let may_join = is_free || self.is_shared(key, now) && is_let_in;
+        if !may_join {
+            let expires = self.locks[key].expires;
+            let remaining = expires.map(|expires| expires.since(now));
+            return self.held_elsewhere(key, token, remaining, asked, now);
+        }
+        self.leave(key, token);
+        let contended = !self.queue(key, now).is_empty();
+        self.changed(key, Some(token.process));
+        let readers = self.readers(key, now);
+        readers.retain(|one| one.0 != token);
+        readers.push((token, now + asked.ttl));
+        self.set_shared(key, contended, now);
+        acquired(contended)
+    }
+
+    fn renew_shared(&mut self, key: &LockKey, token: Token, expires: Time, now: Time) -> Reply {
+        if !self.is_reader(key, token, now) {
+            return Reply::Gone;
+        }
+        let readers = self.readers(key, now);
+        readers.retain(|one| one.0 != token);
+        readers.push((token, expires));
+        let contended = self.is_marked(key);
+        self.changed(key, Some(token.process));
+        self.set_shared(key, contended, now);
+        Reply::Renewed { contended }
+    }
+
+    fn is_shared(&mut self, key: &LockKey, now: Time) -> bool {
+        self.value(key, now) == Some(&Value::Shared)
+    }
+
+    fn is_reader(&mut self, key: &LockKey, token: Token, now: Time) -> bool {
+        self.is_shared(key, now) && self.readers(key, now).iter().any(|one| one.0 == token)
+    }
+
+    /// Lets the lock last for as long as the last of those that share it.
+    fn set_shared(&mut self, key: &LockKey, is_marked: bool, now: Time) {
+        let entry = Entry {
+            value: Value::Shared,
+            expires: self.readers(key, now).iter().map(|one| one.1).max(),
+            is_marked,
+        };
+        self.locks.insert(key.clone(), entry);
     }
 
     /// Deletes a lock that no process waits for. The queue is left alone.
@@ -417,42 +542,76 @@ impl Truth {
     }
 
     fn grant(&mut self, key: &LockKey, token: Token, client: Client, now: Time) -> Reply {
-        let had_it = self.has(key, token, now);
+        let was_shared = self.is_shared(key, now);
+        let had_it = match was_shared {
+            true => self.is_reader(key, token, now),
+            false => self.has(key, token, now),
+        };
+        self.readers(key, now).retain(|one| one.0 != token);
         if !had_it {
             self.leave(key, token);
         }
-        let granted = (had_it || self.value(key, now).is_none()) && {
+        let is_shared = was_shared && !self.readers(key, now).is_empty();
+        let granted = (had_it || is_shared || self.value(key, now).is_none()) && {
             self.changed(key, Some(token.process));
             self.locks.remove(key);
-            self.grant_next(key, client, now)
+            self.grant_next(key, client, now, is_shared)
         };
         Reply::Released { had_it, granted }
     }
 
-    fn grant_next(&mut self, key: &LockKey, client: Client, now: Time) -> bool {
+    /// Gives a lock that is free to the next, or to all at the head of the queue that share it. One
+    /// that others share goes to these only.
+    fn grant_next(
+        &mut self,
+        key: &LockKey,
+        client: Client,
+        now: Time,
+        mut is_shared: bool,
+    ) -> bool {
         let ttl = client.grant_ttl;
+        let mut given = Vec::new();
         while let Some(next) = self.queue(key, now).first().copied() {
-            self.leave(key, next);
-            if self.is_there[next.process] {
-                let contended = !self.queue(key, now).is_empty();
-                self.set(key, next, now + ttl, contended);
-                self.last_fence += 1;
-                if self.last_fence <= client.seed {
-                    self.last_fence = self.time(now);
-                }
-                let granted = Granted {
-                    token: next.number,
-                    fence: self.last_fence,
-                    ttl,
-                    contended,
-                    after: None,
-                };
-                let notice = Notice::Granted(granted);
-                self.notices.push((next.process, key.clone(), notice));
-                return true;
+            let shares = self.sharing.contains(&next);
+            if is_shared && !shares {
+                break;
             }
+            self.leave(key, next);
+            if !self.is_there[next.process] {
+                continue;
+            }
+            given.push(next);
+            if !shares {
+                break;
+            }
+            if !is_shared {
+                self.readers.remove(key);
+            }
+            is_shared = true;
+            self.readers(key, now).push((next, now + ttl));
         }
-        false
+        let contended = !self.queue(key, now).is_empty();
+        for next in &given {
+            self.last_fence += 1;
+            if self.last_fence <= client.seed {
+                self.last_fence = self.time(now);
+            }
+            let granted = Granted {
+                token: next.number,
+                fence: self.last_fence,
+                ttl,
+                contended,
+                after: None,
+            };
+            let notice = Notice::Granted(granted);
+            self.notices.push((next.process, key.clone(), notice));
+        }
+        match given[..] {
+            _ if is_shared => self.set_shared(key, contended, now),
+            [next] => self.set(key, next, now + ttl, contended),
+            _ => {}
+        }
+        !given.is_empty()
     }
 
     fn complete(&mut self, key: &LockKey, token: Token, now: Time, record: &Record) -> Reply {

@@ -11,9 +11,12 @@ use bytes::Bytes;
 use super::{Command, Done, Granted, Notice, Outcome, Record, Reply, settled};
 use crate::clock::Time;
 use crate::key::LockKey;
+use crate::mode::Mode;
 
 /// Does on a map what the script does in Redis. Its only client is one manager, which has every
 /// reply at once.
+///
+/// The mode of a hold makes no difference to it: there is no other process to share a lock with.
 #[derive(Debug)]
 pub(crate) struct MemoryStore {
     ttl: Duration,
@@ -34,8 +37,9 @@ struct State {
 #[derive(Debug)]
 struct Lock {
     token: u64,
+    mode: Mode,
     expires: Time,
-    queue: VecDeque<u64>,
+    queue: VecDeque<(u64, Mode)>,
 }
 
 impl MemoryStore {
@@ -73,8 +77,10 @@ impl MemoryStore {
         let mut state = self.state();
         state.drop_expired_records(now);
         let (result, notice, sender) = match command {
-            Command::Acquire { token, queue, .. } => {
-                let result = state.acquire(key, token, queue, now, self.ttl);
+            Command::Acquire {
+                token, queue, mode, ..
+            } => {
+                let result = state.acquire(key, (token, mode), queue, now, self.ttl);
                 (result, None, None)
             }
             Command::Release { token, reply, .. } => {
@@ -86,7 +92,7 @@ impl MemoryStore {
                 record,
                 reply,
             } => (state.complete(key, token, now, record), None, reply),
-            Command::Renew { token } => (state.renew(key, token, now + self.ttl), None, None),
+            Command::Renew { token, .. } => (state.renew(key, token, now + self.ttl), None, None),
             Command::Check { token } => (state.check(key, token), None, None),
         };
         let result = Ok(result);
@@ -105,7 +111,7 @@ impl State {
     fn acquire(
         &mut self,
         key: &LockKey,
-        token: u64,
+        (token, mode): (u64, Mode),
         queue: bool,
         now: Time,
         ttl: Duration,
@@ -115,8 +121,8 @@ impl State {
         }
         match self.locks.get_mut(key) {
             Some(lock) if lock.token != token && lock.expires > now => {
-                if queue && !lock.queue.contains(&token) {
-                    lock.queue.push_back(token);
+                if queue && !lock.queue.contains(&(token, mode)) {
+                    lock.queue.push_back((token, mode));
                 }
                 return Reply::HeldElsewhere {
                     remaining: Some(lock.expires.since(now)),
@@ -124,15 +130,16 @@ impl State {
                 };
             }
             Some(lock) => {
-                lock.token = token;
+                (lock.token, lock.mode) = (token, mode);
                 lock.expires = now + ttl;
-                lock.queue.retain(|waiting| *waiting != token);
+                lock.queue.retain(|(waiting, _)| *waiting != token);
             }
             None => {
                 self.locks.insert(
                     key.clone(),
                     Lock {
                         token,
+                        mode,
                         expires: now + ttl,
                         queue: VecDeque::new(),
                     },
@@ -156,8 +163,8 @@ impl State {
         let (mut had_it, mut notice) = (false, None);
         if let Some(lock) = self.locks.get_mut(key) {
             had_it = lock.token == token;
-            if had_it && let Some(next) = lock.queue.pop_front() {
-                (lock.token, lock.expires) = (next, now + ttl);
+            if had_it && let Some((next, mode)) = lock.queue.pop_front() {
+                (lock.token, lock.mode, lock.expires) = (next, mode, now + ttl);
                 self.last_fence += 1;
                 notice = Some(Notice::Granted(Granted {
                     token: next,
@@ -169,7 +176,7 @@ impl State {
             } else if had_it {
                 self.locks.remove(key);
             } else {
-                lock.queue.retain(|waiting| *waiting != token);
+                lock.queue.retain(|(waiting, _)| *waiting != token);
             }
         }
         let granted = notice.is_some();

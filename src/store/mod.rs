@@ -60,7 +60,7 @@ pub(crate) use self::protocol::{
 };
 #[cfg(fuzzing)]
 pub(crate) use self::redis::fuzzing;
-pub(crate) use self::redis::{AddressMap, CredentialsCallback, Damage, Manifest, Tls};
+pub(crate) use self::redis::{AddressMap, CredentialsCallback, Damage, HeldBack, Manifest, Tls};
 pub use self::redis::{Credentials, RedisServer};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
@@ -197,6 +197,17 @@ impl Store {
                 fake.submit(now, key, command);
                 None
             }
+        }
+    }
+
+    /// Keeps back the commands that are submitted until the returned value is dropped, so that they
+    /// go out together. Those for a cluster mostly go to several servers, and are not kept back.
+    pub(crate) fn hold_back(&self) -> Option<HeldBack<'_>> {
+        match self {
+            Self::Redis(redis) => Some(redis.hold_back()),
+            Self::Memory(_) | Self::Cluster(_) => None,
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => None,
         }
     }
 

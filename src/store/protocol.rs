@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use crate::clock::Time;
 use crate::error::Error;
+use crate::mode::Mode;
 
 /// A command of the manager to its store, for one key.
 ///
@@ -17,12 +18,15 @@ use crate::error::Error;
 /// a command only names what was sent: see [`bare`](Self::bare).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Command<R = Record, S = Option<ReplySender>> {
-    /// Takes the lock if it is free or is this token's already. Reply: [`Reply::Acquired`],
-    /// [`Reply::HeldElsewhere`] or [`Reply::Recorded`].
+    /// Takes the lock if it is free or is this token's already, or shares it if it is shared and
+    /// no other process waits. Reply: [`Reply::Acquired`], [`Reply::HeldElsewhere`] or
+    /// [`Reply::Recorded`].
     Acquire {
         token: u64,
+        /// The same for all acquires of a token. Records are not shared.
+        mode: Mode,
         /// If the lock is held, puts the token into the key's queue (once). If it is the first
-        /// there, tells the holder by [`Notice::Contended`].
+        /// there, tells every holder by [`Notice::Contended`].
         queue: bool,
         /// If the lock is held, sends [`Notice::Changed`] when that changes: for a lock of a client
         /// of another kind, whose release grants it to no token.
@@ -30,14 +34,16 @@ pub(crate) enum Command<R = Record, S = Option<ReplySender>> {
         /// An earlier acquire had the same token, which may be in the queue.
         again: bool,
     },
-    /// Gives up whatever this token has: the lock, or its place in the queue. If the lock is free
-    /// then, it goes to the next in the queue. Reply: [`Reply::Released`].
+    /// Gives up whatever this token has: the lock, its share of it, or its place in the queue. If
+    /// the lock is free then, it goes to the next in the queue, or to all at its head that share.
+    /// Reply: [`Reply::Released`].
     Release {
         token: u64,
         /// Another process is known to wait for the lock: this release must not let other commands
         /// go first.
         contended: bool,
-        /// The token may be in the queue, or others may wait for a lock that it has lost.
+        /// The token may be in the queue, or share the lock, or others may wait for a lock that it
+        /// has lost.
         queued: bool,
         reply: S,
     },
@@ -46,10 +52,10 @@ pub(crate) enum Command<R = Record, S = Option<ReplySender>> {
     Complete { token: u64, record: R, reply: S },
     /// If the lock still is this token's, lets its lease last for a whole time to live again. Never
     /// creates a lock. Reply: [`Reply::Renewed`] or [`Reply::Gone`].
-    Renew { token: u64 },
+    Renew { token: u64, mode: Mode },
     /// Reads whether the lock still is this token's. Writes nothing: a write might be told to
-    /// another process as a change, which would check in its turn. Reply: [`Reply::Intact`] or
-    /// [`Reply::Gone`].
+    /// another process as a change, which would check in its turn. A share of a lock is renewed
+    /// instead. Reply: [`Reply::Intact`] or [`Reply::Gone`].
     Check { token: u64 },
 }
 
@@ -79,11 +85,13 @@ impl<R, S> Command<R, S> {
         match *self {
             Self::Acquire {
                 token,
+                mode,
                 queue,
                 watch,
                 again,
             } => Command::Acquire {
                 token,
+                mode,
                 queue,
                 watch,
                 again,
@@ -106,7 +114,7 @@ impl<R, S> Command<R, S> {
                 record: record_of(record),
                 reply,
             },
-            Self::Renew { token } => Command::Renew { token },
+            Self::Renew { token, mode } => Command::Renew { token, mode },
             Self::Check { token } => Command::Check { token },
         }
     }
@@ -122,7 +130,8 @@ impl<R, S> Command<R, S> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Reply {
     Acquired {
-        /// Larger than every fence the store gave out for this key before.
+        /// Larger than every fence the store gave out for this key before. Of two that share the
+        /// lock, either may have the larger one.
         fence: u64,
         /// Whether other processes are known to wait for this key.
         contended: bool,
@@ -156,9 +165,10 @@ pub(crate) enum Reply {
 /// What a store tells of a key of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Notice {
-    /// The lock went to the token that was first in the queue.
+    /// The lock went to the token that was first in the queue, or among those that share at its
+    /// head.
     Granted(Granted),
-    /// Another process began to wait for the lock that this token holds.
+    /// Another process began to wait for the lock that this token holds, or shares.
     Contended { token: u64 },
     /// Another client changed or deleted the lock, or a record took its place.
     Changed,

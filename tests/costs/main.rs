@@ -64,6 +64,12 @@ where
     made as f64 / f64::from(REQUESTS)
 }
 
+/// Locks two keys for each request.
+fn layer_of_two(locks: LockManager) -> DistributedLockLayer {
+    let keys = ["7", "9"].map(|key| LockKey::new(key).unwrap());
+    DistributedLockLayer::new(locks, move |_| keys.clone())
+}
+
 fn layer(locks: LockManager) -> DistributedLockLayer {
     let key = LockKey::new("7").unwrap();
     DistributedLockLayer::new(locks, move |_| key.clone())
@@ -100,6 +106,14 @@ async fn main() {
     locks.close().await;
     let sent = commands(&redis).await;
 
+    let locks = LockManager::connect(&server.url()).await.unwrap();
+    let mut service = layer_of_two(locks.clone()).layer(service_fn(hello));
+    support::eventually_no_trace(&redis).await;
+    support::run(&redis, "CONFIG RESETSTAT").await;
+    make_requests(&mut service).await;
+    locks.close().await;
+    let sent_for_two = commands(&redis).await;
+
     println!("allocations per request, besides those of the service inside:");
     println!(
         "  in memory {:.2}, over Redis {:.2}",
@@ -120,4 +134,13 @@ async fn main() {
         ("PING", 0),
     ];
     assert_eq!(sent, expected, "a take, its fence, a release");
+    println!("commands of {REQUESTS} requests for two keys: {sent_for_two:?}");
+    let expected = [
+        ("SET", 2 * requests),
+        ("INCRBY", requests),
+        ("EVALSHA", 2 * requests),
+        ("PING", 0),
+    ];
+    // Each write takes the fences of all its takes at once.
+    assert_eq!(sent_for_two, expected, "both are taken by one write");
 }

@@ -64,6 +64,11 @@ impl Worker {
         self.acquired().await
     }
 
+    pub async fn share(&mut self) -> u64 {
+        self.tell("share").await;
+        self.acquired().await
+    }
+
     /// Waits for the fencing token of a lock that was asked for.
     pub async fn acquired(&mut self) -> u64 {
         let answer = self.answer().await;

@@ -5,10 +5,11 @@ use std::io::Write;
 use redis::aio::MultiplexedConnection;
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
-use tower_distributed_lock::{LockGuard, LockManager};
+use tower_distributed_lock::{Error, LockGuard, LockManager};
 
 use crate::harness;
 use crate::support::{PATIENCE, connect_patiently, run, short_lived, value};
+use crate::transfers::transfers;
 
 pub const URL: &str = "TOWER_DISTRIBUTED_LOCK_TEST_URL";
 
@@ -66,7 +67,7 @@ async fn carry_out(
         let line = received.recv().await.unwrap();
         let mut words = line.split(' ');
         match words.next().unwrap() {
-            "acquire" => match locks.acquire("a", PATIENCE * 3).await {
+            word @ ("acquire" | "share") => match take(&locks, word).await {
                 Ok(guard) => {
                     say(&guard.fencing_token().to_string());
                     held = Some(guard);
@@ -107,6 +108,10 @@ async fn carry_out(
                 }
                 say(&format!("{served} {refused}"));
             }
+            "transfer" => {
+                let times = words.next().unwrap().parse().unwrap();
+                say(&transfers(&locks, redis, times).await);
+            }
             "close" => {
                 drop(held);
                 locks.close().await;
@@ -115,6 +120,13 @@ async fn carry_out(
             "drop" => return End::DropRuntimeAndLiveOn(locks, held.unwrap()),
             _ => panic!("unknown command: {line}"),
         }
+    }
+}
+
+async fn take(locks: &LockManager, how: &str) -> Result<LockGuard, Error> {
+    match how {
+        "share" => locks.acquire_shared("a", PATIENCE * 3).await,
+        _ => locks.acquire("a", PATIENCE * 3).await,
     }
 }
 

@@ -32,7 +32,7 @@ use support::{
 };
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_distributed_lock::{
-    DistributedLockLayer, ErrorKind, IdempotencyLayer, Lease, LockManager, LostReason, key,
+    DistributedLockLayer, ErrorKind, IdempotencyLayer, Lease, Leases, LockManager, LostReason, key,
 };
 use tracing::Level;
 
@@ -204,6 +204,42 @@ async fn the_handler_and_its_body_run_inside_of_the_locks_span() {
     let mut events = records();
     events.retain(|record| record.message() == "all is handled");
     assert!(events[0].lock_span().is_none());
+}
+
+#[tokio::test]
+async fn several_locks_are_told_one_by_one_and_have_one_span() {
+    const KEYS: [&str; 2] = ["one of two", "two of two"];
+    listen();
+    let locks = LockManager::in_memory();
+    let layer = DistributedLockLayer::new(locks.clone(), |_| KEYS);
+    let service = ServiceBuilder::new().layer(layer).service(service_fn(
+        async |request: Request<Empty<Bytes>>| {
+            let leases = request.extensions().get::<Leases>().unwrap();
+            tracing::info!(?leases, "both are held");
+            Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+        },
+    ));
+    let response = service.clone().oneshot(Request::default()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    drop(response);
+    for key in KEYS {
+        one(key, "lock acquired").await;
+        one(key, "lock released").await;
+    }
+    let mut events = records();
+    events.retain(|record| record.message() == "both are held");
+    let span = events[0].lock_span().unwrap();
+    let keys = KEYS.map(fingerprint).join(",");
+    assert_eq!(span.get("keys"), Some(&*keys));
+
+    let _guard = locks.try_acquire(KEYS[1]).await.unwrap();
+    let response = service.oneshot(Request::default()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::CONFLICT);
+    tracing::info!(?response, "refused");
+    let refused = one(KEYS[1], "lock not acquired").await;
+    assert_eq!(refused.fields.get("reason"), Some("Held"));
+    assert!(told(KEYS[0], "lock not acquired").is_empty());
+    assert_untold(&KEYS);
 }
 
 #[tokio::test]

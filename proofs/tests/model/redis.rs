@@ -24,6 +24,13 @@ pub enum Token {
         process: Process,
         number: u64,
     },
+    /// One of ours that waits to share the lock: it is in the queue like this.
+    Reader {
+        process: Process,
+        number: u64,
+    },
+    /// What a lock says that several share.
+    Shared,
     /// Any value that a client of another kind writes.
     Foreign,
     Record(Record),
@@ -87,6 +94,14 @@ impl Token {
     fn is_ours(self) -> bool {
         matches!(self, Self::Ours { .. })
     }
+
+    /// How one of ours waits to share the lock.
+    fn as_reader(self) -> Self {
+        match self {
+            Self::Ours { process, number } => Self::Reader { process, number },
+            other => other,
+        }
+    }
 }
 
 impl Message {
@@ -143,6 +158,14 @@ pub enum Mutation {
     RepeatDoesNotRenew,
     /// A completion tells those in the queue, and removes it, only if the lock has a mark.
     CompletionTrustsTheMark,
+    /// A reader joins the others though a process waits.
+    ReaderPastWriter,
+    /// A lock goes to a writer though readers are left.
+    WriterAmongReaders,
+    /// A renewal of one reader prolongs the leases of all.
+    RenewalProlongsAll,
+    /// Readers at the head of the queue get the lock one by one.
+    ReadersOneByOne,
     /// A server that took over from another goes on with that one's epoch.
     EpochOfAnotherServer,
     /// The quarantine begins anew with every connection.
@@ -196,6 +219,10 @@ pub struct Redis {
     pub mutation: Option<Mutation>,
     pub owner: Option<Owner>,
     pub queue: Vec<Token>,
+    /// Those that share the lock, and when their leases expire.
+    pub readers: Vec<(Token, u64)>,
+    /// When the set of readers expires as a whole. `None`: there is none.
+    pub readers_expire_ms: Option<u64>,
     /// `None`: never, or there is no queue.
     pub queue_expires_ms: Option<u64>,
     /// The counter, which begins with the clock, in µs. 0: there is none.
@@ -215,6 +242,8 @@ impl Redis {
             mutation,
             owner: None,
             queue: Vec::new(),
+            readers: Vec::new(),
+            readers_expire_ms: None,
             queue_expires_ms: None,
             last_fence: 0,
             server: 0,
@@ -238,11 +267,11 @@ impl Redis {
                 return Ok(Reply::Acquired { contended });
             };
             Ok(match owner.token {
-                Token::Ours { .. } => Reply::Held {
+                there if may_be_record && !there.is_ours() => Reply::Recorded(there),
+                Token::Ours { .. } | Token::Shared => Reply::Held {
                     remaining_ms: None,
                     foreign: false,
                 },
-                there if may_be_record => Reply::Recorded(there),
                 _ => Reply::Held {
                     remaining_ms: None,
                     foreign: true,
@@ -282,6 +311,21 @@ impl Redis {
                 Ok(Reply::Recorded(owner.token))
             }
             _ => redis.try_acquire(now_ms, times, token, may_queue, messages),
+        })
+    }
+
+    /// Joins those that share the lock if it is free, or shared and no process waits. Otherwise, if
+    /// the token `may_queue`, it goes into the queue, once.
+    pub fn share(&mut self, now_ms: u64, times: Times, token: Token, may_queue: bool) -> Outcome {
+        self.carry_out(now_ms, |redis, messages| {
+            redis.try_share(now_ms, times, token, may_queue, messages)
+        })
+    }
+
+    /// Lets a reader's lease last for a whole time to live again if it still shares the lock.
+    pub fn renew_shared(&mut self, now_ms: u64, times: Times, token: Token) -> Outcome {
+        self.carry_out(now_ms, |redis, _| {
+            redis.try_renew_shared(now_ms, times, token)
         })
     }
 
@@ -383,6 +427,9 @@ impl Redis {
         if is_queue_over {
             self.delete_queue();
         }
+        if is_over(self.readers_expire_ms) {
+            self.delete_readers();
+        }
         is_owner_over || is_queue_over
     }
 
@@ -425,6 +472,23 @@ impl Redis {
         self.wrong_type.queue = false;
     }
 
+    /// `DEL` of the readers.
+    pub fn delete_readers(&mut self) {
+        self.readers.clear();
+        self.readers_expire_ms = None;
+    }
+
+    /// The lease of a reader expires: of the first by its name.
+    pub fn reader_overdue(&mut self, name: impl Fn(Token) -> String) {
+        if let Some(first) = self
+            .readers
+            .iter_mut()
+            .min_by_key(|(token, _)| name(*token))
+        {
+            first.1 = 1;
+        }
+    }
+
     /// `PERSIST` of the owner.
     pub fn persist_owner(&mut self) {
         if let Some(owner) = &mut self.owner {
@@ -465,7 +529,8 @@ impl Redis {
         messages: &mut Vec<Message>,
     ) -> Result<Reply, Failure> {
         let Some(holder) = self.read_owner()? else {
-            self.leave_queue(token)?;
+            self.queue()?.retain(|waiting| *waiting != token);
+            self.forget_empty_queue();
             let contended = !self.queue.is_empty();
             self.set_owner(lease(token, contended, now_ms + times.ttl_ms));
             return Ok(Reply::Acquired { contended });
@@ -478,7 +543,15 @@ impl Redis {
             let contended = holder.is_marked;
             return Ok(Reply::Acquired { contended });
         }
-        let remaining_ms = holder.expires_ms.map(|expires| expires - now_ms);
+        let mut remaining_ms = holder.expires_ms.map(|expires| expires - now_ms);
+        let mut is_shared = false;
+        if holder.token == Token::Shared {
+            self.drop_overdue(now_ms);
+            if let Some(first) = self.readers.iter().map(|(_, expires)| *expires).min() {
+                is_shared = true;
+                remaining_ms = Some(first - now_ms);
+            }
+        }
         if may_queue {
             self.enqueue(token)?;
             let lives_on = remaining_ms.unwrap_or(0) + 3 * times.ttl_ms;
@@ -497,8 +570,19 @@ impl Redis {
                 });
                 messages.push(Message::Contended { process, number });
             }
+            if is_shared && !holder.is_marked {
+                self.set_owner(Owner {
+                    is_marked: true,
+                    ..holder
+                });
+                for (reader, _) in &self.readers {
+                    if let Token::Ours { process, number } = *reader {
+                        messages.push(Message::Contended { process, number });
+                    }
+                }
+            }
         }
-        let foreign = !holder.token.is_ours();
+        let foreign = !holder.token.is_ours() && !is_shared;
         Ok(Reply::Held {
             remaining_ms,
             foreign,
@@ -533,23 +617,212 @@ impl Redis {
         messages: &mut Vec<Message>,
     ) -> Result<Reply, Failure> {
         let holder = self.read_owner()?.map(|owner| owner.token);
-        let had_it = match holder {
-            Some(_) if self.has(Mutation::GrantWithoutTokenCheck) => true,
-            holder => holder == Some(token),
+        let (mut had_it, mut is_shared) = match holder {
+            Some(Token::Shared) => (false, true),
+            Some(_) if self.has(Mutation::GrantWithoutTokenCheck) => (true, false),
+            holder => (holder == Some(token), false),
         };
+        if is_shared {
+            had_it = self.leave_readers(token);
+            self.drop_overdue(now_us / 1000);
+            is_shared = !self.readers.is_empty() && !self.has(Mutation::WriterAmongReaders);
+        }
         if !had_it {
             self.leave_queue(token)?;
-            if holder.is_some() {
+            if holder.is_some() && !is_shared {
                 let granted = false;
                 return Ok(Reply::Released { had_it, granted });
             }
         }
-        let granted =
-            server.may_give && self.grant_next(now_us, times, server.seed, is_there, messages)?;
-        if !granted {
-            self.owner = None;
+        let mut given = Vec::new();
+        if server.may_give {
+            given = self.give(&mut is_shared, is_there)?;
         }
+        let contended = self.wrong_type.queue || !self.queue.is_empty();
+        for token in &given {
+            let fence = self.fence_of_grant(now_us, server.seed)?;
+            if is_shared {
+                self.join_readers(*token, now_us / 1000 + times.grant_ttl_ms);
+            }
+            if let Token::Ours { process, number } = *token {
+                messages.push(Message::Granted {
+                    process,
+                    number,
+                    fence,
+                    ttl_ms: times.grant_ttl_ms,
+                    contended,
+                });
+            }
+        }
+        let is_marked = contended && !self.has(Mutation::GrantWithoutMark);
+        match given[..] {
+            _ if is_shared => {
+                let last = self.readers.iter().map(|(_, expires)| *expires).max();
+                self.readers_expire_ms = last;
+                self.set_owner(Owner {
+                    token: Token::Shared,
+                    is_marked: contended,
+                    expires_ms: last,
+                });
+            }
+            [token, ..] => {
+                self.set_owner(lease(token, is_marked, now_us / 1000 + times.grant_ttl_ms));
+            }
+            _ => self.owner = None,
+        }
+        let granted = !given.is_empty();
         Ok(Reply::Released { had_it, granted })
+    }
+
+    /// Takes those from the head of the queue that get the lock, and whose processes are alive: one
+    /// alone, or all that share it.
+    fn give(
+        &mut self,
+        is_shared: &mut bool,
+        is_there: impl Fn(Process) -> bool,
+    ) -> Result<Vec<Token>, Failure> {
+        let mut given = Vec::new();
+        while let Some(next) = self.queue()?.first().copied() {
+            let shares = matches!(next, Token::Reader { .. });
+            if *is_shared && !shares {
+                break;
+            }
+            self.pop_queue()?;
+            let (Token::Ours { process, number } | Token::Reader { process, number }) = next else {
+                continue;
+            };
+            if !is_there(process) && !self.has(Mutation::GrantsToTheGone) {
+                continue;
+            }
+            let token = Token::Ours { process, number };
+            given.push(token);
+            if !shares {
+                break;
+            }
+            if !*is_shared {
+                self.delete_readers();
+            }
+            *is_shared = true;
+            if self.has(Mutation::ReadersOneByOne) {
+                break;
+            }
+        }
+        Ok(given)
+    }
+
+    fn try_share(
+        &mut self,
+        now_ms: u64,
+        times: Times,
+        token: Token,
+        may_queue: bool,
+        messages: &mut Vec<Message>,
+    ) -> Result<Reply, Failure> {
+        let holder = self.read_owner()?;
+        let is_shared =
+            !self.readers.is_empty() && holder.is_some_and(|holder| holder.token == Token::Shared);
+        let is_marked = holder.is_some_and(|holder| holder.is_marked);
+        let first = match is_shared && is_marked {
+            true => self.queue()?.first().copied(),
+            false => None,
+        };
+        if holder.is_none() {
+            self.delete_readers();
+        }
+        let is_in = self.readers.iter().any(|(reader, _)| *reader == token);
+        let is_let_in = first.is_none_or(|first| first == token.as_reader())
+            || is_in
+            || self.has(Mutation::ReaderPastWriter);
+        if holder.is_none() || is_shared && is_let_in {
+            self.queue()?
+                .retain(|waiting| *waiting != token.as_reader());
+            self.forget_empty_queue();
+            let contended = !self.queue.is_empty();
+            let lasts = self.lasts(now_ms, times);
+            self.join_readers(token, now_ms + times.ttl_ms);
+            self.readers_expire_ms = Some(lasts);
+            self.set_owner(lease(Token::Shared, contended, lasts));
+            return Ok(Reply::Acquired { contended });
+        }
+        let Some(holder) = holder else {
+            return Err(Failure);
+        };
+        let remaining_ms = holder.expires_ms.map(|expires| expires - now_ms);
+        if may_queue {
+            self.enqueue(token.as_reader())?;
+            let lives_on = now_ms + remaining_ms.unwrap_or(0) + 3 * times.ttl_ms;
+            self.queue_expires_ms = self.queue_expires_ms.max(Some(lives_on));
+            if let Token::Ours { process, number } = holder.token
+                && !holder.is_marked
+            {
+                self.set_owner(Owner {
+                    is_marked: true,
+                    ..holder
+                });
+                messages.push(Message::Contended { process, number });
+            }
+        }
+        let foreign = !holder.token.is_ours() && !is_shared;
+        Ok(Reply::Held {
+            remaining_ms,
+            foreign,
+        })
+    }
+
+    fn try_renew_shared(
+        &mut self,
+        now_ms: u64,
+        times: Times,
+        token: Token,
+    ) -> Result<Reply, Failure> {
+        let holder = self.read_owner()?;
+        let shared = holder.filter(|holder| holder.token == Token::Shared);
+        let is_in = self.readers.iter().any(|(reader, _)| *reader == token);
+        let Some(shared) = shared.filter(|_| is_in) else {
+            return Ok(Reply::Gone);
+        };
+        let lasts = self.lasts(now_ms, times);
+        self.join_readers(token, now_ms + times.ttl_ms);
+        if self.has(Mutation::RenewalProlongsAll) {
+            for reader in &mut self.readers {
+                reader.1 = now_ms + times.ttl_ms;
+            }
+        }
+        self.readers_expire_ms = Some(lasts);
+        let contended = shared.is_marked;
+        self.set_owner(lease(Token::Shared, contended, lasts));
+        Ok(Reply::Renewed { contended })
+    }
+
+    /// Returns until when a shared lock lasts with one more lease.
+    fn lasts(&self, now_ms: u64, times: Times) -> u64 {
+        let lasts = self.owner.and_then(|owner| owner.expires_ms);
+        lasts.unwrap_or(0).max(now_ms + times.ttl_ms)
+    }
+
+    fn join_readers(&mut self, token: Token, expires_ms: u64) {
+        self.leave_readers(token);
+        self.readers.push((token, expires_ms));
+    }
+
+    /// Returns whether it was there.
+    fn leave_readers(&mut self, token: Token) -> bool {
+        let before = self.readers.len();
+        self.readers.retain(|(reader, _)| *reader != token);
+        self.forget_empty_readers();
+        self.readers.len() < before
+    }
+
+    fn drop_overdue(&mut self, now_ms: u64) {
+        self.readers.retain(|(_, expires)| *expires > now_ms);
+        self.forget_empty_readers();
+    }
+
+    /// Redis keeps no empty sets, and no expiry of one.
+    fn forget_empty_readers(&mut self) {
+        if self.readers.is_empty() {
+            self.readers_expire_ms = None;
+        }
     }
 
     fn try_complete(
@@ -590,40 +863,6 @@ impl Redis {
         Ok(Reply::Renewed { contended })
     }
 
-    /// Gives the lock to the first in the queue whose process is alive. Returns whether there was
-    /// one.
-    fn grant_next(
-        &mut self,
-        now_us: u64,
-        times: Times,
-        seed: u64,
-        is_there: impl Fn(Process) -> bool,
-        messages: &mut Vec<Message>,
-    ) -> Result<bool, Failure> {
-        while let Some(token) = self.pop_queue()? {
-            let Token::Ours { process, number } = token else {
-                continue;
-            };
-            if !is_there(process) && !self.has(Mutation::GrantsToTheGone) {
-                continue;
-            }
-            let fence = self.fence_of_grant(now_us, seed)?;
-            let contended = !self.queue.is_empty();
-            let is_marked = contended && !self.has(Mutation::GrantWithoutMark);
-            let expires_ms = now_us / 1000 + times.grant_ttl_ms;
-            self.set_owner(lease(token, is_marked, expires_ms));
-            messages.push(Message::Granted {
-                process,
-                number,
-                fence,
-                ttl_ms: times.grant_ttl_ms,
-                contended,
-            });
-            return Ok(true);
-        }
-        Ok(false)
-    }
-
     /// Counts on. If the counter was lost, it goes on from the clock.
     fn fence_of_grant(&mut self, now_us: u64, seed: u64) -> Result<u64, Failure> {
         let mut fence = self.count(1).ok_or(Failure)?;
@@ -662,7 +901,7 @@ impl Redis {
     }
 
     fn enqueue(&mut self, token: Token) -> Result<(), Failure> {
-        let once = !self.has(Mutation::NoQueueOnce);
+        let once = !(self.has(Mutation::NoQueueOnce) && token.is_ours());
         let queue = self.queue()?;
         if !(once && queue.contains(&token)) {
             queue.push(token);
@@ -671,7 +910,11 @@ impl Redis {
     }
 
     fn leave_queue(&mut self, token: Token) -> Result<(), Failure> {
-        self.queue()?.retain(|waiting| *waiting != token);
+        let before = self.queue()?.len();
+        self.queue.retain(|waiting| *waiting != token);
+        if self.queue.len() == before {
+            self.queue.retain(|waiting| *waiting != token.as_reader());
+        }
         self.forget_empty_queue();
         Ok(())
     }

@@ -19,12 +19,14 @@ use stateright::{Model, Property};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::lease::Grant;
+use crate::mode::Mode;
 use crate::redis::{Epoch, Message, Mutation, Process, Redis, Server, Times, Token};
 use crate::slot::tests::Standing;
 use crate::slot::{Effect, Effects, Env, Machine, Rules, Slot};
 use crate::store::{Failure, Granted, Notice, Outcome, Reply};
 
-pub(crate) const OVERLAP: &str = "no two trust a lease at the same time";
+pub(crate) const OVERLAP: &str = "no two trust a lease at the same time, unless they share it";
+pub(crate) const PAST: &str = "no reader gets past a writer that waits";
 pub(crate) const FENCES: &str = "fences rise, whatever happens to the data";
 pub(crate) const FENCING_TOKENS: &str = "fencing tokens rise in the order of trusted holding";
 pub(crate) const SERVED: &str = "who waits is served in the end";
@@ -51,6 +53,8 @@ const STEP: u64 = 50;
 pub(crate) struct Plan {
     /// How many requests each process has that wait for their turn.
     pub(crate) requests: &'static [u8],
+    /// How many more each has that share the lock.
+    pub(crate) reads: &'static [u8],
     /// The time to live that the first process is set to. That of the others is [`TTL`].
     pub(crate) first_ttl: u64,
     pub(crate) faults: Faults,
@@ -138,6 +142,10 @@ pub(crate) struct World {
     last_fence: u64,
     /// Of the newest lease that was trusted.
     last_fencing_token: u64,
+    /// Of the newest that was not shared.
+    last_alone: u64,
+    /// A reader joined others while a writer waited.
+    got_past: bool,
     fences_fell: bool,
     fencing_tokens_fell: bool,
     /// A fence was further behind the clock than seeds leave it.
@@ -188,14 +196,22 @@ struct Node {
     /// The token whose lock went to another process, and when that one's grant must have expired.
     passed_on: Option<(u64, u64)>,
     requests: u8,
+    reads: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Holder {
     lease: u64,
     token: u64,
+    mode: Mode,
     until: Time,
     is_told: bool,
+}
+
+impl Node {
+    fn holder(&mut self, lease: u64) -> Option<&mut Holder> {
+        self.holders.iter_mut().find(|one| one.lease == lease)
+    }
 }
 
 impl Holder {
@@ -204,6 +220,7 @@ impl Holder {
         Grant {
             lease: self.lease,
             token: self.token,
+            mode: self.mode,
             fencing_token: 0,
             until: self.until,
             limit: self.until,
@@ -286,6 +303,7 @@ impl Incoming {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Request(usize),
+    Read(usize),
     RequestWithoutWaiting(usize),
     /// By its place among those who wait.
     Cancel(usize, usize),
@@ -368,7 +386,8 @@ impl Model for Plan {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        let node = |requests: &u8| Node {
+        let reads = self.reads.iter().copied().chain(std::iter::repeat(0));
+        let node = |(requests, reads): (&u8, u8)| Node {
             is_alive: true,
             is_subscribed: true,
             slot: Slot::default(),
@@ -388,6 +407,7 @@ impl Model for Plan {
             observed: TTL,
             passed_on: None,
             requests: *requests,
+            reads,
         };
         let mutation = match self.mutant {
             Some(Mutant::Script(mutation)) => Some(mutation),
@@ -396,10 +416,12 @@ impl Model for Plan {
         let mut world = World {
             now: TTL,
             redis: Redis::new(mutation),
-            nodes: self.requests.iter().map(node).collect(),
+            nodes: self.requests.iter().zip(reads).map(node).collect(),
             left: self.faults,
             last_fence: 0,
             last_fencing_token: 0,
+            last_alone: 0,
+            got_past: false,
             fences_fell: false,
             fencing_tokens_fell: false,
             fence_is_late: false,
@@ -455,8 +477,13 @@ impl Model for Plan {
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
             Property::<Self>::always(OVERLAP, |plan, world| {
-                world.may_overlap(plan) || world.trusting() <= 1
+                world.may_overlap(plan)
+                    || match world.trusting_in(Mode::Exclusive) {
+                        0 => true,
+                        alone => alone == 1 && world.trusting() == 1,
+                    }
             }),
+            Property::<Self>::always(PAST, |_, world| !world.got_past),
             Property::<Self>::always(FENCES, |_, world| !world.fences_fell),
             Property::<Self>::always(FOLLOWS, |_, world| !world.fence_is_late),
             Property::<Self>::always(FENCING_TOKENS, |plan, world| {
@@ -484,7 +511,7 @@ impl Model for Plan {
                 world.next_moment(plan).is_none()
                     && world
                         .living()
-                        .all(|node| node.requests == 0 && node.waiting.is_empty())
+                        .all(|node| node.requests + node.reads == 0 && node.waiting.is_empty())
             }),
         ];
         if self.records {
@@ -507,6 +534,9 @@ impl Plan {
     fn node_actions(&self, world: &World, number: usize, node: &Node, actions: &mut Vec<Action>) {
         if node.requests > 0 {
             actions.push(Action::Request(number));
+        }
+        if node.reads > 0 {
+            actions.push(Action::Read(number));
         }
         if world.left.impatient > 0 && number == 0 {
             actions.push(Action::RequestWithoutWaiting(number));
@@ -575,7 +605,7 @@ impl Node {
     /// Returns whether a request or a record stands behind what the slot has or wants.
     fn is_meant(&self) -> bool {
         match self.slot.stands_for() {
-            Standing::Nothing => true,
+            Standing::Nothing | Standing::Lingering => true,
             Standing::Waiters => !self.waiting.is_empty(),
             Standing::Holder { token } => {
                 let is_holder = |holder: &Holder| holder.token == token && !holder.is_told;
@@ -608,10 +638,14 @@ impl World {
 
     /// Counts the processes that believe that they hold the lock.
     fn trusting(&self) -> usize {
+        self.trusting_in(Mode::Exclusive) + self.trusting_in(Mode::Shared)
+    }
+
+    fn trusting_in(&self, mode: Mode) -> usize {
         let now = at(self.now);
         self.living()
             .flat_map(|node| &node.holders)
-            .filter(|holder| !holder.is_told && now < holder.until)
+            .filter(|holder| holder.mode == mode && !holder.is_told && now < holder.until)
             .count()
     }
 
@@ -626,7 +660,7 @@ impl World {
 
     fn has_something_to_do(&self, plan: &Plan) -> bool {
         self.living().any(|node| {
-            node.requests > 0
+            node.requests + node.reads > 0
                 || !node.holders.is_empty()
                 || node.is_cut
                 || !node.outgoing.is_empty()
@@ -662,7 +696,7 @@ impl World {
     /// Returns whether a process that lives waits in the queue.
     fn waits_in_queue(&self) -> bool {
         self.redis.queue.iter().any(|token| match token {
-            Token::Ours { process, .. } => {
+            Token::Ours { process, .. } | Token::Reader { process, .. } => {
                 let node = &self.nodes[usize::from(*process)];
                 node.is_alive && node.slot.census().in_store
             }
@@ -686,11 +720,15 @@ impl World {
         match action {
             Action::Request(node) => {
                 self.nodes[node].requests -= 1;
-                self.request(plan, node, true);
+                self.request(plan, node, true, Mode::Exclusive);
+            }
+            Action::Read(node) => {
+                self.nodes[node].reads -= 1;
+                self.request(plan, node, true, Mode::Shared);
             }
             Action::RequestWithoutWaiting(node) => {
                 self.left.impatient -= 1;
-                self.request(plan, node, false);
+                self.request(plan, node, false, Mode::Exclusive);
             }
             Action::Cancel(node, place) => {
                 self.left.cancellations -= 1;
@@ -736,7 +774,14 @@ impl World {
             Action::AskSomethingElse(node) => {
                 self.left.other_commands -= 1;
                 // No token of this key has that number.
-                self.send(plan, node, Command::Renew { token: 0 });
+                self.send(
+                    plan,
+                    node,
+                    Command::Renew {
+                        token: 0,
+                        mode: Mode::Exclusive,
+                    },
+                );
             }
             Action::Tick(node) => self.event(plan, node, |machine| {
                 machine.tick();
@@ -807,16 +852,18 @@ impl World {
     /// A request is done with its lock, held or lost.
     fn finish(&mut self, plan: &Plan, node: usize, holder: usize) {
         let holder = self.nodes[node].holders.remove(holder);
-        self.event(plan, node, |machine| machine.finished(holder.grant(), ()));
+        self.event(plan, node, |machine| {
+            machine.finished(holder.grant(), (), true);
+        });
     }
 
-    fn request(&mut self, plan: &Plan, node: usize, patient: bool) {
+    fn request(&mut self, plan: &Plan, node: usize, patient: bool, mode: Mode) {
         let acquiring = &mut self.nodes[node];
         acquiring.ids += 1;
         let number = acquiring.ids;
         acquiring.waiting.push(number);
         self.event(plan, node, |machine| {
-            machine.request(number, number, patient);
+            machine.request(number, number, patient, mode);
         });
     }
 
@@ -1034,7 +1081,7 @@ impl World {
             && matches!(sent.command, Command::Acquire { again: true, .. });
         self.event(plan, number, |machine| {
             if rests_for_nobody {
-                machine.request(NOBODY, NOBODY, true);
+                machine.request(NOBODY, NOBODY, true, Mode::Exclusive);
             }
             machine.replied(sent.command, Outcome { sent_at, result });
         });
@@ -1093,13 +1140,30 @@ impl World {
         let ours = |number| Token::Ours { process, number };
         let (now, times) = (self.now, plan.times(node));
         let there: Vec<bool> = self.nodes.iter().map(|node| node.is_subscribed).collect();
+        let is_writer = |waiting: &Token| matches!(waiting, Token::Ours { process, .. } if there[usize::from(*process)]);
+        let owner = self.redis.owner.map(|owner| owner.token);
+        let would_get_past = matches!(command, Command::Acquire { mode: Mode::Shared, token, .. }
+            if owner == Some(Token::Shared)
+                && self.redis.queue.first().is_some_and(is_writer)
+                && self.redis.readers.iter().all(|(reader, _)| *reader != ours(token)));
         let redis = &mut self.redis;
         let outcome = match command {
+            Command::Acquire {
+                token,
+                mode: Mode::Shared,
+                queue,
+                ..
+            } => redis.share(now, times, ours(token), queue),
+            Command::Renew {
+                token,
+                mode: Mode::Shared,
+            } => redis.renew_shared(now, times, ours(token)),
             Command::Acquire {
                 token,
                 queue: false,
                 watch: false,
                 again: false,
+                ..
             } if !is_repeated => redis.take(now, times, ours(token), plan.records),
             Command::Acquire { token, queue, .. } => {
                 redis.acquire(now, times, ours(token), queue, plan.records)
@@ -1119,9 +1183,11 @@ impl World {
                 redis.grant(now * 1000, times, ours(token), server, is_there)
             }
             Command::Complete { token, .. } => redis.complete(now, ours(token), 0, RETENTION),
-            Command::Renew { token } => redis.renew(now, times, ours(token)),
+            Command::Renew { token, .. } => redis.renew(now, times, ours(token)),
             Command::Check { token } => redis.check(now, ours(token)),
         };
+        let got_it = matches!(outcome.reply, crate::redis::Reply::Acquired { .. });
+        self.got_past |= would_get_past && got_it;
         for message in &outcome.messages {
             if let Message::Granted { fence, .. } = message {
                 self.gave_out(plan, *fence, sent_at);
@@ -1230,35 +1296,43 @@ impl World {
                 node.holders.push(Holder {
                     lease: grant.lease,
                     token: grant.token,
+                    mode: grant.mode,
                     until: grant.until,
                     is_told: false,
                 });
-                self.fencing_tokens_fell |= grant.fencing_token <= self.last_fencing_token;
-                self.last_fencing_token = grant.fencing_token;
+                let (new, is_shared) = (grant.fencing_token, grant.mode == Mode::Shared);
+                self.fencing_tokens_fell |= match is_shared {
+                    true => new <= self.last_alone,
+                    false => new <= self.last_fencing_token,
+                };
+                self.last_fencing_token = self.last_fencing_token.max(new);
+                if !is_shared {
+                    self.last_alone = new;
+                }
             }
             Effect::Replay { waiter, .. } => {
                 node.waiting.retain(|waiting| *waiting != waiter);
                 self.is_replayed = true;
             }
             Effect::Reject { waiter, .. } => node.waiting.retain(|waiting| *waiting != waiter),
-            Effect::Extend { until } => {
+            Effect::Extend { lease, until } => {
                 if let Some((_, lasts)) = &mut node.recording {
                     *lasts = until;
                     return;
                 }
-                if let Some(holder) = node.holders.last_mut()
+                if let Some(holder) = node.holder(lease)
                     && !holder.is_told
                     && now < holder.until
                 {
                     holder.until = until;
                 }
             }
-            Effect::Lose { .. } => {
-                if let Some(holder) = node.holders.last_mut() {
+            Effect::Lose { lease, .. } => {
+                if let Some(holder) = node.holder(lease) {
                     holder.is_told = true;
                 }
             }
-            Effect::HandedOn { reply: () } => {}
+            Effect::HandedOn { .. } => {}
         }
     }
 }

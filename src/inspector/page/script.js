@@ -81,11 +81,12 @@ function lane(svg, lock) {
   for (const [index, run] of lock.holders.entries()) {
     const { from, to, end } = run;
     holders += run.holders;
-    const who = run.holders > 1
-      ? `${count(run.holders)} holders in ${time(from - to)}`
+    const who = run.is_shared
+      ? `shared by ${some(run.holders, "holder", "holders")} for ${time(from - to)}`
+      : run.holders > 1 ? `${count(run.holders)} holders in ${time(from - to)}`
       : `held for ${time(from - to)}, fencing token ${run.fencing_token}`;
     const title = `${who}, ${run.name}, ${ENDS[end] ?? end}`;
-    const kind = isLoss(end) ? "lost" : run.holders > 1 ? "brief" : "held";
+    const kind = isLoss(end) ? "lost" : run.holders > 1 && !run.is_shared ? "brief" : "held";
     parts.push(bar(kind, from, to + (end === "holds" ? 0 : 60), 4, 14, title));
     if (isLoss(end)) {
       losses += 1;
@@ -156,7 +157,8 @@ function fillRow(entry, lock) {
   const { held, minute } = lock;
   let [state, kind, note] = ["free", "tag quiet", ""];
   if (held) {
-    [state, kind] = [`held for ${time(held.for)}`, "some"];
+    const shared = held.is_shared ? `shared by ${count(held.holders)}, ` : "";
+    [state, kind] = [`${shared}held for ${time(held.for)}`, "some"];
     note = lock.is_contended ? "another process waits" : held.name === "default" ? "" : held.name;
   } else if (lock.waiting > 0) {
     [state, kind] = lock.is_queued ? ["held elsewhere", "tag"] : ["asking Redis", "tag"];
@@ -372,7 +374,9 @@ const processName = (process) =>
 function occupant(lock) {
   switch (lock.occupant) {
     case "free": return "free";
-    case "process": return processName(lock.holder);
+    case "process": return processName(lock.holders[0]);
+    case "shared": return `shared by ${lock.holders.map(processName).join(", ")}`
+      + (lock.processes_holding > lock.holders.length ? " and others" : "");
     case "other_client": return "another client of Redis";
     default: return "a stored response";
   }
@@ -418,10 +422,12 @@ function showDetail(lock) {
   say(byId("asked"), `Asked at ${clock(Date.now())}.`);
   say(byId("result"), "");
   const facts = [["Holder", occupant(lock)]];
-  if (lock.holder?.address) facts.push(["Address", lock.holder.address]);
-  if (lock.holder?.held_for != null) facts.push(["Held for", time(lock.holder.held_for)]);
-  if (lock.holder?.fencing_token) facts.push(["Fencing token", lock.holder.fencing_token]);
-  if (lock.remaining !== null) facts.push([lock.occupant === "record" ? "Kept for" : "Expires in", `${time(lock.remaining)}${lock.occupant === "process" ? ", unless it is renewed" : ""}`]);
+  for (const holder of lock.holders) {
+    if (holder.address) facts.push(["Address", holder.address]);
+    if (holder.held_for !== null) facts.push(["Held for", time(holder.held_for)]);
+    if (holder.fencing_token) facts.push(["Fencing token", holder.fencing_token]);
+  }
+  if (lock.remaining !== null) facts.push([lock.occupant === "record" ? "Kept for" : "Expires in", `${time(lock.remaining)}${["process", "shared"].includes(lock.occupant) ? ", unless it is renewed" : ""}`]);
   facts.push(["Waiting here", some(lock.waiting_here, "request", "requests")]);
   facts.push(["Fingerprint", lock.fingerprint]);
   byId("facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, make("bdi", {}, value))]));
@@ -429,7 +435,7 @@ function showDetail(lock) {
   const more = lock.processes_waiting - lock.waiting.length;
   if (more > 0) byId("queue").append(make("li", {}, `and ${count(more)} more`));
   byId("no-queue").hidden = lock.processes_waiting > 0;
-  byId("force").disabled = !["process", "other_client"].includes(lock.occupant);
+  byId("force").disabled = !["process", "shared", "other_client"].includes(lock.occupant);
   const holder = occupant(lock);
   if (detail.seen.at(-1) !== holder) {
     detail.seen.push(holder);

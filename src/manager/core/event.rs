@@ -12,7 +12,7 @@ use super::{Core, DecisionSender, Taken, Waiter};
 use crate::clock::Time;
 use crate::error::Error;
 use crate::key::LockKey;
-use crate::lease::{Lease, LostReason};
+use crate::lease::{GrantPath, Lease, LostReason};
 use crate::manager::guard::LockGuard;
 use crate::manager::slot::{self, Census, Effect, Env};
 use crate::observe;
@@ -137,8 +137,10 @@ impl Core {
                         grant,
                         path,
                     } => {
+                        let is_handed_on = path == GrantPath::Local && !grant.mode.is_shared();
+                        outbox.hand_ons += usize::from(is_handed_on);
                         let lease = Lease::new(self.id, key.clone(), grant, path, meter);
-                        entry.lease = Some(lease.clone());
+                        entry.add(lease.clone());
                         outbox.decided.push((decision, Decision::Granted(lease)));
                     }
                     Effect::Replay { waiter, record } => {
@@ -151,21 +153,21 @@ impl Core {
                             .decided
                             .push((waiter.decision, Decision::Rejected(error)));
                     }
-                    Effect::Extend { until } => {
-                        if let Some(lease) = &entry.lease {
+                    Effect::Extend { lease, until } => {
+                        if let Some(lease) = entry.lease(lease) {
                             lease.extend(until);
                         }
                     }
-                    Effect::Lose { reason } => {
-                        if let Some(lease) = entry.lease.take() {
+                    Effect::Lose { lease, reason } => {
+                        if let Some(lease) = entry.take(lease) {
                             // Now, while the slot is locked: afterwards, another holder may get the
                             // lock.
                             lease.end(reason);
                             outbox.lost.push((lease, reason));
                         }
                     }
-                    Effect::HandedOn { reply } => {
-                        outbox.hand_ons += 1;
+                    Effect::HandedOn { lease, reply } => {
+                        entry.take(lease);
                         outbox.settled.extend(reply.map(|reply| (reply, Ok(()))));
                     }
                 }
@@ -177,7 +179,7 @@ impl Core {
     /// one may hold.
     fn give_up(&self, key: &LockKey, entry: &mut Entry, now: Time) -> Entry {
         let broken = std::mem::take(entry);
-        if let Some(lease) = &broken.lease {
+        if let Some(lease) = broken.leases.first() {
             let release = Command::Release {
                 token: lease.grant().token,
                 contended: true,
@@ -224,7 +226,7 @@ impl Core {
         }
         if let Some(broken) = outbox.given_up {
             shielded(|| observe::slot_given_up(key));
-            if let Some(lease) = broken.lease {
+            for lease in &broken.leases {
                 lease.end(LostReason::Expired);
             }
             // Its waiters fail as their senders are dropped.

@@ -24,6 +24,7 @@ use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
 use crate::lease::{Lease, LostReason};
+use crate::mode::Mode;
 use crate::observe::{self, ManagerMeters, Meter, Role};
 use crate::shield::shielded;
 use crate::store::{Command, Events, Notice, Outcome, Record, ReplySender, Store};
@@ -35,6 +36,8 @@ pub(crate) struct Core {
     pub(super) store: Store,
     pub(super) rules: Rules,
     pub(super) command_timeout: Duration,
+    /// How many keys a request may take at once.
+    pub(super) max_keys: usize,
     slots: Slots,
     /// Numbers for tokens, leases and waiters, each used once.
     ids: AtomicU64,
@@ -62,7 +65,7 @@ pub(crate) struct Core {
     pub(super) next_visit: WakeAt,
 }
 
-type TakeResult = Result<Taken, Error>;
+pub(super) type TakeResult = Result<Taken, Error>;
 type DecisionSender = oneshot::Sender<TakeResult>;
 
 pub(in crate::manager) struct Waiter {
@@ -85,9 +88,17 @@ pub(super) struct Request<'a> {
     number: u64,
     pub(super) decision: oneshot::Receiver<TakeResult>,
     pub(super) is_decided: bool,
+    pub(super) is_patient: bool,
 }
 
 impl Request<'_> {
+    /// Returns what was decided at once, as the slot need not ask the store.
+    pub(super) fn decided(&mut self) -> Option<TakeResult> {
+        let decision = self.decision.try_recv().ok()?;
+        self.is_decided = true;
+        Some(decision)
+    }
+
     /// Gives up waiting. Returns the kind of error for a caller whose time is over.
     pub(super) fn give_up(mut self) -> ErrorKind {
         self.is_decided = true;
@@ -122,6 +133,7 @@ impl Core {
         store: Store,
         rules: Rules,
         command_timeout: Duration,
+        max_keys: usize,
         max_waiters: usize,
     ) -> Arc<Self> {
         static MANAGERS: AtomicU64 = AtomicU64::new(0);
@@ -130,6 +142,7 @@ impl Core {
             store,
             rules,
             command_timeout,
+            max_keys,
             slots: Slots::new(),
             ids: AtomicU64::new(1),
             held: AtomicUsize::new(0),
@@ -151,6 +164,7 @@ impl Core {
         self: &'a Arc<Self>,
         key: &'a LockKey,
         patient: bool,
+        mode: Mode,
         meter: &Meter,
     ) -> Result<Request<'a>, Error> {
         self.gives_locks()?;
@@ -162,7 +176,7 @@ impl Core {
         let number = self.with_slot(key, |machine| {
             // Taken while the slot is locked: numbers rise in order of arrival.
             let number = machine.next_id();
-            machine.request(number, waiter, patient);
+            machine.request(number, waiter, patient, mode);
             // Whoever stops the giving has every slot locked once, before or after this.
             if let Err(error) = self.gives_locks() {
                 machine.reject_all(&error);
@@ -176,14 +190,17 @@ impl Core {
             number,
             decision,
             is_decided: false,
+            is_patient: patient,
         })
     }
 
     /// Ends a holder's lease: it released the lock, or dropped its guard.
     pub(super) fn finish(self: &Arc<Self>, lease: &Lease, reply: Option<ReplySender>) {
         lease.end(LostReason::Released);
-        let grant = lease.grant();
-        self.with_slot(lease.key(), |machine| machine.finished(grant, reply));
+        let (grant, may_linger) = (lease.grant(), reply.is_none());
+        self.with_slot(lease.key(), |machine| {
+            machine.finished(grant, reply, may_linger);
+        });
         self.lease_ended(lease);
     }
 
@@ -226,10 +243,11 @@ impl Core {
         self.ensure_running();
     }
 
-    /// Returns the lease of the holder in this process, if there is one.
+    /// Returns the lease of the holder in this process, if there is one: of the first, if several
+    /// share the lock.
     pub(super) fn lease_on(&self, key: &LockKey) -> Option<Lease> {
         let shard = self.slots.shard_of(key);
-        let lease = shard.get(key)?.lease.clone();
+        let lease = shard.get(key)?.leases.first().cloned();
         lease.filter(Lease::is_held)
     }
 

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use smallvec::SmallVec;
+
 use super::Waiter;
 use crate::key::LockKey;
 use crate::lease::Lease;
@@ -22,8 +24,35 @@ pub(super) type Shard = HashMap<LockKey, Entry, BuildHasherDefault<Prehashed>>;
 #[derive(Default)]
 pub(super) struct Entry {
     pub(super) slot: Slot<Waiter>,
-    /// The current holder's lease.
-    pub(super) lease: Option<Lease>,
+    /// The leases of those that hold it, of one token, in order of their grants.
+    pub(super) leases: SmallVec<[Lease; 1]>,
+}
+
+impl Entry {
+    /// Adds the lease of a holder, behind those with which it shares the lock.
+    pub(super) fn add(&mut self, lease: Lease) {
+        let token = lease.grant().token;
+        let is_other = |first: &Lease| first.grant().token != token;
+        if self.leases.first().is_some_and(is_other) {
+            self.leases.clear();
+        }
+        self.leases.push(lease);
+    }
+
+    pub(super) fn lease(&self, lease: u64) -> Option<&Lease> {
+        self.leases.get(self.place_of(lease)?)
+    }
+
+    pub(super) fn take(&mut self, lease: u64) -> Option<Lease> {
+        Some(self.leases.remove(self.place_of(lease)?))
+    }
+
+    fn place_of(&self, lease: u64) -> Option<usize> {
+        let place = self
+            .leases
+            .binary_search_by_key(&lease, |one| one.grant().lease);
+        place.ok()
+    }
 }
 
 impl Slots {

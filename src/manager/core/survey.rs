@@ -25,8 +25,12 @@ pub(crate) struct Survey {
 #[derive(Clone, Debug)]
 pub(crate) struct LocalLock {
     pub(crate) key: LockKey,
-    /// That of the holder in this process.
+    /// Whether this process has the lock.
+    pub(crate) is_held: bool,
+    /// That of the holder in this process; of the first, if several share the lock.
     pub(crate) lease: Option<Lease>,
+    /// How many requests hold it.
+    pub(crate) holders: usize,
     pub(crate) held_for: Duration,
     /// Requests of this process that wait.
     pub(crate) waiting: usize,
@@ -77,14 +81,16 @@ impl LockManager {
 impl Core {
     fn local(&self, key: &LockKey, entry: &Entry) -> LocalLock {
         let census = entry.slot.census();
-        let lease = entry
-            .lease
-            .clone()
-            .filter(|lease| census.is_held && lease.is_held());
+        let mut held = entry.leases.iter();
+        let is_held = |lease: &&Lease| census.is_held && lease.is_held();
+        let holders = held.clone().filter(is_held).count();
+        let lease = held.find(is_held).cloned();
         let held_for = lease.as_ref().map(|lease| self.held_for(lease));
         LocalLock {
             key: key.clone(),
+            is_held: census.is_held,
             lease,
+            holders,
             held_for: held_for.unwrap_or_default(),
             waiting: census.waiting,
             is_queued: census.in_store,

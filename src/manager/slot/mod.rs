@@ -19,7 +19,8 @@
 //!                                Granted
 //! ```
 //!
-//! - Any state becomes `Idle` as soon as no request waits, none holds, and no record is in flight.
+//! - Any state becomes `Idle` as soon as no request waits, none holds, and no record is in flight;
+//!   a shared hold, a moment later.
 //! - `Acquiring`, where the lock is held elsewhere: acquires once more if the first acquire did not
 //!   queue, if a client of another kind has the lock and is not watched yet, or if the lock was
 //!   granted or changed in the meantime.
@@ -29,6 +30,11 @@
 //!   when a notice says that the lock has changed or that the token has it, and when too little of
 //!   a grant is left.
 //! - `Backoff` acquires with a new token: when it is over, or when the store has reconnected.
+//! - A slot acquires in the mode of the request that is first in line. When another becomes first,
+//!   whose mode is another one, the slot gives up its token, and acquires with a new one.
+//! - `Holding` a share: all requests at the front that share have it, up to the first that does
+//!   not. One that comes later joins them, unless another waits, here or in another process. A hold
+//!   without holders lingers: it ends soon, or at once when it is wanted.
 //! - `Holding` ends when its holder has finished and the lease cannot go to the next request here,
 //!   when a completion has ended, and when the lock is lost. Requests that wait then acquire with a
 //!   new token.
@@ -60,6 +66,7 @@ use super::waiters::Waiters;
 use crate::clock::Time;
 use crate::error::Error;
 use crate::lease::{Grant, GrantPath, LostReason};
+use crate::mode::Mode;
 use crate::store::Command;
 
 /// What the machine needs to know besides its slot.
@@ -96,12 +103,13 @@ pub(crate) enum Effect<W, R, S> {
     Reject { waiter: W, error: Error },
     /// The waiter gets the record that is in the lock's place.
     Replay { waiter: W, record: Bytes },
-    /// The current holder's lease is valid until `until`.
-    Extend { until: Time },
-    /// The current holder has lost the lock.
-    Lose { reason: LostReason },
-    /// A release is done without the store: the lock went to the next request of this process.
-    HandedOn { reply: S },
+    /// This holder's lease is valid until `until`.
+    Extend { lease: u64, until: Time },
+    /// This holder has lost the lock.
+    Lose { lease: u64, reason: LostReason },
+    /// The release of this holder is done without the store: this process keeps the lock, for its
+    /// next request, or for others that share it.
+    HandedOn { lease: u64, reply: S },
 }
 
 /// The effects of one event: rarely more than two.
@@ -121,6 +129,7 @@ struct Waiter<W> {
     handle: W,
     /// Whether the request waits for its turn. Otherwise it is refused unless the lock is free now.
     patient: bool,
+    mode: Mode,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -138,6 +147,7 @@ enum State {
     /// The store has this token in its queue. Acquire again at `poll_at` if no grant has come.
     Queued {
         token: u64,
+        mode: Mode,
         poll_at: Time,
     },
     /// The acquire failed. The next one, with a new token, follows at `until`.
@@ -151,7 +161,7 @@ impl State {
     /// Returns the hold with this lease, unless its record is in flight.
     fn held_by(&mut self, lease: u64) -> Option<&mut Holding> {
         match self {
-            Self::Holding(holding) if holding.lease == lease && !holding.completing => {
+            Self::Holding(holding) if holding.place_of(lease).is_some() && !holding.completing => {
                 Some(holding)
             }
             _ => None,

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use crate::clock::Time;
+use crate::mode::Mode;
 
 /// How long waiters back off at most after an acquire that failed: the lock may be free.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// How long a shared hold is kept at most when no request holds it.
+const MAX_LINGER: Duration = Duration::from_millis(100);
 
 /// The settings that decide what a slot does.
 #[derive(Clone, Debug)]
@@ -50,9 +53,19 @@ impl Rules {
     }
 
     /// Returns how long after a fresh lease its first renewal comes. Soon: from then on, the store
-    /// tells at once when another client changes the lock.
-    pub(super) fn first_renewal(&self) -> Duration {
-        self.renewal.min(Duration::from_millis(100))
+    /// tells at once when another client changes the lock. It does not for one that is shared.
+    pub(super) fn first_renewal(&self, mode: Mode) -> Duration {
+        match mode {
+            Mode::Exclusive => self.renewal.min(Duration::from_millis(100)),
+            Mode::Shared => self.renewal,
+        }
+    }
+
+    /// Returns how long a shared hold is kept when no request holds it. The next one is then served
+    /// from memory. A moment only, as others find the lock held: a process that waits is given it
+    /// at once, but one that does not wait is refused.
+    pub(super) fn linger(&self) -> Duration {
+        (self.ttl / 50).min(MAX_LINGER)
     }
 
     /// Returns how long after a grant its first renewal comes. Soon, as little of the grant may be

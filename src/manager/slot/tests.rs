@@ -1,9 +1,12 @@
 //! The rules of a slot, one event after the other. Waiters are letters.
 
+mod shared;
+
 use std::time::Duration;
 
 use super::*;
 use crate::error::ErrorKind;
+use crate::mode::Mode;
 use crate::store::{Failure, Granted, Notice, Outcome, Reply};
 
 const TTL: Duration = Duration::from_secs(10);
@@ -13,8 +16,14 @@ const TTL: Duration = Duration::from_secs(10);
 pub(crate) enum Standing {
     Nothing,
     Waiters,
-    Holder { token: u64 },
-    Record { token: u64 },
+    Holder {
+        token: u64,
+    },
+    /// A share is kept for the next request.
+    Lingering,
+    Record {
+        token: u64,
+    },
 }
 
 #[allow(dead_code)]
@@ -25,6 +34,7 @@ impl<W> Slot<W> {
             State::Acquiring { .. } | State::Queued { .. } | State::Backoff { .. } => {
                 Standing::Waiters
             }
+            State::Holding(holding) if holding.lingers() => Standing::Lingering,
             State::Holding(Holding {
                 token, completing, ..
             }) => match *completing {
@@ -76,7 +86,11 @@ impl Table {
     }
 
     fn request(&mut self, waiter: char, patient: bool) -> Vec<String> {
-        self.on(|machine| machine.request(waiter as u64, waiter, patient))
+        self.request_in(Mode::Exclusive, waiter, patient)
+    }
+
+    fn request_in(&mut self, mode: Mode, waiter: char, patient: bool) -> Vec<String> {
+        self.on(|machine| machine.request(waiter as u64, waiter, patient, mode))
     }
 
     fn cancel(&mut self, waiter: char) -> Vec<String> {
@@ -96,6 +110,7 @@ impl Table {
     ) -> Vec<String> {
         let command = Command::Acquire {
             token,
+            mode: Mode::Exclusive,
             queue: true,
             watch: false,
             again: false,
@@ -115,9 +130,18 @@ impl Table {
 
     fn grant_held(&self) -> Grant {
         match &self.slot.state {
-            State::Holding(holding) => holding.grant(),
+            State::Holding(holding) => grant_of(holding, 0),
             _ => panic!("not held: {:?}", self.slot),
         }
+    }
+
+    /// The holder with this place among those that share the lock is done.
+    fn finish_at(&mut self, place: usize) -> Vec<String> {
+        let State::Holding(holding) = &self.slot.state else {
+            panic!("not held: {:?}", self.slot);
+        };
+        let grant = grant_of(holding, place);
+        self.on(|machine| machine.finished(grant, (), true))
     }
 
     fn overdue(&mut self) -> ErrorKind {
@@ -137,7 +161,7 @@ impl Table {
 
     fn finish(&mut self) -> Vec<String> {
         let grant = self.grant_held();
-        self.on(|machine| machine.finished(grant, ()))
+        self.on(|machine| machine.finished(grant, (), true))
     }
 
     fn reconnected(&mut self) -> Vec<String> {
@@ -189,6 +213,18 @@ impl Table {
     }
 }
 
+fn grant_of(holding: &Holding, place: usize) -> Grant {
+    let holder = holding.holders[place];
+    Grant {
+        lease: holder.lease,
+        token: holding.token,
+        mode: holding.mode,
+        fencing_token: 0,
+        until: holding.valid_until,
+        limit: holder.limit,
+    }
+}
+
 const COMPLETE: Command<(), ()> = Command::Complete {
     token: 1,
     record: (),
@@ -216,20 +252,25 @@ fn describe(effect: Effect<char, (), ()>) -> String {
     match effect {
         Effect::Send(Command::Acquire {
             token,
+            mode,
             queue,
             watch,
             ..
         }) => {
+            let what = match mode {
+                Mode::Exclusive => "acquire",
+                Mode::Shared => "share",
+            };
             let more = [(queue, " queue"), (watch, " watch")];
             let more: String = more
                 .iter()
                 .filter(|(on, _)| *on)
                 .map(|(_, word)| *word)
                 .collect();
-            format!("acquire {token}{more}")
+            format!("{what} {token}{more}")
         }
         Effect::Send(Command::Release { token, .. }) => format!("release {token}"),
-        Effect::Send(Command::Renew { token }) => format!("renew {token}"),
+        Effect::Send(Command::Renew { token, .. }) => format!("renew {token}"),
         Effect::Send(Command::Check { token }) => format!("check {token}"),
         Effect::Grant { waiter, grant, .. } => format!("grant {waiter} {}", grant.fencing_token),
         Effect::Send(Command::Complete { token, .. }) => format!("complete {token}"),
@@ -238,8 +279,8 @@ fn describe(effect: Effect<char, (), ()>) -> String {
         }
         Effect::Reject { waiter, error } => format!("reject {waiter} {:?}", error.kind()),
         Effect::Extend { .. } => "extend".to_owned(),
-        Effect::Lose { reason } => format!("lose {reason:?}"),
-        Effect::HandedOn { reply: () } => "handed on".to_owned(),
+        Effect::Lose { reason, .. } => format!("lose {reason:?}"),
+        Effect::HandedOn { reply: (), .. } => "handed on".to_owned(),
     }
 }
 
@@ -609,7 +650,10 @@ fn without_waiters_nothing_is_left_of_a_completed_lock() {
 #[test]
 fn a_lock_whose_record_is_in_flight_is_renewed_and_released_to_nobody() {
     let mut table = Table::held();
-    let renew = Command::Renew { token: 1 };
+    let renew = Command::Renew {
+        token: 1,
+        mode: Mode::Exclusive,
+    };
     let grant = table.grant_held();
     table.complete();
     // No request here, and no other process, can have the lock.
@@ -617,7 +661,7 @@ fn a_lock_whose_record_is_in_flight_is_renewed_and_released_to_nobody() {
     assert!(table.request('c', true).is_empty());
     assert!(table.notice(Notice::Contended { token: 1 }).is_empty());
     assert!(table.granted(1, Duration::ZERO).is_empty());
-    let finished = table.on(|machine| machine.finished(grant, ()));
+    let finished = table.on(|machine| machine.finished(grant, (), true));
     assert!(finished.is_empty());
     assert_eq!(table.pass(TTL / 3), ["renew 1"]);
     let renewed = Ok(Reply::Renewed { contended: true });
@@ -661,9 +705,9 @@ fn a_record_that_is_written_first_has_time_for_that_however_long_its_holder_took
     let State::Holding(holding) = &mut table.slot.state else {
         panic!("not held");
     };
-    (holding.limit, holding.over_at) = table
-        .rules
-        .ends_of_hold(table.now + Duration::from_millis(1));
+    let limit = table.now + Duration::from_millis(1);
+    let holder = &mut holding.holders[0];
+    (holder.limit, holder.over_at) = table.rules.ends_of_hold(limit);
     let effects = table.on(|machine| machine.recording(lease, Duration::from_secs(5)));
     assert_eq!(effects, ["extend"]);
     assert!(table.pass(Duration::from_millis(2)).is_empty());
@@ -680,7 +724,7 @@ fn a_record_has_a_time_to_live_to_get_there_however_long_its_holder_took() {
     let State::Holding(holding) = &mut table.slot.state else {
         panic!("not held");
     };
-    holding.over_at = table.now + Duration::from_millis(1);
+    holding.holders[0].over_at = table.now + Duration::from_millis(1);
     table.complete();
     assert!(table.pass(Duration::from_millis(2)).is_empty());
     assert!(table.slot.holds(1));
@@ -699,7 +743,10 @@ fn waiters_in_the_stores_queue_get_the_record_that_they_are_told_of() {
 #[test]
 fn what_changes_while_a_renewal_is_in_flight_is_checked_after_it() {
     let mut table = Table::held();
-    let renew = Command::Renew { token: 1 };
+    let renew = Command::Renew {
+        token: 1,
+        mode: Mode::Exclusive,
+    };
     let check = Command::Check { token: 1 };
     let renewed = || Ok(Reply::Renewed { contended: false });
     let intact = || Ok(Reply::Intact);
@@ -731,7 +778,10 @@ fn what_changes_is_checked_without_a_write() {
 #[test]
 fn a_failed_renewal_is_tried_again_and_is_no_loss_before_its_time() {
     let mut table = Table::held();
-    let renew = Command::Renew { token: 1 };
+    let renew = Command::Renew {
+        token: 1,
+        mode: Mode::Exclusive,
+    };
     assert_eq!(table.pass(Duration::from_millis(100)), ["renew 1"]);
     assert!(
         table
@@ -758,7 +808,14 @@ fn a_renewal_counts_from_when_it_was_sent() {
     table.pass(TTL / 2);
     let renewed = Ok(Reply::Renewed { contended: false });
     assert_eq!(
-        table.replied(Command::Renew { token: 1 }, TTL / 4, renewed),
+        table.replied(
+            Command::Renew {
+                token: 1,
+                mode: Mode::Exclusive
+            },
+            TTL / 4,
+            renewed
+        ),
         ["extend"]
     );
     let State::Holding(holding) = &table.slot.state else {
@@ -776,7 +833,14 @@ fn a_renewal_whose_reply_comes_after_the_loss_brings_nothing_back() {
     table.pass(Duration::from_secs(1));
     table.now = table.now + TTL;
     let renewed = Ok(Reply::Renewed { contended: false });
-    let effects = table.replied(Command::Renew { token: 1 }, Duration::ZERO, renewed);
+    let effects = table.replied(
+        Command::Renew {
+            token: 1,
+            mode: Mode::Exclusive,
+        },
+        Duration::ZERO,
+        renewed,
+    );
     assert_eq!(effects, ["lose Expired"]);
 }
 
@@ -876,7 +940,14 @@ fn max_hold_ends_a_hold_however_often_it_was_renewed() {
     for _ in 0..99 {
         table.pass(TTL / 3);
         let renewed = Ok(Reply::Renewed { contended: false });
-        table.replied(Command::Renew { token: 1 }, Duration::ZERO, renewed);
+        table.replied(
+            Command::Renew {
+                token: 1,
+                mode: Mode::Exclusive,
+            },
+            Duration::ZERO,
+            renewed,
+        );
         if table.slot.is_idle() {
             panic!("lost before its time");
         }

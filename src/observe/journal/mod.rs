@@ -163,8 +163,16 @@ impl Journal {
         }
     }
 
+    /// Corrects what was told of a lock before that time, by what is known of it.
+    pub(crate) fn settle(&self, key: &LockKey, is_held: bool, is_waited_for: bool, before: Time) {
+        if let Some(lock) = self.pages().locks.get_mut(key) {
+            lock.past
+                .settle(is_held, is_waited_for, before, Time::now());
+        }
+    }
+
     /// So many requests wait for a lock.
-    pub(crate) fn waiting(&self, key: &LockKey, requests: usize) {
+    pub(super) fn waiting(&self, key: &LockKey, requests: usize) {
         let now = Time::now();
         if let Some(lock) = self.pages().follow(key, now, true) {
             lock.past.waiting(requests, now);

@@ -19,7 +19,8 @@ pub(super) struct Past {
     queues: VecDeque<Queue>,
 }
 
-/// A holder of this process; or several brief ones, one right after the other.
+/// A holder of this process; or several brief ones, one right after the other; or those that share
+/// the lock, from the first to the last.
 #[derive(Clone)]
 pub(crate) struct Run {
     pub(crate) began: Time,
@@ -28,6 +29,11 @@ pub(crate) struct Run {
     pub(crate) end: RunEnd,
     /// How many holders there were.
     pub(crate) holders: u32,
+    /// How many there are.
+    open: u32,
+    pub(crate) is_shared: bool,
+    /// The number of the last one's lease.
+    lease: u64,
     /// Of the last of them.
     pub(crate) fencing_token: u64,
     pub(crate) meter: Meter,
@@ -67,8 +73,16 @@ impl Past {
 
     pub(super) fn held(&mut self, lease: &Lease, now: Time) {
         // Its loss may have been told first, by another thread.
-        if self.place_of(lease).is_none() {
-            push(&mut self.runs, Run::new(lease, now));
+        if self.runs.iter().any(|run| run.lease == lease.grant().lease) {
+            return;
+        }
+        match self.runs.back_mut() {
+            Some(shared) if shared.is_shared && shared.open > 0 && is_shared(lease) => {
+                shared.open += 1;
+                shared.holders += 1;
+                shared.lease = lease.grant().lease;
+            }
+            _ => push(&mut self.runs, Run::new(lease, now)),
         }
     }
 
@@ -76,7 +90,7 @@ impl Past {
     pub(super) fn ended(&mut self, lease: &Lease, now: Time, end: RunEnd) -> Option<Duration> {
         let Some(place) = self.place_of(lease) else {
             let mut run = Run::new(lease, now);
-            (run.ended, run.end) = (Some(now), end);
+            (run.ended, run.end, run.open) = (Some(now), end, 0);
             push(&mut self.runs, run);
             return None;
         };
@@ -84,12 +98,17 @@ impl Past {
         if run.ended.is_some() {
             return None;
         }
+        run.open -= 1;
+        if run.open > 0 {
+            return None;
+        }
         (run.ended, run.end) = (Some(now), end);
         let run = run.clone();
         let before = place.checked_sub(1).map(|before| &mut self.runs[before]);
         if let Some(before) = before.filter(|before| before.goes_on_as(&run)) {
             before.ended = run.ended;
-            before.holders += 1;
+            before.holders += run.holders;
+            before.lease = run.lease;
             before.fencing_token = run.fencing_token;
             before.end = run.end;
             self.runs.remove(place);
@@ -136,9 +155,30 @@ impl Past {
         recent.cloned().collect()
     }
 
+    /// Corrects what is left open of before that time, though the lock is not held, or no request
+    /// waits: threads may tell of two events in the wrong order.
+    pub(super) fn settle(&mut self, is_held: bool, is_waited_for: bool, before: Time, now: Time) {
+        if !is_held {
+            for run in self.runs.iter_mut().filter(|run| run.began < before) {
+                if run.ended.is_none() {
+                    (run.ended, run.end, run.open) = (Some(now), RunEnd::Released, 0);
+                }
+            }
+        }
+        if let Some(queue) = self.queues.back_mut().filter(|queue| queue.began < before)
+            && !is_waited_for
+        {
+            queue.ended.get_or_insert(now);
+        }
+    }
+
     fn place_of(&self, lease: &Lease) -> Option<usize> {
-        let token = lease.fencing_token();
-        self.runs.iter().rposition(|run| run.fencing_token == token)
+        let number = lease.grant().lease;
+        let is_its = |run: &Run| match is_shared(lease) {
+            true => run.is_shared && run.open > 0,
+            false => run.lease == number,
+        };
+        self.runs.iter().rposition(is_its)
     }
 }
 
@@ -149,6 +189,9 @@ impl Run {
             ended: None,
             end: RunEnd::Not,
             holders: 1,
+            open: 1,
+            is_shared: is_shared(lease),
+            lease: lease.grant().lease,
             fencing_token: lease.fencing_token(),
             meter: lease.meter().clone(),
             path: lease.path(),
@@ -165,6 +208,10 @@ impl Run {
         let is_released = self.end == RunEnd::Released && next.end == RunEnd::Released;
         is_released && is_close && is_brief(self) && is_brief(next)
     }
+}
+
+fn is_shared(lease: &Lease) -> bool {
+    lease.mode().is_shared()
 }
 
 fn push<T>(all: &mut VecDeque<T>, one: T) {

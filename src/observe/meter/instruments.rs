@@ -25,12 +25,13 @@ pub(super) struct Instruments {
 
 const LOST: [&str; 3] = ["expired", "taken", "max_hold"];
 
-const REJECTIONS: [&str; 13] = [
+const REJECTIONS: [&str; 14] = [
     "held",
     "timed_out",
     "queue_full",
     "missing_key",
     "invalid_key",
+    "too_many_keys",
     "misconfigured",
     "unavailable",
     "lost",
@@ -140,14 +141,15 @@ impl Meter {
                 RejectionKind::QueueFull => 2,
                 RejectionKind::MissingKey => 3,
                 RejectionKind::InvalidKey => 4,
-                RejectionKind::Misconfigured => 5,
-                RejectionKind::Unavailable => 6,
-                RejectionKind::Lost => 7,
-                RejectionKind::Mismatch => 8,
-                RejectionKind::TooLarge => 9,
-                RejectionKind::Incomplete => 10,
-                RejectionKind::Unreadable => 11,
-                RejectionKind::NotKept => 12,
+                RejectionKind::TooManyKeys => 5,
+                RejectionKind::Misconfigured => 6,
+                RejectionKind::Unavailable => 7,
+                RejectionKind::Lost => 8,
+                RejectionKind::Mismatch => 9,
+                RejectionKind::TooLarge => 10,
+                RejectionKind::Incomplete => 11,
+                RejectionKind::Unreadable => 12,
+                RejectionKind::NotKept => 13,
             });
         }
     }

@@ -5,6 +5,7 @@ use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::inspect::{LockCursor, LockPage, LockReport, Occupant, Process};
 use crate::key::LockKey;
+use crate::mode::Mode;
 
 /// Keys on a page.
 const PAGE: usize = 100;
@@ -25,7 +26,11 @@ impl MemoryStore {
     fn report(&self, state: &State, now: Time, key: &LockKey) -> LockReport {
         let mut report = LockReport::free(key.clone());
         if let Some(lock) = state.locks.get(key).filter(|lock| lock.expires > now) {
-            report.occupant = self.this_process().holding();
+            let holder = self.this_process().holding();
+            report.occupant = match lock.mode {
+                Mode::Exclusive => Occupant::Process(holder),
+                Mode::Shared => Occupant::Shared(vec![holder]),
+            };
             report.remaining = Some(lock.expires.since(now));
         } else if state.records.contains_key(key) {
             report.occupant = Occupant::Record;

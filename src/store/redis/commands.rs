@@ -9,10 +9,11 @@ use redis::{Cmd, Pipeline, RedisError, RedisWrite, Value};
 use smallvec::SmallVec;
 
 use super::Settings;
-use super::names::{Names, lock_name, queue_name};
+use super::names::{Names, lock_name, queue_name, readers_name};
 use super::scripts::{self, Script};
 use crate::error::{Error, ErrorKind};
 use crate::key::{Kind, LockKey};
+use crate::mode::Mode;
 use crate::store::{Command, Failure, Reply};
 
 /// More bytes than the longest token has, with its mark.
@@ -23,6 +24,8 @@ const MAX_VALUE: usize = 16 << 10;
 pub(super) const MAX_FENCE: u64 = 1 << 53;
 /// Stands behind the token of a lock that processes wait for.
 pub(super) const MARK: u8 = b'!';
+/// What a lock says that several share.
+const SHARED: &[u8] = b"shared";
 
 /// What a connection has found out about its server.
 #[derive(Clone, Debug)]
@@ -64,9 +67,11 @@ pub(super) struct Sent<'a> {
 enum Way {
     Take,
     Acquire,
+    Share,
     Release,
     Grant,
     Renew,
+    RenewShared,
     Complete,
     Check,
 }
@@ -74,6 +79,9 @@ enum Way {
 impl Sent<'_> {
     fn way(&self) -> Way {
         match self.command {
+            Command::Acquire {
+                mode: Mode::Shared, ..
+            } => Way::Share,
             // A token that Redis has not seen, and that does not wait.
             Command::Acquire {
                 queue: false,
@@ -88,6 +96,9 @@ impl Sent<'_> {
                 ..
             } => Way::Release,
             Command::Release { .. } => Way::Grant,
+            Command::Renew {
+                mode: Mode::Shared, ..
+            } => Way::RenewShared,
             Command::Renew { .. } => Way::Renew,
             Command::Complete { .. } => Way::Complete,
             Command::Check { .. } => Way::Check,
@@ -96,19 +107,23 @@ impl Sent<'_> {
 
     /// Returns whether it may get the token its lock.
     fn takes(&self) -> bool {
-        matches!(self.way(), Way::Take | Way::Acquire)
+        matches!(self.way(), Way::Take | Way::Acquire | Way::Share)
     }
 
     /// Returns whether a fence may come of it, for this token or for the next in the queue.
     pub(super) fn gives_fence(&self) -> bool {
-        matches!(self.way(), Way::Take | Way::Acquire | Way::Grant)
+        self.takes() || self.way() == Way::Grant
+    }
+
+    fn may_queue(&self) -> bool {
+        matches!(self.command, Command::Acquire { queue: true, .. })
     }
 
     fn token(&self) -> u64 {
         let (Command::Acquire { token, .. }
         | Command::Release { token, .. }
         | Command::Complete { token, .. }
-        | Command::Renew { token }
+        | Command::Renew { token, .. }
         | Command::Check { token }) = self.command;
         *token
     }
@@ -118,7 +133,11 @@ impl Sent<'_> {
         match self.command {
             // Empty is not absent.
             Command::Acquire { watch: true, .. } => Some(words(&["EXISTS", lock])),
-            Command::Renew { .. } | Command::Check { .. } => {
+            Command::Renew {
+                mode: Mode::Exclusive,
+                ..
+            }
+            | Command::Check { .. } => {
                 let mut read = words(&["GETRANGE", lock]);
                 read.arg(0).arg(MAX_TOKEN);
                 Some(read)
@@ -306,19 +325,26 @@ fn add(
             }
         }
         Way::Acquire => {
-            let may_queue = matches!(sent.command, Command::Acquire { queue: true, .. });
             let may_be_record = sent.key.kind() == Kind::Record;
-            let mut acquire = script(&scripts::ACQUIRE, &[lock, &queue_name(lock)]);
+            let keys = [lock, &queue_name(lock), &readers_name(lock)];
+            let mut acquire = script(&scripts::ACQUIRE, &keys);
             acquire.arg(ttl).arg(&settings.names.inboxes);
             acquire
-                .arg(u8::from(may_queue))
+                .arg(u8::from(sent.may_queue()))
                 .arg(u8::from(may_be_record));
             acquire
+        }
+        Way::Share => {
+            let keys = [lock, &queue_name(lock), &readers_name(lock)];
+            let mut share = script(&scripts::SHARE, &keys);
+            share.arg(ttl).arg(&settings.names.inboxes);
+            share.arg(u8::from(sent.may_queue()));
+            share
         }
         Way::Release => script(&scripts::RELEASE, &[lock]),
         Way::Grant => {
             let fence = settings.names.fence(settings.names.slot(sent.key));
-            let keys = [lock, &queue_name(lock), &fence];
+            let keys = [lock, &queue_name(lock), &fence, &readers_name(lock)];
             let mut grant = script(&scripts::GRANT, &keys);
             grant.arg(settings.grant_ttl.as_millis() as u64);
             grant.arg(&settings.names.inboxes);
@@ -327,6 +353,11 @@ fn add(
         }
         Way::Renew => {
             let mut renew = script(&scripts::RENEW, &[lock]);
+            renew.arg(ttl);
+            renew
+        }
+        Way::RenewShared => {
+            let mut renew = script(&scripts::RENEW_SHARED, &[lock, &readers_name(lock)]);
             renew.arg(ttl);
             renew
         }
@@ -484,7 +515,8 @@ impl Reader {
                 Ok(value) => read(settings, way, sent, value).ok_or(Unusable::Unexpected)?,
                 // Something may have been done before the error.
                 Err(error) => {
-                    let unknown = way == Way::Acquire && !is_refused_whole(&error);
+                    let takes = matches!(way, Way::Acquire | Way::Share);
+                    let unknown = takes && !is_refused_whole(&error);
                     failed(error, unknown)
                 }
             },
@@ -577,8 +609,8 @@ fn read(settings: &Settings, way: Way, sent: Sent<'_>, value: Value) -> Option<S
         _ => return None,
     };
     Some(said(match (way, number) {
-        (Way::Acquire, 1 | 2) => acquired(number == 2),
-        (Way::Acquire, ..=-3) => {
+        (Way::Acquire | Way::Share, 1 | 2) => acquired(number == 2),
+        (Way::Acquire | Way::Share, ..=-3) => {
             let number = number.unsigned_abs();
             Reply::HeldElsewhere {
                 remaining: ((number - 1) / 2).checked_sub(2).map(Duration::from_millis),
@@ -592,8 +624,8 @@ fn read(settings: &Settings, way: Way, sent: Sent<'_>, value: Value) -> Option<S
         }
         (Way::Release, 1 | 2) => released(number == 2, false),
         (Way::Grant, 1..=4) => released(number % 2 == 0, number > 2),
-        (Way::Renew | Way::Complete, 1) => Reply::Gone,
-        (Way::Renew, 2 | 3) => Reply::Renewed {
+        (Way::Renew | Way::RenewShared | Way::Complete, 1) => Reply::Gone,
+        (Way::Renew | Way::RenewShared, 2 | 3) => Reply::Renewed {
             contended: number == 3,
         },
         (Way::Complete, 2) => Reply::Completed,
@@ -615,7 +647,7 @@ fn released(had_it: bool, granted: bool) -> Reply {
 
 /// What a take found in the lock's place.
 fn found_held(key: &LockKey, value: Vec<u8>) -> Reply {
-    let foreign = token_of(&value).is_none();
+    let foreign = !is_shared(key, &value) && token_of(&value).is_none();
     match key.kind() {
         Kind::Record if foreign => Reply::Recorded(value.into()),
         _ => Reply::HeldElsewhere {
@@ -650,6 +682,12 @@ pub(super) fn token_of(value: &[u8]) -> Option<Token<'_>> {
         unmarked,
         is_marked: unmarked.len() < value.len(),
     })
+}
+
+/// Returns whether this value of a lock says that several share it.
+pub(super) fn is_shared(key: &LockKey, value: &[u8]) -> bool {
+    let unmarked = value.strip_suffix(&[MARK]).unwrap_or(value);
+    key.kind() == Kind::Lock && unmarked == SHARED
 }
 
 fn said(reply: Reply) -> Said {

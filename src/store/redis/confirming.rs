@@ -13,10 +13,11 @@ use redis::aio::MultiplexedConnection;
 use tokio::time::timeout;
 
 use super::RedisStore;
-use super::names::lock_name;
+use super::names::{lock_name, readers_name};
 use super::pending::Pending;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
+use crate::mode::Mode;
 use crate::store::{Command, Events, Failure, Reply};
 
 /// A lock that this process has in the primary.
@@ -24,6 +25,14 @@ struct Unconfirmed {
     sent_at: Time,
     pending: Pending,
     reply: Reply,
+}
+
+/// What a server must have, to have a lock for a token.
+struct Sought {
+    /// The lock, or the set of those that share it.
+    name: String,
+    token: String,
+    mode: Mode,
 }
 
 /// What came of one asking: for each lock whether the server of that connection has it, and how
@@ -131,14 +140,18 @@ impl Drop for Confirming<'_> {
 }
 
 impl RedisStore {
-    /// Returns the name of a lock, and what stands there if it is the token's.
-    fn lock_of(&self, pending: &Pending) -> (String, String) {
+    fn lock_of(&self, pending: &Pending) -> Sought {
         let names = &self.settings.names;
-        let token = match pending.command {
-            Command::Acquire { token, .. } => names.token(token).to_string(),
-            _ => String::new(),
+        let name = lock_name(&names.prefix, &pending.key);
+        let (token, mode) = match pending.command {
+            Command::Acquire { token, mode, .. } => (names.token(token).to_string(), mode),
+            _ => (String::new(), Mode::Exclusive),
         };
-        (lock_name(&names.prefix, &pending.key), token)
+        let name = match mode {
+            Mode::Exclusive => name,
+            Mode::Shared => readers_name(&name),
+        };
+        Sought { name, token, mode }
     }
 
     /// Asks how many replicas have these locks. The server of the connection may be another one
@@ -146,7 +159,7 @@ impl RedisStore {
     async fn confirm(
         &self,
         connection: Option<MultiplexedConnection>,
-        locks: Vec<(String, String)>,
+        locks: Vec<Sought>,
     ) -> Result<(MultiplexedConnection, Confirmed), Error> {
         let limit = self.settings.command_timeout;
         let asking = async {
@@ -159,12 +172,19 @@ impl RedisStore {
                 (None, None) => return Err(Error::of(ErrorKind::Unavailable)),
             };
             let mut pipeline = redis::pipe();
-            for (name, token) in &locks {
-                // One more byte: the mark of those who wait.
-                let read = pipeline.cmd("GETRANGE").arg(name).arg(0);
-                read.arg(token.len());
+            for Sought { name, token, mode } in &locks {
+                match mode {
+                    // One more byte: the mark of those who wait.
+                    Mode::Exclusive => {
+                        let read = pipeline.cmd("GETRANGE").arg(name).arg(0);
+                        read.arg(token.len());
+                    }
+                    Mode::Shared => {
+                        pipeline.cmd("ZSCORE").arg(name).arg(token);
+                    }
+                }
             }
-            let barrier = self.settings.names.barrier(&locks[0].0);
+            let barrier = self.settings.names.barrier(&locks[0].name);
             let barrier = pipeline.cmd("SET").arg(barrier);
             barrier.arg(1).arg("PX").arg(1000).ignore();
             let wait = pipeline.cmd("WAIT").arg(self.settings.min_replicas);
@@ -187,14 +207,17 @@ impl RedisStore {
     }
 }
 
-fn read_confirmed(locks: &[(String, String)], replies: &[Value]) -> Option<Confirmed> {
+fn read_confirmed(locks: &[Sought], replies: &[Value]) -> Option<Confirmed> {
     let (count, values) = replies.split_last()?;
     let Value::Int(replicas) = count else {
         return None;
     };
-    let has = |((_, token), value): (&(String, String), &Value)| match value {
-        Value::BulkString(value) => value.strip_suffix(b"!").unwrap_or(value) == token.as_bytes(),
-        _ => false,
+    let has = |(sought, value): (&Sought, &Value)| match (sought.mode, value) {
+        (Mode::Exclusive, Value::BulkString(value)) => {
+            value.strip_suffix(b"!").unwrap_or(value) == sought.token.as_bytes()
+        }
+        (Mode::Exclusive, _) => false,
+        (Mode::Shared, value) => *value != Value::Nil,
     };
     (values.len() == locks.len()).then(|| Confirmed {
         has: locks.iter().zip(values).map(has).collect(),

@@ -14,6 +14,7 @@ use super::manifest::Manifest;
 use super::messages::message;
 use super::names::{Names, key_of, lock_name};
 use crate::key::LockKey;
+use crate::mode::Mode;
 use crate::store::{Command, Record};
 
 const PREFIX: &str = "lock:";
@@ -89,6 +90,7 @@ fn commands() -> Vec<Command> {
     let token = 1;
     let acquire = |queue, watch| Command::Acquire {
         token,
+        mode: Mode::Exclusive,
         queue,
         watch,
         again: watch,
@@ -107,9 +109,23 @@ fn commands() -> Vec<Command> {
         acquire(false, false),
         acquire(true, false),
         acquire(true, true),
+        Command::Acquire {
+            token,
+            mode: Mode::Shared,
+            queue: true,
+            watch: false,
+            again: false,
+        },
+        Command::Renew {
+            token,
+            mode: Mode::Shared,
+        },
         release(false),
         release(true),
-        Command::Renew { token },
+        Command::Renew {
+            token,
+            mode: Mode::Exclusive,
+        },
         Command::Check { token },
         Command::Complete {
             token,

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use redis::{FromRedisValue, Pipeline, from_redis_value};
 
-use super::commands::token_of;
-use super::names::{key_of, lock_name, queue_name, read_client};
+use super::commands::{MARK, is_shared, token_of};
+use super::names::{key_of, lock_name, queue_name, read_client, readers_name};
 use super::{RedisStore, scripts};
 use crate::error::Error;
 use crate::inspect::{LockCursor, LockPage, LockReport, Occupant, Process};
@@ -16,7 +16,7 @@ use crate::key::{Kind, LockKey};
 /// How often a question is asked, if no reply comes.
 const ATTEMPTS: u32 = 2;
 /// What `inspect.lua` returns.
-type Found = (Vec<u8>, bool, i64, Vec<Vec<u8>>);
+type Found = (Vec<u8>, bool, i64, Vec<Vec<u8>>, Vec<Vec<u8>>);
 
 /// How many names Redis looks at for one page.
 const PAGE: u32 = 100;
@@ -51,23 +51,28 @@ impl RedisStore {
         for key in keys {
             let lock = lock_name(&self.settings.names.prefix, key);
             let inspect = pipeline.cmd("EVAL").arg(scripts::INSPECT.source);
-            inspect.arg(2).arg(&lock).arg(queue_name(&lock));
+            let keys = inspect.arg(3).arg(&lock).arg(queue_name(&lock));
+            keys.arg(readers_name(&lock));
         }
         let replies: Vec<Found> = self.ask(pipeline).await?;
         let mut reports: Vec<LockReport> = keys
             .iter()
             .zip(replies)
-            .map(|(key, (value, exists, remaining, queue))| {
+            .map(|(key, (value, exists, remaining, queue, readers))| {
                 let mut report = LockReport::free(key.clone());
-                report.waiting = queue
-                    .iter()
-                    .filter_map(|token| Some(Process::of(token_of(token)?.process)))
-                    .collect();
+                let process = |token: &[u8]| Some(Process::of(token_of(token)?.process));
+                let waiting = queue.iter().map(|token| read_waiting(token));
+                report.waiting = waiting.filter_map(process).collect();
                 if exists {
                     report.occupant = match token_of(&value) {
                         Some(token) => {
                             report.is_contended = token.is_marked;
-                            Process::of(token.process).holding()
+                            Occupant::Process(Process::of(token.process).holding())
+                        }
+                        None if is_shared(key, &value) => {
+                            report.is_contended = value.ends_with(&[MARK]);
+                            let readers = readers.iter().filter_map(|token| process(token));
+                            Occupant::Shared(readers.map(Process::holding).collect())
                         }
                         None if key.kind() == Kind::Record => Occupant::Record,
                         None => Occupant::OtherClient,
@@ -157,6 +162,11 @@ impl RedisStore {
             .collect::<Result<_, _>>()
             .map_err(|_| self.address.unavailable("a reply has an unexpected form"))
     }
+}
+
+/// Returns the token that waits in this place of a queue: behind that of a reader stands an `s`.
+fn read_waiting(place: &[u8]) -> &[u8] {
+    place.strip_suffix(b"s").unwrap_or(place)
 }
 
 /// Escapes what has a meaning in a pattern.

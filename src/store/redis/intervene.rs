@@ -1,8 +1,8 @@
 //! A lock that is taken from its holder.
 
-use super::commands::{MARK, MAX_TOKEN, token_of};
+use super::commands::{MARK, MAX_TOKEN, is_shared, token_of};
 use super::driver::regrant;
-use super::names::lock_name;
+use super::names::{lock_name, readers_name};
 use super::{RedisStore, scripts};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
@@ -23,6 +23,7 @@ impl RedisStore {
             return Ok(false);
         }
         let token = token_of(&value);
+        let readers = self.readers(key, &value).await?;
         if token.is_none() && (key.kind() == Kind::Record || value.len() > MAX_TOKEN) {
             return Err(Error::new(
                 ErrorKind::Held,
@@ -38,15 +39,27 @@ impl RedisStore {
             release.arg(1).arg(&lock).arg(&held);
             held.push(MARK);
         }
-        if let Some(token) = token {
-            // The holder looks at its lock when it hears that it has changed.
-            let inbox = format!("{}{}", names.inboxes, token.process);
-            let changed = format!("c{}:{lock}", token.number);
+        let readers = readers.iter().filter_map(|reader| token_of(reader));
+        for holder in token.into_iter().chain(readers) {
+            // A holder looks at its lock when it hears that it has changed.
+            let inbox = format!("{}{}", names.inboxes, holder.process);
+            let changed = format!("c{}:{lock}", holder.number);
             release.cmd("PUBLISH").arg(inbox).arg(changed);
         }
         let replies: Vec<i64> = self.ask(release).await?;
         // The driver knows whether locks may be given at this time, and which fence is next.
         let _ = self.submit(Time::now(), key, regrant(NO_TOKEN));
         Ok(replies.iter().take(2).any(|said| *said == 2))
+    }
+
+    /// Returns the tokens that share a lock with this value.
+    async fn readers(&self, key: &LockKey, value: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        if !is_shared(key, value) {
+            return Ok(Vec::new());
+        }
+        let readers = readers_name(&lock_name(&self.settings.names.prefix, key));
+        let mut read = redis::pipe();
+        read.cmd("ZRANGE").arg(readers).arg(0).arg(-1);
+        Ok(self.ask(read).await?.pop().unwrap_or_default())
     }
 }

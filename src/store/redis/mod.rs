@@ -55,6 +55,7 @@ pub(crate) use self::manifest::{Damage, Manifest};
 use self::names::Names;
 use self::pending::Pending;
 use self::ping::Pings;
+pub(crate) use self::queue::HeldBack;
 use self::queue::Queue;
 pub use self::server::RedisServer;
 pub(crate) use self::tls::Tls;

@@ -210,17 +210,26 @@ pub(super) fn part_name(prefix: &str, key: &LockKey, id: &Uuid, number: usize) -
 /// Names a lock's queue: outside of the names that locks have (a prefix holds no brace), and in the
 /// lock's slot of a Redis Cluster.
 pub(super) fn queue_name(lock_name: &str) -> String {
+    beside(lock_name, "queue")
+}
+
+/// Names the set of those that share a lock. Lies where the queue does.
+pub(super) fn readers_name(lock_name: &str) -> String {
+    beside(lock_name, "readers")
+}
+
+fn beside(lock_name: &str, what: &str) -> String {
     let tag = lock_name.find('{').and_then(|open| {
         let length = lock_name[open + 1..].find('}')?;
         (length > 0).then(|| &lock_name[open..=open + 1 + length])
     });
     match tag {
-        Some(tag) => format!("{tag}:queue:{lock_name}"),
+        Some(tag) => format!("{tag}:{what}:{lock_name}"),
         None if lock_name.contains(['{', '}']) => {
             let tag = cluster::tag(cluster::slot(lock_name));
-            format!("{{{tag}}}:queue:{lock_name}")
+            format!("{{{tag}}}:{what}:{lock_name}")
         }
-        None => format!("{{{lock_name}}}:queue"),
+        None => format!("{{{lock_name}}}:{what}"),
     }
 }
 
@@ -241,17 +250,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queue_lies_in_the_slot_of_its_lock_and_outside_of_the_names_of_locks() {
+    fn queue_and_readers_lie_in_the_slot_of_their_lock_and_outside_of_the_names_of_locks() {
         assert_eq!(queue_name("lock:a"), "{lock:a}:queue");
         assert_eq!(queue_name("lock:{u}1"), "{u}:queue:lock:{u}1");
+        assert_eq!(readers_name("lock:{u}1"), "{u}:readers:lock:{u}1");
         assert_eq!(queue_name("lock:{}1"), "{5s7}:queue:lock:{}1");
         for key in [
             "a", "{u}1", "{}1", "{", "}", "}{", "a}b", "{a", "{{a}}", "a{b}c{d}",
         ] {
             let lock = format!("lock:{key}");
-            let (queue, slot) = (queue_name(&lock), cluster::slot(&lock));
-            assert_eq!(cluster::slot(&queue), slot, "{lock}: {queue}");
-            assert!(!queue.starts_with("lock:"));
+            let slot = cluster::slot(&lock);
+            for name in [queue_name(&lock), readers_name(&lock)] {
+                assert_eq!(cluster::slot(&name), slot, "{lock}: {name}");
+                assert!(!name.starts_with("lock:"));
+            }
             let names = Names::of_primary("lock:", Uuid::nil(), "node", Home::at(slot));
             assert_eq!(cluster::slot(&names.fence(slot)), slot);
             assert_eq!(cluster::slot(&names.epoch()), slot);
@@ -300,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_with_braces_cannot_reach_the_queue_of_another() {
+    fn keys_with_braces_cannot_reach_what_belongs_to_another() {
         let locks = [
             "lock:{lock:x}:queue",
             "lock:x}:queue:lock:{lock:x",
@@ -309,6 +321,7 @@ mod tests {
             "lock:{lock:x}",
         ];
         let mut names: Vec<String> = locks.iter().map(|lock| queue_name(lock)).collect();
+        names.extend(locks.iter().map(|lock| readers_name(lock)));
         names.extend(locks.map(str::to_owned));
         let count = names.len();
         names.sort();

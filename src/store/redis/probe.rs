@@ -13,6 +13,7 @@ use super::pushes::Push;
 use super::{RedisStore, Settings};
 use crate::error::{Error, ErrorKind};
 use crate::key::LockKey;
+use crate::mode::Mode;
 use crate::store::{Command, Notice, Reply};
 
 /// The numbers of the probe's tokens. The manager's own begin at 1.
@@ -129,6 +130,7 @@ impl RedisStore {
 fn steps() -> [Command; 5] {
     let acquire = |token, queue| Command::Acquire {
         token,
+        mode: Mode::Exclusive,
         queue,
         watch: false,
         again: false,
@@ -139,12 +141,18 @@ fn steps() -> [Command; 5] {
         queued: true,
         reply: None,
     };
-    let (renew, release) = (Command::Renew { token: HOLDER }, |token| Command::Release {
-        token,
-        contended: false,
-        queued: false,
-        reply: None,
-    });
+    let (renew, release) = (
+        Command::Renew {
+            token: HOLDER,
+            mode: Mode::Exclusive,
+        },
+        |token| Command::Release {
+            token,
+            contended: false,
+            queued: false,
+            reply: None,
+        },
+    );
     [
         acquire(HOLDER, false),
         renew,

@@ -36,6 +36,19 @@ pub(super) struct Queue {
     ends: VecDeque<Pending>,
     others: VecDeque<Pending>,
     next_number: u64,
+    /// How many callers are about to add more, which is to go out together with what is there.
+    held_back: usize,
+}
+
+/// Commands that are kept back for others to come.
+#[must_use]
+pub(crate) struct HeldBack<'a>(&'a RedisStore);
+
+impl Drop for HeldBack<'_> {
+    fn drop(&mut self) {
+        self.0.queue().held_back -= 1;
+        self.0.submitted.notify();
+    }
 }
 
 impl Queue {
@@ -140,6 +153,12 @@ impl RedisStore {
         self.submitted.notify();
     }
 
+    /// See [`Store::hold_back`](crate::store::Store::hold_back).
+    pub(crate) fn hold_back(&self) -> HeldBack<'_> {
+        self.queue().held_back += 1;
+        HeldBack(self)
+    }
+
     /// Takes all commands, in order.
     pub(super) fn take_all(&self) -> Vec<Pending> {
         let mut queue = self.queue();
@@ -171,7 +190,7 @@ impl RedisStore {
         let length = queue.len();
         let may_go = calls < FEW_CALLS || calls < MAX_CALLS && length >= MAX_COMMANDS;
         let can_wait = calls > 0 && length <= FEW && queue.can_wait();
-        if !may_go || can_wait {
+        if !may_go || can_wait || queue.held_back > 0 {
             return None;
         }
         // Shared out among the calls that may go now, so that Redis works on one of them while this

@@ -78,10 +78,10 @@ async fn one_lock_and_some_of_all_are_looked_up(store: Store) {
     let found = send(&page, Method::POST, "/?view=lock", &[], "k").await;
     let found = super::json(found).await;
     assert_eq!(found["occupant"], "process");
-    assert_eq!(found["holder"]["name"], "node 1");
-    assert_eq!(found["holder"]["is_this"], true);
+    assert_eq!(found["holders"][0]["name"], "node 1");
+    assert_eq!(found["holders"][0]["is_this"], true);
     let token = guard.fencing_token().to_string();
-    assert_eq!(found["holder"]["fencing_token"], token);
+    assert_eq!(found["holders"][0]["fencing_token"], token);
     assert!(found["remaining"].as_f64().unwrap() > 0.0);
     let id = found["id"].as_str().unwrap();
     assert_eq!(view(&page, &format!("lock&id={id}")).await["id"], id);
@@ -144,7 +144,7 @@ async fn a_lock_that_another_process_has_and_gives_is_shown_on_both_sides() {
     let page = page_of_two.clone().show_keys(true);
     view(&page, "snapshot").await;
     let asked = view(&page, &format!("lock&id={id}")).await;
-    assert_eq!(asked["holder"]["name"], "one");
+    assert_eq!(asked["holders"][0]["name"], "one");
     assert_eq!(asked["waiting"][0]["name"], "two");
     assert_eq!(asked["waiting"][0]["is_this"], true);
     assert_eq!(

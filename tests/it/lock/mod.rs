@@ -13,6 +13,8 @@ mod release_first;
 mod rules;
 mod scripted;
 mod several;
+mod several_keys;
+mod shared;
 mod stacks;
 mod taken_over;
 mod waiting;

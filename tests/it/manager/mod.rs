@@ -9,6 +9,8 @@ mod jobs;
 mod rules;
 mod runtimes;
 mod settings;
+mod several;
+mod shared;
 mod waiters;
 
 use std::time::Duration;

@@ -26,6 +26,8 @@ async fn settings_that_make_no_sense_are_refused_when_they_are_set() {
         ("prefix", builder().prefix("{lock}:")),
         ("prefix", builder().prefix("p".repeat(129))),
         ("max_waiters", builder().max_waiters(0)),
+        ("max_keys", builder().max_keys(0)),
+        ("max_keys", builder().max_keys(1001)),
     ] {
         let error = builder.in_memory().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);

@@ -104,6 +104,34 @@ async fn a_waiting_process_gets_a_lock_when_it_is_released_and_not_when_time_is_
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn several_keys_are_taken_together_whatever_their_servers() {
+    let cluster = Cluster::start(3, 0).await;
+    let (locks, others) = (connect(&cluster).await, connect(&cluster).await);
+    let keys = 0..12;
+    let guards = locks.try_acquire_all(keys.clone()).await.unwrap();
+    for key in keys.clone() {
+        let refused = others.try_acquire_all([100, key]).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Held);
+        assert_eq!(refused.key().unwrap().as_str(), key.to_string());
+    }
+    let waiting = tokio::spawn(async move {
+        let all = others.acquire_all(keys.rev(), Duration::from_secs(20));
+        all.await.unwrap().release().await
+    });
+    let first = locks.acquire_all([100, 200], Duration::from_secs(20));
+    drop(first.await.unwrap());
+    guards.release().await.unwrap();
+    soon("they are handed on", waiting).await.unwrap().unwrap();
+    for server in 0..3 {
+        let redis = cluster.client(server).await;
+        eventually("no lock is left", || async {
+            crate::support::names(&redis, "lock:*").await.is_empty()
+        })
+        .await;
+    }
+}
+
 /// Moves a slot with its keys, as `redis-cli --cluster reshard` does.
 async fn move_slot(cluster: &Cluster, slot: u16, from: usize, to: usize) {
     let (source, target) = (cluster.client(from).await, cluster.client(to).await);

@@ -350,7 +350,7 @@ impl Link {
                 self.valid_until
                     .insert(token, sent_at + Rules::validity(self.client.ttl));
             }
-            (Command::Renew { token }, Ok(Reply::Renewed { .. })) => {
+            (Command::Renew { token, .. }, Ok(Reply::Renewed { .. })) => {
                 let until = sent_at + Rules::validity(self.client.ttl);
                 let valid_until = self.valid_until.get_mut(&token);
                 if let Some(valid_until) = valid_until.filter(|valid_until| **valid_until > now) {

@@ -16,6 +16,7 @@ mod world;
 
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
+use crate::mode::Mode;
 use program::{End, Step, Tamper};
 use tasks::Watch;
 use world::World;
@@ -80,6 +81,7 @@ const TAKE: Step = Step::Take {
     manager: 0,
     key: 0,
     wait: None,
+    mode: Mode::Exclusive,
     touchy: false,
 };
 
@@ -90,6 +92,7 @@ fn a_request_that_is_cancelled_wakes_nobody_while_its_slot_is_locked() {
         manager: 0,
         key: 0,
         wait: Some(1000),
+        mode: Mode::Exclusive,
         touchy: true,
     };
     holds(&[TAKE, Step::Exchange(0), touchy, Step::Cancel(0)]);

@@ -3,6 +3,8 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use crate::mode::Mode;
+
 /// Managers, and keys, of a case: the first keys are locks, the others records.
 pub(super) const MANAGERS: usize = 2;
 pub(super) const KEYS: usize = 4;
@@ -13,6 +15,13 @@ pub(super) enum Step {
     Take {
         manager: usize,
         key: usize,
+        wait: Option<u64>,
+        mode: Mode,
+        touchy: bool,
+    },
+    /// A request for both locks, which it names in any order.
+    TakeBoth {
+        manager: usize,
         wait: Option<u64>,
         touchy: bool,
     },
@@ -157,12 +166,20 @@ fn step() -> impl Strategy<Value = Step> {
     let key = || prop_oneof![3 => Just(0), 1 => Just(1), 3 => Just(2), 1 => Just(3)];
     let rarely = || prop::bool::weighted(0.2);
     let wait = prop::option::weighted(0.7, 1..2000_u64);
-    let take = (manager(), key(), wait, rarely());
+    let mode = prop_oneof![Just(Mode::Exclusive), Just(Mode::Shared)];
+    let take = (manager(), key(), wait.clone(), mode, rarely());
+    let take_both = (manager(), wait, rarely());
     let end = (0..4_usize, end(), rarely());
     prop_oneof![
-        20 => take.prop_map(|(manager, key, wait, touchy)| Step::Take {
+        20 => take.prop_map(|(manager, key, wait, mode, touchy)| Step::Take {
             manager,
             key,
+            wait,
+            mode,
+            touchy
+        }),
+        8 => take_both.prop_map(|(manager, wait, touchy)| Step::TakeBoth {
+            manager,
             wait,
             touchy
         }),

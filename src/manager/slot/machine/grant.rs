@@ -1,8 +1,9 @@
-//! The grant: which request gets the lock that the store has given to this process.
+//! The grant: which requests get the lock that the store has given to this process.
 
 use super::super::{AcquireAttempt, Effect, Holding, Rules, State};
 use super::Machine;
 use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
 use crate::lease::GrantPath;
 use crate::store::Granted;
 
@@ -16,54 +17,92 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         sent_at: Time,
         contended: bool,
     ) -> bool {
+        let AcquireAttempt { token, mode, .. } = attempt;
         let valid_until = sent_at + Rules::validity(self.env.rules.ttl);
         if valid_until <= self.env.now {
-            self.release(attempt.token, false);
+            self.release(token, mode.is_shared());
             return false;
         }
-        let token = attempt.token;
         let path = match attempt.for_new_requests {
             true => GrantPath::Uncontended,
             false => GrantPath::Polled,
         };
-        let renew_at = self.env.now + self.env.rules.first_renewal();
-        let holding = Holding::new(self.env, token, fence, valid_until, renew_at, contended);
-        self.grant_first(holding, path);
+        let renew_at = self.env.now + self.env.rules.first_renewal(mode);
+        let holding = Holding::new(
+            self.env,
+            token,
+            mode,
+            fence,
+            valid_until,
+            renew_at,
+            contended,
+        );
+        self.grant(holding, path);
         true
     }
 
-    /// Holds a lock that the store has given to a token in its queue, if enough of that grant is
+    /// Holds a lock that the store has given to the token in its queue, if enough of that grant is
     /// left.
     pub(super) fn hold_granted(&mut self, granted: Granted) {
-        let Granted { token, fence, .. } = granted;
+        let State::Queued { token, mode, .. } = self.slot.state else {
+            return;
+        };
         let ttl = granted.ttl.min(self.env.rules.grant_ttl);
         let valid_until = granted.after.map(|after| after + Rules::validity(ttl));
         let least = self.env.now + Rules::worth_acting_upon(ttl);
         match valid_until.filter(|until| *until > least) {
             Some(until) => {
                 let renew_at = self.env.now + Rules::first_renewal_of_grant(ttl);
-                let contended = granted.contended;
-                let holding = Holding::new(self.env, token, fence, until, renew_at, contended);
-                self.grant_first(holding, GrantPath::Granted);
+                let holding = Holding::new(
+                    self.env,
+                    token,
+                    mode,
+                    granted.fence,
+                    until,
+                    renew_at,
+                    granted.contended,
+                );
+                self.grant(holding, GrantPath::Granted);
             }
             // The grant may have run out by now.
-            None => self.acquire(AcquireAttempt::again(token, false)),
+            None => self.acquire_again(false),
         }
     }
 
-    /// Gives the lock to the first waiter. Without one, the lock is released.
-    pub(super) fn grant_first(&mut self, holding: Holding, path: GrantPath) {
-        let Some(first) = self.slot.waiters.pop() else {
-            self.slot.state = State::Idle;
-            self.release(holding.token, false);
-            return;
-        };
-        self.slot.impatient -= usize::from(!first.patient);
-        self.effects.push(Effect::Grant {
-            waiter: first.handle,
-            grant: holding.grant(),
-            path,
-        });
+    /// Gives the lock to the first waiter, or to all that would share it, up to the first that
+    /// would not. Without one, the lock is released.
+    pub(super) fn grant(&mut self, mut holding: Holding, path: GrantPath) {
+        let is_shared = holding.mode.is_shared();
+        while let Some(first) = self.slot.waiters.first() {
+            let is_in = match is_shared {
+                true => first.mode.is_shared(),
+                false => holding.holders.is_empty(),
+            };
+            if !is_in && (!is_shared || first.patient) {
+                break;
+            }
+            let Some(first) = self.slot.waiters.pop() else {
+                break;
+            };
+            self.slot.impatient -= usize::from(!first.patient);
+            let waiter = first.handle;
+            self.effects.push(match is_in {
+                true => Effect::Grant {
+                    waiter,
+                    grant: holding.grant(self.env),
+                    path,
+                },
+                // It would have the lock alone, now, and does not keep those behind it out.
+                false => Effect::Reject {
+                    waiter,
+                    error: Error::of(ErrorKind::Held),
+                },
+            });
+        }
+        let is_held = !holding.holders.is_empty();
         self.slot.state = State::Holding(holding);
+        if !is_held {
+            self.let_go(S::default());
+        }
     }
 }

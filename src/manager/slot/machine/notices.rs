@@ -1,6 +1,6 @@
 //! What the store tells unasked.
 
-use super::super::{AcquireAttempt, State};
+use super::super::State;
 use super::Machine;
 use crate::store::{Command, Granted, Notice};
 
@@ -17,10 +17,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     /// Another client changed or deleted the lock.
     fn changed(&mut self) {
         match &mut self.slot.state {
-            State::Queued { token, .. } => {
-                let token = *token;
-                self.acquire(AcquireAttempt::again(token, false));
-            }
+            State::Queued { .. } => self.acquire_again(false),
             State::Acquiring { recheck, .. } => *recheck = true,
             State::Holding(_) => self.check(),
             State::Idle | State::Backoff { .. } => {}
@@ -45,12 +42,12 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     fn contended(&mut self, token: u64) {
         match &mut self.slot.state {
             State::Queued { token: queued, .. } if *queued == token => {
-                self.acquire(AcquireAttempt::again(token, false));
+                self.acquire_again(false);
             }
             State::Acquiring {
                 attempt, contended, ..
             } if attempt.token == token => *contended = true,
-            State::Holding(holding) if holding.token == token => holding.contend(self.env),
+            State::Holding(holding) if holding.token == token => self.contend(),
             _ => self.release_stray(token),
         }
     }
@@ -73,10 +70,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             // The lease was not renewed while there was no connection.
             State::Holding(holding) if !holding.renewing => self.renew(),
             State::Holding(holding) => holding.recheck = true,
-            State::Queued { token, .. } => {
-                let token = *token;
-                self.acquire(AcquireAttempt::again(token, false));
-            }
+            State::Queued { .. } => self.acquire_again(false),
             State::Backoff { .. } => self.acquire_after_failure(),
             State::Idle | State::Acquiring { .. } => {}
         }

@@ -13,7 +13,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     pub(crate) fn replied(&mut self, command: Command<(), ()>, outcome: Outcome) {
         match command {
             Command::Acquire { token, .. } => self.acquire_replied(token, outcome),
-            Command::Renew { token } => self.renew_replied(token, &outcome),
+            Command::Renew { token, .. } => self.renew_replied(token, &outcome),
             Command::Check { token } => self.check_replied(token, &outcome),
             Command::Complete { token, .. } => self.complete_replied(token, &outcome),
             Command::Release { .. } => {}
@@ -63,14 +63,14 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             }
             // A reply to another kind of command: whatever it means, the token may have the lock.
             Ok(_) => {
-                self.release(token, attempt.queue);
+                self.release(token, attempt.queued());
                 self.acquire_failed(attempt, &unavailable());
             }
             Err(Failure { error, unknown }) => {
                 // The token is never used again: its release may come late, over the connection
                 // that broke.
                 if unknown {
-                    self.release(token, attempt.queue);
+                    self.release(token, attempt.queued());
                 }
                 self.acquire_failed(attempt, &error);
             }
@@ -86,6 +86,18 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         foreign: bool,
     ) {
         let begins_to_wait = self.slot.first_acquires_only();
+        let AcquireAttempt { token, mode, .. } = attempt;
+        // A lock that a request cannot have alone may be one that those behind it can share.
+        self.reject_impatient_if(ErrorKind::Held, |of| of == mode || mode.is_shared());
+        let first = self.slot.waiters.first().map(|first| first.mode);
+        if first.is_some_and(|first| first != mode) {
+            if attempt.queue {
+                self.release(token, true);
+            }
+            let token = self.env.next_id();
+            self.acquire(attempt.in_mode(self.mode(), token));
+            return;
+        }
         self.reject_impatient(ErrorKind::Held);
         if begins_to_wait && !self.env.has_room {
             // Those behind it were counted when they came.
@@ -93,21 +105,21 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 self.reject(first.handle, Error::of(ErrorKind::QueueFull));
             }
         }
-        let token = attempt.token;
         if self.slot.waiters.is_empty() {
             self.slot.state = State::Idle;
             if attempt.queue {
                 self.release(token, true);
             }
         } else if !attempt.queue {
-            self.acquire(AcquireAttempt::queue_up(token, foreign));
+            self.acquire(AcquireAttempt::queue_up(token, mode, foreign));
         } else if recheck || foreign && !attempt.watch {
-            self.acquire(AcquireAttempt::again(token, foreign));
+            self.acquire(AcquireAttempt::again(token, mode, foreign));
         } else {
             let poll_in =
                 remaining.map_or(self.env.rules.ttl, |left| left + Duration::from_millis(1));
             self.slot.state = State::Queued {
                 token,
+                mode,
                 poll_at: self.env.now + poll_in,
             };
         }
@@ -141,11 +153,13 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 let valid_until = outcome.sent_at + Rules::validity(self.env.rules.ttl);
                 holding.valid_until = holding.valid_until.max(valid_until);
                 holding.renew_at = outcome.sent_at + self.env.rules.renewal;
+                let recheck = holding.recheck;
+                let leases = holding.leases();
+                self.effects
+                    .extend(leases.map(|(lease, until)| Effect::Extend { lease, until }));
                 if contended {
-                    holding.contend(self.env);
+                    self.contend();
                 }
-                let (until, recheck) = (holding.until(), holding.recheck);
-                self.effects.push(Effect::Extend { until });
                 if recheck {
                     self.check();
                 }
@@ -192,7 +206,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             self.release(token, false);
         }
         // Waiters get the record if it was put there, and the lock if it was lost.
-        self.let_go();
+        self.end_hold();
     }
 }
 

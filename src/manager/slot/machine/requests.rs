@@ -1,8 +1,10 @@
 //! What requests do that wait for the lock, or want to.
 
-use super::super::{AcquireAttempt, State, Waiter};
+use super::super::{AcquireAttempt, Effect, State, Waiter};
 use super::Machine;
 use crate::error::{Error, ErrorKind};
+use crate::lease::GrantPath;
+use crate::mode::Mode;
 
 impl<W, R, S: Default> Machine<'_, W, R, S> {
     /// Returns a number that was never used before.
@@ -10,8 +12,24 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         self.env.next_id()
     }
 
-    /// A request for the lock has come: for now (not `patient`), or for when it is its turn.
-    pub(crate) fn request(&mut self, number: u64, handle: W, patient: bool) {
+    /// A request for the lock has come: for now (not `patient`), or for when it is its turn; alone,
+    /// or to share it.
+    pub(crate) fn request(&mut self, number: u64, handle: W, patient: bool, mode: Mode) {
+        if let State::Holding(holding) = &mut self.slot.state {
+            let may_join = mode.is_shared() && self.slot.waiters.is_empty();
+            if may_join && holding.may_admit(self.env) {
+                let grant = holding.grant(self.env);
+                self.effects.push(Effect::Grant {
+                    waiter: handle,
+                    grant,
+                    path: GrantPath::Local,
+                });
+                return;
+            }
+            if holding.lingers() {
+                self.let_go(S::default());
+            }
+        }
         let reject = match self.slot.state {
             State::Holding(_) | State::Queued { .. } if !patient => Some(ErrorKind::Held),
             State::Backoff { .. } if !patient => Some(ErrorKind::Unavailable),
@@ -24,10 +42,15 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             return;
         }
         self.slot.impatient += usize::from(!patient);
-        self.slot.waiters.push(number, Waiter { handle, patient });
+        let waiter = Waiter {
+            handle,
+            patient,
+            mode,
+        };
+        self.slot.waiters.push(number, waiter);
         if matches!(self.slot.state, State::Idle) {
             let token = self.env.next_id();
-            self.acquire(AcquireAttempt::first(token));
+            self.acquire(AcquireAttempt::first(token, mode));
         }
     }
 
@@ -45,6 +68,19 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         if self.slot.waiters.is_empty() {
             // Whatever the acquire gets, the release behind it gives back.
             self.stop_acquiring();
+        } else {
+            self.follow_first();
+            self.admit();
+        }
+    }
+
+    /// Lets those in that share the lock, and are first in line now.
+    fn admit(&mut self) {
+        match std::mem::replace(&mut self.slot.state, State::Idle) {
+            State::Holding(holding) if holding.may_admit(self.env) => {
+                self.grant(holding, GrantPath::Local)
+            }
+            state => self.slot.state = state,
         }
     }
 
@@ -58,9 +94,12 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         }
     }
 
-    /// Rejects every waiter with the same error. A holder stays.
+    /// Rejects every waiter with the same error. A holder stays. A hold without one ends.
     pub(crate) fn reject_all(&mut self, error: &Error) {
         self.reject_waiting(error);
         self.stop_acquiring();
+        if matches!(&self.slot.state, State::Holding(holding) if holding.lingers()) {
+            self.let_go(S::default());
+        }
     }
 }

@@ -131,10 +131,10 @@ fn documented(words: &str, choice: usize, takes: usize) -> Value {
         ["SET", ..] if choice.is_multiple_of(2) => Value::Nil,
         ["SET", ..] | ["CLIENT", ..] => Value::Okay,
         ["GETRANGE", ..] => Value::BulkString(Vec::new()),
-        ["EVALSHA", "acquire", ..] => pick(&[1, 2, -3, -4, -5, -120]),
+        ["EVALSHA", "acquire" | "share", ..] => pick(&[1, 2, -3, -4, -5, -120]),
         ["EVALSHA", "release", ..] => pick(&[1, 2, 3]),
         ["EVALSHA", "grant", ..] => pick(&[1, 2, 3, 4]),
-        ["EVALSHA", "renew", ..] => pick(&[1, 2, 3]),
+        ["EVALSHA", "renew" | "renew_shared", ..] => pick(&[1, 2, 3]),
         ["EVALSHA", "complete", ..] => pick(&[1, 2]),
         ["EXISTS", _] => pick(&[0, 1]),
         // Other processes count, too.

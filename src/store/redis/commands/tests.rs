@@ -61,15 +61,34 @@ static QUEUE: Command = acquire(true, false, false);
 static WATCH: Command = acquire(true, true, true);
 static RELEASE: Command = release(false, false);
 static GRANT: Command = release(true, false);
-static RENEW: Command = Command::Renew { token: 7 };
+static RENEW: Command = Command::Renew {
+    token: 7,
+    mode: Mode::Exclusive,
+};
+static SHARE: Command = share(true);
+static RENEW_SHARED: Command = Command::Renew {
+    token: 7,
+    mode: Mode::Shared,
+};
 static CHECK: Command = Command::Check { token: 7 };
 
 pub(super) const fn acquire(queue: bool, watch: bool, again: bool) -> Command {
     Command::Acquire {
         token: 7,
+        mode: Mode::Exclusive,
         queue,
         watch,
         again,
+    }
+}
+
+const fn share(queue: bool) -> Command {
+    Command::Acquire {
+        token: 7,
+        mode: Mode::Shared,
+        queue,
+        watch: false,
+        again: false,
     }
 }
 
@@ -99,10 +118,18 @@ pub(super) fn commands() -> Vec<Command> {
         acquire(false, false, false),
         acquire(true, false, false),
         acquire(true, true, true),
+        share(false),
+        Command::Renew {
+            token: 7,
+            mode: Mode::Shared,
+        },
         release(false, false),
         release(true, false),
         release(false, true),
-        Command::Renew { token: 7 },
+        Command::Renew {
+            token: 7,
+            mode: Mode::Exclusive,
+        },
         Command::Check { token: 7 },
         complete(),
     ]
@@ -140,6 +167,8 @@ pub(super) fn error(line: &str) -> Value {
 pub(super) fn words_of(call: &Call) -> Vec<String> {
     let named = [
         ("acquire", &scripts::ACQUIRE),
+        ("share", &scripts::SHARE),
+        ("renew_shared", &scripts::RENEW_SHARED),
         ("release", &scripts::RELEASE),
         ("grant", &scripts::GRANT),
         ("renew", &scripts::RENEW),
@@ -199,11 +228,14 @@ fn a_token_that_redis_has_not_seen_takes_by_one_command_of_redis_and_one_for_the
 fn any_other_acquire_goes_by_the_script() {
     let acquires = |key: &LockKey, sent: Sent<'_>, queue: u8| {
         let (lock, is_record) = match key.kind() {
-            Kind::Lock => ("lock:a {lock:a}:queue", 0),
-            Kind::Record => ("{lock:a}:record {lock:a}:queue:{lock:a}:record", 1),
+            Kind::Lock => ("lock:a {lock:a}:queue {lock:a}:readers", 0),
+            Kind::Record => (
+                "{lock:a}:record {lock:a}:queue:{lock:a}:record {lock:a}:readers:{lock:a}:record",
+                1,
+            ),
         };
         let words =
-            format!("EVALSHA acquire 2 {lock} {TOKEN} 1000 lock:inbox: {queue} {is_record}");
+            format!("EVALSHA acquire 3 {lock} {TOKEN} 1000 lock:inbox: {queue} {is_record}");
         assert_eq!(
             sends(&SERVER, &[sent]),
             [words, "INCRBY {lock:}:fence 1".to_owned()]
@@ -223,13 +255,34 @@ fn any_other_acquire_goes_by_the_script() {
 }
 
 #[test]
+fn every_share_goes_by_a_script_and_so_does_its_renewal() {
+    for (command, queue) in [(share(false), 0), (share(true), 1)] {
+        let words = format!(
+            "EVALSHA share 3 lock:a {{lock:a}}:queue {{lock:a}}:readers {TOKEN} 1000 lock:inbox: \
+             {queue}"
+        );
+        let fence = "INCRBY {lock:}:fence 1".to_owned();
+        assert_eq!(sends_one(&SERVER, &lock(), &command), [words, fence]);
+    }
+    // Nothing is read for Redis to track it: each renewal changes the lock.
+    for server in [SERVER, watching()] {
+        assert_eq!(
+            sends_one(&server, &lock(), &RENEW_SHARED),
+            [format!(
+                "EVALSHA renew_shared 2 lock:a {{lock:a}}:readers {TOKEN} 1000"
+            )]
+        );
+    }
+}
+
+#[test]
 fn a_release_has_the_script_that_grants_where_processes_may_wait_or_the_token_may() {
     let releases = format!("EVALSHA release 1 lock:a {TOKEN}");
     assert_eq!(sends_one(&SERVER, &lock(), &RELEASE), [releases]);
     let grants = |may_give: u8| {
         format!(
-            "EVALSHA grant 3 lock:a {{lock:a}}:queue {{lock:}}:fence {TOKEN} 300 lock:inbox: 1000 \
-             {may_give}"
+            "EVALSHA grant 4 lock:a {{lock:a}}:queue {{lock:}}:fence {{lock:a}}:readers {TOKEN} 300 \
+             lock:inbox: 1000 {may_give}"
         )
     };
     // The new holder hears of the grant before this process gets its reply.
@@ -415,6 +468,12 @@ fn a_take_in_two_commands_means_the_same() {
         assert_eq!(means(&key, Value::Nil, text(OTHER)), held(None, false));
     }
     assert_eq!(means(&lock(), Value::Nil, text("x")), held(None, true));
+    for shared in ["shared", "shared!"] {
+        let there = || text(shared);
+        assert_eq!(means(&lock(), Value::Nil, there()), held(None, false));
+        let record_of = Reply::Recorded(shared.as_bytes().to_vec().into());
+        assert_eq!(means(&record(), Value::Nil, there()), record_of);
+    }
     let found = Reply::Recorded("x".into());
     assert_eq!(means(&record(), Value::Nil, text("x")), found);
 }
@@ -445,6 +504,13 @@ fn replies_say_what_the_heads_of_the_scripts_say() {
     assert_eq!(means(&GRANT, 2), released(true, false));
     assert_eq!(means(&GRANT, 3), released(false, true));
     assert_eq!(means(&GRANT, 4), released(true, true));
+    assert_eq!(means(&SHARE, 1), acquired_first(false));
+    assert_eq!(means(&SHARE, 2), acquired_first(true));
+    assert_eq!(means(&SHARE, -(5 + 2 * 70)), held(Some(70), false));
+    assert_eq!(means(&SHARE, -(5 - 2 + 1)), held(None, true));
+    assert_eq!(means(&RENEW_SHARED, 1), Reply::Gone);
+    assert_eq!(means(&RENEW_SHARED, 2), Reply::Renewed { contended: false });
+    assert_eq!(means(&RENEW_SHARED, 3), Reply::Renewed { contended: true });
     assert_eq!(means(&RENEW, 1), Reply::Gone);
     assert_eq!(means(&RENEW, 2), Reply::Renewed { contended: false });
     assert_eq!(means(&RENEW, 3), Reply::Renewed { contended: true });
@@ -509,6 +575,7 @@ fn a_reply_that_is_not_documented_is_refused() {
         assert!(refuses_all(key, &QUEUE, &[0, -1, -2, 3, i64::MAX]));
         assert!(refuses_all(key, &RELEASE, &[-1, 0, 4, i64::MIN]));
         assert!(refuses_all(key, &GRANT, &[-1, 0, 5, i64::MIN]));
+        assert!(refuses_all(key, &SHARE, &[0, -1, -2, 3, i64::MAX]));
         assert!(refuses_all(key, &RENEW, &[-1, 0, 4, i64::MIN]));
         assert!(refuses_all(key, &complete(), &[-1, 0, 3, i64::MIN]));
     }
@@ -535,7 +602,7 @@ fn an_error_says_whether_the_token_may_have_got_something() {
         let message = failure.error.to_string();
         assert!(message.contains("OOM command not allowed"), "{message}");
         // A script may have done something before it failed.
-        let is_script = sent(&key, &command).way() == Way::Acquire;
+        let is_script = matches!(sent(&key, &command).way(), Way::Acquire | Way::Share);
         assert_eq!(failure.unknown, is_script, "{command:?}");
         assert!(!is_of_no_use);
     }
@@ -556,9 +623,11 @@ fn a_fence_comes_of_acquires_and_of_releases_that_may_grant() {
     for (command, gives_fence) in [
         (&TAKE, true),
         (&QUEUE, true),
+        (&SHARE, true),
         (&GRANT, true),
         (&RELEASE, false),
         (&RENEW, false),
+        (&RENEW_SHARED, false),
         (&CHECK, false),
         (&complete(), false),
     ] {

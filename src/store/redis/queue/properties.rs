@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::tests::{MINUTE, Outcomes, closed, store};
 use super::*;
+use crate::mode::Mode;
 use crate::store::Record;
 use crate::store::redis::commands::tests::SERVER;
 use crate::store::redis::in_flight::{InFlight, InFlightCall};
@@ -33,6 +34,7 @@ fn step() -> impl Strategy<Value = Step> {
     let command = prop_oneof![
         (any::<bool>(), any::<bool>()).prop_map(|(queue, again)| Command::Acquire {
             token: 0,
+            mode: Mode::Exclusive,
             queue,
             watch: false,
             again,
@@ -48,7 +50,10 @@ fn step() -> impl Strategy<Value = Step> {
             record: (),
             reply: (),
         }),
-        Just(Command::Renew { token: 0 }),
+        Just(Command::Renew {
+            token: 0,
+            mode: Mode::Exclusive
+        }),
     ];
     prop_oneof![
         12 => (0..3_usize, command).prop_map(|(key, command)| Step::Submit(key, command)),

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::super::{Address, Names, Settings};
 use super::*;
 use crate::key::LockKey;
+use crate::mode::Mode;
 use crate::store::{Notice, Outcome, Servers, Tls};
 
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
@@ -34,6 +35,7 @@ fn key(number: usize) -> LockKey {
 fn acquire(token: u64) -> Command {
     Command::Acquire {
         token,
+        mode: Mode::Exclusive,
         queue: false,
         watch: false,
         again: false,
@@ -154,11 +156,23 @@ fn a_search_for_acquires_goes_no_further_back_than_the_last_one() {
     store.put(1, acquire(1));
     assert!(search());
     assert!(!search());
-    store.put(2, Command::Renew { token: 2 });
+    store.put(
+        2,
+        Command::Renew {
+            token: 2,
+            mode: Mode::Exclusive,
+        },
+    );
     store.put(3, release(3));
     assert!(!search());
     store.put(4, acquire(4));
-    store.put(5, Command::Renew { token: 5 });
+    store.put(
+        5,
+        Command::Renew {
+            token: 5,
+            mode: Mode::Exclusive,
+        },
+    );
     assert!(search());
 }
 
@@ -167,7 +181,13 @@ fn more_calls_are_in_flight_only_while_each_is_full() {
     let store = store(MINUTE);
     let commands = MAX_CALLS * MAX_COMMANDS + MAX_COMMANDS / 2;
     for number in 0..commands {
-        store.put(number, Command::Renew { token: 1 });
+        store.put(
+            number,
+            Command::Renew {
+                token: 1,
+                mode: Mode::Exclusive,
+            },
+        );
     }
     let lengths: Vec<usize> = (0..)
         .map_while(|calls| Some(store.take_commands(calls)?.len()))
@@ -183,12 +203,24 @@ fn more_calls_are_in_flight_only_while_each_is_full() {
 fn records_are_in_flight_in_few_calls_however_many_are_queued() {
     let store = store(MINUTE);
     for number in 0..4 * MAX_COMMANDS {
-        store.put(number, Command::Renew { token: 1 });
+        store.put(
+            number,
+            Command::Renew {
+                token: 1,
+                mode: Mode::Exclusive,
+            },
+        );
     }
     let record = LockKey::record(["a"]).unwrap();
     store.submit(Time::now(), &record, acquire(1));
     for number in 0..MAX_COMMANDS {
-        store.put(number, Command::Renew { token: 1 });
+        store.put(
+            number,
+            Command::Renew {
+                token: 1,
+                mode: Mode::Exclusive,
+            },
+        );
     }
     assert!(store.take_commands(MAX_CALLS - 1).is_some());
     for _ in 0..3 {
@@ -231,4 +263,16 @@ fn a_release_goes_out_at_once_or_with_the_next_command_or_behind_the_call_in_fli
     store.put(6, release(7));
     store.put(7, contended);
     assert_eq!(taken(1).len(), 2);
+}
+
+#[test]
+fn commands_that_are_held_back_go_out_together() {
+    let store = store(MINUTE);
+    let held_back = store.hold_back();
+    store.put(1, acquire(1));
+    // The driver may be at work for another reason.
+    assert!(store.take_commands(0).is_none());
+    store.put(2, acquire(2));
+    drop(held_back);
+    assert_eq!(store.take_commands(0).unwrap().len(), 2);
 }

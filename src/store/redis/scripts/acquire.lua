@@ -1,7 +1,7 @@
 -- Takes a lock, or puts its token into the queue: for a token that may be known to Redis already,
 -- and for one that waits.
 --
--- KEYS  1: the lock. 2: its queue.
+-- KEYS  1: the lock. 2: its queue. 3: its readers.
 -- ARGV  1: the token. 2: time to live of a lease, in ms. 3: what the name of a process's inbox
 --       begins with. 4: '1' if the token may wait in the queue. 5: '1' if the lock may be a record.
 -- Returns 1: acquired. 2: acquired, and processes wait. -(5 + 2 × remaining ms, -1 being no limit,
@@ -24,7 +24,16 @@ end
 if ARGV[5] == '1' and not process then
   return value
 end
-local remaining = call('PTTL', lock)
+local remaining, is_shared = call('PTTL', lock), false
+if value == 'shared' or value == 'shared!' then
+  -- The dead among the readers do not renew: the first to expire may be the last to hold.
+  local time = call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
+  local first = call('ZRANGE', KEYS[3], '0', '0', 'WITHSCORES')[2]
+  is_shared = first ~= nil
+  remaining = is_shared and first - now or remaining
+end
 if ARGV[4] == '1' then
   if not call('LPOS', queue, token) then
     call('RPUSH', queue, token)
@@ -38,6 +47,12 @@ if ARGV[4] == '1' then
   if process and mark == '' then
     call('SET', lock, value .. '!', 'KEEPTTL')
     call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)
+  elseif is_shared and value == 'shared' then
+    call('SET', lock, 'shared!', 'KEEPTTL')
+    for _, reader in ipairs(call('ZRANGE', KEYS[3], '0', '-1')) do
+      local process, number = string.match(reader, '^(%x+):(%d+)$')
+      call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)
+    end
   end
 end
-return -(5 + 2 * remaining + (process and 0 or 1))
+return -(5 + 2 * remaining + ((process or is_shared) and 0 or 1))

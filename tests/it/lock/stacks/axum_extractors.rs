@@ -7,7 +7,7 @@ use axum::Router;
 use axum::extract::Path;
 use axum::routing::get;
 use http::{StatusCode, Version};
-use tower_distributed_lock::{DistributedLockLayer, IdempotencyLayer, Lease, LockManager};
+use tower_distributed_lock::{DistributedLockLayer, IdempotencyLayer, Lease, Leases, LockManager};
 
 use super::{ask, layer, text};
 use crate::servers::{axum_on, client};
@@ -84,6 +84,44 @@ async fn a_handler_that_takes_a_lease_says_which_layer_is_missing() {
     let response = get("/unlocked").await;
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     assert!(text(response).await.contains("DistributedLockLayer"));
+}
+
+#[tokio::test]
+async fn several_keys_may_come_of_an_extractor_and_their_leases_are_one() {
+    let locks = LockManager::in_memory();
+    let both = DistributedLockLayer::from_extractor(
+        locks.clone(),
+        |Path((from, to)): Path<(u64, u64)>| [("account", from), ("account", to)],
+    );
+    let handler = async |leases: Leases| {
+        let names = leases.iter().map(|lease| lease.key().as_str().to_owned());
+        names.collect::<Vec<_>>().join(" ")
+    };
+    let lenient = async |leases: Option<Leases>| format!("{}", leases.is_some());
+    let router = Router::new()
+        .route("/{from}/{to}", get(handler).route_layer(both.clone()))
+        .route(
+            "/lease/{from}/{to}",
+            get(async |_: Lease| "").route_layer(both),
+        )
+        // A layer for one key serves the same handler.
+        .route("/one", get(handler).route_layer(layer(&locks)))
+        .route("/unlocked", get(handler))
+        .route("/lenient", get(lenient));
+    let address = axum_on(router).await;
+    let client = client(Version::HTTP_11);
+    let get = async |path| ask(&client, address, path).await;
+    assert_eq!(text(get("/9/7").await).await, "account:7 account:9");
+    assert_eq!(text(get("/7/07").await).await, "account:7");
+    assert_eq!(text(get("/one").await).await, "a");
+    assert_eq!(text(get("/lenient").await).await, "false");
+    for path in ["/unlocked", "/lease/9/7"] {
+        let response = get(path).await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(text(response).await.contains("take Leases"));
+    }
+    let _guard = locks.try_acquire("account:9").await.unwrap();
+    assert_eq!(get("/9/7").await.status(), StatusCode::CONFLICT);
 }
 
 #[tokio::test]

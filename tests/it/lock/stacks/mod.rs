@@ -6,6 +6,8 @@ mod on_axum;
 mod on_hyper;
 mod on_tonic;
 mod one_after_the_other;
+mod readers;
+mod several_keys;
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -129,6 +129,50 @@ async fn a_lock_that_redis_py_extends_stays_its_own_while_we_wait() {
 }
 
 #[tokio::test]
+async fn while_we_share_redis_py_is_refused_and_has_the_lock_after_the_last_release() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let locks = minute().connect(&server.url()).await.unwrap();
+    let other = minute().connect(&server.url()).await.unwrap();
+    let mut python = Python::with_lock(&server, 60.0).await;
+
+    let readers = [&locks, &other].map(|locks| locks.try_acquire_shared("a"));
+    let [one, two] = futures_util::future::join_all(readers)
+        .await
+        .try_into()
+        .unwrap();
+    assert_eq!(python.ask("try").await, "False");
+    one.unwrap().release().await.unwrap();
+    assert_eq!(python.ask("try").await, "False");
+    two.unwrap().release().await.unwrap();
+    assert_eq!(python.ask("try").await, "True");
+
+    // And the other way round.
+    let refused = locks.try_acquire_shared("a").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Held);
+    let waiting = [&locks, &other].map(|locks| {
+        let locks = locks.clone();
+        tokio::spawn(async move { locks.acquire_shared("a", PATIENCE).await })
+    });
+    eventually_queued(&redis, "a", 2).await;
+    assert_eq!(python.ask("owned").await, "True");
+    assert_eq!(python.ask("release").await, "None");
+    let readers = futures_util::future::join_all(waiting);
+    let readers = soon("we go on together", readers).await;
+    let readers: Vec<_> = readers
+        .into_iter()
+        .map(|reader| reader.unwrap().unwrap())
+        .collect();
+
+    // And if redis-py waits, in its own way.
+    python.tell("acquire").await;
+    drop(readers);
+    assert_eq!(python.answer().await, "True");
+    assert_eq!(python.ask("release").await, "None");
+    eventually_no_trace(&redis).await;
+}
+
+#[tokio::test]
 async fn while_we_hold_redis_py_is_refused_and_has_the_lock_after_our_release() {
     let server = RedisServer::start().await;
     let redis = server.client().await;

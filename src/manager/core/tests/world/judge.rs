@@ -4,14 +4,17 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{A_TICK, A_WHILE, COMMAND_TIMEOUT, Held, Kind, Link, NAMES, NEIGHBOUR, Running, World};
+use super::{
+    A_TICK, A_WHILE, BOTH, COMMAND_TIMEOUT, Held, Kind, Link, NAMES, NEIGHBOUR, Running, World,
+};
 use crate::clock::Time;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
+use crate::key::LockKey;
 use crate::lease::LostReason;
 use crate::manager::core::tests::program::MANAGERS;
 use crate::manager::slot::tests::Standing;
 use crate::store::Command;
-use crate::store::fake::{Token, Value};
+use crate::store::fake::Token;
 
 impl World {
     /// Judges what must be true at any moment.
@@ -37,7 +40,7 @@ impl World {
     }
 
     /// A lock that a guard says is held is held in its slot, and in the server, and by no other
-    /// guard.
+    /// guard, unless both share it.
     fn judge_guards(&mut self, now: Time) {
         let is_excused = self.lost_data || self.was_deceived();
         let mut wrong = None;
@@ -46,16 +49,20 @@ impl World {
                 continue;
             }
             let token = guard.lease().grant().token;
-            let of_guard = Value::Token(Token {
+            let of_guard = Token {
                 process: *manager,
                 number: token,
-            });
+            };
             if !self.links[*manager].holds(guard.key(), token) {
                 wrong = Some("its slot does not hold it");
-            } else if !is_excused && self.truth.value(guard.key(), now) != Some(&of_guard) {
+            } else if !is_excused && !self.truth.holders(guard.key(), now).contains(&of_guard) {
                 wrong = Some("the server does not have it");
             }
-            let same = |held: &Held| held.guard.key() == guard.key();
+            let mode = guard.lease().mode();
+            let same = |held: &Held| {
+                let share = mode.is_shared() && held.guard.lease().mode().is_shared();
+                held.guard.key() == guard.key() && !share
+            };
             let others = self.guards[..at].iter().filter(|held| same(held));
             if others.clone().any(|held| held.guard.lease().is_held()) && !is_excused {
                 wrong = Some("another guard holds it, too");
@@ -107,6 +114,20 @@ impl World {
         });
     }
 
+    /// Redis is said to be away only where it was.
+    pub(super) fn judge_refusal(&mut self, manager: usize, key: usize, error: &Error) {
+        let link = &self.links[manager];
+        let mut is_excused = link.had_trouble || link.was_deceived;
+        // Its wait was over before any reply.
+        link.pending(|pending| {
+            is_excused |=
+                matches!(pending.command, Command::Acquire { .. }) && pending.key == NAMES[key];
+        });
+        self.must(error.kind() != ErrorKind::Unavailable || is_excused, || {
+            format!("the store is there, and manager {manager} says {error}")
+        });
+    }
+
     /// A slot that is not idle has a request, a holder or a record in flight.
     fn judge_meaning(&mut self) {
         for number in 0..MANAGERS {
@@ -119,12 +140,16 @@ impl World {
                 drop(slots);
                 let is_meant = match standing {
                     Standing::Nothing => false,
-                    Standing::Waiters => self.waits(number, key),
-                    Standing::Holder { token } => self.guards.iter().any(|held| {
-                        held.manager == number
-                            && held.guard.key() == name
-                            && held.guard.lease().grant().token == token
-                    }),
+                    Standing::Waiters => self.waits(number, key) || self.takes_both(number, key),
+                    Standing::Lingering => true,
+                    Standing::Holder { token } => {
+                        let is_guarded = self.guards.iter().any(|held| {
+                            held.manager == number
+                                && held.guard.key() == name
+                                && held.guard.lease().grant().token == token
+                        });
+                        is_guarded || self.takes_both(number, key)
+                    }
                     Standing::Record { token } => {
                         let mut is_in_flight = false;
                         self.links[number].pending(|pending| {
@@ -148,6 +173,16 @@ impl World {
             Kind::Take { manager, key: of } => manager == number && of == key,
             _ => false,
         })
+    }
+
+    /// Returns whether a request wants this lock together with the other: it may hold this one, or
+    /// wait for it, or neither.
+    fn takes_both(&self, number: usize, key: usize) -> bool {
+        BOTH.contains(&key)
+            && self.tasks.iter().any(|running| match running.kind {
+                Kind::TakeBoth { manager } => manager == number,
+                _ => false,
+            })
     }
 
     fn judge_watchers(&mut self) {
@@ -193,11 +228,17 @@ impl World {
             let mut completing = HashSet::new();
             link.pending(|pending| match pending.command {
                 Command::Complete { token, .. } => drop(completing.insert((number, token))),
-                Command::Renew { token } => drop(self.renewed.insert((number, token))),
+                Command::Renew { token, .. } => drop(self.renewed.insert((number, token))),
                 _ => {}
             });
+            let is_on_the_way = |(number, token): (usize, u64)| {
+                let holds = |key: &usize| self.links[number].holds(&NAMES[*key], token);
+                BOTH.iter()
+                    .any(|key| self.takes_both(number, *key) && holds(key))
+            };
             let is_meant = |renewed: &(usize, u64)| {
                 completing.contains(renewed)
+                    || is_on_the_way(*renewed)
                     || self
                         .guards
                         .iter()
@@ -247,14 +288,17 @@ impl World {
         for (key, name) in NAMES.iter().enumerate() {
             let current = self.truth.value(name, now).cloned();
             let queue = self.truth.queue(name, now).to_vec();
-            if let Some(Value::Token(token)) = current {
+            for token in self.truth.holders(name, now) {
                 let holds = |held: &Held| {
                     held.manager == token.process
                         && held.guard.key() == name
                         && held.guard.lease().grant().token == token.number
                 };
-                let mut is_held = token.process == NEIGHBOUR || self.guards.iter().any(holds);
+                let mut is_held = token.process == NEIGHBOUR
+                    || self.guards.iter().any(holds)
+                    || self.takes_both(token.process, key);
                 if let Some(link) = self.links.get(token.process) {
+                    is_held |= self.lingers(token.process, name);
                     // Its release was refused a while ago, and is tried again soon.
                     link.pending(|pending| is_held |= pending.ends_hold() && pending.key == *name);
                 }
@@ -267,7 +311,8 @@ impl World {
             for number in 0..MANAGERS {
                 let is_in_queue = queue.iter().any(|token| token.process == number);
                 let waits = self.waits(number, key);
-                self.must(waits || !is_in_queue, || {
+                let may_wait = waits || self.takes_both(number, key);
+                self.must(may_wait || !is_in_queue, || {
                     format!("manager {number} is in the queue of key {key}, and no request waits")
                 });
                 let had_trouble = self.links[number].had_trouble;
@@ -285,6 +330,12 @@ impl World {
                 });
             }
         }
+    }
+
+    fn lingers(&self, number: usize, name: &LockKey) -> bool {
+        let slots = self.links[number].core.slots.shard_of(name);
+        let standing = slots.get(name).map(|entry| entry.slot.stands_for());
+        matches!(standing, Some(Standing::Lingering))
     }
 
     pub(super) fn judge_end(&mut self) {

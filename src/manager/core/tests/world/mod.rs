@@ -16,13 +16,13 @@ use super::link::Link;
 use super::program::{End, KEYS, MANAGERS, Step, Tamper, Unasked, Whom};
 use super::tasks::{self, Polled, Task, unwinds};
 use crate::clock::Time;
-use crate::error::{Error, ErrorKind};
-use crate::key::LockKey;
+use crate::error::Error;
+use crate::key::{LockKey, LockKeys};
 use crate::lease::Lease;
-use crate::manager::LockGuard;
 use crate::manager::background::tick_slots;
 use crate::manager::slot::Rules;
-use crate::manager::{A_MOMENT, Claimed, LockManager};
+use crate::manager::{A_MOMENT, Claimed, LockGuard, LockGuards, LockManager};
+use crate::mode::Mode;
 use crate::store::fake::{Answer, Client, FakeStore, Token, Truth, Value};
 use crate::store::{Command, Granted, Notice, Record, Store};
 
@@ -40,6 +40,9 @@ const A_WHILE: Duration = Duration::from_millis(150);
 /// A token that was never used.
 const UNKNOWN: u64 = u64::MAX;
 
+/// The keys that are locks.
+const BOTH: [usize; 2] = [0, 1];
+
 static NAMES: LazyLock<[LockKey; KEYS]> = LazyLock::new(|| {
     let lock = |name| LockKey::new(name).expect("a valid key");
     let record = |name| LockKey::record([name]).expect("a valid key");
@@ -54,8 +57,8 @@ pub(super) struct World {
     tasks: Vec<Running>,
     background: Vec<Task<()>>,
     completions: Vec<Completion>,
-    /// The last fencing token of each key.
-    fencing_tokens: [u64; KEYS],
+    /// The highest fencing token of each key, and the highest of one that had the lock alone.
+    fencing_tokens: [(u64, u64); KEYS],
     /// The numbers of the neighbour's tokens.
     last_number: u64,
     neighbours_seed: u64,
@@ -86,13 +89,24 @@ struct Running {
 }
 
 enum Kind {
-    Take { manager: usize, key: usize },
+    Take {
+        manager: usize,
+        key: usize,
+    },
+    /// A request for [both](BOTH) locks. It may hold one of them, and wait for the other.
+    TakeBoth {
+        manager: usize,
+    },
     End,
-    Watch { manager: usize, lease: Lease },
+    Watch {
+        manager: usize,
+        lease: Lease,
+    },
 }
 
 enum Done {
     Taken(Result<LockGuard, Error>),
+    TakenBoth(Result<LockGuards, Error>),
     Recorded,
     Ended,
     Lost,
@@ -118,7 +132,7 @@ impl World {
             tasks: Vec::new(),
             background: Vec::new(),
             completions: Vec::new(),
-            fencing_tokens: [0; KEYS],
+            fencing_tokens: [(0, 0); KEYS],
             last_number: 0,
             neighbours_seed: 0,
             any_woken,
@@ -162,8 +176,14 @@ impl World {
                 manager,
                 key,
                 wait,
+                mode,
                 touchy,
-            } => self.take(manager, key, wait.map(Duration::from_millis), touchy),
+            } => self.take(manager, key, wait.map(Duration::from_millis), mode, touchy),
+            Step::TakeBoth {
+                manager,
+                wait,
+                touchy,
+            } => self.take_both(manager, wait.map(Duration::from_millis), touchy),
             Step::Cancel(number) => {
                 let is_cancelled = |running: &Running| !matches!(running.kind, Kind::Watch { .. });
                 let mut these = (0..self.tasks.len()).filter(|at| is_cancelled(&self.tasks[*at]));
@@ -341,7 +361,14 @@ impl World {
         self.wrong()
     }
 
-    fn take(&mut self, manager: usize, key: usize, wait: Option<Duration>, touchy: bool) {
+    fn take(
+        &mut self,
+        manager: usize,
+        key: usize,
+        wait: Option<Duration>,
+        mode: Mode,
+        touchy: bool,
+    ) {
         let locks = self.managers[manager].clone();
         let name = NAMES[key].clone();
         let limit = wait.unwrap_or(3 * COMMAND_TIMEOUT + A_MOMENT);
@@ -349,7 +376,7 @@ impl World {
         let meter = self.links[manager].core.meter.clone();
         let taking = async move {
             match name.kind() {
-                crate::key::Kind::Lock => Done::Taken(locks.take(&meter, name, wait).await),
+                crate::key::Kind::Lock => Done::Taken(locks.take(&meter, name, wait, mode).await),
                 crate::key::Kind::Record => match locks.claim(&meter, name, wait).await {
                     Ok(Claimed::Lock(guard)) => Done::Taken(Ok(guard)),
                     Ok(Claimed::Record(_) | Claimed::Damaged(_)) => Done::Recorded,
@@ -358,6 +385,20 @@ impl World {
             }
         };
         self.spawn(taking, touchy, Kind::Take { manager, key }, deadline);
+    }
+
+    fn take_both(&mut self, manager: usize, wait: Option<Duration>, touchy: bool) {
+        let locks = self.managers[manager].clone();
+        let keys = LockKeys::new(BOTH.map(|key| NAMES[key].clone())).expect("valid keys");
+        // Each of the two may get a moment more.
+        let limit = wait.unwrap_or(3 * COMMAND_TIMEOUT) + 2 * A_MOMENT;
+        let deadline = Some(Time::now() + limit);
+        let meter = self.links[manager].core.meter.clone();
+        let taking = async move {
+            let taken = locks.take_all(&meter, keys, wait, Mode::Exclusive);
+            Done::TakenBoth(taken.await)
+        };
+        self.spawn(taking, touchy, Kind::TakeBoth { manager }, deadline);
     }
 
     fn end(&mut self, held: Held, end: End, touchy: bool) {
@@ -444,6 +485,16 @@ impl World {
                     (Polled::Done(Done::Taken(result)), Kind::Take { manager, key }) => {
                         taken.push((manager, key, result));
                     }
+                    (Polled::Done(Done::TakenBoth(result)), Kind::TakeBoth { manager }) => {
+                        match result {
+                            Ok(guards) => {
+                                let guards = guards.into_guards().into_iter();
+                                let held = BOTH.into_iter().zip(guards);
+                                taken.extend(held.map(|(key, guard)| (manager, key, Ok(guard))));
+                            }
+                            Err(error) => self.refused_both(manager, &error),
+                        }
+                    }
                     (Polled::Done(Done::Lost), Kind::Watch { lease, .. }) => {
                         self.must(!lease.is_held(), || format!("not lost: {lease:?}"));
                     }
@@ -460,13 +511,23 @@ impl World {
     fn taken(&mut self, manager: usize, key: usize, result: Result<LockGuard, Error>) {
         match result {
             Ok(guard) => {
-                let (last, next) = (self.fencing_tokens[key], guard.fencing_token());
+                let (highest, alone) = self.fencing_tokens[key];
+                let (mode, next) = (guard.lease().mode(), guard.fencing_token());
+                let last = match mode {
+                    Mode::Exclusive => highest,
+                    Mode::Shared => alone,
+                };
                 // A grant may be in flight while the lock is lost, and taken by another process.
-                let is_excused = self.lost_data || self.was_deceived();
+                // So may the other of two locks be on its way.
+                let is_held = guard.lease().is_held();
+                let is_excused = self.lost_data || self.was_deceived() || !is_held;
                 self.must(next > last || is_excused, || {
                     format!("fencing token {next} of key {key} comes after {last}")
                 });
-                self.fencing_tokens[key] = next;
+                self.fencing_tokens[key] = match mode {
+                    Mode::Exclusive => (next.max(highest), next.max(alone)),
+                    Mode::Shared => (highest.max(next), alone),
+                };
                 self.guards.push(Held {
                     guard,
                     manager,
@@ -475,17 +536,18 @@ impl World {
             }
             Err(error) => {
                 self.judge_patience(manager, key, error.kind());
-                let link = &self.links[manager];
-                let mut is_excused = link.had_trouble || link.was_deceived;
-                // Its wait was over before any reply.
-                link.pending(|pending| {
-                    is_excused |= matches!(pending.command, Command::Acquire { .. })
-                        && pending.key == NAMES[key];
-                });
-                self.must(error.kind() != ErrorKind::Unavailable || is_excused, || {
-                    format!("the store is there, and manager {manager} says {error}")
-                });
+                self.judge_refusal(manager, key, &error);
             }
+        }
+    }
+
+    fn refused_both(&mut self, manager: usize, error: &Error) {
+        let key = BOTH
+            .into_iter()
+            .find(|key| Some(&NAMES[*key]) == error.key());
+        match key {
+            Some(key) => self.judge_refusal(manager, key, error),
+            None => self.must(false, || format!("{error} is about none of the two")),
         }
     }
 
@@ -567,10 +629,7 @@ impl World {
         let (name, now) = (&NAMES[key], Time::now());
         let of_manager = |token: &Token| (token.process == manager).then_some(token.number);
         let mut token_of = |whom| match whom {
-            Whom::Holder => match self.truth.value(name, now) {
-                Some(Value::Token(token)) => of_manager(token),
-                _ => None,
-            },
+            Whom::Holder => self.truth.holders(name, now).iter().find_map(of_manager),
             Whom::Waiter => self.truth.queue(name, now).iter().find_map(of_manager),
             Whom::Unknown => None,
         };
@@ -606,10 +665,10 @@ impl World {
         };
         let now = Time::now();
         let is_theirs = |token: &Token| token.process == NEIGHBOUR;
-        let held = match self.truth.value(key, now) {
-            Some(Value::Token(token)) if is_theirs(token) => Some(token.number),
-            _ => None,
-        };
+        let holders = self.truth.holders(key, now);
+        let held = holders.into_iter().find(is_theirs);
+        let held = held.map(|token| token.number);
+        let is_shared = self.truth.value(key, now) == Some(&Value::Shared);
         let queued = self
             .truth
             .queue(key, now)
@@ -618,7 +677,7 @@ impl World {
         let release = |token, contended| Command::Release {
             token,
             contended,
-            queued: false,
+            queued: is_shared,
             reply: (),
         };
         let command = match (held, queued) {
@@ -629,6 +688,10 @@ impl World {
                 self.last_number += 1;
                 Command::Acquire {
                     token: self.last_number,
+                    mode: match (key.kind(), self.last_number % 3) {
+                        (crate::key::Kind::Lock, 0) => Mode::Shared,
+                        _ => Mode::Exclusive,
+                    },
                     queue: true,
                     watch: false,
                     again: false,
@@ -660,7 +723,7 @@ fn core(number: usize) -> Arc<Core> {
         burst_time: Duration::from_millis(50),
     };
     let store = Store::Fake(FakeStore::new(COMMAND_TIMEOUT));
-    let core = Core::new(store, rules, COMMAND_TIMEOUT, 4);
+    let core = Core::new(store, rules, COMMAND_TIMEOUT, 2, 4);
     // The case runs its background task.
     core.is_running.store(true, Ordering::Relaxed);
     core

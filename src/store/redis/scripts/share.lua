@@ -1,0 +1,39 @@
+-- Lets a process share a lock with others, or puts its token into the queue.
+--
+-- KEYS  1: the lock. 2: its queue. 3: its readers.
+-- ARGV  1: the token. 2: time to live of a lease, in ms. 3: what the name of a process's inbox
+--       begins with. 4: '1' if the token may wait in the queue.
+-- Returns 1: acquired. 2: acquired, and processes wait. -(5 + 2 × remaining ms, -1 being no limit,
+-- + 1 if the holder is a client of another kind): held elsewhere.
+local call, lock, queue, readers, token = redis.call, KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local value, waits, ttl = call('GETRANGE', lock, '0', '64'), token .. 's', tonumber(ARGV[2])
+local is_free = value == '' and call('EXISTS', lock) == 0
+local is_shared = (value == 'shared' or value == 'shared!') and call('EXISTS', readers) == 1
+local first = value ~= 'shared' and is_shared and call('LINDEX', queue, '0')
+if is_free then
+  call('DEL', readers)
+end
+-- No process gets past those that wait.
+if is_free or is_shared and (not first or first == waits or call('ZSCORE', readers, token)) then
+  call('LREM', queue, '0', waits)
+  local waiting, time = call('EXISTS', queue), call('TIME')
+  local lasts = math.max(call('PTTL', lock), ttl)
+  call('ZADD', readers, time[1] * 1000 + math.floor(time[2] / 1000) + ttl, token)
+  call('PEXPIRE', readers, lasts)
+  call('SET', lock, waiting == 1 and 'shared!' or 'shared', 'PX', lasts)
+  return 1 + waiting
+end
+local process, number, mark = string.match(value, '^(%x+):(%d+)(!?)$')
+local is_ours, remaining = process and #process == 32, call('PTTL', lock)
+if ARGV[4] == '1' then
+  if not call('LPOS', queue, waits) then
+    call('RPUSH', queue, waits)
+  end
+  -- As in acquire.lua.
+  call('PEXPIRE', queue, math.max(call('PTTL', queue), math.max(remaining, 0) + 3 * ttl))
+  if is_ours and mark == '' then
+    call('SET', lock, value .. '!', 'KEEPTTL')
+    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)
+  end
+end
+return -(5 + 2 * remaining + ((is_ours or is_shared) and 0 or 1))
