@@ -71,9 +71,9 @@ pub enum ErrorKind {
     Config,
 }
 
-#[cfg(any(feature = "tracing", feature = "metrics"))]
+#[cfg(any(feature = "tracing", feature = "metrics", feature = "inspector"))]
 impl ErrorKind {
-    /// Returns the kind as spans and metrics name it.
+    /// Returns the kind as spans, metrics and the inspector name it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Held => "held",

@@ -48,6 +48,7 @@
 //! | do a job once on all nodes, forget that it was done | [`LockManager::once`], [`LockManager::forget`] |
 //! | use Sentinel, a Cluster, a Unix socket, a `redis::Client`, passwords that are rotated | [topologies](_guide::topologies), [`RedisServer`] |
 //! | see who holds a lock and who waits, take one away, drain before a shutdown | [`inspect`], [`LockManager::force_release`], [`LockManager::drain`] |
+//! | look at all that on a page, live (feature `inspector`) | [the inspector](_guide::operations#the-inspector) |
 //! | count, trace, alert | [`_guide::operations`], [`_guide::runbook`] |
 //! | change the time to live, the prefix, the timeouts | [`LockManagerBuilder`] |
 //! | answer otherwise than with problem+json | [`DistributedLockLayer::rejection`], [`Rejection`](lock::Rejection) |
@@ -96,6 +97,7 @@
 //! None is on by default.
 //!
 //! - `axum`: [`Lease`] and [`Leases`] as extractors, and [`DistributedLockLayer::from_extractor`].
+//! - `inspector`: [a web page](_guide::operations#the-inspector) that shows the locks of a process.
 //! - `metrics`: [counters, gauges and histograms](_guide::operations#metrics), for the recorder
 //!   that the program has installed.
 //! - `tls`: `rediss://`, by rustls.
@@ -113,6 +115,9 @@ pub mod fuzzing;
 mod http;
 pub mod idempotency;
 pub mod inspect;
+#[cfg(feature = "inspector")]
+#[cfg_attr(docsrs, doc(cfg(feature = "inspector")))]
+pub mod inspector;
 pub mod key;
 mod lease;
 pub mod lock;
@@ -126,6 +131,9 @@ mod sync;
 pub use self::detach::DetachLayer;
 pub use self::error::{Error, ErrorKind};
 pub use self::idempotency::IdempotencyLayer;
+#[cfg(feature = "inspector")]
+#[cfg_attr(docsrs, doc(cfg(feature = "inspector")))]
+pub use self::inspector::inspector;
 pub use self::key::LockKey;
 pub use self::lease::{Lease, Leases, LostReason};
 pub use self::lock::DistributedLockLayer;

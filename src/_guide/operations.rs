@@ -133,6 +133,7 @@
 //! | warn | `credentials for Redis could not be renewed` | `why` | the callback failed, or Redis refused what it returned. The connection ends when the old credentials expire |
 //! | warn | `lock lost` | `key`, `name`, `fencing_token`, `held_ms`, `reason` | `Expired`: Redis was away or the process stood still; `Taken`: another client wrote to the lock; `MaxHold`: the request took too long |
 //! | warn | `the answer to an idempotency key could not be kept whole…` | `key`, `error` | its duplicates get the head only |
+//! | warn | `a lock is taken from its holder, by the inspector` | `key` | an operator has pressed the button |
 //! | debug | `lock acquired` | `key`, `name`, `fencing_token`, `waited_ms` | |
 //! | debug | `lock not acquired` | `key`, `name`, `waited_ms`, `reason`, `error` | `reason` is an [`ErrorKind`](crate::ErrorKind) |
 //! | debug | `lock released` | `key`, `name`, `fencing_token`, `held_ms` | |
@@ -145,6 +146,35 @@
 //! Errors and warnings are rare when all is well. Without `metrics`, count what a layer outside
 //! finds in the response's extensions: a [`Rejection`](crate::lock::Rejection) in every response by
 //! which these layers say that a request did not run.
+//!
+//! # The inspector
+//!
+//! With the feature `inspector`, a Tower service shows the locks of a process on a page, live: the
+//! hottest ones with their holders on a timeline, who waits, percentiles of the waits, refusals and
+//! losses. On demand, it asks Redis who has a lock, in any process, and who stands in its queue.
+//! The same can be had as JSON.
+//!
+//! ```
+//! # #[cfg(feature = "inspector")]
+//! fn internal(locks: tower_distributed_lock::LockManager) -> axum::Router {
+//!     use tower_distributed_lock::inspector;
+//!     axum::Router::new().nest_service("/locks", inspector(locks))
+//! }
+//! ```
+//!
+//! - **Put authentication outside.** It does not ask who is there. Serve it on an internal port, or
+//!   inside a layer that lets operators in alone.
+//! - Keys are shown by their [fingerprints](crate::LockKey::fingerprint), unless
+//!   `.show_keys(true)` is set. Whoever has a key can look it up there all the same.
+//! - `.allow_force_release(true)` adds a button that takes a lock from its holder
+//!   ([`force_release`](crate::LockManager::force_release)). Requests from other sites are refused.
+//! - It is of one process. Behind a load balancer, each process needs an address of its own.
+//! - Until it is made, it costs nothing. Then it keeps some megabytes at most of what happened of
+//!   late, to up to 256 locks, and a request takes a mutex four times more.
+//! - A page that is open keeps a server from shutting down gracefully for no more than a minute;
+//!   after [`drain`](crate::LockManager::drain), for no more than a second.
+//!
+//! `cargo run --example inspector` in the repository shows it, with traffic that is made up.
 //!
 //! # Readiness
 //!

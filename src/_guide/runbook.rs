@@ -6,6 +6,9 @@
 //!
 //! # Where to look
 //!
+//! The [inspector](super::operations#the-inspector), if the service has one, shows all of this on a
+//! page.
+//!
 //! From within a process, [`LockManager::inspect`](crate::LockManager::inspect) tells who has a
 //! lock and who waits, [`list`](crate::LockManager::list) tells of all, and
 //! [`stats`](crate::LockManager::stats) of the process itself. From outside, with the prefix

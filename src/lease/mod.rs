@@ -52,7 +52,10 @@ struct State {
     manager: u64,
     key: LockKey,
     grant: Grant,
-    #[cfg_attr(not(any(feature = "tracing", feature = "metrics")), allow(dead_code))]
+    #[cfg_attr(
+        not(any(feature = "tracing", feature = "metrics", feature = "inspector")),
+        allow(dead_code)
+    )]
     path: GrantPath,
     meter: Meter,
     age: Stopwatch,
@@ -96,7 +99,7 @@ impl Lease {
             key,
             grant,
             path,
-            age: Stopwatch::start(&meter),
+            age: Stopwatch::of_hold(&meter),
             meter,
             is_end_told: AtomicBool::new(false),
             expiry: LeaseExpiry::new(grant.until.as_nanos()),
@@ -292,7 +295,7 @@ impl Lease {
     }
 
     /// Returns how the lock came.
-    #[cfg(any(feature = "tracing", feature = "metrics"))]
+    #[cfg(any(feature = "tracing", feature = "metrics", feature = "inspector"))]
     pub(crate) fn path(&self) -> GrantPath {
         self.0.path
     }

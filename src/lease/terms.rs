@@ -20,7 +20,10 @@ pub(crate) struct Grant {
 
 /// How a lock came to its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(any(feature = "tracing", feature = "metrics")), allow(dead_code))]
+#[cfg_attr(
+    not(any(feature = "tracing", feature = "metrics", feature = "inspector")),
+    allow(dead_code)
+)]
 pub(crate) enum GrantPath {
     /// The first acquire got it: the lock was free.
     Uncontended,
@@ -32,9 +35,9 @@ pub(crate) enum GrantPath {
     Polled,
 }
 
-#[cfg(any(feature = "tracing", feature = "metrics"))]
+#[cfg(any(feature = "tracing", feature = "metrics", feature = "inspector"))]
 impl GrantPath {
-    /// Returns the path as spans and metrics name it.
+    /// Returns the path as spans, metrics and the inspector name it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Uncontended => "uncontended",

@@ -8,6 +8,7 @@ use crate::clock::Time;
 use crate::error::Error;
 use crate::inspect::{LockCursor, LockPage, LockReport, LockStats};
 use crate::key::IntoLockKey;
+use crate::lease::Lease;
 
 impl LockManager {
     /// Returns what this process knows of its own locks. It asks no one, and costs next to nothing.
@@ -147,10 +148,15 @@ impl Core {
         if let Some(holder) = holders.find(|holder| holder.process.is_this)
             && let Some(lease) = self.lease_on(&report.key)
         {
-            let max_hold = self.rules.max_hold.as_nanos() as u64;
-            let began = lease.grant().limit.as_nanos().saturating_sub(max_hold);
             holder.fencing_token = Some(lease.fencing_token());
-            holder.held_for = Some(Time::now().since(Time::from_nanos(began)));
+            holder.held_for = Some(self.held_for(&lease));
         }
+    }
+
+    /// Returns for how long a lock has been held.
+    pub(super) fn held_for(&self, lease: &Lease) -> Duration {
+        let max_hold = self.rules.max_hold.as_nanos() as u64;
+        let began = lease.grant().limit.as_nanos().saturating_sub(max_hold);
+        Time::now().since(Time::from_nanos(began))
     }
 }

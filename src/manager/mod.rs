@@ -25,6 +25,8 @@ use tokio::time::timeout;
 
 pub use self::builder::LockManagerBuilder;
 pub(crate) use self::core::Core;
+#[cfg(feature = "inspector")]
+pub(crate) use self::core::LocalLock;
 use self::core::{Request, Taken};
 pub use self::guard::LockGuard;
 pub use self::guards::LockGuards;
@@ -325,9 +327,9 @@ impl LockManager {
         mode: Mode,
     ) -> Result<LockGuard, Error> {
         let attempt = async {
-            let waited = Stopwatch::start(meter);
+            let waited = Stopwatch::of_wait(&self.core.meters, meter);
             let result = self.request(meter, &key, wait, mode).await.and_then(lock);
-            tell_result(meter, &key, result.as_ref(), &waited);
+            self.tell_result(meter, &key, result.as_ref(), &waited);
             result
         };
         observe::acquiring(slice::from_ref(&key), meter, attempt).await
@@ -341,18 +343,18 @@ impl LockManager {
         wait: Option<Duration>,
     ) -> Result<Claimed, Error> {
         let attempt = async {
-            let waited = Stopwatch::start(meter);
+            let waited = Stopwatch::of_wait(&self.core.meters, meter);
             let record = match self.request(meter, &key, wait, Mode::Exclusive).await {
                 Ok(Taken::Record(found)) => self.core.store.fetch(&key, found).await,
                 Ok(Taken::Lock(guard)) => {
-                    tell_result(meter, &key, Ok(&guard), &waited);
+                    self.tell_result(meter, &key, Ok(&guard), &waited);
                     return Ok(Claimed::Lock(guard));
                 }
                 Err(error) => Err(error),
             };
             match &record {
                 Ok(_) => observe::recorded(&key, meter, &waited),
-                Err(error) => tell_result(meter, &key, Err(error), &waited),
+                Err(error) => self.tell_result(meter, &key, Err(error), &waited),
             }
             record.map(|record| record.map_or_else(Claimed::Damaged, Claimed::Record))
         };
@@ -370,6 +372,20 @@ impl LockManager {
         let request = self.core.request(key, wait.is_some(), mode, meter)?;
         let limit = wait.or_else(|| self.core.store.replies_within());
         decision(request, limit).await
+    }
+
+    fn tell_result(
+        &self,
+        meter: &Meter,
+        key: &LockKey,
+        result: Result<&LockGuard, &Error>,
+        waited: &Stopwatch,
+    ) {
+        let meters = &self.core.meters;
+        match result {
+            Ok(guard) => observe::acquired(meters, guard.lease(), waited),
+            Err(error) => observe::refused(meters, key, meter, error, waited),
+        }
     }
 
     /// Ends the manager gracefully, and returns when all its locks are released.
@@ -450,18 +466,6 @@ fn lock(taken: Taken) -> Result<LockGuard, Error> {
             ErrorKind::Unavailable,
             "the store replied with a record where only a lock can be",
         )),
-    }
-}
-
-fn tell_result(
-    meter: &Meter,
-    key: &LockKey,
-    result: Result<&LockGuard, &Error>,
-    waited: &Stopwatch,
-) {
-    match result {
-        Ok(guard) => observe::acquired(guard.lease(), waited),
-        Err(error) => observe::refused(key, meter, error, waited),
     }
 }
 

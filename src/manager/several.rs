@@ -113,16 +113,16 @@ impl LockManager {
     ) -> Result<LockGuards, Error> {
         let keys = keys.as_slice();
         let attempt = async {
-            let waited = Stopwatch::start(meter);
+            let waited = Stopwatch::of_wait(&self.core.meters, meter);
             let result = self.take_sorted(meter, keys, wait, mode).await;
             match &result {
                 Ok(guards) => guards
                     .leases()
                     .iter()
-                    .for_each(|lease| observe::acquired(lease, &waited)),
+                    .for_each(|lease| observe::acquired(&self.core.meters, lease, &waited)),
                 Err(error) => {
                     let key = error.key().unwrap_or(&keys[0]);
-                    observe::refused(key, meter, error, &waited);
+                    observe::refused(&self.core.meters, key, meter, error, &waited);
                 }
             }
             result

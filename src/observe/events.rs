@@ -121,6 +121,17 @@ pub(super) fn lost(
     );
 }
 
+/// An operator takes a lock from its holder, by the inspector.
+#[cfg(feature = "inspector")]
+pub(super) fn force_released(key: &LockKey) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        target: TARGET,
+        key = %Fingerprint(key),
+        "a lock is taken from its holder, by the inspector"
+    );
+}
+
 /// There is a mistake in this crate. It affects only this key.
 pub(super) fn slot_given_up(key: &LockKey) {
     #[cfg(feature = "tracing")]

@@ -56,7 +56,7 @@ impl Meter {
         Self::new(Self::DEFAULT, role)
     }
 
-    #[cfg_attr(not(feature = "tracing"), allow(dead_code))]
+    #[cfg_attr(not(any(feature = "tracing", feature = "inspector")), allow(dead_code))]
     pub(crate) fn name(&self) -> &str {
         &self.0.name
     }

@@ -1,7 +1,13 @@
-//! [`ManagerMeters`]: what is counted of a manager, whatever the names of its locks.
+//! [`ManagerMeters`]: what is counted of a manager, whatever the names of its locks, and its
+//! journal.
+
+#[cfg(feature = "inspector")]
+use std::sync::OnceLock;
 
 #[cfg(feature = "metrics")]
 use self::instruments::Instruments;
+#[cfg(feature = "inspector")]
+use super::Journal;
 #[cfg(feature = "metrics")]
 use super::series::Handles;
 
@@ -9,6 +15,37 @@ use super::series::Handles;
 pub(crate) struct ManagerMeters {
     #[cfg(feature = "metrics")]
     instruments: Handles<Instruments>,
+    /// None until an inspector is made.
+    #[cfg(feature = "inspector")]
+    journal: OnceLock<Journal>,
+}
+
+impl ManagerMeters {
+    /// Returns the journal, which is kept from now on.
+    #[cfg(feature = "inspector")]
+    pub(crate) fn journal(&self) -> &Journal {
+        self.journal.get_or_init(Journal::new)
+    }
+
+    #[cfg(feature = "inspector")]
+    pub(super) fn note(&self, note: impl FnOnce(&Journal)) {
+        if let Some(journal) = self.journal.get() {
+            note(journal);
+        }
+    }
+
+    /// Returns whether a journal is kept.
+    #[cfg_attr(
+        not(feature = "inspector"),
+        allow(clippy::unused_self, clippy::missing_const_for_fn)
+    )]
+    pub(super) fn has_journal(&self) -> bool {
+        #[cfg(feature = "inspector")]
+        let has_journal = self.journal.get().is_some();
+        #[cfg(not(feature = "inspector"))]
+        let has_journal = false;
+        has_journal
+    }
 }
 
 #[cfg(feature = "metrics")]

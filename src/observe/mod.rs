@@ -1,16 +1,19 @@
 //! What the crate tells of its locks. Each fact is told at one place, by one function here, which
-//! makes an [event](events) of it and counts it in the [metrics](meter).
+//! makes an [event](events) of it, counts it in the [metrics](meter) and notes it in the journal of
+//! its manager.
 //!
-//! Without the features `tracing` and `metrics`, these functions do nothing.
+//! Without the features `tracing`, `metrics` and `inspector`, these functions do nothing.
 
 #![cfg_attr(
-    not(all(feature = "tracing", feature = "metrics")),
+    not(all(feature = "tracing", feature = "metrics", feature = "inspector")),
     allow(unused_variables, clippy::missing_const_for_fn)
 )]
 
 #[cfg(feature = "metrics")]
 mod catalogue;
 mod events;
+#[cfg(feature = "inspector")]
+mod journal;
 mod meter;
 mod meters;
 #[cfg(feature = "metrics")]
@@ -21,6 +24,8 @@ mod stopwatch;
 use std::fmt::Display;
 use std::time::Duration;
 
+#[cfg(feature = "inspector")]
+pub(crate) use self::journal::{Journal, LockHistory, Loss, Queue, Run, RunEnd, Tally};
 pub(crate) use self::meter::{Meter, Role};
 pub(crate) use self::meters::ManagerMeters;
 #[cfg(feature = "tracing")]
@@ -31,27 +36,37 @@ use crate::error::Error;
 use crate::http::RejectionKind;
 use crate::key::LockKey;
 use crate::lease::{Lease, LostReason};
-#[cfg(feature = "metrics")]
+#[cfg(any(feature = "metrics", feature = "inspector"))]
 use crate::store::Reply;
 use crate::store::{Command, Outcome};
 
 /// A request has got its lock.
-pub(crate) fn acquired(lease: &Lease, waited: &Stopwatch) {
+pub(crate) fn acquired(meters: &ManagerMeters, lease: &Lease, waited: &Stopwatch) {
     let (key, meter) = (lease.key(), lease.meter());
     events::acquired(key, meter.name(), lease.fencing_token(), waited);
     #[cfg(feature = "tracing")]
     spans::acquired(lease);
     #[cfg(feature = "metrics")]
     meter.acquired(lease.path(), waited);
+    #[cfg(feature = "inspector")]
+    meters.note(|journal| journal.acquired(lease, waited.elapsed()));
 }
 
 /// A request has not got its lock.
-pub(crate) fn refused(key: &LockKey, meter: &Meter, error: &Error, waited: &Stopwatch) {
+pub(crate) fn refused(
+    meters: &ManagerMeters,
+    key: &LockKey,
+    meter: &Meter,
+    error: &Error,
+    waited: &Stopwatch,
+) {
     events::refused(key, meter.name(), error, waited);
     #[cfg(feature = "tracing")]
     spans::not_acquired(Some(error));
     #[cfg(feature = "metrics")]
     meter.refused(error.kind(), waited);
+    #[cfg(feature = "inspector")]
+    meters.note(|journal| journal.refused(key, error.kind()));
 }
 
 /// A request has found a record in the lock's place.
@@ -64,23 +79,27 @@ pub(crate) fn recorded(key: &LockKey, meter: &Meter, waited: &Stopwatch) {
 }
 
 /// A holder begins to hold.
-pub(crate) fn held(lease: &Lease) {
+pub(crate) fn held(meters: &ManagerMeters, lease: &Lease) {
     #[cfg(feature = "metrics")]
     lease.meter().held();
+    #[cfg(feature = "inspector")]
+    meters.note(|journal| journal.held(lease));
 }
 
 /// A holder is done, whether it has lost its lock before or not.
-pub(crate) fn released(lease: &Lease) {
+pub(crate) fn released(meters: &ManagerMeters, lease: &Lease) {
     let (key, meter) = (lease.key(), lease.meter());
     events::released(key, meter.name(), lease.fencing_token(), lease.age());
     if lease.is_first_end() {
         #[cfg(feature = "metrics")]
         meter.ended(lease.age());
+        #[cfg(feature = "inspector")]
+        meters.note(|journal| journal.released(lease));
     }
 }
 
 /// A holder has lost its lock. To say so again does nothing.
-pub(crate) fn lost(lease: &Lease, reason: LostReason) {
+pub(crate) fn lost(meters: &ManagerMeters, lease: &Lease, reason: LostReason) {
     let (key, meter) = (lease.key(), lease.meter());
     if !lease.is_first_end() {
         return;
@@ -97,6 +116,8 @@ pub(crate) fn lost(lease: &Lease, reason: LostReason) {
         meter.lost(reason);
         meter.ended(lease.age());
     }
+    #[cfg(feature = "inspector")]
+    meters.note(|journal| journal.lost(lease, reason));
 }
 
 /// A layer has answered a request instead of the service inside.
@@ -149,7 +170,12 @@ pub(crate) fn handed_on(meters: &ManagerMeters) {
 }
 
 /// The store has replied to a command, or has failed it.
-pub(crate) fn replied(meters: &ManagerMeters, command: &Command<(), ()>, outcome: &Outcome) {
+pub(crate) fn replied(
+    meters: &ManagerMeters,
+    key: &LockKey,
+    command: &Command<(), ()>,
+    outcome: &Outcome,
+) {
     #[cfg(feature = "metrics")]
     {
         meters.replied(command, outcome);
@@ -160,14 +186,28 @@ pub(crate) fn replied(meters: &ManagerMeters, command: &Command<(), ()>, outcome
             meters.granted_away();
         }
     }
+    #[cfg(feature = "inspector")]
+    if let Ok(Reply::Released { granted: true, .. }) = outcome.result {
+        meters.note(|journal| journal.granted_away(key));
+    }
 }
 
 /// So many more requests wait, or fewer.
-pub(crate) fn waiting(meters: &ManagerMeters, before: usize, after: usize) {
+pub(crate) fn waiting(meters: &ManagerMeters, key: &LockKey, before: usize, after: usize) {
     #[cfg(feature = "metrics")]
     if before != after {
         meters.waiting(before, after);
     }
+    #[cfg(feature = "inspector")]
+    if before != after {
+        meters.note(|journal| journal.waiting(key, after));
+    }
+}
+
+/// An operator takes a lock from its holder, by the inspector.
+#[cfg(feature = "inspector")]
+pub(crate) fn force_released(key: &LockKey) {
+    events::force_released(key);
 }
 
 /// There is a mistake in this crate. It affects only this key.

@@ -1,31 +1,40 @@
 //! [`Stopwatch`]: measures how long a request waits for a lock, or holds it.
 
-#[cfg(any(feature = "tracing", feature = "metrics"))]
+#[cfg(any(feature = "tracing", feature = "metrics", feature = "inspector"))]
 use std::time::Duration;
 
-use super::Meter;
-#[cfg(any(feature = "tracing", feature = "metrics"))]
+use super::{ManagerMeters, Meter};
+#[cfg(any(feature = "tracing", feature = "metrics", feature = "inspector"))]
 use crate::clock::Time;
 
-/// Reads the clock only if an event or a metric may need it.
+/// Reads the clock only if an event, a metric or the journal may need it.
 pub(crate) struct Stopwatch {
-    #[cfg(any(feature = "tracing", feature = "metrics"))]
+    #[cfg(any(feature = "tracing", feature = "metrics", feature = "inspector"))]
     started: Option<Time>,
 }
 
+#[cfg_attr(
+    not(any(feature = "tracing", feature = "metrics", feature = "inspector")),
+    allow(unused_variables, clippy::missing_const_for_fn)
+)]
 impl Stopwatch {
-    #[cfg_attr(
-        not(feature = "metrics"),
-        allow(unused_variables, clippy::missing_const_for_fn)
-    )]
-    pub(crate) fn start(meter: &Meter) -> Self {
+    /// Measures how long a request waits.
+    pub(crate) fn of_wait(meters: &ManagerMeters, meter: &Meter) -> Self {
         Self {
-            #[cfg(any(feature = "tracing", feature = "metrics"))]
+            #[cfg(any(feature = "tracing", feature = "metrics", feature = "inspector"))]
+            started: (meters.has_journal() || may_be_told(meter)).then(Time::now),
+        }
+    }
+
+    /// Measures how long a request holds its lock.
+    pub(crate) fn of_hold(meter: &Meter) -> Self {
+        Self {
+            #[cfg(any(feature = "tracing", feature = "metrics", feature = "inspector"))]
             started: may_be_told(meter).then(Time::now),
         }
     }
 
-    #[cfg(any(feature = "tracing", feature = "metrics"))]
+    #[cfg(any(feature = "tracing", feature = "metrics", feature = "inspector"))]
     pub(super) fn elapsed(&self) -> Duration {
         self.started
             .map_or(Duration::ZERO, |started| Time::now().since(started))
@@ -41,4 +50,13 @@ fn may_be_told(_meter: &Meter) -> bool {
 #[cfg(all(feature = "metrics", not(feature = "tracing")))]
 fn may_be_told(meter: &Meter) -> bool {
     meter.is_on()
+}
+
+/// The journal takes the times of holders by itself.
+#[cfg(all(
+    feature = "inspector",
+    not(any(feature = "tracing", feature = "metrics"))
+))]
+fn may_be_told(_meter: &Meter) -> bool {
+    false
 }

@@ -161,6 +161,18 @@ impl Store {
         ))
     }
 
+    /// Returns what this process is called.
+    #[cfg(feature = "inspector")]
+    pub(crate) fn instance(&self) -> &str {
+        match self {
+            Self::Memory(store) => store.instance(),
+            Self::Redis(store) => store.instance(),
+            Self::Cluster(store) => store.instance(),
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => "fake",
+        }
+    }
+
     /// Returns the store in these servers, to which [`run`](Self::run) connects.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ mod websocket;
 
 mod doubles;
 mod idempotency;
+mod inspector;
 mod lock;
 mod manager;
 mod operator;

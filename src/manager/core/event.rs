@@ -93,7 +93,7 @@ impl Core {
             _ => {}
         }
         drop(shard);
-        shielded(|| observe::waiting(&self.meters, before.waiting, after.waiting));
+        shielded(|| observe::waiting(&self.meters, key, before.waiting, after.waiting));
         self.tell(key, outbox);
         result
     }
@@ -204,14 +204,14 @@ impl Core {
             shielded(|| reply.send(result));
         }
         for (lease, reason) in outbox.lost {
-            shielded(|| observe::lost(&lease, reason));
+            shielded(|| observe::lost(&self.meters, &lease, reason));
         }
         for _ in 0..outbox.hand_ons {
             shielded(|| observe::handed_on(&self.meters));
         }
         for (sender, decision) in outbox.decided {
             if let Decision::Granted(lease) = &decision {
-                shielded(|| observe::held(lease));
+                shielded(|| observe::held(&self.meters, lease));
             }
             // If the waiter is gone, its guard is dropped, which passes the lock on.
             shielded(|| {

@@ -4,6 +4,8 @@
 
 mod event;
 mod slots;
+#[cfg(feature = "inspector")]
+mod survey;
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,6 +16,8 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
 use self::slots::Slots;
+#[cfg(feature = "inspector")]
+pub(crate) use self::survey::LocalLock;
 use super::guard::LockGuard;
 use super::slot::Rules;
 use crate::clock::Time;
@@ -230,9 +234,9 @@ impl Core {
                 .noticed_end()
                 .filter(|why| *why != LostReason::Released)
             {
-                observe::lost(lease, reason);
+                observe::lost(&self.meters, lease, reason);
             }
-            observe::released(lease);
+            observe::released(&self.meters, lease);
         });
         // The background task may have ended: the manager was closed, and only this lease was left,
         // which was lost.
@@ -292,7 +296,7 @@ pub(super) struct StoreEvents<'a>(pub(super) &'a Arc<Core>);
 
 impl Events for StoreEvents<'_> {
     fn replied(&self, key: &LockKey, command: Command<(), ()>, outcome: Outcome) {
-        shielded(|| observe::replied(&self.0.meters, &command, &outcome));
+        shielded(|| observe::replied(&self.0.meters, key, &command, &outcome));
         if !matches!(command, Command::Release { .. }) {
             self.0
                 .with_slot(key, |machine| machine.replied(command, outcome));

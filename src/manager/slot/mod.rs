@@ -224,6 +224,12 @@ impl<W> Slot<W> {
             && self.waiters.first().is_some_and(|first| first.patient)
     }
 
+    /// Returns whether this process has the lock, and knows that another one waits for it.
+    #[cfg(feature = "inspector")]
+    pub(crate) fn is_contended(&self) -> bool {
+        matches!(&self.state, State::Holding(holding) if holding.contended.is_some())
+    }
+
     /// Returns whether nothing would be lost if this slot were forgotten.
     pub(crate) fn is_idle(&self) -> bool {
         matches!(self.state, State::Idle)

@@ -11,6 +11,12 @@ use crate::mode::Mode;
 const PAGE: usize = 100;
 
 impl MemoryStore {
+    /// Returns what this process is called.
+    #[cfg(feature = "inspector")]
+    pub(crate) fn instance(&self) -> &str {
+        &self.instance
+    }
+
     pub(crate) fn inspect(&self, now: Time, key: &LockKey) -> LockReport {
         let mut state = self.state();
         state.drop_expired_records(now);

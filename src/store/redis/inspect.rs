@@ -22,6 +22,12 @@ type Found = (Vec<u8>, bool, i64, Vec<Vec<u8>>, Vec<Vec<u8>>);
 const PAGE: u32 = 100;
 
 impl RedisStore {
+    /// See [`Store::instance`](crate::store::Store::instance).
+    #[cfg(feature = "inspector")]
+    pub(crate) fn instance(&self) -> &str {
+        &self.settings.instance
+    }
+
     /// See [`Store::inspect`](crate::store::Store::inspect).
     pub(crate) async fn inspect(&self, key: &LockKey) -> Result<LockReport, Error> {
         let mut reports = self.inspect_all(std::slice::from_ref(key)).await?;

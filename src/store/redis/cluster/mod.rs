@@ -105,6 +105,12 @@ impl ClusterStore {
         })
     }
 
+    /// See [`Store::instance`](crate::store::Store::instance).
+    #[cfg(feature = "inspector")]
+    pub(crate) fn instance(&self) -> &str {
+        &self.settings.instance
+    }
+
     /// See [`Store::submit`](crate::store::Store::submit).
     pub(crate) fn submit(&self, now: Time, key: &LockKey, command: Command) -> Option<Outcome> {
         match self.owner(key) {
