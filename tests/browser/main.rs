@@ -11,6 +11,7 @@
 #[allow(dead_code)] // Its `main`, and what only that uses.
 #[path = "../../examples/inspector.rs"]
 mod example;
+#[allow(dead_code)] // The seeds of other programs.
 #[macro_use]
 #[path = "../support/harness.rs"]
 mod harness;

@@ -37,5 +37,4 @@ pub async fn the_picture_of_the_readme() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/inspector.png");
     std::fs::write(path, browser.picture().await).unwrap();
     println!("  written: docs/inspector.png");
-    browser.close().await;
 }

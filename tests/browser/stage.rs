@@ -53,7 +53,6 @@ impl Stage {
     pub async fn end(self) {
         let complaints = self.browser.complaints().await;
         assert!(complaints.is_empty(), "{complaints:#?}");
-        self.browser.close().await;
     }
 }
 

@@ -81,7 +81,6 @@ pub async fn another_site_cannot_take_a_lock() {
         .await;
     stage.one.finish_one().await;
     assert_eq!(soon("the holder", holding).await.unwrap(), "200");
-    stage.end().await;
 }
 
 pub async fn keys_of_strangers_are_text() {

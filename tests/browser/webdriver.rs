@@ -1,6 +1,7 @@
 //! A browser, driven by [WebDriver](https://www.w3.org/TR/webdriver2/): as much of a client as
 //! these tests need.
 
+use std::io::{Read, Write};
 use std::process::Stdio;
 
 use base64::Engine as _;
@@ -23,6 +24,7 @@ const BROWSERS: [&str; 4] = [
 pub struct Browser {
     port: u16,
     session: String,
+    /// Killed with this value, after [`Drop::drop`].
     _driver: Child,
 }
 
@@ -107,17 +109,28 @@ impl Browser {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         let body = body.to_string();
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{}\r\nconnection: close\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{}\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             self.port,
             body.len()
         );
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).await.unwrap();
-        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, serde_json::from_str(body).unwrap())
+        // The driver keeps the connection.
+        let (mut stream, mut line) = (BufReader::new(stream), String::new());
+        stream.read_line(&mut line).await.unwrap();
+        let status = line.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut length = 0;
+        while line != "\r\n" {
+            line.clear();
+            stream.read_line(&mut line).await.unwrap();
+            let header = line.to_ascii_lowercase();
+            if let Some(value) = header.strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap())
     }
 
     async fn command(&self, path: &str, body: Value) -> Value {
@@ -216,9 +229,25 @@ impl Browser {
             .decode(picture)
             .unwrap()
     }
+}
 
-    /// Closes the browser. A driver that is killed would leave it running.
-    pub async fn close(self) {
-        self.call("DELETE", &self.session, &json!({})).await;
+/// Ends the session, and with it the browser, however the test ended: a driver that is killed would
+/// leave it running.
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let end = || {
+            let mut driver = std::net::TcpStream::connect(("127.0.0.1", self.port))?;
+            driver.set_read_timeout(Some(PATIENCE))?;
+            let path = &self.session;
+            write!(
+                driver,
+                "DELETE {path} HTTP/1.1\r\nhost: 127.0.0.1:{}\r\n\r\n",
+                self.port
+            )?;
+            driver.read(&mut [0])
+        };
+        if let Err(error) = end() {
+            eprintln!("the browser may still run: {error}");
+        }
     }
 }

@@ -108,3 +108,40 @@ async fn the_number_of_losses_is_bounded() {
     assert!(told.losses[0].at >= told.losses[1].at);
     assert_eq!(told.all.lost as usize, LOSSES + 10);
 }
+
+#[tokio::test]
+async fn those_who_share_a_lock_are_told_as_one_from_the_first_to_the_last() {
+    let locks = LockManager::in_memory();
+    locks.journal();
+    let share = || locks.acquire_shared("k", Duration::from_secs(9));
+    let first = share().await.unwrap();
+    let second = share().await.unwrap();
+    drop(first);
+    assert!(history(&locks).runs[0].end == RunEnd::Not);
+    let third = share().await.unwrap();
+    drop((second, third));
+    drop(locks.acquire("k", Duration::from_secs(9)).await.unwrap());
+    let told = history(&locks);
+    assert_eq!(told.runs.len(), 2);
+    assert!(told.runs[0].is_shared && told.runs[0].ended.is_some());
+    assert_eq!(told.runs[0].holders, 3);
+    assert!(!told.runs[1].is_shared);
+}
+
+/// A holder's beginning and its end may be told by two threads, and a queue's as well.
+#[tokio::test]
+async fn what_was_told_in_the_wrong_order_is_corrected() {
+    let (locks, other) = (LockManager::in_memory(), LockManager::in_memory());
+    let journal = locks.journal();
+    let guard = other.try_acquire("k").await.unwrap();
+    journal.lost(guard.lease(), LostReason::Taken);
+    journal.held(guard.lease());
+    assert_eq!(history(&locks).runs.len(), 1);
+    assert!(history(&locks).runs[0].end == RunEnd::Lost(LostReason::Taken));
+
+    journal.waiting(guard.key(), 0);
+    journal.waiting(guard.key(), 1);
+    assert_eq!(history(&locks).queues[0].ended, None);
+    journal.settle(guard.key(), false, false, Time::now());
+    assert!(history(&locks).queues[0].ended.is_some());
+}
