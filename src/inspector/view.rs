@@ -90,7 +90,7 @@ pub(super) fn lock(shared: &Shared, report: &LockReport) -> String {
 }
 
 /// Returns some of all locks.
-pub(super) fn page(shared: &Shared, page: LockPage) -> String {
+pub(super) fn page(shared: &Shared, page: &LockPage) -> String {
     json::object(|json| {
         json.array("locks", &page.locks, |json, report| {
             write_report(json, shared, report);
