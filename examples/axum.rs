@@ -9,8 +9,10 @@
 //! curl http://127.0.0.1:3000/accounts/7
 //! ```
 //!
-//! The locks are in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), or `SENTINELS`
-//! (`host:26379,…`) and `SENTINEL_MASTER` (`mymaster`) are; in this process if not.
+//! The locks are in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), in this process if not.
+//! `examples/locks` says how to use Sentinel or a cluster.
+
+mod locks;
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
@@ -40,7 +42,7 @@ async fn main() -> ExitCode {
 
 async fn run() -> Result<(), Box<dyn Error>> {
     let port = port()?;
-    let locks = locks().await?;
+    let locks = locks::connect([LockManager::builder()]).await?.remove(0);
     let listener = TcpListener::bind(("127.0.0.1", port))
         .await
         .map_err(|error| format!("cannot listen on 127.0.0.1:{port}: {error}"))?;
@@ -188,26 +190,6 @@ impl Storage {
         };
         Ok(())
     }
-}
-
-/// Returns a manager of locks in Redis if the environment says where that is, in this process if
-/// not.
-async fn locks() -> Result<LockManager, Box<dyn Error>> {
-    let by_sentinel = std::env::var("SENTINELS").ok();
-    if let Some((sentinels, primary)) = by_sentinel.zip(std::env::var("SENTINEL_MASTER").ok()) {
-        let sentinels = sentinels.split(',').map(|host| format!("redis://{host}"));
-        let locks = LockManager::connect_sentinel(sentinels, primary).await?;
-        println!("Locks: in Redis, which SENTINELS watch");
-        return Ok(locks);
-    }
-    let Some(url) = std::env::var_os("REDIS_URL") else {
-        println!("Locks: in the memory of this process (REDIS_URL is not set)");
-        return Ok(LockManager::in_memory());
-    };
-    let url = url.to_str().ok_or("REDIS_URL is not text")?;
-    let locks = LockManager::connect(url).await?;
-    println!("Locks: in Redis, at REDIS_URL"); // not printed: a URL may hold a password
-    Ok(locks)
 }
 
 fn port() -> Result<u16, String> {

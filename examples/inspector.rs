@@ -8,6 +8,8 @@
 //! With `REDIS_URL` (`redis://127.0.0.1:6379`), there are two nodes, each with a page of its own,
 //! on that port and the next one. Without, there is one, whose locks are in its memory.
 
+mod locks;
+
 use std::convert::Infallible;
 use std::error::Error;
 use std::time::Duration;
@@ -30,17 +32,9 @@ use tower_distributed_lock::{
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let port: u16 = std::env::var("PORT").map_or(Ok(3000), |port| port.parse())?;
-    let mut nodes = Vec::new();
-    match std::env::var("REDIS_URL") {
-        Ok(url) => {
-            for (name, port) in [("node-a", port), ("node-b", port + 1)] {
-                nodes.push((settings(name).connect(&url).await?, port));
-            }
-        }
-        Err(_) => nodes.push((settings("node-a").in_memory()?, port)),
-    }
+    let nodes = locks::connect(["node-a", "node-b"].map(settings)).await?;
     let mut servers = Vec::new();
-    for (locks, port) in nodes {
+    for (locks, port) in nodes.into_iter().zip(port..) {
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
         println!("Open http://{}/locks", listener.local_addr()?);
         make_up_traffic(&app(&locks));

@@ -7,9 +7,11 @@
 //! ```
 //!
 //! The first exits with 0 if all is as it should be. If `REDIS_URL` is set
-//! (`redis://127.0.0.1:6379`), or `SENTINELS` (`host:26379,…`) and `SENTINEL_MASTER` (`mymaster`)
-//! are, the locks are in Redis, and it runs two nodes, which have nothing but Redis in common; if
-//! not, the locks are in this process, and it runs one.
+//! (`redis://127.0.0.1:6379`), the locks are in Redis, and it runs two nodes, which have nothing
+//! but Redis in common; if not, the locks are in this process, and it runs one. `examples/locks`
+//! says how to use Sentinel or a cluster.
+
+mod locks;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -59,7 +61,7 @@ const USAGE: &str = "usage: cargo run --example quickstart [-- --serve]
   --serve         keep the server on 127.0.0.1:3000, for curl (another port: PORT)
 
 REDIS_URL, for example redis://127.0.0.1:6379: keep the locks in Redis instead of in memory, and run two nodes
-SENTINELS and SENTINEL_MASTER, for example host:26379,host:26379 and mymaster: the same, by Sentinel";
+SENTINELS and SENTINEL_MASTER, or REDIS_CLUSTER (examples/cluster.sh starts one): the same";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -193,31 +195,6 @@ fn number(headers: &HeaderMap) -> usize {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// Returns the managers of so many nodes, with their locks in Redis, if the environment says where
-/// that is. If not, returns one with its locks in this process.
-async fn locks(nodes: usize) -> Result<Vec<LockManager>, AnyError> {
-    let mut locks = Vec::new();
-    let by_sentinel = std::env::var("SENTINELS").ok();
-    if let Some((sentinels, primary)) = by_sentinel.zip(std::env::var("SENTINEL_MASTER").ok()) {
-        for _ in 0..nodes {
-            let sentinels = sentinels.split(',').map(|host| format!("redis://{host}"));
-            locks.push(LockManager::connect_sentinel(sentinels, primary.as_str()).await?);
-        }
-        say!("Locks: in Redis, which SENTINELS watch");
-        return Ok(locks);
-    }
-    let Some(url) = std::env::var_os("REDIS_URL") else {
-        say!("Locks: in the memory of this process (REDIS_URL is not set)");
-        return Ok(vec![LockManager::in_memory()]);
-    };
-    let url = url.to_str().ok_or("REDIS_URL is not text")?;
-    for _ in 0..nodes {
-        locks.push(LockManager::connect(url).await?);
-    }
-    say!("Locks: in Redis, at REDIS_URL"); // not printed: a URL may hold a password
-    Ok(locks)
-}
-
 // With `--serve`.
 
 async fn serve_for_curl() -> Result<(), AnyError> {
@@ -227,7 +204,7 @@ async fn serve_for_curl() -> Result<(), AnyError> {
             .map_err(|_| format!("PORT is {port:?}, which is not the number of a port"))?,
         Err(_) => 3000,
     };
-    let locks = locks(1).await?.remove(0);
+    let locks = locks::connect([LockManager::builder()]).await?.remove(0);
     let listener = TcpListener::bind(("127.0.0.1", port))
         .await
         .map_err(|error| {
@@ -332,7 +309,7 @@ struct Outcome {
 }
 
 async fn check() -> Result<(), AnyError> {
-    let locks = locks(2).await?;
+    let locks = locks::connect([LockManager::builder(), LockManager::builder()]).await?;
     match locks.len() {
         1 => {
             say!("Nodes: one, A (with REDIS_URL: two)");

@@ -7,8 +7,8 @@
 //! cargo run --example tonic -- client     # one call to that server; run two at the same time
 //! ```
 //!
-//! The locks are in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), or `SENTINELS`
-//! (`host:26379,…`) and `SENTINEL_MASTER` (`mymaster`) are; in this process if not.
+//! The locks are in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), in this process if not.
+//! `examples/locks` says how to use Sentinel or a cluster.
 //!
 //! What `tonic-prost-build` generates from a `.proto` file is written by hand here, so that the
 //! example needs no `protoc`:
@@ -19,6 +19,8 @@
 //! message TransferResponse { uint64 fencing_token = 1; }
 //! service Accounts { rpc Transfer(Transfer) returns (TransferResponse); }
 //! ```
+
+mod locks;
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -50,7 +52,7 @@ const USAGE: &str = "usage: cargo run --example tonic [-- server | client]
   client          call that server once
 
 REDIS_URL, for example redis://127.0.0.1:6379: keep the locks in Redis instead of in memory
-SENTINELS and SENTINEL_MASTER, for example host:26379,host:26379 and mymaster: the same, by Sentinel";
+SENTINELS and SENTINEL_MASTER, or REDIS_CLUSTER: see examples/locks";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -122,7 +124,7 @@ async fn transfer(request: Request<Transfer>) -> Result<Response<TransferRespons
 
 async fn server() -> Result<(), BoxError> {
     let port = port()?;
-    let locks = locks().await?;
+    let locks = locks::connect([LockManager::builder()]).await?.remove(0);
     let listener = TcpListener::bind(("127.0.0.1", port))
         .await
         .map_err(|error| format!("cannot listen on 127.0.0.1:{port}: {error}"))?;
@@ -139,26 +141,6 @@ async fn server() -> Result<(), BoxError> {
     // is over.
     locks.close().await;
     Ok(())
-}
-
-/// Returns a manager of locks in Redis if the environment says where that is, in this process if
-/// not.
-async fn locks() -> Result<LockManager, BoxError> {
-    let by_sentinel = std::env::var("SENTINELS").ok();
-    if let Some((sentinels, primary)) = by_sentinel.zip(std::env::var("SENTINEL_MASTER").ok()) {
-        let sentinels = sentinels.split(',').map(|host| format!("redis://{host}"));
-        let locks = LockManager::connect_sentinel(sentinels, primary).await?;
-        println!("Locks: in Redis, which SENTINELS watch");
-        return Ok(locks);
-    }
-    let Some(url) = std::env::var_os("REDIS_URL") else {
-        println!("Locks: in the memory of this process (REDIS_URL is not set)");
-        return Ok(LockManager::in_memory());
-    };
-    let url = url.to_str().ok_or("REDIS_URL is not text")?;
-    let locks = LockManager::connect(url).await?;
-    println!("Locks: in Redis, at REDIS_URL"); // not printed: a URL may hold a password
-    Ok(locks)
 }
 
 fn port() -> Result<u16, String> {
@@ -228,7 +210,7 @@ fn with_cause(error: &tonic::transport::Error) -> String {
 // Both in one process.
 
 async fn demo() -> Result<(), BoxError> {
-    let locks = locks().await?;
+    let locks = locks::connect([LockManager::builder()]).await?.remove(0);
     let listener = TcpListener::bind(("127.0.0.1", 0))
         .await
         .map_err(|error| format!("cannot listen on 127.0.0.1: {error}"))?;

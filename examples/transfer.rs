@@ -9,6 +9,8 @@
 //! what became of the money. The locks are in Redis if `REDIS_URL` is set
 //! (`redis://127.0.0.1:6379`), in this process if not.
 
+mod locks;
+
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -39,22 +41,10 @@ const TRANSFERS: u32 = 10;
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
     // In a service, each node has a manager of its own.
-    let (one, two) = match std::env::var("REDIS_URL") {
-        Ok(url) => {
-            println!("Locks: in Redis, at REDIS_URL");
-            (
-                LockManager::connect(&*url).await?,
-                LockManager::connect(&*url).await?,
-            )
-        }
-        Err(_) => {
-            println!("Locks: in the memory of this process (REDIS_URL is not set)");
-            let locks = LockManager::in_memory();
-            (locks.clone(), locks)
-        }
-    };
+    let managers = locks::connect([LockManager::builder(), LockManager::builder()]).await?;
+    let (one, two) = (&managers[0], managers.last().expect("there is one"));
     let bank = Arc::new(Bank::open()?);
-    let nodes = [serve(&one, &bank).await?, serve(&two, &bank).await?];
+    let nodes = [serve(one, &bank).await?, serve(two, &bank).await?];
 
     let before = bank.balances()?;
     let began = Instant::now();

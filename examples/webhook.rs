@@ -18,8 +18,10 @@
 //! `whsec_…`, is in `WEBHOOK_SECRET`. Without it, there is one for a demonstration, which is no
 //! secret.
 //!
-//! The responses are kept in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), or `SENTINELS`
-//! (`host:26379,…`) and `SENTINEL_MASTER` (`mymaster`) are; in this process if not.
+//! The responses are in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), in this process if
+//! not. `examples/locks` says how to use Sentinel or a cluster.
+
+mod locks;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -67,7 +69,7 @@ const USAGE: &str = "usage: cargo run --example webhook [-- sign ID BODY]
 
 WEBHOOK_SECRET, whsec_…: what the sender signs with
 REDIS_URL, for example redis://127.0.0.1:6379: keep the answers in Redis instead of in memory
-SENTINELS and SENTINEL_MASTER, for example host:26379,host:26379 and mymaster: the same, by Sentinel";
+SENTINELS and SENTINEL_MASTER, or REDIS_CLUSTER: see examples/locks";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -105,7 +107,7 @@ fn sign(id: &str, body: &str) -> Result<(), Box<dyn Error>> {
 async fn serve() -> Result<(), Box<dyn Error>> {
     let port = port()?;
     let secret = secret()?;
-    let locks = locks().await?;
+    let locks = locks::connect([LockManager::builder()]).await?.remove(0);
     let listener = TcpListener::bind(("127.0.0.1", port))
         .await
         .map_err(|error| format!("cannot listen on 127.0.0.1:{port}: {error}"))?;
@@ -316,26 +318,6 @@ fn secret() -> Result<Secret, Box<dyn Error>> {
     };
     // Not printed if it is wrong.
     Ok(Secret::parse(&secret).map_err(|why| format!("WEBHOOK_SECRET: {why}"))?)
-}
-
-/// Returns a manager of locks in Redis if the environment says where that is, in this process if
-/// not.
-async fn locks() -> Result<LockManager, Box<dyn Error>> {
-    let by_sentinel = std::env::var("SENTINELS").ok();
-    if let Some((sentinels, primary)) = by_sentinel.zip(std::env::var("SENTINEL_MASTER").ok()) {
-        let sentinels = sentinels.split(',').map(|host| format!("redis://{host}"));
-        let locks = LockManager::connect_sentinel(sentinels, primary).await?;
-        println!("Locks and answers: in Redis, which SENTINELS watch");
-        return Ok(locks);
-    }
-    let Some(url) = std::env::var_os("REDIS_URL") else {
-        println!("Locks and answers: in the memory of this process (REDIS_URL is not set)");
-        return Ok(LockManager::in_memory());
-    };
-    let url = url.to_str().ok_or("REDIS_URL is not text")?;
-    let locks = LockManager::connect(url).await?;
-    println!("Locks and answers: in Redis, at REDIS_URL"); // not printed: a URL may hold a password
-    Ok(locks)
 }
 
 fn port() -> Result<u16, String> {

@@ -10,6 +10,8 @@
 //!
 //! The locks are in Redis if `REDIS_URL` is set (`redis://127.0.0.1:6379`), in this process if not.
 
+mod locks;
+
 use std::error::Error;
 use std::time::Duration;
 
@@ -25,10 +27,7 @@ use tower_distributed_lock::{
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let locks = match std::env::var("REDIS_URL") {
-        Ok(url) => settings().connect(&url).await?,
-        Err(_) => settings().in_memory()?,
-    };
+    let locks = locks::connect([settings()]).await?.remove(0);
     let port = std::env::var("PORT").unwrap_or_else(|_| "3000".to_owned());
     let listener = TcpListener::bind(("127.0.0.1", port.parse()?)).await?;
     println!("Listening on http://{}", listener.local_addr()?);

@@ -143,6 +143,9 @@
 //!   alone, with one command more than without a cluster, which raises the slot's counter to the
 //!   clock. A hand-off is one `PUBLISH`, which the cluster passes on to all its servers.
 //!
+//! For a try, `examples/cluster.sh` in the repository starts three servers on this machine, and
+//! says how to run the examples on them.
+//!
 //! # Managed services
 //!
 //! What is needed: `EVAL`, `SUBSCRIBE`, `CLIENT TRACKING` if other clients delete locks, one
