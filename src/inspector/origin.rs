@@ -1,6 +1,6 @@
 //! [`check`]: refuses what another site makes a browser send.
 
-use http::header::{HOST, HeaderName, ORIGIN};
+use http::header::{HOST, HeaderName, HeaderValue, ORIGIN};
 use http::request::Parts;
 
 /// No form and no link can send it, and no script of another site without being allowed to.
@@ -13,7 +13,7 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// A browser sends `Sec-Fetch-Site` to addresses that it trusts (HTTPS and `localhost`), and
 /// `Origin` with every `POST`. What sends neither is no browser, and has no one's cookies.
 pub(super) fn check(request: &Parts) -> Result<(), &'static str> {
-    let header = |name: &HeaderName| request.headers.get(name).map(|value| value.as_bytes());
+    let header = |name: &HeaderName| request.headers.get(name).map(HeaderValue::as_bytes);
     if !request.headers.contains_key(HEADER) {
         return Err("the header x-tower-distributed-lock is missing");
     }

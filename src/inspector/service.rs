@@ -123,7 +123,7 @@ async fn list(shared: &Shared, from: &str) -> Result<Reply, Refusal> {
     let cursor = query::cursor(from).ok_or_else(bad_cursor)?;
     let _one_of_few = shared.question()?;
     let page = shared.locks.list(cursor).await?;
-    Ok(of_type(JSON, view::page(shared, page)))
+    Ok(of_type(JSON, view::page(shared, &page)))
 }
 
 async fn look_up(shared: &Shared, key: LockKey) -> Result<Reply, Refusal> {
