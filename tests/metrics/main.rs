@@ -403,7 +403,8 @@ async fn a_server_that_is_no_primary_any_more_is_neither_there_nor_away() {
     let cluster = Cluster::start(1, 1).await;
     let [old, new] = [0, 1].map(|place| format!("127.0.0.1:{}", cluster.servers[place].port));
     let is_up = |server| find("lock_store_up", &[("server", server)]);
-    let locks = minute().connect_cluster(cluster.urls()).await.unwrap();
+    let locks = minute().quarantine(false);
+    let locks = locks.connect_cluster(cluster.urls()).await.unwrap();
     assert_eq!((is_up(&old), is_up(&new)), (Some(1.0), None));
     run(&cluster.client(1).await, "CLUSTER FAILOVER TAKEOVER").await;
     support::eventually("locks are taken at the new primary", || async {

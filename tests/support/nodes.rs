@@ -131,6 +131,14 @@ impl Nodes {
         manager(self.server.as_ref(), self.is_cluster, builder).await
     }
 
+    /// A third node; in memory, the one that there is.
+    pub async fn third(&self) -> LockManager {
+        match self.server {
+            Some(_) => self.manager(minute()).await,
+            None => self.one.clone(),
+        }
+    }
+
     /// An idempotency layer for each node.
     pub fn layers(&self) -> [IdempotencyLayer; 2] {
         [&self.one, &self.two].map(|locks| IdempotencyLayer::new(locks.clone()))

@@ -73,10 +73,7 @@ async fn a_writer_holds_alone(nodes: Nodes) {
 
 async fn all_readers_that_wait_are_let_in_together(nodes: Nodes) {
     let writer = nodes.one.try_acquire("a").await.unwrap();
-    let three = match nodes.server {
-        Some(_) => nodes.manager(minute()).await,
-        None => nodes.one.clone(),
-    };
+    let three = nodes.third().await;
     let managers = [&nodes.one, &nodes.two, &three];
     let mut waiting: Vec<_> = managers
         .iter()
@@ -104,6 +101,9 @@ async fn a_writer_that_waits_lets_no_reader_past(nodes: Nodes) {
     knows_what_was_said(&nodes.one).await;
     held(nodes.one.try_acquire_shared("a").await);
     held(nodes.two.try_acquire_shared("a").await);
+    // This one knows of no other, and asks Redis.
+    let three = nodes.third().await;
+    held(three.try_acquire_shared("a").await);
     let mut readers =
         [&nodes.one, &nodes.two].map(|locks| Box::pin(locks.acquire_shared("a", WAIT)));
     for reader in &mut readers {
@@ -261,10 +261,7 @@ async fn a_writer_that_gives_up_makes_way_for_the_readers_behind_it(nodes: Nodes
     let mut writer = Box::pin(nodes.two.acquire("a", WAIT));
     assert!(futures_util::poll!(&mut writer).is_pending());
     both_wait(&nodes, 1).await;
-    let three = match nodes.server {
-        Some(_) => nodes.manager(minute()).await,
-        None => nodes.two.clone(),
-    };
+    let three = nodes.third().await;
     let mut behind = Box::pin(three.acquire_shared("a", WAIT));
     assert!(futures_util::poll!(&mut behind).is_pending());
     both_wait(&nodes, 2).await;

@@ -82,10 +82,30 @@ async fn the_next_process_gets_the_lock_at_once_and_any_process_can_see_to_it() 
     eventually_no_trace(&redis).await;
 }
 
+#[tokio::test]
+async fn all_that_share_a_lock_are_told_and_one_that_waits_has_it_alone() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let connect = || minute().connect(server.url());
+    let (one, two) = (connect().await.unwrap(), connect().await.unwrap());
+    let (writer, operator) = (connect().await.unwrap(), connect().await.unwrap());
+    let hanging = one.try_acquire_shared("k").await.unwrap();
+    let other = two.try_acquire_shared("k").await.unwrap();
+    let waiting = tokio::spawn(async move { writer.acquire("k", PATIENCE).await });
+    eventually_queued(&redis, "k", 1).await;
+    assert!(operator.force_release("k").await.unwrap());
+    let next = soon("its turn", waiting).await.unwrap().unwrap();
+    for reader in [hanging, other] {
+        assert_eq!(soon("it is told", reader.lost()).await, LostReason::Taken);
+        assert!(next.fencing_token() > reader.fencing_token());
+    }
+    next.release().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_primary_of_a_cluster_gives_its_locks_to_the_next_process() {
     let cluster = Cluster::start(3, 0).await;
-    let connect = || minute().connect_cluster(cluster.urls());
+    let connect = || minute().quarantine(false).connect_cluster(cluster.urls());
     let (one, two) = (connect().await.unwrap(), connect().await.unwrap());
     let operator = connect().await.unwrap();
     for number in 0..12 {

@@ -14,6 +14,7 @@ use crate::support::{
 
 on_every_store!(Store:
     a_held_lock_shows_its_holder_and_how_long_it_lasts
+    requests_that_share_a_lock_are_shown_as_one_process
     what_this_process_has_is_counted
     locks_are_listed_apart_from_records
     many_locks_are_listed_page_by_page
@@ -44,6 +45,56 @@ async fn a_held_lock_shows_its_holder_and_how_long_it_lasts(store: Store) {
     ));
     let error = locks.inspect("").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidKey);
+}
+
+async fn requests_that_share_a_lock_are_shown_as_one_process(store: Store) {
+    let locks = store.manager(minute()).await;
+    let one = locks.try_acquire_shared("k").await.unwrap();
+    let _two = locks.try_acquire_shared("k").await.unwrap();
+    let report = locks.inspect("k").await.unwrap();
+    let Occupant::Shared(holders) = &report.occupant else {
+        panic!("not shared: {report:?}");
+    };
+    assert_eq!(holders.len(), 1);
+    assert!(holders[0].process.is_this && holders[0].process.is_alive);
+    assert_eq!(holders[0].fencing_token, Some(one.fencing_token()));
+    assert!(report.remaining.is_some() && !report.is_contended);
+}
+
+#[tokio::test]
+async fn processes_that_share_a_lock_are_shown_and_those_that_wait_behind_them() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let mut managers = Vec::new();
+    for name in ["reader", "another", "writer", "late"] {
+        let named = minute().instance_name(name);
+        managers.push(named.connect(server.url()).await.unwrap());
+    }
+    let (mut guards, mut waiting) = (Vec::new(), Vec::new());
+    for locks in &managers[..2] {
+        guards.push(locks.try_acquire_shared("k").await.unwrap());
+    }
+    for (place, is_shared) in [(2, false), (3, true)] {
+        let locks = managers[place].clone();
+        waiting.push(tokio::spawn(async move {
+            match is_shared {
+                true => locks.acquire_shared("k", PATIENCE).await,
+                false => locks.acquire("k", PATIENCE).await,
+            }
+        }));
+        eventually_queued(&redis, "k", place - 1).await;
+    }
+    let report = managers[0].inspect("k").await.unwrap();
+    assert!(report.is_contended);
+    let Occupant::Shared(holders) = &report.occupant else {
+        panic!("not shared: {report:?}");
+    };
+    let mut sharing: Vec<_> = holders.iter().map(|holder| &holder.process).collect();
+    sharing.sort_by_key(|process| process.name.clone());
+    let names: Vec<_> = sharing.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["another", "reader"]);
+    let names: Vec<_> = report.waiting.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["writer", "late"]);
 }
 
 async fn what_this_process_has_is_counted(store: Store) {
@@ -182,9 +233,10 @@ async fn the_queue_shows_who_waits_in_order_and_who_is_gone() {
 async fn of_a_cluster_every_primary_is_asked() {
     const LOCKS: usize = 40;
     let cluster = Cluster::start(3, 0).await;
-    let named = minute().instance_name("api");
+    let named = minute().quarantine(false).instance_name("api");
     let locks = named.connect_cluster(cluster.urls()).await.unwrap();
-    let other = minute().connect_cluster_lazy(cluster.urls()).unwrap();
+    let other = minute().quarantine(false);
+    let other = other.connect_cluster_lazy(cluster.urls()).unwrap();
     // It has to find out first where the slots are.
     let free = other.inspect("k:0").await.unwrap();
     assert!(matches!(free.occupant, Occupant::None));

@@ -54,7 +54,7 @@ async fn a_manager_that_no_request_has_used_yet_connects() {
 async fn a_cluster_is_ready_while_all_its_primaries_are() {
     let cluster = Cluster::start(3, 0).await;
     let timeout = Duration::from_millis(500);
-    let locks = minute().command_timeout(timeout);
+    let locks = minute().quarantine(false).command_timeout(timeout);
     let locks = locks.connect_cluster_lazy(cluster.urls()).unwrap();
     eventually("it is ready", || async { locks.ping().await.is_ok() }).await;
     cluster.servers[1].signal("-STOP");
