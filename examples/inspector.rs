@@ -77,7 +77,7 @@ async fn this_machine_only(request: Request, next: Next) -> Response {
 pub(crate) fn app(locks: &LockManager) -> Router {
     let layer =
         |pattern, name| DistributedLockLayer::new(locks.clone(), key::path(pattern)).name(name);
-    let transfers = layer("/accounts/{id}/transfer", "transfers").wait(Duration::from_secs(3));
+    let transfers = layer("/accounts/{id}/transfer", "transfers").wait(Duration::from_secs(5));
     let reports = layer("/reports/{id}", "reports");
     Router::new()
         .route(
@@ -88,7 +88,7 @@ pub(crate) fn app(locks: &LockManager) -> Router {
 }
 
 async fn transfer() {
-    sleep(Duration::from_millis(40 + below(360))).await;
+    sleep(Duration::from_millis(100 + below(1400))).await;
 }
 
 async fn report() {
@@ -103,14 +103,14 @@ async fn report() {
 
 /// Sends requests for as long as the program runs.
 pub(crate) fn make_up_traffic(app: &Router) {
-    for _ in 0..14 {
+    for _ in 0..9 {
         let app = app.clone();
         tokio::spawn(async move {
             loop {
                 // Low numbers are in demand.
                 let account = below(1 + below(1 + below(24)));
                 request(&app, format!("/accounts/{account}/transfer")).await;
-                sleep(Duration::from_millis(below(1500))).await;
+                sleep(Duration::from_millis(below(4000))).await;
             }
         });
     }

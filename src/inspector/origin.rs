@@ -1,7 +1,6 @@
 //! [`check`]: refuses what another site makes a browser send.
 
-use http::HeaderValue;
-use http::header::{HOST, HeaderName, ORIGIN};
+use http::header::{HOST, HeaderName, HeaderValue, ORIGIN};
 use http::request::Parts;
 
 /// No form and no link can send it, and no script of another site without being allowed to.

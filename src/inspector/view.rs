@@ -102,8 +102,8 @@ pub(super) fn page(shared: &Shared, page: &LockPage) -> String {
 }
 
 impl Row {
-    /// What sorts the rows: the one that is waited for most comes first.
-    fn heat(&self) -> (usize, Duration, u32, u32, Duration) {
+    /// What sorts the rows: the one that most wait for comes first, then those that were lost.
+    fn heat(&self) -> (usize, u32, Duration, u32, Duration) {
         let (waiting, held_for) = match &self.now {
             Some(now) => (now.waiting, now.held_for),
             None => (0, Duration::ZERO),
@@ -111,9 +111,9 @@ impl Row {
         match &self.past {
             Some(LockHistory { tally, .. }) => {
                 let waits = &tally.waits;
-                (waiting, waits.total(), tally.lost, waits.count(), held_for)
+                (waiting, tally.lost, waits.total(), waits.count(), held_for)
             }
-            None => (waiting, Duration::ZERO, 0, 0, held_for),
+            None => (waiting, 0, Duration::ZERO, 0, held_for),
         }
     }
 

@@ -19,7 +19,7 @@ pub async fn the_picture_of_the_readme() {
         Node::start(&server, "node-b", true).await,
     ];
     let browser = Browser::start().await;
-    browser.is_wide(1440, 900).await;
+    browser.is_wide(1600, 940).await;
     browser.open(&nodes[0].page()).await;
     // As long as it takes to fill the timeline.
     tokio::time::sleep(Duration::from_secs(75)).await;

@@ -269,7 +269,7 @@ function show(snapshot) {
   document.title = `${snapshot.process}: ${snapshot.held} held, ${snapshot.waiting} waiting`;
   say(byId("held"), count(snapshot.held));
   say(byId("waiting"), count(snapshot.waiting));
-  say(byId("queued"), snapshot.queued ? `for ${some(snapshot.queued, "lock", "locks")} in Redis’ queues` : "");
+  say(byId("queued"), snapshot.queued ? `${some(snapshot.queued, "place", "places")} in queues` : "");
   for (const part of ["p50", "p90", "p99", "max"]) {
     say(byId(part), minute.acquired ? time(minute.wait[part]) : "–");
   }
