@@ -54,6 +54,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// The settings of a node, under its name.
 pub fn settings(name: &str) -> LockManagerBuilder {
     LockManager::builder()
         .instance_name(name)

@@ -35,6 +35,7 @@ impl ManagerMeters {
     }
 
     /// Returns whether a journal is kept.
+    #[cfg(any(feature = "tracing", feature = "metrics", feature = "inspector"))]
     #[cfg_attr(
         not(feature = "inspector"),
         allow(clippy::unused_self, clippy::missing_const_for_fn)

@@ -78,7 +78,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     fn admit(&mut self) {
         match std::mem::replace(&mut self.slot.state, State::Idle) {
             State::Holding(holding) if holding.may_admit(self.env) => {
-                self.grant(holding, GrantPath::Local)
+                self.grant(holding, GrantPath::Local);
             }
             state => self.slot.state = state,
         }
