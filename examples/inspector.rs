@@ -54,15 +54,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The settings of a node, under its name.
-pub fn settings(name: &str) -> LockManagerBuilder {
+pub(crate) fn settings(name: &str) -> LockManagerBuilder {
     LockManager::builder()
         .instance_name(name)
         .max_hold(Duration::from_secs(8))
 }
 
 /// The page, for operators alone. These keys are made up, and may be shown.
-pub fn internal(locks: LockManager) -> Router {
+pub(crate) fn internal(locks: LockManager) -> Router {
     let page = inspector(locks).show_keys(true).allow_force_release(true);
     Router::new()
         .nest_service("/locks", page)
@@ -81,7 +80,7 @@ async fn this_machine_only(request: Request, next: Next) -> Response {
 }
 
 /// The service whose locks are shown.
-pub fn app(locks: &LockManager) -> Router {
+pub(crate) fn app(locks: &LockManager) -> Router {
     let layer =
         |pattern, name| DistributedLockLayer::new(locks.clone(), key::path(pattern)).name(name);
     let transfers = layer("/accounts/{id}/transfer", "transfers").wait(Duration::from_secs(3));
@@ -109,7 +108,7 @@ async fn report() {
 }
 
 /// Sends requests for as long as the program runs.
-pub fn make_up_traffic(app: &Router) {
+pub(crate) fn make_up_traffic(app: &Router) {
     for _ in 0..14 {
         let app = app.clone();
         tokio::spawn(async move {

@@ -244,7 +244,8 @@ impl Drop for Browser {
                 "DELETE {path} HTTP/1.1\r\nhost: 127.0.0.1:{}\r\n\r\n",
                 self.port
             )?;
-            driver.read(&mut [0])
+            // Until it has ended.
+            driver.read_exact(&mut [0])
         };
         if let Err(error) = end() {
             eprintln!("the browser may still run: {error}");

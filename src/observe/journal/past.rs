@@ -206,7 +206,8 @@ impl Run {
         };
         let is_close = self.ended.is_some_and(|ended| ended + BRIEF > next.began);
         let is_released = self.end == RunEnd::Released && next.end == RunEnd::Released;
-        is_released && is_close && is_brief(self) && is_brief(next)
+        let is_alike = self.is_shared == next.is_shared;
+        is_alike && is_released && is_close && is_brief(self) && is_brief(next)
     }
 }
 
