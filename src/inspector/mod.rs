@@ -1,6 +1,6 @@
 //! A web page that shows the locks of a process, live: a Tower service.
 //!
-//! [`inspector`] makes it of a [`LockManager`](crate::LockManager). It shows the hottest locks with
+//! [`inspector`] makes it of a [`LockManager`]. It shows the hottest locks with
 //! their holders on a timeline, who waits, how long requests waited, what was refused and what was
 //! lost; and, on demand, who has a lock in any process. All of it can be had as JSON.
 //!
