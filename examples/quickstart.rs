@@ -22,10 +22,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, Request, StatusCode};
-use axum::routing::post;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::routing::{get, post};
 use axum::{Extension, Router};
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
@@ -34,13 +35,16 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
-use tower_distributed_lock::{DistributedLockLayer, Lease, LockManager, key};
+use tower_distributed_lock::lock::share_safe_methods;
+use tower_distributed_lock::{DistributedLockLayer, Lease, Leases, LockManager, key};
 
 type AnyError = Box<dyn Error + Send + Sync>;
 type HttpClient = Client<HttpConnector, Body>;
 
 /// How many requests are sent at once.
 const REQUESTS: usize = 20;
+/// How long requests wait for their turn.
+const WAIT: Duration = Duration::from_secs(10);
 /// How long a transfer takes, at least.
 const WORK: Duration = Duration::from_millis(50);
 /// How long it takes with `--serve`: long enough to try it by hand.
@@ -92,32 +96,66 @@ async fn main() -> ExitCode {
 
 // The service: this is what an application would have.
 
-/// Has two routes to the same transfer. Both lock the account, so they also exclude each other: the
-/// pattern names the account only, whatever follows it in the path.
+/// Its routes all lock the account, so they also exclude each other: the pattern names the account
+/// only, whatever follows it in the path. Those that only read share it. One locks two accounts.
 fn app(locks: &LockManager, node: Node) -> Router {
     let account = key::path("/accounts/{id}/**");
     // Refuses at once while another request holds the account: 409.
     let now = DistributedLockLayer::new(locks.clone(), account.clone());
     // Waits for its turn, and gets a 409 only if that takes too long.
-    let queued = DistributedLockLayer::new(locks.clone(), account).wait(Duration::from_secs(10));
+    let queued = DistributedLockLayer::new(locks.clone(), account)
+        .mode(share_safe_methods)
+        .wait(WAIT);
+    // Locks both accounts, or none.
+    let both = DistributedLockLayer::new(locks.clone(), two_accounts).wait(WAIT);
     Router::new()
         .route(
             "/accounts/{id}/transfer-now",
-            post(transfer).route_layer(now),
+            post(use_account).route_layer(now),
         )
         .route(
             "/accounts/{id}/transfer",
-            post(transfer).route_layer(queued),
+            post(use_account).route_layer(queued.clone()),
+        )
+        .route("/accounts/{id}", get(use_account).route_layer(queued))
+        .route(
+            "/transfers/{from}/{to}",
+            post(use_accounts).route_layer(both),
         )
         .with_state(node)
 }
 
-/// Runs while its request holds the lock of the account. It takes its time, and writes down when.
-async fn transfer(
-    State(Node { name, bank }): State<Node>,
-    Path(account): Path<String>,
+/// Makes two keys of `/transfers/7/8`: `accounts:7` and `accounts:8`, as the pattern above does.
+fn two_accounts(request: &Parts) -> Option<[(&'static str, String); 2]> {
+    let (from, to) = request
+        .uri
+        .path()
+        .strip_prefix("/transfers/")?
+        .split_once('/')?;
+    Some([from, to].map(|account| ("accounts", account.to_owned())))
+}
+
+async fn use_account(
+    State(node): State<Node>,
     Extension(lease): Extension<Lease>,
     headers: HeaderMap,
+) -> Result<String, StatusCode> {
+    work(&node, &[lease], &headers).await
+}
+
+async fn use_accounts(
+    State(node): State<Node>,
+    Extension(leases): Extension<Leases>,
+    headers: HeaderMap,
+) -> Result<String, StatusCode> {
+    work(&node, leases.as_slice(), &headers).await
+}
+
+/// Runs while its request holds these locks. It takes its time, and writes down when.
+async fn work(
+    Node { name, bank }: &Node,
+    leases: &[Lease],
+    headers: &HeaderMap,
 ) -> Result<String, StatusCode> {
     let start = Instant::now();
     bank.progress.send_modify(|progress| progress.begun += 1);
@@ -130,16 +168,19 @@ async fn transfer(
     {
         return Err(StatusCode::GATEWAY_TIMEOUT);
     }
-    let token = lease.fencing_token();
-    let message = format!("account {account}: done, with fencing token {token}\n");
-    bank.held.lock().expect("not poisoned").push(Interval {
-        request: number(&headers),
-        node: name,
-        account,
-        token,
-        start,
-        end: Instant::now(),
-    });
+    let mut message = String::new();
+    for lease in leases {
+        let (account, token) = (lease.key().as_str().to_owned(), lease.fencing_token());
+        message += &format!("{account}: done, with fencing token {token}\n");
+        bank.held.lock().expect("not poisoned").push(Interval {
+            request: number(headers),
+            node: *name,
+            account,
+            token,
+            start,
+            end: Instant::now(),
+        });
+    }
     Ok(message)
 }
 
@@ -167,7 +208,7 @@ struct Progress {
     refused: usize,
 }
 
-/// One request, while it held the lock.
+/// One request, while it held a lock.
 struct Interval {
     request: usize,
     node: char,
@@ -224,6 +265,11 @@ Two at once that wait: both run, one after the other, and the second has the hig
   curl -i -X POST http://{at}/accounts/7/transfer & \\
   curl -i -X POST http://{at}/accounts/7/transfer; wait
 
+Two that only read: both run at the same time. (Change one into a POST to its /transfer.)
+
+  curl -i http://{at}/accounts/7 & \\
+  curl -i http://{at}/accounts/7; wait
+
 Two accounts: both run at the same time.
 
   curl -i -X POST http://{at}/accounts/7/transfer-now & \\
@@ -256,25 +302,25 @@ async fn ctrl_c() {
     }
 }
 
-// Without `--serve`: three phases, each of them checked.
+// Without `--serve`: four phases, each of them checked.
 
-/// Some requests that are sent at once, and what has to come of them.
+/// Some requests, and what has to come of them.
 struct Phase {
     title: &'static str,
-    route: &'static str,
-    /// One account for all requests, or one for each.
-    same_account: bool,
-    /// When a handler may end. It waits for an event, and not only for some time: so the check does
-    /// not depend on how fast this machine is.
+    /// The method and the path of the request with this number. `{1}` and `{2}` stand for accounts.
+    request: fn(usize) -> (Method, String),
+    /// When the request with this number is sent, and when a handler may end. Both wait for an
+    /// event, and not only for some time: so the check does not depend on how fast this machine is.
+    is_due: fn(usize, &Progress) -> bool,
     finish: fn(&Progress) -> bool,
     check: fn(&Outcome) -> Vec<String>,
 }
 
-const PHASES: [Phase; 3] = [
+const PHASES: [Phase; 4] = [
     Phase {
         title: "20 requests at once for one account, without waiting: one runs, 19 get a 409",
-        route: "transfer-now",
-        same_account: true,
+        request: |_| (Method::POST, "/accounts/{1}/transfer-now".to_owned()),
+        is_due: |_, _| true,
         // The holder stays until all others have had their response. So all of them came while it
         // held the lock.
         finish: |progress| progress.refused == REQUESTS - 1,
@@ -282,21 +328,43 @@ const PHASES: [Phase; 3] = [
     },
     Phase {
         title: "20 requests at once for one account, waiting up to 10 s: all run, one after the other",
-        route: "transfer",
-        same_account: true,
+        request: |_| (Method::POST, "/accounts/{1}/transfer".to_owned()),
+        is_due: |_, _| true,
         finish: |_| true,
         check: check_serial,
     },
     Phase {
         title: "20 requests at once for 20 accounts: all run at the same time",
-        route: "transfer",
-        same_account: false,
+        request: |number| (Method::POST, format!("/accounts/{{{number}}}/transfer")),
+        is_due: |_, _| true,
         // No handler ends before all have begun. If one of them had to wait for another, none would
         // end.
         finish: |progress| progress.begun == REQUESTS,
         check: check_parallel,
     },
+    Phase {
+        title: "18 requests that read one account, one that changes it, and a transfer between two accounts: \
+                readers share it, the others have it alone",
+        request: |number| match number {
+            WRITER => (Method::POST, "/accounts/{1}/transfer".to_owned()),
+            BETWEEN_TWO => (Method::POST, "/transfers/{2}/{1}".to_owned()),
+            _ => (Method::GET, "/accounts/{1}".to_owned()),
+        },
+        // Each comes while those before it hold the account.
+        is_due: |number, progress| match number {
+            WRITER | BETWEEN_TWO => progress.begun >= number - 1,
+            _ => true,
+        },
+        // The readers stay until all of them have begun.
+        finish: |progress| progress.begun >= READERS,
+        check: check_shared,
+    },
 ];
+
+/// In the last phase.
+const READERS: usize = REQUESTS - 2;
+const WRITER: usize = READERS + 1;
+const BETWEEN_TWO: usize = READERS + 2;
 
 struct Outcome {
     began: Instant,
@@ -394,15 +462,20 @@ async fn run(locks: &[LockManager], phase: &Phase) -> Result<Outcome, AnyError> 
     let began = Instant::now();
     let mut sent = BTreeMap::new();
     let mut requests = JoinSet::new();
+    let mut progress = bank.progress.subscribe();
     for number in 1..=REQUESTS {
-        let account = if phase.same_account { 1 } else { number };
+        let is_due = progress.wait_for(|progress| (phase.is_due)(number, progress));
+        timeout(PATIENCE, is_due)
+            .await
+            .map_err(|_| "the requests before do not begin")??;
         let address = servers[number % servers.len()].address;
-        let request = Request::post(format!(
-            "http://{address}/accounts/{run}-{account}/{}",
-            phase.route
-        ))
-        .header(NUMBER, number)
-        .body(Body::empty())?;
+        let (method, path) = (phase.request)(number);
+        let path = path.replace('{', &format!("{run}-")).replace('}', "");
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{address}{path}"))
+            .header(NUMBER, number)
+            .body(Body::empty())?;
         sent.insert(number, Instant::now());
         requests.spawn(send(client.clone(), request));
     }
@@ -425,7 +498,7 @@ async fn run(locks: &[LockManager], phase: &Phase) -> Result<Outcome, AnyError> 
         server.ended.await??;
     }
     let mut held = std::mem::take(&mut *bank.held.lock().expect("not poisoned"));
-    held.sort_by_key(|interval| interval.start);
+    held.sort_by_key(|interval| (interval.start, interval.request));
     Ok(Outcome {
         began,
         answers,
@@ -484,6 +557,43 @@ fn check_parallel(outcome: &Outcome) -> Vec<String> {
     let most = most_at_once(&outcome.held);
     if most != REQUESTS {
         problems.push(format!("{most} ran at once, not {REQUESTS}"));
+    }
+    problems
+}
+
+fn check_shared(outcome: &Outcome) -> Vec<String> {
+    let mut problems = Vec::new();
+    expect_answers(outcome, &[("200", REQUESTS)], &mut problems);
+    let of = |request| {
+        outcome
+            .held
+            .iter()
+            .filter(move |held| held.request == request)
+    };
+    let readers: Vec<_> = (1..=READERS).flat_map(of).collect();
+    let (writer, between): (Vec<_>, Vec<_>) = (of(WRITER).collect(), of(BETWEEN_TWO).collect());
+    let counts = (readers.len(), writer.len(), between.len());
+    if counts != (READERS, 1, 2) {
+        problems.push(format!(
+            "readers, writer and transfer held {counts:?} locks"
+        ));
+        return problems;
+    }
+    let most = most_at_once(&outcome.held);
+    if most != READERS {
+        problems.push(format!("{most} held a lock at once, not {READERS}"));
+    }
+    let account = &writer[0].account;
+    let on_it: Vec<_> = between
+        .iter()
+        .filter(|held| held.account == *account)
+        .collect();
+    let in_turn = readers.iter().map(|reader| (*reader, writer[0]));
+    for (first, second) in in_turn.chain(on_it.iter().map(|held| (writer[0], **held))) {
+        if first.end > second.start || first.token >= second.token {
+            let (first, second) = (first.request, second.request);
+            problems.push(format!("request {second} was not behind request {first}"));
+        }
     }
     problems
 }
