@@ -51,6 +51,19 @@ const NONE: Faults = Faults {
     other_commands: 0,
 };
 
+/// How many faults of a kind there are: `all` of them with `MODEL_DEEP=1`, which explores tens of
+/// millions of states and takes a quarter of an hour, and `few` without.
+fn depth<T>(all: T, few: T) -> T {
+    match is_deep() {
+        true => all,
+        false => few,
+    }
+}
+
+fn is_deep() -> bool {
+    std::env::var_os("MODEL_DEEP").is_some()
+}
+
 const PLAN: Plan = Plan {
     requests: &[],
     reads: &[],
@@ -272,7 +285,7 @@ fn with_slow_networks_and_stopped_processes() {
 
 #[test]
 fn with_requests_that_give_up() {
-    let (delays, cancellations) = (1, 2);
+    let (delays, cancellations) = (1, depth(2, 1));
     holds(
         &[2, 1],
         Faults {
@@ -294,7 +307,7 @@ fn with_connections_that_break() {
             ..NONE
         },
     );
-    let (cancellations, disconnections) = (1, 1);
+    let (cancellations, disconnections) = (depth(1, 0), 1);
     holds(
         &[2, 1],
         Faults {
@@ -307,7 +320,7 @@ fn with_connections_that_break() {
 
 #[test]
 fn with_answers_that_do_not_come_in_time() {
-    let disconnections = 2;
+    let disconnections = depth(2, 1);
     holds(
         &[1, 2],
         Faults {
@@ -411,7 +424,7 @@ fn with_servers_that_take_over() {
 #[test]
 fn with_servers_that_take_over_and_quarantine() {
     let take_overs = 1;
-    for (records, delays) in [(false, 2), (true, 1)] {
+    for (records, delays) in [(false, depth(2, 1)), (true, 1)] {
         explore(Plan {
             requests: &[1, 1],
             faults: Faults {
@@ -458,7 +471,7 @@ fn with_requests_of_both_kinds_that_give_up_while_connections_break() {
             ..faults
         },
     );
-    let (impatient, foreign) = (2, 1);
+    let (impatient, foreign) = (depth(2, 1), 1);
     holds(
         &[1],
         Faults {
@@ -473,7 +486,7 @@ fn with_requests_of_both_kinds_that_give_up_while_connections_break() {
 fn with_processes_of_different_settings() {
     let delays = 1;
     holds_with_other_settings(&[2, 1], Faults { delays, ..NONE });
-    let delays = 3;
+    let delays = depth(3, 2);
     holds_with_other_settings(&[1, 1], Faults { delays, ..NONE });
     let (delays, crashes) = (1, 1);
     holds_with_other_settings(
