@@ -5,6 +5,8 @@
 //! themselves as workers, and `tracing` has a subscriber for the whole process.
 
 #![allow(unreachable_pub)]
+// The examples that are tested here share one.
+#![allow(clippy::duplicate_mod)]
 
 #[path = "../support/once.rs"]
 mod once;
