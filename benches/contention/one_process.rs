@@ -26,13 +26,12 @@ pub async fn one(server: &RedisServer, figures: &mut Figures) -> Table {
         "one process, 64 waiters on one key, no hold",
         &[("sections/s", 0), ("commands a section", 4)],
     );
-    let mut rounds = Rounds::new(&with(Kind::Mutex));
-    for round in 0..options::rounds(5) {
-        for kind in with(Kind::Mutex) {
-            let values = race(server, kind, &format!("one:{round}")).await;
-            rounds.add(kind, values);
-        }
-    }
+    let rounds = Rounds::measure(
+        &with(Kind::Mutex),
+        options::rounds(5),
+        async |kind, round| race(server, kind, &format!("one:{round}")).await,
+    )
+    .await;
     rounds.fill(&mut table);
     let ratio = rounds.ratio(Kind::Ours, Kind::Mutex, 0);
     figures.add(
@@ -101,15 +100,14 @@ pub async fn once(server: &RedisServer, figures: &mut Figures) -> Table {
         "one process, 256 waiters on one key, once each, 1 ms hold",
         &[("sections/s", 0), ("share of the time held", 3)],
     );
-    let mut rounds = Rounds::new(&with(Kind::Mutex));
-    for round in 0..options::rounds(5) {
-        for kind in with(Kind::Mutex) {
-            if round == 0 || matches!(kind, Kind::Ours | Kind::Mutex) {
-                let values = queue_up(server, kind, &format!("once:{round}")).await;
-                rounds.add(kind, values);
-            }
-        }
-    }
+    let is_again = |kind| matches!(kind, Kind::Ours | Kind::Mutex);
+    let rounds = Rounds::measure_again(
+        &with(Kind::Mutex),
+        is_again,
+        options::rounds(5),
+        async |kind, round| queue_up(server, kind, &format!("once:{round}")).await,
+    )
+    .await;
     rounds.fill(&mut table);
     let goal = Goal::AtLeast(0.98);
     let rate = rounds.ratio(Kind::Ours, Kind::Mutex, 0);
@@ -135,15 +133,14 @@ pub async fn zipf(server: &RedisServer, figures: &mut Figures) -> Table {
         "one process, 256 tasks, 1000 keys by Zipf's law (1.0), 1 ms hold",
         &[("sections/s", 0), ("p99 wait, ms", 2)],
     );
-    let mut rounds = Rounds::new(&with(Kind::Mutexes));
-    for round in 0..options::rounds(5) {
-        for kind in with(Kind::Mutexes) {
-            if round == 0 || matches!(kind, Kind::Ours | Kind::Mutexes) {
-                let values = mix(server, kind, &format!("zipf:{round}:")).await;
-                rounds.add(kind, values);
-            }
-        }
-    }
+    let is_again = |kind| matches!(kind, Kind::Ours | Kind::Mutexes);
+    let rounds = Rounds::measure_again(
+        &with(Kind::Mutexes),
+        is_again,
+        options::rounds(5),
+        async |kind, round| mix(server, kind, &format!("zipf:{round}:")).await,
+    )
+    .await;
     rounds.fill(&mut table);
     let rate = rounds.ratio(Kind::Ours, Kind::Mutexes, 0);
     figures.add("zipf_256_tasks_vs_mutexes", rate, &Goal::AtLeast(0.98));

@@ -30,15 +30,14 @@ pub async fn gap(server: &RedisServer, figures: &mut Figures) {
             ("tokens out of order", 0),
         ],
     );
-    let mut rounds = Rounds::new(&Kind::ON_REDIS);
-    for round in 0..options::rounds(7) {
-        for kind in Kind::ON_REDIS {
-            if round == 0 || kind == Kind::Ours {
-                let values = alternate(server, kind, &format!("gap:{round}")).await;
-                rounds.add(kind, values);
-            }
-        }
-    }
+    let is_again = |kind| kind == Kind::Ours;
+    let rounds = Rounds::measure_again(
+        &Kind::ON_REDIS,
+        is_again,
+        options::rounds(7),
+        async |kind, round| alternate(server, kind, &format!("gap:{round}")).await,
+    )
+    .await;
     rounds.fill(&mut table);
     table.print();
     let ours = |column| rounds.spread(Kind::Ours, column);
@@ -150,13 +149,10 @@ pub async fn four(server: &RedisServer, figures: &mut Figures) -> Table {
             ("lost updates", 0),
         ],
     );
-    let mut rounds = Rounds::new(&Kind::ON_REDIS);
-    for round in 0..options::rounds(5) {
-        for kind in Kind::ON_REDIS {
-            let values = compete(server, kind, &format!("four:{round}:{}", kind.word())).await;
-            rounds.add(kind, values);
-        }
-    }
+    let rounds = Rounds::measure(&Kind::ON_REDIS, options::rounds(5), async |kind, round| {
+        compete(server, kind, &format!("four:{round}:{}", kind.word())).await
+    })
+    .await;
     rounds.fill(&mut table);
     let ours = |column| rounds.spread(Kind::Ours, column);
     figures.add("four_processes_held_share", ours(1), &Goal::AtLeast(0.99));

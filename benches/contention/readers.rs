@@ -30,13 +30,12 @@ pub async fn measure(server: &RedisServer, figures: &mut Figures) -> Table {
             ("commands a section", 5),
         ],
     );
-    let mut rounds = Rounds::new(&Kind::OF_READERS);
-    for round in 0..options::rounds(3) {
-        for kind in Kind::OF_READERS {
-            let values = read(server, kind, &format!("readers:{round}:{}", kind.word())).await;
-            rounds.add(kind, values);
-        }
-    }
+    let rounds = Rounds::measure(
+        &Kind::OF_READERS,
+        options::rounds(3),
+        async |kind, round| read(server, kind, &format!("readers:{round}:{}", kind.word())).await,
+    )
+    .await;
     rounds.fill(&mut table);
     for (name, column) in [("readers_95", 0), ("readers_100", 3)] {
         let ratio = rounds.ratio(Kind::Shared, Kind::Ours, column);

@@ -7,13 +7,33 @@ use crate::table::{Table, Values};
 pub struct Rounds(Vec<(Kind, Vec<Values>)>);
 
 impl Rounds {
-    pub fn new(kinds: &[Kind]) -> Self {
-        Self(kinds.iter().map(|kind| (*kind, Vec::new())).collect())
+    /// Measures each of these contenders in each round, in turns.
+    pub async fn measure(
+        kinds: &[Kind],
+        count: usize,
+        one: impl AsyncFnMut(Kind, usize) -> Values,
+    ) -> Self {
+        Self::measure_again(kinds, |_| true, count, one).await
     }
 
-    pub fn add(&mut self, kind: Kind, values: Values) {
-        let of_kind = self.0.iter_mut().find(|(other, _)| *other == kind);
-        of_kind.expect("a known contender").1.push(values);
+    /// Like [`measure`](Self::measure), but only some contenders are measured again after the first
+    /// round.
+    pub async fn measure_again(
+        kinds: &[Kind],
+        is_again: impl Fn(Kind) -> bool,
+        count: usize,
+        mut one: impl AsyncFnMut(Kind, usize) -> Values,
+    ) -> Self {
+        let mut rounds: Vec<(Kind, Vec<Values>)> =
+            kinds.iter().map(|kind| (*kind, Vec::new())).collect();
+        for round in 0..count {
+            for (kind, values) in &mut rounds {
+                if round == 0 || is_again(*kind) {
+                    values.push(one(*kind, round).await);
+                }
+            }
+        }
+        Self(rounds)
     }
 
     /// Adds a row of medians for each contender.

@@ -314,6 +314,8 @@ impl Truth {
         self.time(now);
         let process = client.process;
         let of = |number| Token { process, number };
+        let ttl = client.ttl;
+        let asked = |queue, watch| Asked { ttl, queue, watch };
         Answer::Reply(match *command {
             Command::Acquire {
                 token,
@@ -321,14 +323,7 @@ impl Truth {
                 queue,
                 watch,
                 ..
-            } => {
-                let asked = Asked {
-                    ttl: client.ttl,
-                    queue,
-                    watch,
-                };
-                self.share(key, of(token), asked, now)
-            }
+            } => self.share(key, of(token), asked(queue, watch), now),
             Command::Acquire {
                 token,
                 queue: false,
@@ -341,14 +336,7 @@ impl Truth {
                 queue,
                 watch,
                 ..
-            } => {
-                let asked = Asked {
-                    ttl: client.ttl,
-                    queue,
-                    watch,
-                };
-                self.acquire(key, of(token), asked, now)
-            }
+            } => self.acquire(key, of(token), asked(queue, watch), now),
             Command::Release {
                 token,
                 contended: false,

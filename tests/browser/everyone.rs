@@ -30,6 +30,12 @@ impl Stage {
         panic!("no number of tabs leads to {text:?}");
     }
 
+    /// Goes to what has this text by the key TAB alone, and presses ENTER there.
+    async fn tab_to_and_press(&self, text: &str) {
+        self.tab_to(text).await;
+        self.browser.press(ENTER).await;
+    }
+
     async fn text_becomes(&self, id: &str, part: &str) {
         let script = "return document.getElementById(arguments[0]).textContent";
         let has_part = |text: &Value| text.as_str().unwrap().contains(part);
@@ -49,11 +55,9 @@ pub async fn all_can_be_done_with_the_keyboard() {
         .await;
     // On the other node, the lock is found by the list of all.
     stage.open(&stage.one).await;
-    stage.tab_to("List locks").await;
-    stage.browser.press(ENTER).await;
+    stage.tab_to_and_press("List locks").await;
     stage.text_becomes("all", "node-2").await;
-    stage.tab_to("orders:7").await;
-    stage.browser.press(ENTER).await;
+    stage.tab_to_and_press("orders:7").await;
     stage.text_becomes("facts", "node-2").await;
     let focused = "return document.activeElement.id";
     assert_eq!(stage.browser.run(focused, json!([])).await, "detail-title");
@@ -66,21 +70,17 @@ pub async fn all_can_be_done_with_the_keyboard() {
     stage.text_becomes("facts", "node-2").await;
 
     // Who changes their mind takes nothing.
-    stage.tab_to("Force release…").await;
-    stage.browser.press(ENTER).await;
+    stage.tab_to_and_press("Force release…").await;
     stage.text_becomes("confirm-holder", "node-2").await;
     let focused = "return document.activeElement.textContent";
     assert_eq!(stage.browser.run(focused, json!([])).await, "Cancel");
     stage.browser.press(ESCAPE).await;
-    stage.tab_to("Ask again").await;
-    stage.browser.press(ENTER).await;
+    stage.tab_to_and_press("Ask again").await;
     stage.text_becomes("facts", "node-2").await;
     assert!(!holding.is_finished());
 
-    stage.tab_to("Force release…").await;
-    stage.browser.press(ENTER).await;
-    stage.tab_to("Release the lock").await;
-    stage.browser.press(ENTER).await;
+    stage.tab_to_and_press("Force release…").await;
+    stage.tab_to_and_press("Release the lock").await;
     stage.text_becomes("result", "Released.").await;
     assert_eq!(soon("the holder is stopped", holding).await.unwrap(), "503");
     stage.text_becomes("facts", "free").await;

@@ -13,25 +13,21 @@ use http_body_util::Full;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_distributed_lock::{DetachLayer, LockManager, lock::ResponseBody};
 
-use super::{Answer, LayerOn, NotAnError, Request, WAIT, done, is_free, on, request, text};
+use super::{Answer, LayerOn, NotAnError, Request, WAIT, done, gated, is_free, on, request, text};
 use crate::support::{Gate, eventually};
 
 /// A handler behind a gate, which counts how often it came to its end.
-fn gated(
+fn counting(
     gate: &Gate,
     finished: &Arc<AtomicU64>,
 ) -> impl Service<Request, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send>
 + Clone
 + Send
 + use<> {
-    let (gate, finished) = (gate.clone(), Arc::clone(finished));
-    service_fn(move |_: Request| {
-        let (gate, finished) = (gate.clone(), Arc::clone(&finished));
-        async move {
-            gate.pass().await;
-            finished.fetch_add(1, Ordering::SeqCst);
-            done()
-        }
+    let finished = Arc::clone(finished);
+    gated(gate, move || {
+        finished.fetch_add(1, Ordering::SeqCst);
+        done()
     })
 }
 
@@ -42,7 +38,7 @@ async fn a_detached_request_goes_on_with_its_lock_when_it_is_dropped() {
     let mut service = ServiceBuilder::new()
         .layer(DetachLayer::new())
         .layer(on(&locks, "a").wait(WAIT))
-        .service(gated(&gate, &finished));
+        .service(counting(&gate, &finished));
     let mut first = service.ready().await.unwrap().call(request());
     assert!(poll!(&mut first).is_pending());
     gate.arrived().await;
@@ -70,7 +66,7 @@ async fn a_detached_request_goes_on_with_its_lock_when_it_is_dropped() {
 async fn without_detaching_a_dropped_request_ends_with_its_lock() {
     let locks = LockManager::in_memory();
     let (gate, finished) = (Gate::new(), Arc::new(AtomicU64::new(0)));
-    let mut service = on(&locks, "a").layer_on(gated(&gate, &finished));
+    let mut service = on(&locks, "a").layer_on(counting(&gate, &finished));
     let mut response = Box::pin(service.call(request()));
     assert!(poll!(&mut response).is_pending());
     gate.arrived().await;
@@ -87,7 +83,7 @@ async fn detached_inside_of_the_lock_the_work_outlives_it() {
     let mut service = ServiceBuilder::new()
         .layer(on(&locks, "a"))
         .layer(DetachLayer::new())
-        .service(gated(&gate, &finished));
+        .service(counting(&gate, &finished));
     let mut response = Box::pin(service.call(request()));
     assert!(poll!(&mut response).is_pending());
     gate.arrived().await;

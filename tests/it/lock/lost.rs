@@ -21,7 +21,9 @@ use tower_distributed_lock::{
 };
 
 use super::scripted::{Scripted, Step, answer_with};
-use super::{Answer, LayerOn, Request, brief, done, grpc_request, is_free, on, request, text};
+use super::{
+    Answer, LayerOn, Request, brief, done, gated, grpc_request, is_free, on, request, text,
+};
 use crate::support::{Gate, OnDrop, RedisServer, eventually, minute, run, soon};
 
 #[tokio::test]
@@ -53,16 +55,7 @@ async fn a_lock_that_somebody_deletes_in_redis_ends_the_request() {
     let redis = server.client().await;
     let locks = minute().connect(&server.url()).await.unwrap();
     let gate = Gate::new();
-    let handler = service_fn({
-        let gate = gate.clone();
-        move |_: Request| {
-            let gate = gate.clone();
-            async move {
-                gate.pass().await;
-                done()
-            }
-        }
-    });
+    let handler = gated(&gate, done);
     let running = tokio::spawn(on(&locks, "a").layer_on(handler).call(request()));
     gate.arrived().await;
     eventually("the lease has been looked at", || async {

@@ -35,7 +35,7 @@ use tower_distributed_lock::{
     lock::{Rejection, ResponseBody},
 };
 
-use crate::support::PATIENCE;
+use crate::support::{Gate, PATIENCE};
 
 pub const WAIT: Duration = PATIENCE;
 
@@ -108,6 +108,27 @@ where
 fn rejection<B>(response: &Response<B>) -> &Rejection {
     let rejection = response.extensions().get();
     rejection.expect("the request did not run")
+}
+
+/// A service whose requests pass the gate, and then get this response.
+fn gated<B, F>(
+    gate: &Gate,
+    respond: F,
+) -> impl Service<Request, Response = Response<B>, Error = Infallible, Future: Send>
++ Clone
++ Send
++ use<B, F>
+where
+    F: Fn() -> Answer<B> + Clone + Send + 'static,
+{
+    let gate = gate.clone();
+    service_fn(move |_: Request| {
+        let (gate, respond) = (gate.clone(), respond.clone());
+        async move {
+            gate.pass().await;
+            respond()
+        }
+    })
 }
 
 /// The leases that requests found in their extensions.

@@ -18,7 +18,7 @@ use tower_distributed_lock::{
 };
 
 use super::scripted::{Scripted, Step, answer_with};
-use super::{LayerOn, Request, is_free, on, request};
+use super::{LayerOn, Request, gated, is_free, on, request};
 use crate::support::{
     Gate, Mode, PATIENCE, Proxy, RedisServer, eventually_no_trace, minute, soon, value,
 };
@@ -107,15 +107,8 @@ async fn release_before_response_withholds_the_head_where_all_is_there_at_once()
     for release_first in [true, false] {
         for (hold, steps) in cases {
             let gate = Gate::new();
-            let handler = service_fn({
-                let gate = gate.clone();
-                move |_: Request| {
-                    let gate = gate.clone();
-                    async move {
-                        gate.pass().await;
-                        Ok::<_, Infallible>(Response::new(Scripted::new(steps)))
-                    }
-                }
+            let handler = gated(&gate, move || {
+                Ok::<_, Infallible>(Response::new(Scripted::new(steps)))
             });
             let layer = on(&locks, "a").hold(hold);
             let mut service = layer

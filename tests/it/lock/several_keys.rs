@@ -16,7 +16,8 @@ use tower_distributed_lock::{
 };
 
 use super::{
-    Answer, LayerOn, Request, WAIT, done, grpc_request, is_free, on, rejection, request, text,
+    Answer, LayerOn, Request, WAIT, done, gated, grpc_request, is_free, on, rejection, request,
+    text,
 };
 use crate::support::{ClosedPort, Gate, RedisServer, eventually, minute, run, soon};
 
@@ -119,16 +120,7 @@ async fn a_request_waits_for_all_its_keys_and_is_told_which_was_not_free() {
 async fn a_request_that_leaves_while_it_waits_or_runs_holds_nothing() {
     let locks = LockManager::in_memory();
     let gate = Gate::new();
-    let handler = service_fn({
-        let gate = gate.clone();
-        move |_: Request| {
-            let gate = gate.clone();
-            async move {
-                gate.pass().await;
-                done()
-            }
-        }
-    });
+    let handler = gated(&gate, done);
     let service = by_list(&locks).wait(WAIT).layer_on(handler);
     let b = locks.try_acquire("b").await.unwrap();
     let mut waiting = Box::pin(service.clone().oneshot(request_for("a,b")));
@@ -150,16 +142,7 @@ async fn to_lose_one_lock_stops_the_request_and_releases_the_others() {
     let redis = server.client().await;
     let locks = minute().connect(&server.url()).await.unwrap();
     let gate = Gate::new();
-    let handler = service_fn({
-        let gate = gate.clone();
-        move |_: Request| {
-            let gate = gate.clone();
-            async move {
-                gate.pass().await;
-                done()
-            }
-        }
-    });
+    let handler = gated(&gate, done);
     let service = by_list(&locks).layer_on(handler);
     let running = tokio::spawn(service.oneshot(request_for("a,b")));
     gate.arrived().await;

@@ -51,9 +51,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     pub(crate) fn recording(&mut self, lease: u64, time: Duration) {
         if let Some(holding) = self.slot.state.held_by(lease) {
             holding.prolong(self.env, time);
-            let leases = holding.leases();
-            self.effects
-                .extend(leases.map(|(lease, until)| Effect::Extend { lease, until }));
+            self.extend_leases();
         }
     }
 

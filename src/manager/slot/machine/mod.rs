@@ -176,6 +176,15 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         }
     }
 
+    /// Tells all holders until when they have the lock now.
+    fn extend_leases(&mut self) {
+        if let State::Holding(holding) = &self.slot.state {
+            let leases = holding.leases();
+            self.effects
+                .extend(leases.map(|(lease, until)| Effect::Extend { lease, until }));
+        }
+    }
+
     /// All holders have lost the lock.
     fn lose(&mut self, reason: LostReason) {
         let State::Holding(holding) = &self.slot.state else {

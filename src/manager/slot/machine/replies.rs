@@ -154,9 +154,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 holding.valid_until = holding.valid_until.max(valid_until);
                 holding.renew_at = outcome.sent_at + self.env.rules.renewal;
                 let recheck = holding.recheck;
-                let leases = holding.leases();
-                self.effects
-                    .extend(leases.map(|(lease, until)| Effect::Extend { lease, until }));
+                self.extend_leases();
                 if contended {
                     self.contend();
                 }
