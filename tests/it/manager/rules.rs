@@ -1,5 +1,6 @@
 //! Holders, leases and the end of a manager, over memory and over Redis.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -162,8 +163,7 @@ async fn close_returns_while_a_release_is_on_its_way(store: Store) {
 }
 
 async fn simultaneous_requests_never_overlap(store: Store) {
-    static INSIDE: [AtomicU32; 2] = [const { AtomicU32::new(0) }; 2];
-    let inside = &INSIDE[usize::from(store.server.is_some())];
+    let inside = Arc::new(AtomicU32::new(0));
     // Two managers, where they can share a store: there is contention within a process and between
     // two.
     let one = store.locks().await;
@@ -177,6 +177,7 @@ async fn simultaneous_requests_never_overlap(store: Store) {
         } else {
             two.clone()
         };
+        let inside = Arc::clone(&inside);
         tokio::spawn(async move {
             let guard = locks.acquire("a", WAIT).await.unwrap();
             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two inside");
