@@ -79,8 +79,9 @@ impl Core {
         if let Some(at) = entry.slot.next_tick() {
             self.next_visit.wake_by(at.as_nanos());
         }
-        let is_idle = entry.slot.is_idle();
-        match (new, is_idle) {
+        // A manager that ends waits for no memory.
+        let is_over = entry.slot.is_empty() || entry.slot.is_idle() && self.is_ending();
+        match (new, is_over) {
             (Some(entry), false) => {
                 shard.insert(key.clone(), entry);
             }

@@ -14,7 +14,7 @@ use crate::manager::slot::Slot;
 /// Keys that share a mutex. Many, so that requests for different keys do not wait for each other.
 const SHARDS: usize = 64;
 
-/// The slots that are not idle, in shards with a mutex each.
+/// The slots that are not empty, in shards with a mutex each.
 pub(super) struct Slots {
     shards: Box<[Mutex<Shard>]>,
 }

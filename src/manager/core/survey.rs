@@ -60,7 +60,7 @@ impl LockManager {
             let room = LOOK_AT - locks.len();
             is_cut |= shard.len() > room;
             let some = shard.iter().take(room);
-            locks.extend(some.map(|(key, entry)| core.local(key, entry)));
+            locks.extend(some.filter_map(|(key, entry)| core.local(key, entry)));
         }
         let order = |lock: &LocalLock| std::cmp::Reverse((lock.waiting, lock.held_for));
         if locks.len() > most {
@@ -74,19 +74,22 @@ impl LockManager {
     /// Returns what this process knows of a lock. `None` if it has nothing to do with it.
     pub(crate) fn local(&self, key: &LockKey) -> Option<LocalLock> {
         let shard = self.core.slots.shard_of(key);
-        Some(self.core.local(key, shard.get(key)?))
+        self.core.local(key, shard.get(key)?)
     }
 }
 
 impl Core {
-    fn local(&self, key: &LockKey, entry: &Entry) -> LocalLock {
+    fn local(&self, key: &LockKey, entry: &Entry) -> Option<LocalLock> {
+        if entry.slot.is_idle() {
+            return None;
+        }
         let census = entry.slot.census();
         let mut held = entry.leases.iter();
         let is_held = |lease: &&Lease| census.is_held && lease.is_held();
         let holders = held.clone().filter(is_held).count();
         let lease = held.find(is_held).cloned();
         let held_for = lease.as_ref().map(|lease| self.held_for(lease));
-        LocalLock {
+        Some(LocalLock {
             key: key.clone(),
             is_held: census.is_held,
             lease,
@@ -95,6 +98,6 @@ impl Core {
             waiting: census.waiting,
             is_queued: census.in_store,
             is_contended: entry.slot.is_contended(),
-        }
+        })
     }
 }

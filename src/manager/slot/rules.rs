@@ -9,6 +9,8 @@ use crate::mode::Mode;
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// How long a shared hold is kept at most when no request holds it.
 const MAX_LINGER: Duration = Duration::from_millis(100);
+/// How long a slot expects other processes at most, after one wanted the lock.
+const MAX_MEMORY: Duration = Duration::from_millis(100);
 
 /// The settings that decide what a slot does.
 #[derive(Clone, Debug)]
@@ -66,6 +68,12 @@ impl Rules {
     /// at once, but one that does not wait is refused.
     pub(super) fn linger(&self) -> Duration {
         (self.ttl / 50).min(MAX_LINGER)
+    }
+
+    /// Returns for how long a slot expects other processes, after one wanted the lock. Short: a
+    /// round trip matters little to requests that come seldom.
+    pub(super) fn memory(&self) -> Duration {
+        (self.ttl / 50).min(MAX_MEMORY)
     }
 
     /// Returns how long after a grant its first renewal comes. Soon, as little of the grant may be

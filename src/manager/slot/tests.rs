@@ -1,6 +1,7 @@
 //! The rules of a slot, one event after the other. Waiters are letters.
 
 mod shared;
+mod wanted;
 
 use std::time::Duration;
 
@@ -269,7 +270,12 @@ fn describe(effect: Effect<char, (), ()>) -> String {
                 .collect();
             format!("{what} {token}{more}")
         }
-        Effect::Send(Command::Release { token, .. }) => format!("release {token}"),
+        Effect::Send(Command::Release {
+            token, contended, ..
+        }) => match contended {
+            true => format!("release {token} to the next"),
+            false => format!("release {token}"),
+        },
         Effect::Send(Command::Renew { token, .. }) => format!("renew {token}"),
         Effect::Send(Command::Check { token }) => format!("check {token}"),
         Effect::Grant { waiter, grant, .. } => format!("grant {waiter} {}", grant.fencing_token),
@@ -352,7 +358,7 @@ fn a_grant_says_whether_others_wait() {
     assert_eq!(table.notice(Notice::Granted(granted)), ["grant a 9216"]);
     table.finish();
     table.finish();
-    assert_eq!(table.finish()[0], "release 1");
+    assert_eq!(table.finish()[0], "release 1 to the next");
 }
 
 #[test]
@@ -414,9 +420,9 @@ fn the_last_one_to_give_up_releases_what_it_acquires() {
 #[test]
 fn a_grant_that_no_request_waits_for_goes_to_the_next() {
     let mut table = Table::new();
-    assert_eq!(table.granted(9, Duration::ZERO), ["release 9"]);
+    assert_eq!(table.granted(9, Duration::ZERO), ["release 9 to the next"]);
     let mut table = Table::held();
-    assert_eq!(table.granted(9, Duration::ZERO), ["release 9"]);
+    assert_eq!(table.granted(9, Duration::ZERO), ["release 9 to the next"]);
     assert!(table.granted(1, Duration::ZERO).is_empty());
 }
 
@@ -424,11 +430,11 @@ fn a_grant_that_no_request_waits_for_goes_to_the_next() {
 fn a_lock_that_this_process_does_not_know_of_is_released_when_it_is_contended() {
     assert_eq!(
         Table::new().notice(Notice::Contended { token: 9 }),
-        ["release 9"]
+        ["release 9 to the next"]
     );
     assert_eq!(
         Table::held().notice(Notice::Contended { token: 9 }),
-        ["release 9"]
+        ["release 9 to the next"]
     );
     assert!(
         Table::held()
@@ -714,7 +720,7 @@ fn a_record_that_is_written_first_has_time_for_that_however_long_its_holder_took
     assert_eq!(table.pass(Duration::from_secs(5)), ["renew 1"]);
     assert_eq!(
         table.pass(Rules::margin(TTL)),
-        ["lose MaxHold", "release 1"]
+        ["lose MaxHold", "release 1 to the next"]
     );
 }
 
@@ -866,7 +872,7 @@ fn while_another_process_waits_only_a_burst_goes_first() {
     assert_eq!(table.finish(), ["grant b 7169", "handed on"]);
     assert_eq!(table.finish(), ["grant c 7170", "handed on"]);
     // It queues before the lock goes to the next holder, which so learns that it waits.
-    assert_eq!(table.finish(), ["acquire 5 queue", "release 1"]);
+    assert_eq!(table.finish(), ["acquire 5 queue", "release 1 to the next"]);
 }
 
 #[test]
@@ -875,7 +881,7 @@ fn a_burst_ends_by_the_clock_too() {
     table.request('b', true);
     table.notice(Notice::Contended { token: 1 });
     table.pass(Duration::from_secs(1));
-    assert_eq!(table.finish()[1], "release 1");
+    assert_eq!(table.finish()[1], "release 1 to the next");
 }
 
 #[test]
@@ -957,7 +963,7 @@ fn max_hold_ends_a_hold_however_often_it_was_renewed() {
     }
     // The holder knows the end from the clock: others need not wait until the lease expires.
     let effects = table.pass(Duration::from_secs(6));
-    assert_eq!(effects, ["lose MaxHold", "release 1"]);
+    assert_eq!(effects, ["lose MaxHold", "release 1 to the next"]);
 }
 
 #[test]
@@ -977,7 +983,10 @@ fn a_holder_has_time_to_stop_between_the_end_of_max_hold_and_the_release() {
         "others need not wait for longer"
     );
     let effects = table.pass(margin);
-    assert_eq!(effects, ["lose MaxHold", "release 1", "acquire 3 queue"]);
+    assert_eq!(
+        effects,
+        ["lose MaxHold", "release 1 to the next", "acquire 3 queue"]
+    );
 }
 
 #[test]

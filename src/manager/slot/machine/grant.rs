@@ -27,6 +27,9 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             true => GrantPath::Uncontended,
             false => GrantPath::Polled,
         };
+        if path == GrantPath::Polled {
+            self.slot.expect_others(self.env);
+        }
         let renew_at = self.env.now + self.env.rules.first_renewal(mode);
         let holding = Holding::new(
             self.env,
@@ -52,6 +55,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         let least = self.env.now + Rules::worth_acting_upon(ttl);
         match valid_until.filter(|until| *until > least) {
             Some(until) => {
+                self.slot.expect_others(self.env);
                 let renew_at = self.env.now + Rules::first_renewal_of_grant(ttl);
                 let holding = Holding::new(
                     self.env,

@@ -53,6 +53,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             }
             State::Queued { poll_at, .. } if now >= *poll_at => self.acquire_again(false),
             State::Backoff { until } if now >= *until => self.acquire_after_failure(),
+            State::Idle if !self.slot.expects_others(self.env) => self.slot.wanted_until = None,
             _ => {}
         }
     }
@@ -237,11 +238,15 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         let State::Holding(holding) = &self.slot.state else {
             return;
         };
+        let (token, is_shared) = (holding.token, holding.mode.is_shared());
         let (contended, waits) = (holding.contended.is_some(), !self.slot.waiters.is_empty());
+        if contended {
+            self.slot.expect_others(self.env);
+        }
         let release = Effect::Send(Command::Release {
-            token: holding.token,
-            contended: contended || waits,
-            queued: holding.mode.is_shared(),
+            token,
+            contended: waits || self.slot.expects_others(self.env),
+            queued: is_shared,
             reply,
         });
         self.end_hold();

@@ -50,7 +50,10 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         self.slot.waiters.push(number, waiter);
         if matches!(self.slot.state, State::Idle) {
             let token = self.env.next_id();
-            self.acquire(AcquireAttempt::first(token, mode));
+            self.acquire(match patient && self.slot.expects_others(self.env) {
+                true => AcquireAttempt::first_in_queue(token, mode),
+                false => AcquireAttempt::first(token, mode),
+            });
         }
     }
 

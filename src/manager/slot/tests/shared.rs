@@ -43,10 +43,10 @@ fn all_that_share_get_the_lock_up_to_the_first_that_does_not() {
     assert_eq!(table.finish_at(1), ["handed on"]);
     // `c` needs it alone, and `d` does not get past it.
     let effects = table.finish_at(0);
-    assert_eq!(effects, ["release 1", "acquire 4 queue"]);
+    assert_eq!(effects, ["release 1 to the next", "acquire 4 queue"]);
     let effects = table.acquire_replied(4, Duration::ZERO, ACQUIRED);
     assert_eq!(effects, ["grant c 7168"]);
-    assert_eq!(table.finish(), ["release 4", "share 6 queue"]);
+    assert_eq!(table.finish(), ["release 4 to the next", "share 6 queue"]);
 }
 
 #[test]
@@ -94,7 +94,10 @@ fn none_joins_past_a_process_that_waits() {
     assert!(table.notice(wanted).is_empty());
     assert!(table.read('c').is_empty());
     // The release goes behind the acquire, which is to be in the queue by then.
-    assert_eq!(table.both_finish(), ["share 4 queue", "release 1"]);
+    assert_eq!(
+        table.both_finish(),
+        ["share 4 queue", "release 1 to the next"]
+    );
 }
 
 #[test]
@@ -141,7 +144,7 @@ fn a_share_that_lingers_ends_when_it_is_wanted() {
     };
     let mut table = lingering();
     let effects = table.notice(Notice::Contended { token: 1 });
-    assert_eq!(effects, ["release 1"]);
+    assert_eq!(effects, ["release 1 to the next"]);
     assert!(table.slot.is_idle());
     // The store says whether another process shares it.
     for patient in [true, false] {
@@ -215,7 +218,10 @@ fn each_may_hold_for_as_long_as_one_may() {
     let effects = table.pass(TTL / 10 + Duration::from_millis(100));
     assert_eq!(effects, ["lose MaxHold"]);
     assert!(table.slot.holds(1));
-    assert_eq!(table.pass(TTL / 10), ["lose MaxHold", "release 1"]);
+    assert_eq!(
+        table.pass(TTL / 10),
+        ["lose MaxHold", "release 1 to the next"]
+    );
     assert!(table.slot.is_idle());
 }
 
