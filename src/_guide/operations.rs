@@ -119,7 +119,8 @@
 //!
 //! | Level | Event | Fields | What it means |
 //! |---|---|---|---|
-//! | error | `no key can be made for a request…` | `error` | a layer is on a route that it is not for, or a middleware is missing: 500, see [keys](super::keys#requests-without-a-key) |
+//! | error | `no key can be made for a request…` | `name`, `error` | a layer is on a route that it is not for, or a middleware is missing: 500, see [keys](super::keys#requests-without-a-key). Once a minute for a layer, as strangers can cause it; the others are of the level debug |
+//! | error | `a layer wants a lock alone that a layer outside of it shares…` | `name`, `error` | both are around one service, with different [modes](crate::DistributedLockLayer::mode): 500. As often as the one before |
 //! | error | `the answer to an idempotency key could not be recorded…` | `key`, `error` | the work was done, and a duplicate may do it again |
 //! | error | `the record of an idempotency key cannot be read…` | `key`, `reason` | damaged, partly evicted, or written by a newer version: 500 for that key |
 //! | error | `the state of a lock was given up after a panic…` | `key` | a panic, kept to one key: a mistake in this crate, or in a waker or subscriber of the service. Please report it |

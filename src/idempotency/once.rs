@@ -22,7 +22,7 @@ use crate::http::{
 };
 use crate::key::LockKey;
 use crate::manager::{Claimed, LockGuard};
-use crate::observe::{self, Repetition};
+use crate::observe::{self, Meter, Mistake, Repetition};
 
 /// Handles a request that may have a key: runs it, replays the response of another one, or rejects
 /// it.
@@ -116,7 +116,8 @@ where
     B: Body<Data = Bytes>,
 {
     // A request whose head has no valid key where one must be is rejected before its body is read.
-    let in_head = config.key_in_head(parts).map_err(refusal)?;
+    let refused = |error| refusal(&config.meter, error);
+    let in_head = config.key_in_head(parts).map_err(refused)?;
     if in_head.is_none() && config.is_key_in_head() {
         return Err(RejectionKind::MissingKey.into());
     }
@@ -131,14 +132,14 @@ where
     match config.key_in_body(parts, &body.data) {
         Ok(None) if config.require_key => Err(RejectionKind::MissingKey.into()),
         Ok(key) => Ok((key, body)),
-        Err(error) => Err(refusal(error)),
+        Err(error) => Err(refused(error)),
     }
 }
 
 /// Returns the reason for which a request is refused, if its key or scope could not be made.
-fn refusal(error: Error) -> Reason {
+fn refusal(meter: &Meter, error: Error) -> Reason {
     if error.kind() == ErrorKind::Config {
-        observe::misconfigured(&error);
+        observe::misconfigured(meter, Mistake::NoKey, &error);
     }
     error.into()
 }

@@ -14,7 +14,7 @@ use crate::http::{OnLost, Rejection, RejectionResponder, Wait};
 use crate::key::{KeysResult, LockKeys};
 use crate::manager::LockManager;
 use crate::mode::Mode;
-use crate::observe::{self, Meter};
+use crate::observe::{self, Meter, Mistake};
 
 #[derive(Clone)]
 pub(super) struct Config {
@@ -104,7 +104,7 @@ impl Config {
             Err(error) => match error.kind() {
                 ErrorKind::MissingKey | ErrorKind::Config if self.optional_key => Ok(None),
                 ErrorKind::Config => {
-                    observe::misconfigured(&error);
+                    observe::misconfigured(&self.meter, Mistake::NoKey, &error);
                     Err(error)
                 }
                 _ => Err(error),

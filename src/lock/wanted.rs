@@ -14,6 +14,7 @@ use crate::key::LockKeys;
 use crate::lease::{Lease, Leases};
 use crate::manager::LockGuards;
 use crate::mode::Mode;
+use crate::observe::{self, Mistake};
 
 /// The locks that a request wants, mostly one.
 pub(super) struct Wanted {
@@ -50,6 +51,7 @@ impl Wanted {
                 "an outer layer shares the lock of this request, and an inner one wants it alone: shared locks \
                  are not upgraded",
             );
+            observe::misconfigured(&config.meter, Mistake::Upgrade, &error);
             return Err(error.about(shared.key()));
         }
         let missing = keys.without(|key| outer.iter().any(|lease| lease.key() == key));

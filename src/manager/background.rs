@@ -84,6 +84,7 @@ impl Core {
                 () = tick_slots(core) => {}
                 () = core.store.run(connected, &events, is_finished) => {}
             }
+            core.store.disconnect();
             relay.is_done = true;
         }
     }
@@ -97,10 +98,12 @@ impl Core {
             tokio::pin!(stopped);
             stopped.as_mut().enable();
             self.wake();
-            if !self.is_running.load(Ordering::SeqCst) {
-                if self.is_at_rest() {
-                    return;
-                }
+            let is_running = self.is_running.load(Ordering::SeqCst);
+            // In memory, the task has nothing to end, and may be in a runtime that is not driven.
+            if self.is_at_rest() && !(is_running && self.store.needs_to_run()) {
+                return;
+            }
+            if !is_running {
                 self.ensure_running();
                 if !self.is_running.load(Ordering::SeqCst) {
                     // No thread can be started at this moment.

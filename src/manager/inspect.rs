@@ -76,7 +76,8 @@ impl LockManager {
     /// # Errors
     ///
     /// [`Unavailable`](crate::ErrorKind::Unavailable) if Redis cannot be asked,
-    /// [`InvalidKey`](crate::ErrorKind::InvalidKey) if the key is empty.
+    /// [`InvalidKey`](crate::ErrorKind::InvalidKey) if the key is empty,
+    /// [`Closed`](crate::ErrorKind::Closed) if the manager is.
     ///
     /// # Example
     ///
@@ -94,7 +95,7 @@ impl LockManager {
         K: IntoLockKey,
     {
         let key = key.into_lock_key()?;
-        self.core.ensure_running();
+        self.core.answers_questions()?;
         let mut report = self.core.store.inspect(&key).await?;
         self.core.add_own_lease(&mut report);
         Ok(report)
@@ -111,7 +112,8 @@ impl LockManager {
     /// # Errors
     ///
     /// [`Unavailable`](crate::ErrorKind::Unavailable) if Redis cannot be asked, or a slot of a
-    /// Cluster is on its way: ask for the same page again.
+    /// Cluster is on its way: ask for the same page again. [`Closed`](crate::ErrorKind::Closed) if
+    /// the manager is.
     ///
     /// # Example
     ///
@@ -131,7 +133,7 @@ impl LockManager {
     /// # Ok(()) }
     /// ```
     pub async fn list(&self, cursor: LockCursor) -> Result<LockPage, Error> {
-        self.core.ensure_running();
+        self.core.answers_questions()?;
         let mut page = self.core.store.list(cursor).await?;
         page.locks.retain(|report| !report.is_free());
         for report in &mut page.locks {

@@ -26,7 +26,7 @@ impl LockManager {
     ///
     /// - [`ErrorKind::Held`] if a stored response is in the lock's place: this does not delete it.
     /// - [`ErrorKind::Unavailable`] if Redis cannot be reached. The lock may have been released.
-    /// - [`ErrorKind::InvalidKey`] if the key is empty.
+    /// - [`ErrorKind::InvalidKey`] if the key is empty, [`ErrorKind::Closed`] if the manager is.
     ///
     /// # Example
     ///
@@ -44,8 +44,11 @@ impl LockManager {
         K: IntoLockKey,
     {
         let key = key.into_lock_key()?;
-        self.core.ensure_running();
+        self.core.answers_questions()?;
         let was_held = self.core.store.force_release(&key).await?;
+        // The task may have ended meanwhile, with the manager: the lock is still to be given to the
+        // next process.
+        self.core.ensure_running();
         // A holder of this process need not wait for the message.
         self.core
             .with_slot(&key, |machine| machine.notice(Notice::Changed));
@@ -79,6 +82,15 @@ impl LockManager {
 }
 
 impl Core {
+    /// Makes the store able to answer questions. Fails if the manager is closed.
+    pub(super) fn answers_questions(self: &Arc<Self>) -> Result<(), Error> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(Error::of(ErrorKind::Closed));
+        }
+        self.ensure_running();
+        Ok(())
+    }
+
     /// Fails if no more locks are given out.
     pub(super) fn gives_locks(self: &Arc<Self>) -> Result<(), Error> {
         if self.is_closed.load(Ordering::Acquire) {

@@ -74,6 +74,9 @@ const A_MOMENT: Duration = Duration::from_millis(10);
 /// the task runs on a thread of its own: one handler may block such a runtime, and perhaps nothing
 /// drives it at all. (To and from a thread of its own, a reply takes one more change of threads.)
 ///
+/// In memory, the task runs on the runtime that the manager was first used in, whatever its kind,
+/// so that a test can hold its time still. Where nothing drives that runtime, locks expire.
+///
 /// # The end
 ///
 /// When the last clone and the last guard are gone, what is still to be released is released, and
@@ -205,6 +208,9 @@ impl LockManager {
     /// does what [`try_acquire`](Self::try_acquire) does.
     ///
     /// A caller that gives up, by dropping the future, leaves the queue.
+    ///
+    /// A task that has the lock already, or a handler inside of a layer that has it, waits for
+    /// itself until `wait` is over. The layers see that for themselves, a call does not.
     ///
     /// # Example
     ///
@@ -412,10 +418,6 @@ impl LockManager {
     /// ```
     pub async fn close(&self) {
         self.core.close().await;
-    }
-
-    fn is_closed(&self) -> bool {
-        self.core.is_closed.load(Ordering::Acquire)
     }
 
     /// Tells this manager, and its clones, from others in the process.

@@ -162,10 +162,7 @@ impl LockManager {
         K: IntoLockKey,
     {
         let key = key.into_lock_key()?;
-        if self.is_closed() {
-            return Err(Error::of(ErrorKind::Closed));
-        }
-        self.core.ensure_running();
+        self.core.answers_questions()?;
         let store = &self.core.store;
         let response = LockKey::from_store(Kind::Record, key.as_str());
         let had_response = match response {

@@ -10,35 +10,45 @@
     allow(unused_variables, clippy::missing_const_for_fn)
 )]
 
-use std::fmt::{Debug, Display};
+use std::fmt::Display;
 use std::time::Duration;
 
-use super::Stopwatch;
+use super::{Meter, Mistake, Stopwatch};
 use crate::error::Error;
 use crate::key::LockKey;
+use crate::lease::{Lease, LostReason};
 
 /// The target of all events and spans, wherever in the crate they come from.
 #[cfg(feature = "tracing")]
 pub(super) const TARGET: &str = "tower_distributed_lock";
 
-pub(super) fn acquired(key: &LockKey, name: &str, fencing_token: u64, waited: &Stopwatch) {
-    #[cfg(feature = "tracing")]
-    tracing::debug!(
-        target: TARGET,
-        key = %Fingerprint(key),
-        name,
-        fencing_token,
+/// Makes an event of this level, with fields and a message as the macros of `tracing` take them.
+macro_rules! tell {
+    ($level:ident: $($event:tt)+) => {
+        #[cfg(feature = "tracing")]
+        tracing::$level!(target: TARGET, $($event)+);
+    };
+}
+
+/// Like [`tell`], about a lock and the layer that it is of.
+macro_rules! tell_of {
+    ($key:expr, $meter:expr, $level:ident: $($event:tt)+) => {
+        tell!($level: key = %Fingerprint($key), name = $meter.name(), $($event)+)
+    };
+}
+
+pub(super) fn acquired(lease: &Lease, waited: &Stopwatch) {
+    tell_of!(
+        lease.key(), lease.meter(), debug:
+        fencing_token = lease.fencing_token(),
         waited_ms = millis(waited.elapsed()),
         "lock acquired"
     );
 }
 
-pub(super) fn refused(key: &LockKey, name: &str, error: &Error, waited: &Stopwatch) {
-    #[cfg(feature = "tracing")]
-    tracing::debug!(
-        target: TARGET,
-        key = %Fingerprint(key),
-        name,
+pub(super) fn refused(key: &LockKey, meter: &Meter, error: &Error, waited: &Stopwatch) {
+    tell_of!(
+        key, meter, debug:
         waited_ms = millis(waited.elapsed()),
         reason = ?error.kind(),
         %error,
@@ -46,158 +56,121 @@ pub(super) fn refused(key: &LockKey, name: &str, error: &Error, waited: &Stopwat
     );
 }
 
-pub(super) fn recorded(key: &LockKey, name: &str, waited: &Stopwatch) {
-    #[cfg(feature = "tracing")]
-    tracing::debug!(
-        target: TARGET,
-        key = %Fingerprint(key),
-        name,
-        waited_ms = millis(waited.elapsed()),
-        "record found"
+pub(super) fn recorded(key: &LockKey, meter: &Meter, waited: &Stopwatch) {
+    tell_of!(key, meter, debug: waited_ms = millis(waited.elapsed()), "record found");
+}
+
+pub(super) fn released(lease: &Lease) {
+    tell_of!(
+        lease.key(), lease.meter(), debug:
+        fencing_token = lease.fencing_token(),
+        held_ms = millis(lease.age().elapsed()),
+        "lock released"
+    );
+}
+
+pub(super) fn lost(lease: &Lease, reason: LostReason) {
+    tell_of!(
+        lease.key(), lease.meter(), warn:
+        fencing_token = lease.fencing_token(),
+        held_ms = millis(lease.age().elapsed()),
+        ?reason,
+        "lock lost"
     );
 }
 
 /// The work was done, but has no record: a duplicate may do it again.
-pub(super) fn not_recorded(key: &LockKey, error: &Error) {
-    #[cfg(feature = "tracing")]
-    tracing::error!(
-        target: TARGET,
-        key = %Fingerprint(key),
+pub(crate) fn not_recorded(key: &LockKey, error: &Error) {
+    tell!(
+        error: key = %Fingerprint(key),
         %error,
         "the answer to an idempotency key could not be recorded: a duplicate may run again once the lock has expired"
     );
 }
 
 /// The body could not be kept: a duplicate gets only the head of the response.
-pub(super) fn not_kept(key: &LockKey, error: &Error) {
-    #[cfg(feature = "tracing")]
-    tracing::warn!(
-        target: TARGET,
-        key = %Fingerprint(key),
+pub(crate) fn not_kept(key: &LockKey, error: &Error) {
+    tell!(
+        warn: key = %Fingerprint(key),
         %error,
         "the answer to an idempotency key could not be kept whole: a duplicate gets it without its body"
     );
 }
 
 /// Duplicates fail until the record is gone.
-pub(super) fn unreadable(key: &LockKey, reason: &dyn Display) {
-    #[cfg(feature = "tracing")]
-    tracing::error!(
-        target: TARGET,
-        key = %Fingerprint(key),
+pub(crate) fn unreadable(key: &LockKey, reason: &dyn Display) {
+    tell!(
+        error: key = %Fingerprint(key),
         %reason,
         "the record of an idempotency key cannot be read: the request does not run"
     );
 }
 
-pub(super) fn released(key: &LockKey, name: &str, fencing_token: u64, held: &Stopwatch) {
-    #[cfg(feature = "tracing")]
-    tracing::debug!(
-        target: TARGET,
-        key = %Fingerprint(key),
-        name,
-        fencing_token,
-        held_ms = millis(held.elapsed()),
-        "lock released"
-    );
-}
-
-pub(super) fn lost(
-    key: &LockKey,
-    name: &str,
-    fencing_token: u64,
-    held: &Stopwatch,
-    reason: impl Debug,
-) {
-    #[cfg(feature = "tracing")]
-    tracing::warn!(
-        target: TARGET,
-        key = %Fingerprint(key),
-        name,
-        fencing_token,
-        held_ms = millis(held.elapsed()),
-        ?reason,
-        "lock lost"
-    );
-}
-
 /// An operator takes a lock from its holder, by the inspector.
 #[cfg(feature = "inspector")]
-pub(super) fn force_released(key: &LockKey) {
+pub(crate) fn force_released(key: &LockKey) {
+    tell!(warn: key = %Fingerprint(key), "a lock is taken from its holder, by the inspector");
+}
+
+/// A request is refused for a mistake in how the service is put together. Strangers can send any
+/// number of such requests, so a layer tells of each mistake once a minute, and otherwise to those
+/// that debug it.
+pub(crate) fn misconfigured(meter: &Meter, mistake: Mistake, error: &Error) {
     #[cfg(feature = "tracing")]
-    tracing::warn!(
-        target: TARGET,
-        key = %Fingerprint(key),
-        "a lock is taken from its holder, by the inspector"
-    );
+    if meter.is_to_tell_of(mistake) {
+        tell!(error: name = meter.name(), %error, "{mistake}");
+    } else {
+        tell!(debug: name = meter.name(), %error, "{mistake}");
+    }
 }
 
 /// There is a mistake in this crate. It affects only this key.
-pub(super) fn slot_given_up(key: &LockKey) {
-    #[cfg(feature = "tracing")]
-    tracing::error!(
-        target: TARGET,
-        key = %Fingerprint(key),
+pub(crate) fn slot_given_up(key: &LockKey) {
+    tell!(
+        error: key = %Fingerprint(key),
         "the state of a lock was given up after a panic: its holder has lost it, and its waiters are refused"
     );
 }
 
 /// The background task has ended by a panic. Another one is started.
-pub(super) fn restarted() {
-    #[cfg(feature = "tracing")]
-    tracing::error!(target: TARGET, "the background task of a lock manager panicked, and is started again");
-}
-
-/// A request is refused, as no key can be made for it.
-pub(super) fn misconfigured(error: &Error) {
-    #[cfg(feature = "tracing")]
-    tracing::error!(
-        target: TARGET,
-        %error,
-        "no key can be made for a request, as the service is put together: it does not run"
-    );
+pub(crate) fn restarted() {
+    tell!(error: "the background task of a lock manager panicked, and is started again");
 }
 
 /// The background task cannot be started: the system gives no thread.
-pub(super) fn not_started(why: &dyn Display) {
-    #[cfg(feature = "tracing")]
-    tracing::error!(target: TARGET, %why, "the background task of a lock manager cannot be started");
+pub(crate) fn not_started(why: &dyn Display) {
+    tell!(error: %why, "the background task of a lock manager cannot be started");
 }
 
-/// Told once by a manager.
-pub(super) fn no_min_replicas() {
-    #[cfg(feature = "tracing")]
-    tracing::warn!(
-        target: TARGET,
-        "the primary has no min-replicas-to-write: after a failover, an old primary gives locks for about ten seconds"
+/// After a failover, an old primary gives locks for some time. Told once by a manager.
+pub(crate) fn no_min_replicas() {
+    tell!(
+        warn: "the primary has no min-replicas-to-write: after a failover, an old primary gives locks for about ten seconds"
     );
 }
 
 /// The connection lives on for as long as the server accepts its last login.
-pub(super) fn not_logged_in(why: &dyn Display) {
-    #[cfg(feature = "tracing")]
-    tracing::warn!(target: TARGET, %why, "credentials for Redis could not be renewed");
+pub(crate) fn not_logged_in(why: &dyn Display) {
+    tell!(warn: %why, "credentials for Redis could not be renewed");
+}
+
+/// Redis does not tell of changes by other clients.
+pub(crate) fn no_tracking(server: &str, why: &dyn Display) {
+    tell!(warn: %server, %why, "Redis does not tell when a lock is deleted by someone else");
 }
 
 /// The first event of an outage.
 pub(super) fn store_down(server: &str, why: &Error) {
-    #[cfg(feature = "tracing")]
-    tracing::warn!(target: TARGET, %server, %why, "Redis gives no locks");
+    tell!(warn: %server, %why, "Redis gives no locks");
 }
 
-pub(super) fn store_still_down(server: &str, why: &Error) {
-    #[cfg(feature = "tracing")]
-    tracing::debug!(target: TARGET, %server, %why, "Redis still gives no locks");
+/// Another attempt of the same outage has failed.
+pub(crate) fn store_still_down(server: &str, why: &Error) {
+    tell!(debug: %server, %why, "Redis still gives no locks");
 }
 
 pub(super) fn store_up(server: &str, down: Duration) {
-    #[cfg(feature = "tracing")]
-    tracing::info!(target: TARGET, %server, down_ms = millis(down), "Redis gives locks again");
-}
-
-pub(super) fn no_tracking(server: &str, why: &dyn Display) {
-    #[cfg(feature = "tracing")]
-    tracing::warn!(target: TARGET, %server, %why, "Redis does not tell when a lock is deleted by someone else");
+    tell!(info: %server, down_ms = millis(down), "Redis gives locks again");
 }
 
 /// Like [`Fingerprint`], of several keys.

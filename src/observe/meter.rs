@@ -7,6 +7,10 @@ use std::sync::Arc;
 use self::instruments::Instruments;
 #[cfg(feature = "metrics")]
 use super::series::Handles;
+#[cfg(feature = "tracing")]
+use super::{Mistake, seldom::Seldom};
+#[cfg(feature = "tracing")]
+use crate::clock::Time;
 
 /// The name under which locks and requests are counted: that of a layer, or of a manager.
 #[derive(Clone)]
@@ -18,6 +22,8 @@ struct Inner {
     role: Role,
     #[cfg(feature = "metrics")]
     instruments: Handles<Instruments>,
+    #[cfg(feature = "tracing")]
+    mistakes: [Seldom; Mistake::COUNT],
 }
 
 /// Who has the name: it decides what there is to count.
@@ -48,6 +54,8 @@ impl Meter {
             role,
             #[cfg(feature = "metrics")]
             instruments: Handles::default(),
+            #[cfg(feature = "tracing")]
+            mistakes: Default::default(),
         }))
     }
 
@@ -59,6 +67,12 @@ impl Meter {
     #[cfg_attr(not(any(feature = "tracing", feature = "inspector")), allow(dead_code))]
     pub(crate) fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// Returns true once a minute for each mistake.
+    #[cfg(feature = "tracing")]
+    pub(super) fn is_to_tell_of(&self, mistake: Mistake) -> bool {
+        self.0.mistakes[mistake as usize].is_due(Time::now())
     }
 }
 

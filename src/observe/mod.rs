@@ -1,6 +1,6 @@
 //! What the crate tells of its locks. Each fact is told at one place, by one function here, which
 //! makes an [event](events) of it, counts it in the [metrics](meter) and notes it in the journal of
-//! its manager.
+//! its manager. What is an event and nothing else is a function there.
 //!
 //! Without the features `tracing`, `metrics` and `inspector`, these functions do nothing.
 
@@ -16,18 +16,27 @@ mod events;
 mod journal;
 mod meter;
 mod meters;
+mod mistake;
+#[cfg(feature = "tracing")]
+mod seldom;
 #[cfg(feature = "metrics")]
 mod series;
 mod spans;
 mod stopwatch;
 
-use std::fmt::Display;
 use std::time::Duration;
 
+#[cfg(feature = "inspector")]
+pub(crate) use self::events::force_released;
+pub(crate) use self::events::{
+    misconfigured, no_min_replicas, no_tracking, not_kept, not_logged_in, not_recorded,
+    not_started, restarted, slot_given_up, store_still_down, unreadable,
+};
 #[cfg(feature = "inspector")]
 pub(crate) use self::journal::{Journal, LockHistory, Loss, Queue, Run, RunEnd, Tally};
 pub(crate) use self::meter::{Meter, Role};
 pub(crate) use self::meters::ManagerMeters;
+pub(crate) use self::mistake::Mistake;
 #[cfg(feature = "tracing")]
 pub(crate) use self::spans::span;
 pub(crate) use self::spans::{acquiring, in_current_span, in_span, with_this_subscriber};
@@ -42,12 +51,11 @@ use crate::store::{Command, Outcome};
 
 /// A request has got its lock.
 pub(crate) fn acquired(meters: &ManagerMeters, lease: &Lease, waited: &Stopwatch) {
-    let (key, meter) = (lease.key(), lease.meter());
-    events::acquired(key, meter.name(), lease.fencing_token(), waited);
+    events::acquired(lease, waited);
     #[cfg(feature = "tracing")]
     spans::acquired(lease);
     #[cfg(feature = "metrics")]
-    meter.acquired(lease.path(), waited);
+    lease.meter().acquired(lease.path(), waited);
     #[cfg(feature = "inspector")]
     meters.note(|journal| journal.acquired(lease, waited.elapsed()));
 }
@@ -60,7 +68,7 @@ pub(crate) fn refused(
     error: &Error,
     waited: &Stopwatch,
 ) {
-    events::refused(key, meter.name(), error, waited);
+    events::refused(key, meter, error, waited);
     #[cfg(feature = "tracing")]
     spans::not_acquired(Some(error));
     #[cfg(feature = "metrics")]
@@ -71,7 +79,7 @@ pub(crate) fn refused(
 
 /// A request has found a record in the lock's place.
 pub(crate) fn recorded(key: &LockKey, meter: &Meter, waited: &Stopwatch) {
-    events::recorded(key, meter.name(), waited);
+    events::recorded(key, meter, waited);
     #[cfg(feature = "tracing")]
     spans::not_acquired(None);
     #[cfg(feature = "metrics")]
@@ -88,11 +96,10 @@ pub(crate) fn held(meters: &ManagerMeters, lease: &Lease) {
 
 /// A holder is done, whether it has lost its lock before or not.
 pub(crate) fn released(meters: &ManagerMeters, lease: &Lease) {
-    let (key, meter) = (lease.key(), lease.meter());
-    events::released(key, meter.name(), lease.fencing_token(), lease.age());
+    events::released(lease);
     if lease.is_first_end() {
         #[cfg(feature = "metrics")]
-        meter.ended(lease.age());
+        lease.meter().ended(lease.age());
         #[cfg(feature = "inspector")]
         meters.note(|journal| journal.released(lease));
     }
@@ -100,21 +107,14 @@ pub(crate) fn released(meters: &ManagerMeters, lease: &Lease) {
 
 /// A holder has lost its lock. To say so again does nothing.
 pub(crate) fn lost(meters: &ManagerMeters, lease: &Lease, reason: LostReason) {
-    let (key, meter) = (lease.key(), lease.meter());
     if !lease.is_first_end() {
         return;
     }
-    events::lost(
-        key,
-        meter.name(),
-        lease.fencing_token(),
-        lease.age(),
-        reason,
-    );
+    events::lost(lease, reason);
     #[cfg(feature = "metrics")]
     {
-        meter.lost(reason);
-        meter.ended(lease.age());
+        lease.meter().lost(reason);
+        lease.meter().ended(lease.age());
     }
     #[cfg(feature = "inspector")]
     meters.note(|journal| journal.lost(lease, reason));
@@ -146,21 +146,6 @@ pub(crate) enum Repetition {
 pub(crate) fn keyed_request(meter: &Meter, what: Repetition) {
     #[cfg(feature = "metrics")]
     meter.keyed_request(what);
-}
-
-/// The work was done, but has no record: a duplicate may do it again.
-pub(crate) fn not_recorded(key: &LockKey, error: &Error) {
-    events::not_recorded(key, error);
-}
-
-/// The body could not be kept: a duplicate gets only the head of the response.
-pub(crate) fn not_kept(key: &LockKey, error: &Error) {
-    events::not_kept(key, error);
-}
-
-/// Duplicates fail until the record is gone.
-pub(crate) fn unreadable(key: &LockKey, reason: &dyn Display) {
-    events::unreadable(key, reason);
 }
 
 /// The lock went to the next request of this process.
@@ -204,42 +189,11 @@ pub(crate) fn waiting(meters: &ManagerMeters, key: &LockKey, before: usize, afte
     }
 }
 
-/// An operator takes a lock from its holder, by the inspector.
-#[cfg(feature = "inspector")]
-pub(crate) fn force_released(key: &LockKey) {
-    events::force_released(key);
-}
-
-/// There is a mistake in this crate. It affects only this key.
-pub(crate) fn slot_given_up(key: &LockKey) {
-    events::slot_given_up(key);
-}
-
-/// The background task has ended by a panic. Another one is started.
-pub(crate) fn restarted() {
-    events::restarted();
-}
-
-/// A request is refused, as no key can be made for it.
-pub(crate) fn misconfigured(error: &Error) {
-    events::misconfigured(error);
-}
-
-/// The background task cannot be started: the system gives no thread.
-pub(crate) fn not_started(why: &dyn Display) {
-    events::not_started(why);
-}
-
 /// The first sign of an outage: the store gives no locks.
 pub(crate) fn store_down(server: &str, why: &Error) {
     events::store_down(server, why);
     #[cfg(feature = "metrics")]
     meters::store_up(server, 0.0);
-}
-
-/// Another attempt of the same outage has failed.
-pub(crate) fn store_still_down(server: &str, why: &Error) {
-    events::store_still_down(server, why);
 }
 
 /// The store gives locks, for the first time or after an outage of this length.
@@ -261,19 +215,4 @@ pub(crate) fn store_gone(server: &str) {
 pub(crate) fn quarantined(server: &str, is_quarantined: bool) {
     #[cfg(feature = "metrics")]
     meters::quarantined(server, is_quarantined);
-}
-
-/// Redis does not tell of changes by other clients.
-pub(crate) fn no_tracking(server: &str, why: &dyn Display) {
-    events::no_tracking(server, why);
-}
-
-/// After a failover, an old primary gives locks for some time.
-pub(crate) fn no_min_replicas() {
-    events::no_min_replicas();
-}
-
-/// The connection lives on for as long as the server accepts its last login.
-pub(crate) fn not_logged_in(why: &dyn Display) {
-    events::not_logged_in(why);
 }

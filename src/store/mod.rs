@@ -229,6 +229,17 @@ impl Store {
         }
     }
 
+    /// Closes the connections that [`run`](Self::run) has not made, now that it is finished.
+    pub(crate) fn disconnect(&self) {
+        match self {
+            Self::Redis(redis) => redis.disconnect(),
+            Self::Cluster(cluster) => cluster.disconnect(),
+            Self::Memory(_) => {}
+            #[cfg(all(test, feature = "properties"))]
+            Self::Fake(_) => {}
+        }
+    }
+
     /// Makes [`run`](Self::run) ask whether it is finished.
     pub(crate) fn wake(&self) {
         match self {

@@ -7,6 +7,7 @@
 #![allow(unreachable_pub)]
 
 mod capture;
+mod mistakes;
 #[allow(dead_code)] // Not all that it can do is used here.
 #[path = "../support/once.rs"]
 mod once;

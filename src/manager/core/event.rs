@@ -87,13 +87,14 @@ impl Core {
             }
             (None, true) => {
                 shard.remove(key);
-                if self.is_ending() {
-                    self.wake();
-                }
             }
             _ => {}
         }
         drop(shard);
+        if is_idle && self.is_ending() {
+            self.wake();
+            shielded(|| self.stopped.notify_waiters());
+        }
         shielded(|| observe::waiting(&self.meters, key, before.waiting, after.waiting));
         self.tell(key, outbox);
         result

@@ -56,7 +56,7 @@ pub(crate) struct Core {
     pub(super) is_draining: AtomicBool,
     pub(super) is_running: AtomicBool,
     /// Notified whenever the background task ends. After the manager was closed, it ends when
-    /// everything is done.
+    /// everything is done. Then also notified when a slot becomes idle.
     pub(super) stopped: Notify,
     pub(super) meters: ManagerMeters,
     /// Locks that are taken without a layer are counted under this.

@@ -69,7 +69,8 @@ impl RedisStore {
                             report.is_contended = token.is_marked;
                             Occupant::Process(Process::of(token.process).holding())
                         }
-                        None if is_shared(key, &value) => {
+                        // Without readers, another client has written it.
+                        None if is_shared(key, &value) && !readers.is_empty() => {
                             report.is_contended = value.ends_with(&[MARK]);
                             let readers = readers.iter().filter_map(|token| process(token));
                             Occupant::Shared(readers.map(Process::holding).collect())

@@ -19,7 +19,10 @@ impl RedisStore {
         let mut read = redis::pipe();
         read.cmd("GETRANGE").arg(&lock).arg(0).arg(MAX_TOKEN);
         let value: Vec<u8> = self.ask(read).await?.pop().unwrap_or_default();
-        if value.is_empty() {
+        // Empty is not absent.
+        let mut exists = redis::pipe();
+        exists.cmd("EXISTS").arg(&lock);
+        if value.is_empty() && !self.ask(exists).await?.contains(&true) {
             return Ok(false);
         }
         let token = token_of(&value);

@@ -317,6 +317,14 @@ impl RedisStore {
         replies
     }
 
+    /// Closes the connection for long records, unless it is being made at this moment. What is in
+    /// flight there comes to its end.
+    pub(crate) fn disconnect(&self) {
+        if let Ok(mut kept) = self.long_records.connection.try_lock() {
+            kept.connection = None;
+        }
+    }
+
     /// Returns the connection for long records, which is made when it is first needed.
     async fn long_connection(&self) -> Result<(u64, MultiplexedConnection), Failed> {
         let mut kept = self.long_records.connection.lock().await;

@@ -2,10 +2,12 @@
 
 mod accidents;
 mod cancellation;
+mod closing;
 mod fencing;
 mod frugality;
 mod hand_offs;
 mod jobs;
+mod odd_keys;
 mod rules;
 mod runtimes;
 mod settings;

@@ -8,7 +8,7 @@ use tower_distributed_lock::{ErrorKind, LostReason};
 
 use super::WAIT;
 use crate::nodes::Store;
-use crate::support::{eventually_no_trace, short_lived, soon, value};
+use crate::support::{eventually_no_trace, short_lived, soon};
 
 on_every_store! {
     Store:
@@ -19,8 +19,6 @@ on_every_store! {
     release_says_that_the_lock_was_ours
     a_released_lease_says_so
     a_guard_dropped_outside_of_a_runtime_releases
-    close_waits_for_guards_and_refuses_new_requests
-    close_returns_while_a_release_is_on_its_way
     simultaneous_requests_never_overlap
 }
 
@@ -122,44 +120,6 @@ async fn a_guard_dropped_outside_of_a_runtime_releases(store: Store) {
     let guard = locks.try_acquire("a").await.unwrap();
     std::thread::spawn(move || drop(guard)).join().unwrap();
     drop(locks.try_acquire("a").await.unwrap());
-}
-
-async fn close_waits_for_guards_and_refuses_new_requests(store: Store) {
-    let locks = store.locks().await;
-    let guard = locks.try_acquire("a").await.unwrap();
-    let mut waiting = Box::pin(locks.acquire("a", WAIT));
-    assert!(futures_util::poll!(&mut waiting).is_pending());
-    let mut closing = Box::pin(locks.close());
-    assert!(futures_util::poll!(&mut closing).is_pending());
-    assert_eq!(waiting.await.unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(
-        locks.try_acquire("b").await.unwrap_err().kind(),
-        ErrorKind::Closed
-    );
-    assert!(guard.lease().is_held());
-    assert!(futures_util::poll!(&mut closing).is_pending());
-    drop(guard);
-    soon("the manager is closed", closing).await;
-    if let Some(server) = &store.server {
-        // At once, not eventually: `close` has waited for it.
-        assert_eq!(value(&server.client().await, "lock:a").await, None);
-    }
-    soon("it is closed already", locks.close()).await;
-}
-
-async fn close_returns_while_a_release_is_on_its_way(store: Store) {
-    for round in 0..30 {
-        let locks = store.locks().await;
-        let guard = locks.try_acquire("a").await.unwrap();
-        for _ in 0..round % 4 {
-            tokio::task::yield_now().await;
-        }
-        drop(guard);
-        soon("the manager is closed", locks.close()).await;
-        if let Some(server) = &store.server {
-            assert_eq!(value(&server.client().await, "lock:a").await, None);
-        }
-    }
 }
 
 async fn simultaneous_requests_never_overlap(store: Store) {

@@ -151,6 +151,12 @@ async fn the_lock_of_another_client_is_released_unless_it_is_no_lock() {
     assert!(locks.force_release("k").await.unwrap());
     let report = locks.inspect("k").await.unwrap();
     assert!(matches!(report.occupant, Occupant::None));
+    assert!(!locks.force_release("k").await.unwrap(), "it is free");
+    // An empty value is one.
+    run(&redis, "SET lock:k ").await;
+    assert!(locks.try_acquire("k").await.is_err());
+    assert!(locks.force_release("k").await.unwrap());
+    assert!(locks.try_acquire("k").await.is_ok());
     run(&redis, &format!("SET lock:k {}", "x".repeat(65))).await;
     let error = locks.force_release("k").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Held);

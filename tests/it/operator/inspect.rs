@@ -272,7 +272,14 @@ async fn what_another_client_has_put_there_is_shown_as_such() {
     run(&redis, "SET lock:endless for-ever").await;
     run(&redis, "RPUSH lock:list 1").await;
     run(&redis, "SET {lock:list}:queue 1").await;
-    for (key, expires) in [("foreign", true), ("endless", false), ("list", false)] {
+    // What a lock says that processes share, but none does.
+    run(&redis, "SET lock:alone shared").await;
+    for (key, expires) in [
+        ("foreign", true),
+        ("endless", false),
+        ("list", false),
+        ("alone", false),
+    ] {
         let report = locks.inspect(key).await.unwrap();
         assert!(
             matches!(report.occupant, Occupant::OtherClient),

@@ -422,6 +422,11 @@ impl ClusterStore {
         self.redirected.notify();
     }
 
+    /// See [`Store::disconnect`](crate::store::Store::disconnect).
+    pub(crate) fn disconnect(&self) {
+        self.stores().iter().for_each(|store| store.disconnect());
+    }
+
     /// Like [`RedisStore::replies_within`], and a command may be redirected meanwhile.
     pub(crate) fn replies_within(&self) -> Duration {
         self.settings.replies_within() + 2 * self.settings.command_timeout

@@ -64,7 +64,8 @@ for _, to in ipairs(given) do
     local ends = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2]
     call('ZADD', readers, ends, to[1] .. ':' .. to[2])
   end
-  local granted = string.format('g%s:%.0f:%s:%d:%s', to[2], fence, ARGV[2], waiting, lock)
+  -- Lua's `format` would cut the name off at a NUL.
+  local granted = string.format('g%s:%.0f:%s:%d:', to[2], fence, ARGV[2], waiting) .. lock
   call('PUBLISH', ARGV[3] .. to[1], granted)
 end
 if is_shared then
