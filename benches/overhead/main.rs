@@ -6,9 +6,8 @@
 //! share. It comes with both commands awaited, and with its release in the background. The layer
 //! comes with `.wait(…)` and without.
 //!
-//! Words behind `--` choose parts: memory, redis, one, many, nodes, http. `--quick` only shows that
-//! they run. With `--features metrics`, `--recorder` installs a recorder for the metrics: compare
-//! the rates with those of a run without.
+//! Words behind `--` choose parts: memory, redis, one, many, nodes, http, and with
+//! `--features observed` the part of that name. `--quick` only shows that they run.
 
 #![allow(unreachable_pub)]
 
@@ -17,6 +16,8 @@ mod inside_redis;
 mod many_clients;
 mod node;
 mod nodes;
+#[cfg(feature = "observed")]
+mod observed;
 mod one_client;
 mod over_http;
 #[path = "../support/mod.rs"]
@@ -36,18 +37,7 @@ fn main() {
         node::run(&url);
         return;
     }
-    install_recorder();
     runtime(2).block_on(run(&Parts::from_args()));
-}
-
-fn install_recorder() {
-    if std::env::args().any(|word| word == "--recorder") {
-        metrics_exporter_prometheus::PrometheusBuilder::new()
-            .set_buckets(&[0.001, 0.01, 0.1, 1.0, 10.0])
-            .expect("there are buckets")
-            .install_recorder()
-            .expect("it is the first");
-    }
 }
 
 async fn run(parts: &Parts) {
@@ -68,6 +58,10 @@ async fn run(parts: &Parts) {
     }
     if parts.wants("nodes") {
         nodes::measure(&server, &mut figures).await;
+    }
+    #[cfg(feature = "observed")]
+    if parts.wants("observed") {
+        observed::measure(&server, &mut figures).await;
     }
     if parts.wants("http") {
         over_http::compare(&server, &mut figures).await;

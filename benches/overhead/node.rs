@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "observed")]
+use crate::observed::Observer;
 use crate::support::clock;
 use crate::support::load::requests;
 use crate::support::orders::{Obey, obey_all, text};
@@ -22,6 +24,27 @@ struct Node {
 impl Obey for Node {
     async fn obey(&mut self, words: &[&str]) -> Result<String, String> {
         match *words {
+            #[cfg(feature = "observed")]
+            ["observe", observer] => {
+                let observer = Observer::parse(observer).ok_or("no such observer")?;
+                if observer == Observer::Recorder {
+                    metrics_exporter_prometheus::PrometheusBuilder::new()
+                        .set_buckets(&[0.001, 0.01, 0.1, 1.0, 10.0])
+                        .map_err(text)?
+                        .install_recorder()
+                        .map_err(text)?;
+                }
+                if observer == Observer::Subscriber {
+                    tracing_subscriber::fmt().with_writer(std::io::sink).init();
+                }
+                let client = Client::connect(Way::WaitingLayer, &self.url).await?;
+                if let (Observer::Inspector, Client::Layer(locks, _)) = (observer, &client) {
+                    // The journal is kept from now on.
+                    drop(tower_distributed_lock::inspector(locks.clone()));
+                }
+                self.client = Some(client);
+                Ok("ready".to_owned())
+            }
             ["connect", way] => {
                 if let Some(client) = self.client.take() {
                     client.close().await;

@@ -38,10 +38,20 @@ enum Script {
 }
 
 const SCRIPTS: [&str; 9] = [
-    include_str!("../../src/store/redis/scripts/acquire.lua"),
-    include_str!("../../src/store/redis/scripts/share.lua"),
+    concat!(
+        include_str!("../../src/store/redis/scripts/acquire.lua"),
+        include_str!("../../src/store/redis/scripts/parts/queue.lua"),
+    ),
+    concat!(
+        include_str!("../../src/store/redis/scripts/share.lua"),
+        include_str!("../../src/store/redis/scripts/parts/queue.lua"),
+    ),
     include_str!("../../src/store/redis/scripts/release.lua"),
-    include_str!("../../src/store/redis/scripts/grant.lua"),
+    concat!(
+        include_str!("../../src/store/redis/scripts/grant.lua"),
+        include_str!("../../src/store/redis/scripts/parts/to_a_writer.lua"),
+        include_str!("../../src/store/redis/scripts/parts/to_readers.lua"),
+    ),
     include_str!("../../src/store/redis/scripts/renew.lua"),
     include_str!("../../src/store/redis/scripts/renew_shared.lua"),
     include_str!("../../src/store/redis/scripts/complete.lua"),
@@ -2094,7 +2104,12 @@ fn no_reader_is_let_in_where_no_lock_may_be_given() {
         call.may_give = false;
     }
     let steps = [one(0, share), one(1, acquire), one(2, share), gives_up];
-    only_without(&steps, Script::Grant, "may_give and is_shared", "is_shared");
+    only_without(
+        &steps,
+        Script::Grant,
+        "may_give and call('LINDEX'",
+        "call('LINDEX'",
+    );
 }
 
 #[test]
@@ -2114,7 +2129,7 @@ fn a_grant_to_readers_begins_with_none() {
         one(1, Kind::Release { grants: true }),
         one(0, Kind::RenewShared),
     ];
-    only_without(&steps, Script::Grant, "      call('DEL', readers)\n", "");
+    only_without(&steps, Script::Grant, "  call('DEL', readers)\n", "");
 }
 
 /// A take does not look into the queue, and leaves no mark.
@@ -2264,7 +2279,7 @@ fn a_grant_from_a_counter_that_was_lost_is_noticed() {
 #[test]
 fn a_second_place_in_the_queue_is_noticed() {
     // It fails as before where there is no queue to look into.
-    let from = "if not call('LPOS', queue, token) then";
+    let from = "if not call('LPOS', queue, waits) then";
     let to = "if call('LLEN', queue) then";
     is_the_models(Mutation::NoQueueOnce, changed(Script::Acquire, from, to));
 }
@@ -2340,10 +2355,10 @@ fn a_queue_that_another_s_settings_shorten_is_noticed() {
 fn a_mark_that_is_not_set_is_noticed() {
     let from = "    call('SET', lock, value .. '!', 'KEEPTTL')\n";
     is_the_models(Mutation::NoMark, changed(Script::Acquire, from, ""));
-    let from = "given[1][2] .. mark, 'PX'";
+    let from = "waiting == 1 and next .. '!' or next, 'PX'";
     is_the_models(
         Mutation::GrantWithoutMark,
-        changed(Script::Grant, from, "given[1][2], 'PX'"),
+        changed(Script::Grant, from, "next, 'PX'"),
     );
 }
 
@@ -2407,8 +2422,8 @@ fn readers_that_are_let_in_one_by_one_are_noticed() {
     let from = "  next = call('LINDEX', queue, '0')\n";
     let to = "  next = #given == 0 and call('LINDEX', queue, '0')\n";
     let sources = changed(Script::Grant, from, to);
-    let from = "may_give and is_shared and";
-    let to = "may_give and is_shared and #given == 0 and";
+    let from = "may_give and call('LINDEX'";
+    let to = "may_give and #given == 0 and call('LINDEX'";
     let sources = changed_in(sources, Script::Grant, from, to);
     is_the_models(Mutation::ReadersOneByOne, sources);
 }
@@ -2448,18 +2463,18 @@ const SLIPS: [(Script, &str, &str); 116] = [
     (Script::Acquire, "return -(5 + 2 * remaining", "return -(5 + 2 * ttl"),
     (Script::Complete, "'PX', ARGV[3])", "'PX', 1000 + ARGV[3] / 2)"),
     // The queue.
-    (Script::Acquire, "call('RPUSH', queue, token)", "call('LPUSH', queue, token)"),
+    (Script::Acquire, "call('RPUSH', queue, waits)", "call('LPUSH', queue, waits)"),
     (Script::Acquire, "  call('LREM', queue, '0', token)\n", ""),
     (Script::Grant, "call('LREM', queue, '0', token) == 0", "true"),
     (Script::Grant, "    call('LREM', queue, '0', token .. 's')\n", ""),
     (Script::Grant, "  next = call('LPOP', queue)\n", "  next = nil\n"),
     (Script::Grant, "  next = call('LINDEX', queue, '0')\n", "  next = nil\n"),
     (Script::Grant, "not is_shared and call('LPOP', queue)", "not is_shared and call('RPOP', queue)"),
-    (Script::Grant, "is_shared and call('LINDEX', queue, '0')", "is_shared and call('LINDEX', queue, '-1')"),
+    (Script::Grant, "may_give and call('LINDEX', queue, '0')", "may_give and call('LINDEX', queue, '-1')"),
     (Script::Grant, "may_give and not", "not"),
-    (Script::Grant, "local next = may_give and not is_shared and call('LPOP', queue)", "local next = false"),
-    (Script::Grant, "next = may_give and is_shared and call('LINDEX', queue, '0')", "next = false"),
-    (Script::Grant, "elseif had == 1 then\n  call('DEL', lock)", "elseif false then\n  call('DEL', lock)"),
+    (Script::Grant, "local next, reads = may_give and not is_shared and call('LPOP', queue), nil", "local next, reads = false, nil"),
+    (Script::Grant, "next = may_give and call('LINDEX', queue, '0')", "next = false"),
+    (Script::Grant, "if had == 1 then\n    call('DEL', lock)", "if false then\n    call('DEL', lock)"),
     (Script::Grant, "(given[1] and 2 or 0)", "0"),
     (Script::Release, "  redis.call('DEL', KEYS[1])\n", ""),
     (Script::Release, "and 3 or 1", "and 2 or 1"),
@@ -2471,7 +2486,7 @@ const SLIPS: [(Script, &str, &str); 116] = [
     (Script::Acquire, "if process and mark == '' then", "if not process then call('SET', lock, value .. '!', 'KEEPTTL') end\n  if process and mark == '' then"),
     (Script::Acquire, "local waiting = call('EXISTS', queue)", "local waiting = 0"),
     (Script::Acquire, "return value == token and 1 or 2", "return 1"),
-    (Script::Grant, "given[1][2] .. mark, 'PX'", "given[1][2] .. '!', 'PX'"),
+    (Script::Grant, "waiting == 1 and next .. '!' or next, 'PX'", "next .. '!', 'PX'"),
     (Script::Renew, "'!' and 3 or 1", "'!' and 2 or 1"),
     // Records.
     (Script::Acquire, "value == '' and call('EXISTS', lock) == 0", "value == ''"),
@@ -2486,8 +2501,8 @@ const SLIPS: [(Script, &str, &str); 116] = [
     (Script::Acquire, "'!', 'KEEPTTL')\n    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)\n", "'!', 'KEEPTTL')\n"),
     (Script::Acquire, "'!', 'KEEPTTL')\n    call('PUBLISH', ARGV[3] .. process, 'w' .. number", "'!', 'KEEPTTL')\n    call('PUBLISH', ARGV[3] .. process, 'w1'"),
     (Script::Complete, "'c' .. number", "'c1'"),
-    (Script::Grant, "to[2], fence, ARGV[2], waiting", "1, fence, ARGV[2], waiting"),
-    (Script::Grant, "to[2], fence, ARGV[2], waiting", "to[2], fence, ARGV[2], 0"),
+    (Script::Grant, "number, fence, ARGV[2], waiting", "1, fence, ARGV[2], waiting"),
+    (Script::Grant, "number, fence, ARGV[2], waiting", "number, fence, ARGV[2], 0"),
     // Those that share.
     (Script::Share, "  call('DEL', readers)\n", ""),
     (Script::Share, "(value == 'shared' or value == 'shared!')", "(value == 'shared')"),
@@ -2502,13 +2517,13 @@ const SLIPS: [(Script, &str, &str); 116] = [
     (Script::Share, " or call('ZSCORE', readers, token)", ""),
     (Script::Share, "if not call('LPOS', queue, waits) then", "do"),
     (Script::Share, "call('RPUSH', queue, waits)", "call('RPUSH', queue, token)"),
-    (Script::Share, "math.max(call('PTTL', queue), ", "math.max(0, "),
+    (Script::Share, "if call('PTTL', queue) < lasts then", "if true then"),
     (Script::Share, "math.max(remaining, 0) + 3 * ttl", "3 * ttl"),
-    (Script::Share, "if is_ours and mark == '' then", "if false then"),
+    (Script::Share, "if process and mark == '' then", "if false then"),
     (Script::Share, "    call('SET', lock, value .. '!', 'KEEPTTL')\n", ""),
-    (Script::Share, "    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)\n", ""),
-    (Script::Share, "(is_ours or is_shared)", "is_ours"),
-    (Script::Share, "(is_ours or is_shared)", "is_shared"),
+    (Script::Share, "    call('SET', lock, value .. '!', 'KEEPTTL')\n    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)\n", "    call('SET', lock, value .. '!', 'KEEPTTL')\n"),
+    (Script::Share, "(process or is_shared)", "process"),
+    (Script::Share, "(process or is_shared)", "is_shared"),
     (Script::RenewShared, "or not call('ZSCORE', readers, token) ", ""),
     (Script::RenewShared, "value ~= 'shared' and value ~= 'shared!' or ", ""),
     (Script::RenewShared, "value ~= 'shared' and value ~= 'shared!'", "value ~= 'shared'"),
@@ -2530,9 +2545,9 @@ const SLIPS: [(Script, &str, &str); 116] = [
     (Script::Grant, "if not is_shared and (value", "if (value"),
     (Script::Grant, "math.floor(time[2] / 1000) + ARGV[2]", "math.floor(time[2] / 1000)"),
     (Script::Grant, "'-1', '-1', 'WITHSCORES'", "'0', '0', 'WITHSCORES'"),
-    (Script::Grant, "  call('PEXPIREAT', readers, last)\n", ""),
-    (Script::Grant, "  call('PEXPIREAT', lock, last)\n", ""),
-    (Script::Grant, "'shared' .. mark", "'shared'"),
+    (Script::Grant, "call('PEXPIREAT', readers, last)\n", ""),
+    (Script::Grant, "call('PEXPIREAT', lock, last)\n", ""),
+    (Script::Grant, "waiting == 1 and 'shared!' or 'shared'", "'shared'"),
     // Quarantine.
     (Script::Quarantine, "  redis.call('SET', KEYS[1], epoch)\n", ""),
     (Script::Quarantine, "ends = now + ARGV[1]", "ends = now"),
@@ -2640,8 +2655,8 @@ fn a_mistake_is_also_noticed_among_clients_at_the_same_time() {
         (Script::Grant, numsub, "if process then"),
         (
             Script::Grant,
-            "given[1][2] .. mark, 'PX'",
-            "given[1][2], 'PX'",
+            "waiting == 1 and next .. '!' or next, 'PX'",
+            "next, 'PX'",
         ),
     ] {
         let mut crowd = Crowd::start(changed(script, from, to));

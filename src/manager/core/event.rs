@@ -91,7 +91,7 @@ impl Core {
             _ => {}
         }
         drop(shard);
-        if is_idle && self.is_ending() {
+        if is_over && self.is_ending() {
             self.wake();
             shielded(|| self.stopped.notify_waiters());
         }

@@ -102,7 +102,10 @@ impl Past {
         if run.open > 0 {
             return None;
         }
-        (run.ended, run.end) = (Some(now), end);
+        run.ended = Some(now);
+        if run.end != RunEnd::GrantedAway {
+            run.end = end;
+        }
         let run = run.clone();
         let before = place.checked_sub(1).map(|before| &mut self.runs[before]);
         if let Some(before) = before.filter(|before| before.goes_on_as(&run)) {
@@ -116,9 +119,11 @@ impl Past {
         Some(now.since(run.began))
     }
 
+    /// The lock that the last of them has released went to another process. Another thread may not
+    /// have told of that release yet.
     pub(super) fn granted_away(&mut self) {
-        let last = self.runs.iter_mut().rev().find(|run| run.ended.is_some());
-        if let Some(last) = last.filter(|last| last.end == RunEnd::Released) {
+        let is_released = |last: &&mut Run| matches!(last.end, RunEnd::Not | RunEnd::Released);
+        if let Some(last) = self.runs.back_mut().filter(is_released) {
             last.end = RunEnd::GrantedAway;
         }
     }

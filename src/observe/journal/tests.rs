@@ -52,6 +52,22 @@ async fn a_holder_and_those_who_wait_for_it_are_told_with_their_times() {
 }
 
 #[tokio::test]
+async fn a_lock_that_went_to_another_process_may_be_told_of_before_its_release() {
+    let locks = LockManager::in_memory();
+    let journal = locks.journal();
+    let guard = locks.try_acquire("k").await.unwrap();
+    journal.granted_away(guard.key());
+    drop(guard);
+    let told = history(&locks);
+    assert!(told.runs[0].end == RunEnd::GrantedAway && told.runs[0].ended.is_some());
+
+    drop(locks.try_acquire("k").await.unwrap());
+    assert!(history(&locks).runs[1].end == RunEnd::Released);
+    journal.granted_away(&told.key);
+    assert!(history(&locks).runs[1].end == RunEnd::GrantedAway);
+}
+
+#[tokio::test]
 async fn brief_holders_in_a_row_are_told_as_one_and_a_loss_is_not() {
     let locks = LockManager::in_memory();
     locks.journal();

@@ -1,5 +1,7 @@
 //! The scripts, one for each operation that no command of Redis does.
 //!
+//! The long ones are in parts, which see the variables of those before.
+//!
 //! They give Redis numbers as strings where they can, as Lua is slow at writing out numbers.
 //!
 //! # The value of a lock
@@ -54,10 +56,20 @@ pub(super) struct Script {
     hash: OnceLock<String>,
 }
 
-pub(super) static ACQUIRE: Script = Script::new(include_str!("scripts/acquire.lua"));
-pub(super) static SHARE: Script = Script::new(include_str!("scripts/share.lua"));
+pub(super) static ACQUIRE: Script = Script::new(concat!(
+    include_str!("scripts/acquire.lua"),
+    include_str!("scripts/parts/queue.lua"),
+));
+pub(super) static SHARE: Script = Script::new(concat!(
+    include_str!("scripts/share.lua"),
+    include_str!("scripts/parts/queue.lua"),
+));
 pub(super) static RELEASE: Script = Script::new(include_str!("scripts/release.lua"));
-pub(super) static GRANT: Script = Script::new(include_str!("scripts/grant.lua"));
+pub(super) static GRANT: Script = Script::new(concat!(
+    include_str!("scripts/grant.lua"),
+    include_str!("scripts/parts/to_a_writer.lua"),
+    include_str!("scripts/parts/to_readers.lua"),
+));
 pub(super) static RENEW: Script = Script::new(include_str!("scripts/renew.lua"));
 pub(super) static RENEW_SHARED: Script = Script::new(include_str!("scripts/renew_shared.lua"));
 pub(super) static COMPLETE: Script = Script::new(include_str!("scripts/complete.lua"));

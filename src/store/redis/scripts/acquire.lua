@@ -1,5 +1,5 @@
 -- Takes a lock, or puts its token into the queue: for a token that may be known to Redis already,
--- and for one that waits.
+-- and for one that waits. Goes on in parts/queue.lua.
 --
 -- KEYS  1: the lock. 2: its queue. 3: its readers.
 -- ARGV  1: the token. 2: time to live of a lease, in ms. 3: what the name of a process's inbox
@@ -7,7 +7,7 @@
 -- Returns 1: acquired. 2: acquired, and processes wait. -(5 + 2 × remaining ms, -1 being no limit,
 -- + 1 if the holder is a client of another kind): held elsewhere. The record, if there is one.
 local call, lock, queue, token, ttl = redis.call, KEYS[1], KEYS[2], ARGV[1], ARGV[2]
-local value = call('GETRANGE', lock, '0', '16384')
+local value, waits = call('GETRANGE', lock, '0', '16384'), token
 if value == '' and call('EXISTS', lock) == 0 then
   call('LREM', queue, '0', token)
   local waiting = call('EXISTS', queue)
@@ -34,25 +34,3 @@ if value == 'shared' or value == 'shared!' then
   is_shared = first ~= nil
   remaining = is_shared and first - now or remaining
 end
-if ARGV[4] == '1' then
-  if not call('LPOS', queue, token) then
-    call('RPUSH', queue, token)
-  end
-  -- Every waiter asks again within the holder's time to live, or its own, so all in a queue that
-  -- expires are dead. Its expiry is never shortened: another process may ask less often than this.
-  local lasts = math.max(remaining, 0) + 3 * ttl
-  if call('PTTL', queue) < lasts then
-    call('PEXPIRE', queue, lasts)
-  end
-  if process and mark == '' then
-    call('SET', lock, value .. '!', 'KEEPTTL')
-    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)
-  elseif is_shared and value == 'shared' then
-    call('SET', lock, 'shared!', 'KEEPTTL')
-    for _, reader in ipairs(call('ZRANGE', KEYS[3], '0', '-1')) do
-      local process, number = string.match(reader, '^(%x+):(%d+)$')
-      call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)
-    end
-  end
-end
-return -(5 + 2 * remaining + ((process or is_shared) and 0 or 1))

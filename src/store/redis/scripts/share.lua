@@ -1,4 +1,5 @@
--- Lets a process share a lock with others, or puts its token into the queue.
+-- Lets a process share a lock with others, or puts its token into the queue. Goes on in
+-- parts/queue.lua.
 --
 -- KEYS  1: the lock. 2: its queue. 3: its readers.
 -- ARGV  1: the token. 2: time to live of a lease, in ms. 3: what the name of a process's inbox
@@ -24,16 +25,7 @@ if is_free or is_shared and (not first or first == waits or call('ZSCORE', reade
   return 1 + waiting
 end
 local process, number, mark = string.match(value, '^(%x+):(%d+)(!?)$')
-local is_ours, remaining = process and #process == 32, call('PTTL', lock)
-if ARGV[4] == '1' then
-  if not call('LPOS', queue, waits) then
-    call('RPUSH', queue, waits)
-  end
-  -- As in acquire.lua.
-  call('PEXPIRE', queue, math.max(call('PTTL', queue), math.max(remaining, 0) + 3 * ttl))
-  if is_ours and mark == '' then
-    call('SET', lock, value .. '!', 'KEEPTTL')
-    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)
-  end
+if process and #process ~= 32 then
+  process = nil
 end
-return -(5 + 2 * remaining + ((is_ours or is_shared) and 0 or 1))
+local remaining = call('PTTL', lock)
