@@ -605,7 +605,7 @@ impl Node {
     /// Returns whether a request or a record stands behind what the slot has or wants.
     fn is_meant(&self) -> bool {
         match self.slot.stands_for() {
-            Standing::Nothing | Standing::Lingering => true,
+            Standing::Nothing | Standing::Lingering | Standing::Memory => true,
             Standing::Waiters => !self.waiting.is_empty(),
             Standing::Holder { token } => {
                 let is_holder = |holder: &Holder| holder.token == token && !holder.is_told;

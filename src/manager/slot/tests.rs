@@ -22,6 +22,8 @@ pub(crate) enum Standing {
     },
     /// A share is kept for the next request.
     Lingering,
+    /// Another process wanted the lock a moment ago.
+    Memory,
     Record {
         token: u64,
     },
@@ -31,6 +33,7 @@ pub(crate) enum Standing {
 impl<W> Slot<W> {
     pub(crate) fn stands_for(&self) -> Standing {
         match &self.state {
+            State::Idle if self.wanted_until.is_some() => Standing::Memory,
             State::Idle => Standing::Nothing,
             State::Acquiring { .. } | State::Queued { .. } | State::Backoff { .. } => {
                 Standing::Waiters

@@ -141,7 +141,7 @@ impl World {
                 let is_meant = match standing {
                     Standing::Nothing => false,
                     Standing::Waiters => self.waits(number, key) || self.takes_both(number, key),
-                    Standing::Lingering => true,
+                    Standing::Lingering | Standing::Memory => true,
                     Standing::Holder { token } => {
                         let is_guarded = self.guards.iter().any(|held| {
                             held.manager == number
