@@ -42,6 +42,9 @@ impl Topology {
                 let mut args = vec![
                     "--cluster-node-timeout",
                     if replicas_take_over { "1000" } else { "8000" },
+                    // Each primary keeps its own.
+                    "--cluster-allow-replica-migration",
+                    "no",
                 ];
                 if replicas_take_over {
                     args.extend(STRICT);

@@ -87,7 +87,10 @@ pub(super) async fn settled(scene: &Scene) -> Shards {
         if let Some(shards) = agreed(scene).await {
             return shards;
         }
-        assert!(started.elapsed() < 2 * PATIENCE, "the cluster is not well");
+        if started.elapsed() > 2 * PATIENCE {
+            scene.tell_all("CLUSTER NODES").await;
+            panic!("the cluster does not recover");
+        }
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
 }

@@ -72,6 +72,22 @@ impl Scene {
         }
     }
 
+    /// Prints what each server says to that, and about its replication.
+    async fn tell_all(&self, command: &str) {
+        for (server, port) in self.ports.iter().enumerate() {
+            let said = self.ask(server, command).await;
+            let said = match said
+                .as_ref()
+                .map(|said| from_redis_value::<String>(said.clone()))
+            {
+                Ok(Ok(text)) => text,
+                _ => format!("{said:?}"),
+            };
+            let info = self.command(server, "INFO replication").await;
+            println!("{port}: {said}\n{info}");
+        }
+    }
+
     /// Those of these keys that a primary has.
     pub async fn find(&self, names: &[String]) -> Vec<String> {
         let mut found = Vec::new();
