@@ -11,6 +11,7 @@ use super::{Scene, line};
 use crate::requests::KEYS;
 use crate::support::PATIENCE;
 use crate::support::random::Random;
+use crate::worker::TTL;
 
 /// Of a primary.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,6 +51,10 @@ pub async fn disturb(scene: Arc<Scene>, may_lose: bool, mut random: Random) {
                     None => "slot moved with a pause",
                     Some(_) => "slot moved, a server is deaf",
                 };
+                if may_lose {
+                    // A quarantine is for the locks that a primary has then, wherever they go.
+                    tokio::time::sleep(2 * TTL).await;
+                }
                 let moving = move_slot(&scene, &shards, deaf, &mut random);
                 scene.fault(name, moving).await;
             }
