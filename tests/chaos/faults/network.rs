@@ -108,7 +108,7 @@ pub async fn narrow(scene: Arc<Scene>) {
 
 /// One server cannot be reached, by none of the workers or by some.
 pub async fn partition(scene: Arc<Scene>, mut random: Random) {
-    while scene.pause(random.millis(100, 1500)).await {
+    while scene.pause(random.millis(300, 2500)).await {
         let server = random.below(scene.servers.len() as u64) as usize;
         let percent = random.pick(&[50, 100]);
         let weather = match random.below(3) {

@@ -8,7 +8,7 @@ use crate::support::random::Random;
 use crate::topology::{USER, tell_password};
 
 pub async fn disturb(scene: Arc<Scene>, mut random: Random) {
-    while scene.pause(random.millis(200, 1500)).await {
+    while scene.pause(random.millis(500, 3000)).await {
         let is_careful = random.chance(50);
         let name = match is_careful {
             true => "password rotated",
