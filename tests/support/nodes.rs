@@ -68,6 +68,14 @@ impl Store {
         }
     }
 
+    /// Returns whether its managers come by the way that was chosen.
+    pub async fn is_reached_as_chosen(&self) -> bool {
+        match &self.server {
+            Some(server) => self.way.is_taken(server).await,
+            None => true,
+        }
+    }
+
     /// A manager with the default settings.
     pub async fn locks(&self) -> LockManager {
         self.manager(LockManager::builder()).await

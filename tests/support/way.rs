@@ -4,7 +4,7 @@ use tower_distributed_lock::{LockManager, LockManagerBuilder};
 
 #[cfg(feature = "tls")]
 use crate::certificates::Certificates;
-use crate::support::{Cluster, PRIMARY, RedisServer, Sentinel};
+use crate::support::{Cluster, PRIMARY, RedisServer, Sentinel, clients};
 
 /// The variable that chooses how the suite gets to one server: `unix` (a Unix socket), `tls` or
 /// `sentinel`. Without it, by TCP.
@@ -81,6 +81,26 @@ impl Way {
             }
         };
         locks.unwrap()
+    }
+
+    /// Returns whether the server, or the sentinel, sees a manager come by that way.
+    pub async fn is_taken(&self, server: &RedisServer) -> bool {
+        let all = clients(&server.client().await).await;
+        let mut managers = all.iter().filter(|line| line.contains(" name=tower"));
+        match self {
+            Self::Unix => managers.any(|line| line.contains(SOCKET)),
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => {
+                let laddr = format!(" laddr=127.0.0.1:{} ", server.argument("--tls-port"));
+                managers.any(|line| line.contains(&laddr))
+            }
+            // Besides this look at it, it is watched.
+            Self::Sentinel(sentinel) => {
+                let watching = clients(&sentinel.client().await).await;
+                watching.len() > 1 && managers.next().is_some()
+            }
+            Self::Tcp | Self::Cluster => managers.any(|line| line.contains(" addr=127.0.0.1:")),
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! A cluster: planned failovers, slots on their way, servers with an old map; and, where data may be
-//! lost, primaries that die or stand still.
+//! A cluster: planned failovers, slots on their way, servers with an old map; and, where data may
+//! be lost, primaries that die or stand still.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
