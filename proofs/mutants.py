@@ -29,6 +29,7 @@ CONNECTION = "src/store/redis/connection.rs"
 DRIVER = "src/store/redis/driver.rs"
 ADDRESS = "src/store/redis/address.rs"
 CONFIRMING = "src/store/redis/confirming.rs"
+PUSHES = "src/store/redis/pushes.rs"
 WATCH = "src/store/redis/sentinel/watch.rs"
 SEVERAL = "src/manager/several.rs"
 LOCK_KEYS = "src/key/lock_keys.rs"
@@ -337,6 +338,16 @@ MUTANTS = [
         "a grant needs no replica",
         [(DRIVER, "after.filter(|_| self.settings.min_replicas == 0)", "after")],
         ["--test it a_lock_that_is_handed_over_is_on"],
+    ),
+    (
+        "an unsubscribe that was not asked for is let through",
+        [(PUSHES, "            ..,\n        ) => Some(Push::Unasked),", "            ..,\n        ) => None,")],
+        ["--test it an_unsubscribe_that_was_not_asked_for"],
+    ),
+    (
+        "a reply that may be a push is used",
+        [(DRIVER, "Some(Ok(_)) if link.observed.is_out_of_step() =>", "Some(Ok(_)) if false =>")],
+        ["--test it an_unsubscribe_that_was_not_asked_for"],
     ),
     (
         "a quarantine looks only for lost data",

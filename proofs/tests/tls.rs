@@ -1,16 +1,17 @@
 //! `rediss://`, to a real server with a certificate made for it.
 #![cfg(feature = "tls")]
 
+#[allow(unreachable_pub)]
+#[path = "../../tests/support/certificates.rs"]
+mod certificates;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use certificates::{Certificates, authority};
 use support::{
-    FREE_PORT, PATIENCE, RedisServer, eventually, eventually_no_trace, minute, queue_length, run,
+    PATIENCE, RedisServer, eventually, eventually_no_trace, minute, queue_length, run,
     script_calls, soon, value,
 };
 use tower_distributed_lock::{Error, ErrorKind, LockManager, LockManagerBuilder, LostReason};
@@ -18,11 +19,7 @@ use tower_distributed_lock::{Error, ErrorKind, LockManager, LockManagerBuilder, 
 /// A server that speaks TLS on one port, and plainly on another, for the test's own look at it.
 struct TlsServer {
     plain: RedisServer,
-    /// The authority that signed its certificate, as PEM.
-    authority: String,
-    /// A certificate that this authority signed for a client, and its key.
-    client: (String, String),
-    files: PathBuf,
+    certificates: Certificates,
 }
 
 impl TlsServer {
@@ -35,49 +32,12 @@ impl TlsServer {
     }
 
     async fn start_with(names: &[&str], clients_need_certificates: &str) -> Self {
-        let authority = authority();
-        let signed = |names: &[&str]| {
-            let key = KeyPair::generate().unwrap();
-            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-            let mut params = CertificateParams::new(names).unwrap();
-            // Named as its authority, it would be taken for one that signed itself.
-            let name = &mut params.distinguished_name;
-            name.push(DnType::CommonName, "signed");
-            let certificate = params.signed_by(&key, &authority).unwrap();
-            (certificate.pem(), key.serialize_pem())
-        };
-        let (certificate, key) = signed(names);
-
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("tower-distributed-lock-tls-{}-{number}", std::process::id());
-        let files = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&files).unwrap();
-        let write = |name: &str, text: String| {
-            let path = files.join(name);
-            std::fs::write(&path, text).unwrap();
-            path.display().to_string()
-        };
-        let certificate = write("certificate.pem", certificate);
-        let key = write("key.pem", key);
-        let trusted = write("authority.pem", authority.pem());
-        let args = [
-            "--tls-port",
-            FREE_PORT,
-            "--tls-cert-file",
-            &certificate,
-            "--tls-key-file",
-            &key,
-            "--tls-ca-cert-file",
-            &trusted,
-            "--tls-auth-clients",
-            clients_need_certificates,
-        ];
+        let certificates = Certificates::of(names);
+        let args = certificates.args(clients_need_certificates);
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
         Self {
             plain: RedisServer::start_with(&args).await,
-            client: signed(&["worker"]),
-            authority: authority.pem(),
-            files,
+            certificates,
         }
     }
 
@@ -90,21 +50,9 @@ impl TlsServer {
     }
 
     async fn locks(&self) -> LockManager {
-        let builder = minute().tls_root_certificate(self.authority.as_str());
+        let builder = minute().tls_root_certificate(self.certificates.authority.as_str());
         builder.connect(&self.url()).await.unwrap()
     }
-}
-
-impl Drop for TlsServer {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.files);
-    }
-}
-
-fn authority() -> CertifiedIssuer<'static, KeyPair> {
-    let mut params = CertificateParams::new([]).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
 /// Asserts that the error says that the server at this address cannot be used. Returns its text.
@@ -147,7 +95,7 @@ async fn a_lock_goes_from_process_to_process_over_tls() {
 #[tokio::test]
 async fn the_servers_certificate_is_good_for_its_name_as_well() {
     let server = TlsServer::start().await;
-    let builder = minute().tls_root_certificate(server.authority.as_str());
+    let builder = minute().tls_root_certificate(server.certificates.authority.as_str());
     let url = format!("rediss://localhost:{}", server.port());
     let locks = builder.connect(&url).await.unwrap();
     let guard = locks.try_acquire("a").await.unwrap();
@@ -209,7 +157,7 @@ async fn a_server_whose_authority_is_unknown_is_refused_and_the_error_says_why()
 #[tokio::test]
 async fn a_certificate_for_another_name_is_refused_and_the_error_says_why() {
     let server = TlsServer::start_as(&["redis.example.org"]).await;
-    let builder = minute().tls_root_certificate(server.authority.as_str());
+    let builder = minute().tls_root_certificate(server.certificates.authority.as_str());
     let address = format!("127.0.0.1:{} (TLS)", server.port());
     let text = unavailable(builder.connect(&server.url()).await, &address);
     assert!(text.contains("certificate"), "{text}");
@@ -219,7 +167,7 @@ async fn a_certificate_for_another_name_is_refused_and_the_error_says_why() {
 #[tokio::test]
 async fn a_certificate_for_another_name_is_good_if_that_name_is_expected() {
     let server = TlsServer::start_as(&["redis.example.org"]).await;
-    let builder = minute().tls_root_certificate(server.authority.as_str());
+    let builder = minute().tls_root_certificate(server.certificates.authority.as_str());
     let right = builder.clone().tls_server_name("redis.example.org");
     let locks = right.connect(server.url()).await.unwrap();
     locks
@@ -238,8 +186,8 @@ async fn a_certificate_for_another_name_is_good_if_that_name_is_expected() {
 #[tokio::test]
 async fn a_server_that_wants_a_certificate_gets_one() {
     let server = TlsServer::start_with(&["127.0.0.1"], "yes").await;
-    let (certificate, key) = server.client.clone();
-    let builder = minute().tls_root_certificate(server.authority.as_str());
+    let (certificate, key) = server.certificates.client.clone();
+    let builder = minute().tls_root_certificate(server.certificates.authority.as_str());
     let known = builder.clone().tls_client_certificate(certificate, key);
     let locks = known.connect(server.url()).await.unwrap();
     locks
@@ -257,13 +205,13 @@ async fn a_server_that_wants_a_certificate_gets_one() {
 #[tokio::test]
 async fn the_certificates_of_a_client_are_used() {
     let server = TlsServer::start_with(&["127.0.0.1"], "yes").await;
-    let (client_cert, client_key) = server.client.clone();
+    let (client_cert, client_key) = server.certificates.client.clone();
     let certificates = redis::TlsCertificates {
         client_tls: Some(redis::ClientTlsConfig {
             client_cert: client_cert.into(),
             client_key: client_key.into(),
         }),
-        root_cert: Some(server.authority.clone().into()),
+        root_cert: Some(server.certificates.authority.clone().into()),
     };
     let client = redis::Client::build_with_tls(server.url(), certificates).unwrap();
     let locks = minute().connect(client).await.unwrap();
@@ -302,7 +250,7 @@ async fn without_tls_to_a_tls_port_and_the_other_way_round_the_answer_comes_in_t
     let plain_to_tls = format!("127.0.0.1:{}", server.port());
     let tls_to_plain = format!("127.0.0.1:{}", server.plain.port);
     for (scheme, address) in [("redis", plain_to_tls), ("rediss", tls_to_plain)] {
-        let builder = minute().tls_root_certificate(server.authority.as_str());
+        let builder = minute().tls_root_certificate(server.certificates.authority.as_str());
         let builder = builder.command_timeout(TIMEOUT);
         let started = Instant::now();
         let url = format!("{scheme}://{address}");

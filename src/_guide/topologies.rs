@@ -131,7 +131,8 @@
 //!
 //! - **A slot that moves** takes its locks, its queues and its fences along. While it is moved key
 //!   by key, a lock in it that is free, shared, or waited for may be late until the slot has
-//!   arrived. Requests that do not wait are answered with 503 then.
+//!   arrived. Requests that do not wait are answered with 503 then. Do not move slots away from a
+//!   primary in [quarantine](#quarantine): the server that gets them gives their locks at once.
 //! - **A failover** loses what the replica did not have, and starts a [quarantine](#quarantine) for
 //!   the locks of that primary. An old primary that is cut off goes on for at most half of
 //!   `cluster-node-timeout` after another was promoted (by default 7.5 s), which the 12 s outlast.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Child;
 use tokio::sync::Mutex;
@@ -17,7 +18,8 @@ use crate::worker::Orders;
 use crate::{PATIENCE, WORKER};
 
 pub struct Place {
-    pub proxy: Arc<Proxy>,
+    /// One in front of each server.
+    pub proxies: Vec<Arc<Proxy>>,
     worker: Mutex<Worker>,
 }
 
@@ -52,17 +54,19 @@ impl Crew {
     pub async fn start(
         size: u32,
         orders: &Orders,
-        target: u16,
+        targets: &[u16],
         log: &Log,
         random: &mut Random,
     ) -> Self {
         let mut places = Vec::new();
         for number in 1..=size {
-            let proxy = Proxy::start(target).await;
+            let proxies = join_all(targets.iter().map(|target| Proxy::start(*target))).await;
             let mut orders = orders.clone();
-            (orders.number, orders.seed, orders.url) = (number, random.next(), proxy.url());
+            (orders.number, orders.seed) = (number, random.next());
+            let ports = targets.iter().zip(&proxies);
+            orders.access.servers = ports.map(|(at, by)| (*at, by.port)).collect();
             let worker = Mutex::new(Worker::start(orders));
-            places.push(Place { proxy, worker });
+            places.push(Place { proxies, worker });
         }
         let (log, next) = (log.clone(), AtomicU32::new(size + 1));
         Self { places, log, next }

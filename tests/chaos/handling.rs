@@ -104,7 +104,7 @@ impl Handling {
     ) {
         let id = me.next_id();
         let task = Task::new(me, id, &key, random);
-        let within = WAIT + task.time + 2 * me.settings().command_timeout;
+        let within = WAIT + task.time + me.worker.orders.answers_within();
         me.log
             .note(What::Delivered, id, within.as_nanos() as u64, &key);
         let request = request.extension(task).body(Body::default()).unwrap();

@@ -3,7 +3,7 @@
 //! what the crate promises.
 //!
 //! This program is its own worker: started with [`WORKER`] set, it makes requests. Started without,
-//! it runs the phases: `CHAOS_SECONDS` (90) in total, with `CHAOS_SEED`, or a seed from the clock.
+//! it runs the phases: `CHAOS_SECONDS` (130) in total, with `CHAOS_SEED`, or a seed from the clock.
 //! The seed fixes what is tried, not how the processes run, so the same seed is likely, not sure,
 //! to show the same again. `CHAOS_PHASE` chooses the phases whose names contain it; `CHAOS_KEEP`
 //! keeps the history.
@@ -34,6 +34,7 @@ mod selftest;
 mod settings;
 mod store;
 mod textbook;
+mod topology;
 mod variety;
 mod watch;
 mod worker;
@@ -45,17 +46,23 @@ use faults::Gremlin;
 use phases::{Outcome, Phase};
 use support::PATIENCE;
 use support::random::Random;
+use topology::Topology;
 use variety::Variety;
 
 /// Set in the environment: this is a worker, and these are its orders.
 const WORKER: &str = "TOWER_DISTRIBUTED_LOCK_CHAOS_WORKER";
 
+/// How long all phases take together, if `CHAOS_SECONDS` does not say.
+const DEFAULT_SECONDS: f64 = 130.0;
+
 fn phases() -> Vec<Phase> {
     use Gremlin::{
-        ClockBack, ClockForward, Loss, Memory, Narrow, Network, Outages, Processes, Server,
+        ClockBack, ClockForward, Loss, Memory, Narrow, Network, Operators, Outages, Partition,
+        Passwords, Primaries, Processes, Server,
     };
     let phase = Phase {
         name: "Redis keeps its data",
+        topology: Topology::One,
         part: 19.0,
         gremlins: &[Network, Processes, Processes, Server],
         variety: &[],
@@ -138,6 +145,40 @@ fn phases() -> Vec<Phase> {
         },
     ];
     phases.extend(losses);
+    let cluster = Phase {
+        name: "cluster keeps its data",
+        topology: Topology::Cluster,
+        part: 9.0,
+        gremlins: &[Operators, Partition, Passwords, Processes, Server],
+        workers: 4,
+        ..phase
+    };
+    let primaries_fail = Phase {
+        name: "cluster, primaries fail",
+        part: 10.0,
+        gremlins: &[Primaries, Partition, Passwords, Processes, Server],
+        quarantine: true,
+        ..cluster
+    };
+    phases.extend([
+        cluster,
+        primaries_fail.clone(),
+        Phase {
+            name: "Sentinel, primaries fail",
+            topology: Topology::Sentinel,
+            ..primaries_fail
+        },
+        // Two may hold a lock then.
+        Phase {
+            name: "Sentinel, no quarantine",
+            topology: Topology::Sentinel,
+            part: 6.0,
+            gremlins: &[Primaries],
+            quarantine: false,
+            exclusive: false,
+            ..primaries_fail
+        },
+    ]);
     phases
 }
 
@@ -156,16 +197,18 @@ async fn run(seconds: f64, seed: u64) -> bool {
         );
     }
     let mut outcomes: Vec<Outcome> = Vec::new();
-    for (number, phase) in phases().into_iter().enumerate() {
+    let phases = phases();
+    let parts = phases.iter().map(|phase| phase.part).sum::<f64>() + mutants::PART;
+    for (number, phase) in phases.into_iter().enumerate() {
         let random = random.fork();
         if phase.sets_clock() && !has_clock || !is_chosen(phase.name) {
             continue;
         }
-        let time = Duration::from_secs_f64(seconds * phase.part / 100.0);
+        let time = Duration::from_secs_f64(seconds * phase.part / parts);
         let dir = dir.join(number.to_string());
         outcomes.push(phase.run(time, &dir, random).await);
     }
-    let rest = Duration::from_secs_f64(seconds * mutants::PART / 100.0);
+    let rest = Duration::from_secs_f64(seconds * mutants::PART / parts);
     outcomes.extend(mutants::run(rest, &dir, &mut random).await);
     report::table(&outcomes);
     report::figures(&outcomes);
@@ -202,7 +245,7 @@ async fn the_checker_judges_histories_made_by_hand_rightly() {
 
 async fn chaos() {
     let seed = harness::seed("CHAOS_SEED");
-    let seconds = std::env::var("CHAOS_SECONDS").map_or(90.0, |seconds| {
+    let seconds = std::env::var("CHAOS_SECONDS").map_or(DEFAULT_SECONDS, |seconds| {
         let seconds: u64 = seconds.parse().expect("CHAOS_SECONDS");
         seconds as f64
     });

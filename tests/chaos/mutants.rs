@@ -9,8 +9,9 @@ use crate::is_chosen;
 use crate::phases::{Outcome, Phase};
 use crate::support::random::Random;
 use crate::textbook::Flaw;
+use crate::topology::Topology;
 
-/// Of the time, in percent.
+/// Of the time: see [`Phase::part`].
 pub const PART: f64 = 6.0;
 
 /// More than what the crate has to stand in the same time: a mistake is to show soon.
@@ -18,6 +19,7 @@ const ROUGH: &[Gremlin] = &[Gremlin::Outages, Gremlin::Processes, Gremlin::Serve
 
 const CORRECT: Phase = Phase {
     name: "textbook",
+    topology: Topology::One,
     part: PART,
     gremlins: ROUGH,
     variety: &[],

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::checker::{self, Demands, Report, Violation};
 use crate::crew::Crew;
-use crate::faults::{self, Gremlin, Scene, clock, loss};
+use crate::faults::{self, Gremlin, Scene, clock, loss, passwords};
 use crate::history::{self, Log};
 use crate::requests::KEYS;
 use crate::settings::{LONGEST_TTL, Settings};
@@ -19,6 +19,7 @@ use crate::store::Store;
 use crate::support::RedisServer;
 use crate::support::random::Random;
 use crate::textbook::Flaw;
+use crate::topology::{Access, Topology};
 use crate::variety::Variety;
 use crate::watch::watch;
 use crate::worker::{DATABASES, Orders, TTL, pulse};
@@ -26,7 +27,8 @@ use crate::worker::{DATABASES, Orders, TTL, pulse};
 #[derive(Clone, Debug)]
 pub struct Phase {
     pub name: &'static str,
-    /// Its part of the time, in percent.
+    pub topology: Topology,
+    /// Its part of the time, among those of all phases.
     pub part: f64,
     pub gremlins: &'static [Gremlin],
     pub variety: &'static [Variety],
@@ -59,6 +61,15 @@ impl Phase {
         self.has(Gremlin::ClockBack) || self.has(Gremlin::ClockForward)
     }
 
+    /// Whether another server may take the place of one, without the last writes.
+    pub fn loses_primaries(&self) -> bool {
+        self.has(Gremlin::Primaries)
+    }
+
+    fn may_lose_data(&self) -> bool {
+        self.has(Gremlin::Loss) || self.loses_primaries()
+    }
+
     fn varies(&self, variety: Variety) -> bool {
         self.variety.contains(&variety)
     }
@@ -74,7 +85,8 @@ impl Phase {
     /// it (a time to live), it may then be granted to a process that is gone (another), and an
     /// attempt may be in vain once.
     pub fn stuck(&self) -> Duration {
-        2 * self.longest_ttl() + Settings::USUAL.command_timeout + Duration::from_millis(600)
+        let one = 2 * self.longest_ttl() + Settings::USUAL.command_timeout;
+        one + Duration::from_millis(600) + self.topology.more_stuck()
     }
 
     fn databases(&self) -> u32 {
@@ -90,24 +102,40 @@ impl Phase {
         let store_server = RedisServer::start().await;
         let mut store = Store::connect(&store_server.url()).await;
         let log = Log::create(&dir.join("driver.history"), 0);
-        let mut servers = vec![self.server(dir).await];
+        let (mut servers, sentinels) = self.topology.start(&self).await;
+        if self.topology == Topology::One {
+            servers.push(self.server(dir).await);
+        }
         if self.has(Gremlin::Loss) {
             servers.push(self.server(dir).await);
         }
         let orders = Orders {
             number: 0,
             seed: 0,
-            url: String::new(),
+            access: Access {
+                topology: self.topology,
+                servers: Vec::new(),
+                sentinels: sentinels.iter().map(|sentinel| sentinel.port).collect(),
+            },
             store_url: store_server.url(),
             textbook: self.textbook,
             quarantine: self.quarantine,
             variety: self.variety.to_owned(),
             dir: dir.to_owned(),
         };
-        let crew = Crew::start(self.workers, &orders, servers[0].port, &log, &mut random).await;
+        let ports: Vec<u16> = match self.topology {
+            // The other one is promoted.
+            Topology::One => vec![servers[0].port],
+            _ => servers.iter().map(|server| server.port).collect(),
+        };
+        let crew = Crew::start(self.workers, &orders, &ports, &log, &mut random).await;
         let scene = Arc::new(Scene {
             crew,
+            topology: self.topology,
+            ports: servers.iter().map(|server| server.port).collect(),
             servers: servers.into_iter().map(tokio::sync::Mutex::new).collect(),
+            sentinels,
+            password: tokio::sync::Mutex::default(),
             log,
             dir: dir.to_owned(),
             goes_on: watch::Sender::new(true),
@@ -117,6 +145,9 @@ impl Phase {
         if self.has(Gremlin::Loss) {
             loss::pair(&scene, 0).await;
         }
+        if self.topology != Topology::One {
+            passwords::begin(&scene).await;
+        }
         let disturbing = self
             .gremlins
             .iter()
@@ -125,8 +156,9 @@ impl Phase {
         // The network is in this process.
         let pulse = tokio::spawn(pulse(scene.log.clone(), 0));
         // Two servers have no common history, and a clock that is set tells no time.
-        let watching = (scene.servers.len() == 1 && !self.sets_clock())
-            .then(|| tokio::spawn(watch(Arc::clone(&scene), self.databases())));
+        let watching =
+            (self.topology == Topology::One && scene.servers.len() == 1 && !self.sets_clock())
+                .then(|| tokio::spawn(watch(Arc::clone(&scene), self.databases())));
         let quiet = if self.textbook.is_some() {
             QUIET / 5
         } else {
@@ -137,6 +169,7 @@ impl Phase {
         for gremlin in disturbing {
             gremlin.await.unwrap();
         }
+        scene.settled().await;
         scene.crew.tell("patient").await;
         tokio::time::sleep(quiet).await;
         scene.crew.tell("finished").await;
@@ -189,10 +222,10 @@ impl Phase {
     fn demands(&self) -> Demands {
         Demands {
             exclusive: self.exclusive,
-            keeps_data: !self.has(Gremlin::Loss) && !self.has(Gremlin::ClockForward),
+            keeps_data: !self.may_lose_data() && !self.has(Gremlin::ClockForward),
             has_handoffs: self.textbook.is_none(),
             prompt: self.textbook.is_none(),
-            releases_at_limit: self.textbook.is_none() && !self.has(Gremlin::Loss),
+            releases_at_limit: self.textbook.is_none() && !self.may_lose_data(),
             frugal: self.textbook.is_none(),
             calm: self.gremlins.iter().all(|one| *one == Gremlin::Narrow),
             stuck_after: (!self.sets_clock() && self.textbook.is_none()).then_some(self.stuck()),
@@ -206,9 +239,22 @@ impl Phase {
             return Vec::new();
         }
         let names = KEYS.map(|key| [format!("lock:{key}"), format!("{{lock:{key}}}:queue")]);
-        let names = names.as_flattened().join(" ");
+        let names = names.as_flattened();
         let started = Instant::now();
         let mut left = Vec::new();
+        if self.topology != Topology::One {
+            loop {
+                let found = scene.find(names).await;
+                if found.is_empty() {
+                    return left;
+                }
+                if started.elapsed() > 4 * self.longest_ttl() {
+                    return found;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        let names = names.join(" ");
         for database in 0..self.databases() {
             loop {
                 let count = scene

@@ -83,10 +83,6 @@ impl Proxy {
         })
     }
 
-    pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-
     pub fn cut(&self, cut: Cut) {
         // There is no receiver if there are no connections.
         let _ = self.cuts.send(cut);

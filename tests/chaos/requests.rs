@@ -79,8 +79,7 @@ async fn wait(me: &Me, patience: Duration, random: &mut Random) {
 
 async fn attempt(me: &Me, key: &str, random: &mut Random) {
     let id = me.next_id();
-    // It may have to wait for the connection first, and then for the reply.
-    let within = 2 * me.settings().command_timeout;
+    let within = me.worker.orders.answers_within();
     me.log
         .note(What::Tried, id, within.as_nanos() as u64, &me.name(key));
     let answer = me.client.acquire(key, None).await;

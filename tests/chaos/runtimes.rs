@@ -88,12 +88,11 @@ fn whole(runtime: &Runtime, worker: &Arc<Worker>) {
 /// A manager whose background task runs in this runtime, if it is for that to decide.
 async fn connected(worker: &Worker) -> Client {
     let orders = &worker.orders;
-    loop {
-        match orders.builder().connect(&orders.url()).await {
-            Ok(locks) => return Client::Crate(locks),
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
+    let locks = orders.locks();
+    while locks.ping().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    Client::Crate(locks)
 }
 
 async fn end(me: Me) {

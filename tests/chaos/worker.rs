@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tower_distributed_lock::LockManagerBuilder;
+use tower_distributed_lock::LockManager;
 
 use crate::client::Client;
 use crate::clock::{MS, nanos};
@@ -20,6 +20,7 @@ use crate::settings::Settings;
 use crate::store::Store;
 use crate::support::random::Random;
 use crate::textbook::{Flaw, Textbook};
+use crate::topology::Access;
 use crate::variety::Variety;
 
 pub const TTL: Duration = Settings::USUAL.ttl;
@@ -33,7 +34,7 @@ const TASKS: u64 = 8;
 pub struct Orders {
     pub number: u32,
     pub seed: u64,
-    pub url: String,
+    pub access: Access,
     pub store_url: String,
     /// None: this crate.
     pub textbook: Option<Flaw>,
@@ -48,7 +49,7 @@ impl Orders {
         let Self {
             number,
             seed,
-            url,
+            access,
             store_url,
             quarantine,
             dir,
@@ -57,7 +58,8 @@ impl Orders {
         let client = self.textbook.map_or(0, flaw);
         let variety = Variety::word(&self.variety);
         format!(
-            "{number} {seed} {url} {store_url} {client} {quarantine} {variety} {}",
+            "{number} {seed} {} {store_url} {client} {quarantine} {variety} {}",
+            access.word(),
             dir.display()
         )
     }
@@ -68,7 +70,7 @@ impl Orders {
         Some(Self {
             number: next()?.parse().ok()?,
             seed: next()?.parse().ok()?,
-            url: next()?.to_owned(),
+            access: Access::parse(next()?)?,
             store_url: next()?.to_owned(),
             textbook: match next()?.parse::<usize>().ok()? {
                 0 => None,
@@ -92,10 +94,6 @@ impl Orders {
         }
     }
 
-    pub fn url(&self) -> String {
-        format!("{}/{}", self.url, self.database())
-    }
-
     fn settings(&self) -> Settings {
         match self.has(Variety::Settings) {
             true => Settings::of(self.number, &mut Random::new(self.seed)),
@@ -103,14 +101,27 @@ impl Orders {
         }
     }
 
-    pub fn builder(&self) -> LockManagerBuilder {
-        self.settings().builder().quarantine(self.quarantine)
+    /// Within what time a request that does not wait has its answer: it may have to wait for the
+    /// connection first, and then for the reply.
+    pub fn answers_within(&self) -> Duration {
+        2 * self.settings().command_timeout + self.access.topology.more_patience()
+    }
+
+    pub fn locks(&self) -> LockManager {
+        let builder = self.settings().builder().quarantine(self.quarantine);
+        let locks = self
+            .access
+            .connect_lazy(builder, self.database(), &self.dir);
+        locks.unwrap()
     }
 
     pub fn client(&self) -> Client {
         match self.textbook {
-            Some(flaw) => Client::Textbook(Textbook::new(&self.url(), TTL, flaw)),
-            None => Client::Crate(self.builder().connect_lazy(self.url()).unwrap()),
+            Some(flaw) => {
+                let url = self.access.url(self.database());
+                Client::Textbook(Textbook::new(&url, TTL, flaw))
+            }
+            None => Client::Crate(self.locks()),
         }
     }
 }
@@ -148,10 +159,6 @@ impl Me {
 
     pub fn mood(&self) -> Mood {
         *self.worker.mood.borrow()
-    }
-
-    pub fn settings(&self) -> Settings {
-        self.worker.orders.settings()
     }
 
     /// Blocks the thread, as a handler should not.

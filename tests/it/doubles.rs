@@ -7,9 +7,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Service, ServiceExt};
 
+use crate::nodes::Store;
 use crate::strict::Strict;
 use crate::support::random::Random;
-use crate::support::{ClosedPort, Gate, Mode, Proxy, soon};
+use crate::support::{ClosedPort, Gate, Mode, Proxy, eventually, soon};
 
 #[tokio::test]
 #[should_panic(expected = "called without being ready")]
@@ -26,6 +27,15 @@ async fn a_strict_service_objects_to_a_second_call_without_being_polled_ready_ag
     service.ready().await.unwrap();
     service.call(()).await.unwrap();
     drop(service.call(()));
+}
+
+on_every_store!(Store:
+    managers_get_to_their_server_by_the_way_that_was_chosen
+);
+
+async fn managers_get_to_their_server_by_the_way_that_was_chosen(store: Store) {
+    let _locks = store.locks().await;
+    eventually("the server sees it", || store.is_reached_as_chosen()).await;
 }
 
 #[tokio::test]

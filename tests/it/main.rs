@@ -8,6 +8,9 @@
 // The examples that are tested here share one.
 #![allow(clippy::duplicate_mod)]
 
+#[cfg(feature = "tls")]
+#[path = "../support/certificates.rs"]
+mod certificates;
 #[path = "../support/once.rs"]
 mod once;
 #[macro_use]
@@ -19,6 +22,8 @@ mod servers;
 mod strict;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/way.rs"]
+mod way;
 #[allow(dead_code)] // Its `main`, and what only that uses.
 #[path = "../../examples/webhook.rs"]
 mod webhook;

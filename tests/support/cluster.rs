@@ -17,23 +17,27 @@ pub struct Cluster {
 impl Cluster {
     /// Starts primaries, each with so many replicas.
     pub async fn start(primaries: usize, replicas: usize) -> Self {
+        Self::start_with(primaries, replicas, &[]).await
+    }
+
+    /// Like [`start`](Self::start), with these arguments of each server besides.
+    pub async fn start_with(primaries: usize, replicas: usize, args: &[&str]) -> Self {
+        let mut all = vec![
+            "--cluster-enabled",
+            "yes",
+            "--cluster-config-file",
+            "nodes.conf",
+            "--cluster-node-timeout",
+            "1000",
+            "--cluster-port",
+            FREE_PORT,
+            "--repl-diskless-sync-delay",
+            "0",
+        ];
+        all.extend(args);
         let mut servers = Vec::new();
         for _ in 0..primaries * (1 + replicas) {
-            servers.push(
-                RedisServer::start_with(&[
-                    "--cluster-enabled",
-                    "yes",
-                    "--cluster-config-file",
-                    "nodes.conf",
-                    "--cluster-node-timeout",
-                    "1000",
-                    "--cluster-port",
-                    FREE_PORT,
-                    "--repl-diskless-sync-delay",
-                    "0",
-                ])
-                .await,
-            );
+            servers.push(RedisServer::start_with(&all).await);
         }
         let cluster = Self { servers, primaries };
         let first = cluster.client(0).await;

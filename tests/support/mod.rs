@@ -3,8 +3,9 @@
 //!
 //! A program takes them with `#[path = "…/tests/support/mod.rs"] mod support;`. Besides these
 //! files, `tests/support` has some that not every program needs, as they bring dependencies along
-//! or start processes: `once`, `nodes`, `servers`, `strict` and `harness`. A program that wants one
-//! of them declares it in the same way, at its root, next to `support`.
+//! or start processes: `once`, `nodes` with `way`, `servers`, `strict`, `certificates` and
+//! `harness`. A program that wants one of them declares it in the same way, at its root, next to
+//! `support`.
 
 #![allow(
     dead_code,

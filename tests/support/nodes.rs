@@ -2,9 +2,8 @@
 
 use tower_distributed_lock::{IdempotencyLayer, LockManager, LockManagerBuilder};
 
-use crate::support::{
-    Cluster, RedisServer, eventually, eventually_no_trace, is_fence, minute, names, run,
-};
+use crate::support::{RedisServer, eventually, eventually_no_trace, is_fence, minute, names, run};
+use crate::way::Way;
 
 /// Runs each of these tests over memory, over Redis, and over a cluster. They take the fixture that
 /// is named first: a [`Store`] or [`Nodes`].
@@ -35,37 +34,46 @@ macro_rules! on_every_store {
 pub struct Store {
     /// `None`: managers keep their locks in memory, each its own.
     pub server: Option<RedisServer>,
-    is_cluster: bool,
+    way: Way,
 }
 
 impl Store {
     pub async fn in_memory() -> Self {
         Self {
             server: None,
-            is_cluster: false,
+            way: Way::Tcp,
         }
     }
 
+    /// See [`Way::chosen`].
     pub async fn over_redis() -> Self {
-        let server = RedisServer::start().await;
+        Self::over(Way::chosen().await)
+    }
+
+    pub async fn over_cluster() -> Self {
+        Self::over(Way::cluster().await)
+    }
+
+    fn over((server, way): (RedisServer, Way)) -> Self {
         Self {
             server: Some(server),
-            is_cluster: false,
-        }
-    }
-
-    /// A cluster of one server, which has all slots: commands for keys of several slots are errors
-    /// there, as in any cluster.
-    pub async fn over_cluster() -> Self {
-        let mut cluster = Cluster::start(1, 0).await;
-        Self {
-            server: cluster.servers.pop(),
-            is_cluster: true,
+            way,
         }
     }
 
     pub async fn manager(&self, builder: LockManagerBuilder) -> LockManager {
-        manager(self.server.as_ref(), self.is_cluster, builder).await
+        match &self.server {
+            Some(server) => self.way.connect(server, builder).await,
+            None => builder.in_memory().unwrap(),
+        }
+    }
+
+    /// Returns whether its managers come by the way that was chosen.
+    pub async fn is_reached_as_chosen(&self) -> bool {
+        match &self.server {
+            Some(server) => self.way.is_taken(server).await,
+            None => true,
+        }
     }
 
     /// A manager with the default settings.
@@ -74,25 +82,9 @@ impl Store {
     }
 }
 
-async fn manager(
-    server: Option<&RedisServer>,
-    is_cluster: bool,
-    builder: LockManagerBuilder,
-) -> LockManager {
-    match server {
-        Some(server) if is_cluster => {
-            let builder = builder.quarantine(false); // its servers are new
-            builder.connect_cluster([server.url()]).await.unwrap()
-        }
-        Some(server) => builder.connect(server.url()).await.unwrap(),
-        None => builder.in_memory().unwrap(),
-    }
-}
-
 /// Two nodes over one Redis; or, in memory, one node that is asked twice.
 pub struct Nodes {
-    pub server: Option<RedisServer>,
-    is_cluster: bool,
+    store: Store,
     pub one: LockManager,
     pub two: LockManager,
 }
@@ -102,8 +94,7 @@ impl Nodes {
         let one = minute().in_memory().unwrap();
         let two = one.clone();
         Self {
-            server: None,
-            is_cluster: false,
+            store: Store::in_memory().await,
             one,
             two,
         }
@@ -121,19 +112,23 @@ impl Nodes {
         Self {
             one: store.manager(minute()).await,
             two: store.manager(minute()).await,
-            is_cluster: store.is_cluster,
-            server: store.server,
+            store,
         }
+    }
+
+    /// `None`: in memory.
+    pub fn server(&self) -> Option<&RedisServer> {
+        self.store.server.as_ref()
     }
 
     /// Another manager of the same store; in memory, with locks of its own.
     pub async fn manager(&self, builder: LockManagerBuilder) -> LockManager {
-        manager(self.server.as_ref(), self.is_cluster, builder).await
+        self.store.manager(builder).await
     }
 
     /// A third node; in memory, the one that there is.
     pub async fn third(&self) -> LockManager {
-        match self.server {
+        match self.store.server {
             Some(_) => self.manager(minute()).await,
             None => self.one.clone(),
         }
@@ -151,7 +146,7 @@ impl Nodes {
 
     /// Waits until node two has its place in the queue of the only key that a request waits for.
     pub async fn both_wait(&self) {
-        let Some(server) = &self.server else {
+        let Some(server) = self.server() else {
             return;
         };
         let redis = server.client().await;
@@ -166,7 +161,7 @@ impl Nodes {
 
     /// Waits until nothing but records is left in Redis.
     pub async fn nothing_but_records_is_left(&self) {
-        let Some(server) = &self.server else {
+        let Some(server) = self.server() else {
             return;
         };
         let redis = server.client().await;
@@ -191,7 +186,7 @@ impl Nodes {
 
     /// Waits until nothing is left of any lock. In memory, the lock `a` stands for all.
     pub async fn are_at_rest(&self) {
-        match &self.server {
+        match self.server() {
             Some(server) => eventually_no_trace(&server.client().await).await,
             None => {
                 eventually("the lock is free", || async {

@@ -9,7 +9,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 
-use super::redis_server::{folder, free_port, launch, signal};
+use super::redis_server::{folder, free_port, launch};
 use super::{RedisServer, connect_patiently, eventually, run, text};
 
 /// The name of the primary in the configuration of the sentinels.
@@ -107,7 +107,8 @@ impl SentinelSet {
 }
 
 impl Sentinel {
-    async fn start(primary: u16) -> Self {
+    /// Starts one that watches this server.
+    pub async fn start(primary: u16) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = folder(&format!("sentinel-{number}"));
@@ -146,9 +147,14 @@ impl Sentinel {
         connect_patiently(&url).await.unwrap()
     }
 
+    /// Sends it a signal: see [`signal`].
+    pub fn signal(&self, signal: &str) {
+        super::signal(self.pid, signal);
+    }
+
     /// Ends it without warning.
     pub fn kill(&mut self) {
-        signal(self.pid, "-KILL");
+        self.signal("-KILL");
         let _ = self.child.wait();
     }
 }

@@ -143,6 +143,8 @@ impl Link {
         let ready = make_ready(self.commands.clone(), settings, self.zombie);
         let ready = tokio::time::timeout(settings.command_timeout, ready);
         self.unready = match self.connection.run_until(ready).await {
+            // The driver closes the connection.
+            _ if self.observed.is_out_of_step() => Some(Error::of(ErrorKind::Unavailable)),
             Some(Ok(Ok(ready))) => {
                 let server = Arc::make_mut(&mut self.server);
                 server.seed = ready.seed;

@@ -212,6 +212,7 @@ impl RedisStore {
                 reply = link.connection.next_reply(&mut replies) => match reply {
                     None => return End::Closed(closed()),
                     Some(Err(error)) => return End::Closed(refused(error)),
+                    Some(Ok(_)) if link.observed.is_out_of_step() => return End::Closed(unasked()),
                     Some(Ok(values)) => match self.deliver(values, &mut link, &mut in_flight, &mut confirming, passed_on, events) {
                         Ok(()) => {
                             *backoff = MIN_BACKOFF;
@@ -374,6 +375,7 @@ impl RedisStore {
                     "the sentinels say that another server is the primary",
                 ));
             }
+            Push::Unasked => return Err(unasked()),
             Push::Closed => return Err(closed()),
         }
         Ok(())
@@ -545,6 +547,13 @@ fn interval(period: Duration) -> tokio::time::Interval {
 
 fn closed() -> Error {
     Error::new(ErrorKind::Unavailable, "the connection to Redis was closed")
+}
+
+fn unasked() -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        "Redis ended a subscription unasked, so its replies cannot be told apart",
+    )
 }
 
 fn unexpected() -> Error {

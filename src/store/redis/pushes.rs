@@ -1,7 +1,7 @@
 //! What the server sends of its own accord.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -25,29 +25,50 @@ pub(super) enum Push {
     AllChanged,
     /// The sentinels say that another server is the primary.
     Replaced,
+    /// A subscription was ended, or begun, that this process did not ask for.
+    Unasked,
     Closed,
 }
 
-/// When the newest command was sent of those that have their reply.
+/// When the newest command was sent of those that have their reply, and whether replies can be told
+/// apart still.
 ///
 /// On one connection, replies and pushes come in the order in which the server produced them. A
 /// push that comes after that reply was therefore produced after that time.
 #[derive(Clone, Debug)]
-pub(super) struct Observed(Arc<AtomicU64>);
+pub(super) struct Observed(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    newest: AtomicU64,
+    is_out_of_step: AtomicBool,
+}
 
 impl Observed {
     /// Must be called before the connection is made: all that comes over it is newer.
     pub(super) fn now() -> Self {
-        Self(Arc::new(AtomicU64::new(Time::now().as_nanos())))
+        Self(Arc::new(State {
+            newest: AtomicU64::new(Time::now().as_nanos()),
+            is_out_of_step: AtomicBool::new(false),
+        }))
     }
 
     /// Notes that the reply to a command that was sent at that time is here.
     pub(super) fn reply_to(&self, sent_at: Time) {
-        self.0.fetch_max(sent_at.as_nanos(), Ordering::AcqRel);
+        self.0
+            .newest
+            .fetch_max(sent_at.as_nanos(), Ordering::AcqRel);
     }
 
-    fn get(&self) -> Time {
-        Time::from_nanos(self.0.load(Ordering::Acquire))
+    /// Returns whether the client library may have taken a push for a reply. It does so with those
+    /// that say that a subscription begins or ends, as it expects them to be asked for: from then
+    /// on, each command would get the reply to the one before. No reply may be used then.
+    pub(super) fn is_out_of_step(&self) -> bool {
+        self.0.is_out_of_step.load(Ordering::Acquire)
+    }
+
+    fn newest(&self) -> Time {
+        Time::from_nanos(self.0.newest.load(Ordering::Acquire))
     }
 }
 
@@ -57,9 +78,12 @@ pub(super) fn forward(
     pushes: UnboundedSender<Push>,
     observed: Observed,
 ) -> impl Fn(PushInfo) -> Result<(), ()> {
-    move |push| match read(push, observed.get()) {
-        Some(push) => pushes.send(push).map_err(|_| ()),
-        None => Ok(()),
+    move |push| {
+        let push = read(push, observed.newest());
+        if let Some(Push::Unasked) = push {
+            observed.0.is_out_of_step.store(true, Ordering::Release);
+        }
+        push.map_or(Ok(()), |push| pushes.send(push).map_err(|_| ()))
     }
 }
 
@@ -73,6 +97,16 @@ fn read(push: PushInfo, after: Time) -> Option<Push> {
         (PushKind::Invalidate, Some(Value::Array(keys)), _) => Some(Push::Changed(keys)),
         (PushKind::Invalidate, ..) => Some(Push::AllChanged),
         (PushKind::Disconnection, ..) => Some(Push::Closed),
+        // Only a plain SUBSCRIBE is ever sent. A server of a cluster ends subscriptions to shard
+        // channels of its own accord, and a proxy may keep the inbox on one.
+        (
+            PushKind::Unsubscribe
+            | PushKind::PUnsubscribe
+            | PushKind::SUnsubscribe
+            | PushKind::PSubscribe
+            | PushKind::SSubscribe,
+            ..,
+        ) => Some(Push::Unasked),
         _ => None,
     }
 }

@@ -72,8 +72,9 @@ async fn promote(scene: &Scene, primary: usize, random: &mut Random) {
     let port = scene.servers[replica].lock().await.port;
     // Not all hear of it at the same moment.
     for place in &scene.crew.places {
-        place.proxy.target.send_replace(port);
-        place.proxy.cut(random.pick(&[Cut::Close, Cut::Reset]));
+        let proxy = &place.proxies[0];
+        proxy.target.send_replace(port);
+        proxy.cut(random.pick(&[Cut::Close, Cut::Reset]));
         tokio::time::sleep(random.millis(0, 200)).await;
     }
     pair(scene, replica).await;

@@ -1,4 +1,4 @@
-//! The network between one worker and Redis.
+//! The network between one worker and Redis, or all workers and one of several servers.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::proxy::{Cut, Way, Weather};
 use crate::support::random::Random;
 
 pub async fn disturb(scene: Arc<Scene>, place: usize, mut random: Random) {
-    let proxy = Arc::clone(&scene.crew.places[place].proxy);
+    let proxy = Arc::clone(&scene.crew.places[place].proxies[0]);
     while scene.pause(random.millis(50, 1500)).await {
         let late = Way::Late(random.millis(5, 300));
         let (name, weather, cut, longest) = match random.below(12) {
@@ -82,7 +82,7 @@ pub async fn disturb(scene: Arc<Scene>, place: usize, mut random: Random) {
 }
 
 pub async fn outages(scene: Arc<Scene>, place: usize, mut random: Random) {
-    let proxy = Arc::clone(&scene.crew.places[place].proxy);
+    let proxy = Arc::clone(&scene.crew.places[place].proxies[0]);
     while scene.pause(random.millis(200, 900)).await {
         let weather = one(Way::Hold, &mut random);
         scene
@@ -102,7 +102,44 @@ pub async fn narrow(scene: Arc<Scene>) {
             up: Way::Narrow,
             ..Weather::FINE
         };
-        place.proxy.weather.send_replace(weather);
+        place.proxies[0].weather.send_replace(weather);
+    }
+}
+
+/// One server cannot be reached, by none of the workers or by some.
+pub async fn partition(scene: Arc<Scene>, mut random: Random) {
+    while scene.pause(random.millis(300, 2500)).await {
+        let server = random.below(scene.servers.len() as u64) as usize;
+        let percent = random.pick(&[50, 100]);
+        let weather = match random.below(3) {
+            0 => both(Way::Hold),
+            1 => one(Way::Hold, &mut random),
+            _ => Weather {
+                refuses: true,
+                ..Weather::FINE
+            },
+        };
+        let places = scene.crew.places.iter();
+        let proxies = places.filter_map(|place| {
+            let is_cut_off = random.chance(percent);
+            is_cut_off.then(|| &place.proxies[server])
+        });
+        let proxies: Vec<_> = proxies.collect();
+        let lasts = random.millis(50, 1500);
+        scene
+            .fault("a server cut off", async {
+                for proxy in &proxies {
+                    if weather.refuses {
+                        proxy.cut(Cut::Close);
+                    }
+                    proxy.weather.send_replace(weather);
+                }
+                tokio::time::sleep(lasts).await;
+                for proxy in &proxies {
+                    proxy.weather.send_replace(Weather::FINE);
+                }
+            })
+            .await;
     }
 }
 

@@ -126,7 +126,7 @@ async fn a_lock_and_a_record_are_never_the_same(nodes: Nodes) {
     }
     let first = app.begin(post("k")).await;
     gate.arrived().await;
-    if let Some(server) = &nodes.server {
+    if let Some(server) = nodes.server() {
         let redis = server.client().await;
         assert!(names(&redis, "*").await.contains(&record.to_owned()));
     }

@@ -43,7 +43,7 @@ async fn a_duplicate_of_a_request_that_runs_is_refused_at_once(nodes: Nodes) {
             .unwrap();
         assert!(again > 0);
     }
-    if let Some(server) = &nodes.server {
+    if let Some(server) = nodes.server() {
         // A node knows which requests it runs, without Redis. (The first renewal, which looks at
         // the lock, comes before.)
         let redis = server.client().await;
@@ -101,7 +101,7 @@ async fn one_completion_wakes_all_who_wait_on_every_node(nodes: Nodes) {
         }
     }
     nodes.both_wait().await;
-    let calls = async || match &nodes.server {
+    let calls = async || match nodes.server() {
         Some(server) => script_calls(&server.client().await).await,
         None => 0,
     };

@@ -168,7 +168,7 @@ async fn a_response_that_is_forgotten_is_given_anew(nodes: Nodes) {
         let key = LockKey::join([scope.as_str(), "k"]).unwrap();
         assert!(nodes.two.forget(key).await.unwrap());
     }
-    if let Some(server) = &nodes.server {
+    if let Some(server) = nodes.server() {
         let names = names(&server.client().await, "*").await;
         let are_left: Vec<_> = names.iter().filter(|name| !is_fence(name)).collect();
         assert!(

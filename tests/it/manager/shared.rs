@@ -38,7 +38,7 @@ fn held(result: Result<LockGuard, Error>) {
 
 /// Waits until so many processes are in the queue in Redis.
 async fn both_wait(nodes: &Nodes, processes: usize) {
-    if let Some(server) = &nodes.server {
+    if let Some(server) = nodes.server() {
         eventually_queued(&server.client().await, "a", processes).await;
     }
 }
@@ -273,7 +273,7 @@ async fn a_writer_that_gives_up_makes_way_for_the_readers_behind_it(nodes: Nodes
 async fn closing_ends_a_share_that_lingers(nodes: Nodes) {
     drop(nodes.one.try_acquire_shared("a").await.unwrap());
     soon("it is closed", nodes.one.close()).await;
-    if let Some(server) = &nodes.server {
+    if let Some(server) = nodes.server() {
         eventually_no_trace(&server.client().await).await;
     }
 }

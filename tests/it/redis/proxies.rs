@@ -170,3 +170,53 @@ pub async fn slow(server: u16, delay: Duration) -> String {
     });
     url
 }
+
+/// A proxy that answers a command, once, by a push of this kind, as if the inbox had lost its
+/// subscription, and passes nothing more on over that connection. Counts the connections.
+pub async fn unsubscribing(
+    server: u16,
+    command: &'static [u8],
+    kind: &'static str,
+) -> (String, Arc<AtomicBool>, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let (is_armed, connections) = (Arc::new(AtomicBool::new(false)), Arc::default());
+    let (armed, counter) = (Arc::clone(&is_armed), Arc::clone(&connections));
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            AtomicUsize::fetch_add(&counter, 1, Ordering::SeqCst);
+            let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+            let (mut client_read, mut client_write) = client.into_split();
+            let (mut server_read, mut server_write) = server.into_split();
+            let armed = Arc::clone(&armed);
+            tokio::spawn(async move {
+                let (mut up, mut down) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+                loop {
+                    tokio::select! {
+                        Ok(length @ 1..) = client_read.read(&mut up) => {
+                            let chunk = &up[..length];
+                            let is_it = chunk.windows(command.len()).any(|some| some == command);
+                            if is_it && armed.swap(false, Ordering::SeqCst) {
+                                let push = format!(
+                                    ">3\r\n${}\r\n{kind}\r\n$5\r\ninbox\r\n:0\r\n",
+                                    kind.len()
+                                );
+                                client_write.write_all(push.as_bytes()).await.unwrap();
+                                // Until the client closes it.
+                                while let Ok(1..) = client_read.read(&mut up).await {}
+                                return;
+                            }
+                            server_write.write_all(chunk).await.unwrap();
+                        }
+                        Ok(length @ 1..) = server_read.read(&mut down) => {
+                            client_write.write_all(&down[..length]).await.unwrap();
+                        }
+                        else => return,
+                    }
+                }
+            });
+        }
+    });
+    (url, is_armed, connections)
+}

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use tower_distributed_lock::{ErrorKind, LockManager};
 
-use super::proxies::{closing, garbling, silencing};
+use super::proxies::{closing, garbling, silencing, unsubscribing};
 use super::unavailable;
 use crate::support::{
-    Gate, PATIENCE, RedisServer, eventually, eventually_no_trace, expires_in, minute, run, soon,
-    value,
+    Gate, PATIENCE, RedisServer, eventually, eventually_no_trace, expires_in, has_resp3, minute,
+    run, soon, value,
 };
 
 #[tokio::test]
@@ -100,4 +100,26 @@ async fn a_take_that_is_sent_again_lasts_for_a_whole_time_to_live_from_then_on()
     assert!(expires_in(&redis, "lock:a").await > Duration::from_secs(40));
     guard.release().await.unwrap();
     eventually_no_trace(&redis).await;
+}
+
+/// The client library takes it for the reply to the oldest command, and every reply after it for
+/// that of the command before. A proxy that keeps the inbox on a shard channel may send it.
+#[tokio::test]
+async fn an_unsubscribe_that_was_not_asked_for_is_no_reply_and_ends_the_connection() {
+    if !has_resp3() {
+        return;
+    }
+    let server = RedisServer::start().await;
+    for kind in ["unsubscribe", "sunsubscribe", "punsubscribe"] {
+        let (url, is_armed, connections) = unsubscribing(server.port, b"PING\r\n", kind).await;
+        let locks = minute().connect(&url).await.unwrap();
+        let before = connections.load(Ordering::SeqCst);
+        is_armed.store(true, Ordering::SeqCst);
+        soon("a reply", locks.ping()).await.unwrap();
+        assert!(!is_armed.load(Ordering::SeqCst));
+        let after = connections.load(Ordering::SeqCst);
+        assert_eq!(after, before + 1, "{kind} was taken for a reply");
+        let guard = locks.try_acquire("a").await.unwrap();
+        guard.release().await.unwrap();
+    }
 }
