@@ -979,6 +979,7 @@ fn a_take_goes_on_where_what_it_lacks_is() {
     ] {
         let words = format!("{place:?} {values:?}");
         let has_fence = values.last() == Some(&drawn());
+        let is_taken = values.contains(&Value::Nil) || words.contains("taken: Some");
         let said = says(place.as_ref(), &TAKE, values);
         assert_eq!(said.redirect, expected, "{words}");
         // It has its lock only with a fence. If it is to go on, nothing else is to be done with it.
@@ -987,7 +988,6 @@ fn a_take_goes_on_where_what_it_lacks_is() {
         // A lock that may have been taken is released.
         let failure = said.result.err();
         let unknown = failure.is_some_and(|failure| failure.unknown);
-        let is_taken = words.contains("Nil") || words.contains("taken: Some");
         assert_eq!(unknown, is_taken && !is_held, "{words}");
     }
     // What is about several keys waits.
