@@ -71,8 +71,11 @@ fn is_lock(name: &str) -> bool {
     name.starts_with("lock:")
 }
 
+/// Chooses keys by their names.
+type Choice = fn(&str) -> bool;
+
 /// Which keys have left when the move stops for a while.
-const STAGES: [(&str, fn(&str) -> bool); 4] = [
+const STAGES: [(&str, Choice); 4] = [
     ("nothing", |_| false),
     ("the fence", is_fence),
     ("the locks", is_lock),
