@@ -33,19 +33,19 @@ pub async fn measure(figures: &mut Figures) {
             for way in WAYS {
                 clients.push((way, Arc::new(Client::connect(way, &cluster).await)));
             }
-            let (given, mut locks) = mpsc::unbounded_channel();
-            let requests = tokio::spawn(request(clients, tag.clone(), given));
+            let (sender, mut answers) = mpsc::unbounded_channel();
+            let requests = tokio::spawn(request(clients, tag.clone(), sender));
             let promoted = tokio::spawn(promoted(cluster.client(replica).await));
             // Both ways have used the old primary.
             for _ in 0..20 {
-                locks.recv().await;
+                answers.recv().await;
             }
             match is_planned {
                 true => cluster.fail_over_to(replica).await,
                 false => cluster.servers[primary].kill(),
             }
             let promoted = promoted.await.unwrap();
-            for (way, took) in first_given(&mut locks, promoted).await {
+            for (way, took) in first_given(&mut answers, promoted).await {
                 recovered.add(way, took.as_secs_f64() * 1e3);
             }
             requests.abort();
@@ -66,11 +66,18 @@ pub async fn measure(figures: &mut Figures) {
     }
 }
 
-/// Sends requests for locks of one slot until it is dropped, and tells when each lock was given.
+/// When a request for a lock was answered, and how.
+struct Answer {
+    way: Way,
+    at: Instant,
+    result: Result<(), String>,
+}
+
+/// Sends requests for locks of one slot until it is dropped, and tells of each answer.
 async fn request(
     clients: Vec<(Way, Arc<Client>)>,
     tag: String,
-    given: mpsc::UnboundedSender<(Way, Instant)>,
+    answers: mpsc::UnboundedSender<Answer>,
 ) {
     let mut sent = JoinSet::new();
     let mut period = tokio::time::interval(PERIOD);
@@ -78,12 +85,12 @@ async fn request(
         period.tick().await;
         while sent.try_join_next().is_some() {}
         for (way, client) in &clients {
-            let (way, client, given) = (*way, Arc::clone(client), given.clone());
+            let (way, client, answers) = (*way, Arc::clone(client), answers.clone());
             let key = format!("{{{tag}}}{number}");
             sent.spawn(async move {
-                if client.take(key).await {
-                    let _ = given.send((way, Instant::now()));
-                }
+                let result = client.take(key).await;
+                let at = Instant::now();
+                let _ = answers.send(Answer { way, at, result });
             });
         }
     }
@@ -103,21 +110,27 @@ async fn promoted(redis: MultiplexedConnection) -> Instant {
 
 /// Returns how long after that time each way got its first lock.
 async fn first_given(
-    locks: &mut mpsc::UnboundedReceiver<(Way, Instant)>,
+    answers: &mut mpsc::UnboundedReceiver<Answer>,
     since: Instant,
 ) -> Vec<(Way, Duration)> {
     let mut first: Vec<(Way, Duration)> = Vec::new();
+    let mut refused = None;
     let waiting = async {
         while first.len() < WAYS.len() {
-            let (way, at) = locks.recv().await.expect("requests go on");
+            let Answer { way, at, result } = answers.recv().await.expect("requests go on");
             let is_known = first.iter().any(|(known, _)| *known == way);
-            if at >= since && !is_known {
-                first.push((way, at - since));
+            match result {
+                Ok(()) if at >= since && !is_known => first.push((way, at - since)),
+                Ok(()) => {}
+                Err(error) => refused = Some((way, at, error)),
             }
         }
     };
     let waited = tokio::time::timeout(BOUND, waiting).await;
-    waited.expect("locks are to be had again");
+    assert!(
+        waited.is_ok(),
+        "only {first:?} have locks again: {refused:?}"
+    );
     first
 }
 

@@ -4,6 +4,7 @@ use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use tower_distributed_lock::LockManager;
 
+use crate::support::orders::text;
 use crate::support::recipe::Recipe;
 use crate::test_support::Cluster;
 
@@ -77,13 +78,16 @@ impl Client {
     }
 
     /// Takes a lock that no other wants, and does not wait for its release: a recipe's expires.
-    /// Returns whether it was to be had.
-    pub async fn take(&self, key: String) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// Why it is not to be had.
+    pub async fn take(&self, key: String) -> Result<(), String> {
         match self {
-            Self::Manager(locks) => locks.try_acquire(key).await.is_ok(),
+            Self::Manager(locks) => locks.try_acquire(key).await.map(drop).map_err(text),
             Self::Awaited(recipe) | Self::Background(recipe) => {
                 let taken = recipe.clone().try_acquire(&format!("hand:{key}")).await;
-                matches!(taken, Ok(Some(_)))
+                taken.map_err(text)?.map(drop).ok_or("held".to_owned())
             }
         }
     }
