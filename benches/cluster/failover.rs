@@ -45,8 +45,11 @@ pub async fn measure(figures: &mut Figures) {
                 false => cluster.servers[primary].kill(),
             }
             let promoted = promoted.await.unwrap();
-            for (way, took) in first_given(&mut answers, promoted).await {
-                recovered.add(way, took.as_secs_f64() * 1e3);
+            let first = first_given(&mut answers, promoted).await;
+            for way in WAYS {
+                let took = first.iter().find(|(of, _)| *of == way);
+                let ms = took.map_or(f64::NAN, |(_, took)| took.as_secs_f64() * 1e3);
+                recovered.add(way, ms);
             }
             requests.abort();
             let _ = requests.await;
@@ -108,7 +111,7 @@ async fn promoted(redis: MultiplexedConnection) -> Instant {
     Instant::now()
 }
 
-/// Returns how long after that time each way got its first lock.
+/// Returns how long after that time each way got its first lock, if it did.
 async fn first_given(
     answers: &mut mpsc::UnboundedReceiver<Answer>,
     since: Instant,
@@ -127,10 +130,9 @@ async fn first_given(
         }
     };
     let waited = tokio::time::timeout(BOUND, waiting).await;
-    assert!(
-        waited.is_ok(),
-        "only {first:?} have locks again: {refused:?}"
-    );
+    if waited.is_err() {
+        println!("within {BOUND:?}, only {first:?} had a lock; last refusal: {refused:?}");
+    }
     first
 }
 
