@@ -147,8 +147,8 @@
 //!   `cluster-node-timeout` after another was promoted (by default 7.5 s), which the 12 s outlast.
 //! - **The epoch** of a primary, by which the quarantine is known, lies in one of its slots. If
 //!   that slot moves, the managers that are connected write it anew. Only a manager that connects
-//!   before they have heard of the move, and finds none, starts a quarantine for nothing; and one
-//!   that connects while that very slot is on its way gets no lock there until it has arrived. A slot
+//!   before they have heard of the move, and finds none, starts a quarantine for nothing. One that
+//!   connects while that very slot is on its way gets no lock there until it has arrived. A slot
 //!   that an operator gives to another primary by force, without its keys, starts none.
 //! - **What it costs**: a lock that no other process wants is taken and released at its primary
 //!   alone, with one command more than without a cluster, which raises the slot's counter to the

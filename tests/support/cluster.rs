@@ -90,8 +90,8 @@ impl Cluster {
         .await;
     }
 
-    /// Makes a replica the primary, and waits until all servers know of it. A replica gives up after
-    /// 5 s in which it had no majority, as on a machine that is busy. It is asked again then.
+    /// Makes a replica the primary, and waits until all servers know of it. A replica gives up
+    /// after 5 s in which it had no majority, as on a machine that is busy. It is asked again then.
     pub async fn fail_over_to(&self, replica: usize) {
         let redis = self.client(replica).await;
         let asked = Mutex::new(None::<Instant>);
