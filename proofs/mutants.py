@@ -443,6 +443,17 @@ MUTANTS = [
         ["--lib a_lease_counts_from_the_write"],
     ),
     (
+        "an acquire at a slot's new primary is given up as any other",
+        [
+            (
+                PENDING,
+                "        if let Some(to) = self.asks() {\n",
+                "        if let (Some(to), false) = (self.asks(), true) {\n",
+            )
+        ],
+        ["--test it a_take_that_the_new_primary_does_not_answer"],
+    ),
+    (
         "a lock that lacks its fence is not released",
         [
             (
