@@ -27,6 +27,7 @@ BACKGROUND = "src/manager/background.rs"
 COMMANDS = "src/store/redis/commands.rs"
 CONNECTION = "src/store/redis/connection.rs"
 DRIVER = "src/store/redis/driver.rs"
+PENDING = "src/store/redis/pending.rs"
 ADDRESS = "src/store/redis/address.rs"
 CONFIRMING = "src/store/redis/confirming.rs"
 PUSHES = "src/store/redis/pushes.rs"
@@ -428,12 +429,12 @@ MUTANTS = [
         "a caller is told before the slot is",
         [
             (
-                "src/store/redis/pending.rs",
+                PENDING,
                 "        events.replied(&self.key, self.command.bare(), outcome);\n",
                 "        let bare = self.command.bare();\n",
             ),
             (
-                "src/store/redis/pending.rs",
+                PENDING,
                 "            shielded(|| reply.send(settled));\n        }\n",
                 "            shielded(|| reply.send(settled));\n"
                 "            std::thread::sleep(std::time::Duration::from_millis(50));\n        }\n"
@@ -441,6 +442,38 @@ MUTANTS = [
             ),
         ],
         ["--test it managers_with_other_prefixes"],
+    ),
+    (
+        "a fence is drawn at a slot's new primary while the old one has it",
+        [(COMMANDS, "(!self.is_asking() || is_there())", "(is_there() || true)")],
+        ["--lib each_command_to_a_server_to_which", "--test it while_a_slot_moves_its_locks"],
+    ),
+    (
+        "a lease counts from the write that drew its fence",
+        [(PENDING, "self.taken().map_or(sent_at, |taken| taken.sent_at)", "sent_at")],
+        ["--lib a_lease_counts_from_the_write"],
+    ),
+    (
+        "an acquire at a slot's new primary is given up as any other",
+        [
+            (
+                PENDING,
+                "        if let Some(to) = self.asks() {\n",
+                "        if let (Some(to), false) = (self.asks(), true) {\n",
+            )
+        ],
+        ["--test it a_take_that_the_new_primary_does_not_answer"],
+    ),
+    (
+        "a lock that lacks its fence is not released",
+        [
+            (
+                PENDING,
+                "self.attempts > 0 || self.is_repeated() || self.taken().is_some()",
+                "self.attempts > 0 || self.is_repeated()",
+            )
+        ],
+        ["--lib a_lease_counts_from_the_write"],
     ),
     (
         "a handler that blocked past its lease succeeds",

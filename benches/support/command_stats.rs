@@ -31,6 +31,20 @@ impl CommandStats {
         )
     }
 
+    /// Adds what another server has carried out.
+    pub fn add(&mut self, other: Self) {
+        for (name, Stat { calls, micros }) in other.0 {
+            let stat = self.0.entry(name).or_default();
+            stat.calls += calls;
+            stat.micros += micros;
+        }
+    }
+
+    /// Returns how many commands there were, those included that scripts called.
+    pub fn calls(&self) -> u64 {
+        self.0.values().map(|stat| stat.calls).sum()
+    }
+
     pub fn of(&self, command: &str) -> Stat {
         self.0.get(command).copied().unwrap_or_default()
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use redis::RedisResult;
-use redis::aio::MultiplexedConnection;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
 
 use crate::test_support::RedisServer;
 
@@ -12,10 +12,10 @@ const RELEASE: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
 
 /// `SET name token NX PX ttl` takes the lock, a compare-and-delete by `EVALSHA` releases it, on one
-/// multiplexed connection that all clones share.
+/// multiplexed connection that all clones share, or on one to each server of a cluster.
 #[derive(Clone)]
-pub struct Recipe {
-    redis: MultiplexedConnection,
+pub struct Recipe<C = MultiplexedConnection> {
+    redis: C,
     shared: Arc<Shared>,
 }
 
@@ -37,7 +37,12 @@ impl Recipe {
     }
 
     pub async fn connect(url: &str) -> RedisResult<Self> {
-        let mut redis = connection(url).await?;
+        Self::on(connection(url).await?).await
+    }
+}
+
+impl<C: ConnectionLike + Clone + Send + 'static> Recipe<C> {
+    pub async fn on(mut redis: C) -> RedisResult<Self> {
         let mut load = redis::cmd("SCRIPT");
         let hash = load
             .arg("LOAD")

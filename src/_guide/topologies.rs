@@ -112,8 +112,11 @@
 //! for a moment than no new lock for that long, turn it off, and rely on fencing tokens.
 //!
 //! It also begins when a prefix is used for the first time, and when the primary was restarted,
-//! with its data or without: Redis does not say whether it lost the last of them. The 12 s are
-//! left out there, as long as the server has not been promoted since it was started.
+//! with its data or without. Redis does not say whether it lost the last of them: a server that was
+//! stopped by `SHUTDOWN SAVE` and one that died a minute after its last snapshot come back with the
+//! same epoch and the same answers, though the second lacks the locks of that minute. Nor can a
+//! mark in the data tell them apart, as the snapshot keeps the mark. The 12 s are left out there,
+//! as long as the server has not been promoted since it was started.
 //!
 //! [`min_replicas`](crate::LockManagerBuilder::min_replicas) makes it rarer that a failover loses a
 //! lock: one that fewer replicas have is not given. It is not a replacement: another replica may be
@@ -130,15 +133,24 @@
 //! [key](crate::LockKey::new) puts locks together. The manager has a connection to each primary.
 //!
 //! - **A slot that moves** takes its locks, its queues and its fences along. While it is moved key
-//!   by key, a lock in it that is free, shared, or waited for may be late until the slot has
-//!   arrived. Requests that do not wait are answered with 503 then. Do not move slots away from a
-//!   primary in [quarantine](#quarantine): the server that gets them gives their locks at once.
+//!   by key, locks in it that one process wants go on: they are taken, renewed and released where
+//!   their keys are (the primary says `ASK`), with a round trip or two more. What is about several
+//!   keys is late until the slot has arrived, as no server has them all: a lock that another
+//!   process waits for, one that is shared, and a response that is to be remembered. So are locks
+//!   for which [replicas](crate::LockManagerBuilder::min_replicas) are counted, and those of the
+//!   first slot that an empty primary gets. Requests that do not wait are answered with 503 then.
+//!   If a move has stopped half-way, finish it (`redis-cli --cluster fix`). Never end it by
+//!   `CLUSTER SETSLOT … STABLE` alone: the primary forgets the locks that have left, and gives them
+//!   again.
+//!   Nor move slots away from a primary in [quarantine](#quarantine): the server that gets them
+//!   gives their locks at once.
 //! - **A failover** loses what the replica did not have, and starts a [quarantine](#quarantine) for
 //!   the locks of that primary. An old primary that is cut off goes on for at most half of
 //!   `cluster-node-timeout` after another was promoted (by default 7.5 s), which the 12 s outlast.
 //! - **The epoch** of a primary, by which the quarantine is known, lies in one of its slots. If
 //!   that slot moves, the managers that are connected write it anew. Only a manager that connects
-//!   before they have heard of the move, and finds none, starts a quarantine for nothing. A slot
+//!   before they have heard of the move, and finds none, starts a quarantine for nothing. One that
+//!   connects while that very slot is on its way gets no lock there until it has arrived. A slot
 //!   that an operator gives to another primary by force, without its keys, starts none.
 //! - **What it costs**: a lock that no other process wants is taken and released at its primary
 //!   alone, with one command more than without a cluster, which raises the slot's counter to the

@@ -682,8 +682,9 @@ impl LockManagerBuilder {
     /// chooses the slot, as it does for any key. Where processes wait, the message that hands the
     /// lock on goes to all servers of the cluster, as every `PUBLISH` does.
     ///
-    /// While a slot is moved key by key, locks in it that are free may have to wait until the slot
-    /// has arrived; held ones are renewed and released meanwhile.
+    /// While a slot is moved key by key, locks in it are taken, renewed and released as ever. Those
+    /// that several processes want, or share, are late until the slot has arrived: see
+    /// [the guide](crate::_guide::topologies#cluster).
     ///
     /// A failover loses the last writes, as replicas lag behind. [`quarantine`](Self::quarantine)
     /// is on, unless you turn it off: after a failover, and when a primary is used for the first

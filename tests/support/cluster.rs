@@ -1,6 +1,8 @@
 //! Redis Clusters.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 
@@ -90,6 +92,83 @@ impl Cluster {
                 .all(|pair| roles(&pair[0]) == roles(&pair[1]))
         })
         .await;
+    }
+
+    /// Makes a replica the primary, and waits until all servers know of it. A replica gives up
+    /// after 5 s in which it had no majority, as on a machine that is busy. It is asked again then.
+    pub async fn fail_over_to(&self, replica: usize) {
+        let redis = self.client(replica).await;
+        let asked = Mutex::new(None::<Instant>);
+        eventually("the replica is a primary", || async {
+            let is_due = |asked: Instant| asked.elapsed() > Duration::from_secs(6);
+            if asked.lock().unwrap().is_none_or(is_due) {
+                let mut failover = redis::cmd("CLUSTER");
+                failover.arg("FAILOVER");
+                // Refused while the replica does not reach its primary.
+                let _: Result<String, _> = failover.query_async(&mut redis.clone()).await;
+                *asked.lock().unwrap() = Some(Instant::now());
+            }
+            let info = text(&redis, "INFO replication").await;
+            info.contains("role:master")
+        })
+        .await;
+        self.eventually_agreed().await;
+    }
+
+    /// Moves a slot with its keys, as `redis-cli --cluster reshard` does.
+    pub async fn move_slot(&self, slot: u16, from: usize, to: usize) {
+        self.open_slot(slot, from, to).await;
+        self.move_keys(slot, from, to).await;
+        self.close_slot(slot, from, to).await;
+    }
+
+    /// Begins to move a slot.
+    pub async fn open_slot(&self, slot: u16, from: usize, to: usize) {
+        let (source, target) = (self.client(from).await, self.client(to).await);
+        let id = self.id(from).await;
+        run(&target, &format!("CLUSTER SETSLOT {slot} IMPORTING {id}")).await;
+        let id = self.id(to).await;
+        run(&source, &format!("CLUSTER SETSLOT {slot} MIGRATING {id}")).await;
+    }
+
+    /// Moves all keys of an open slot that are left.
+    pub async fn move_keys(&self, slot: u16, from: usize, to: usize) {
+        let source = self.client(from).await;
+        loop {
+            let mut keys = redis::cmd("CLUSTER");
+            keys.arg("GETKEYSINSLOT").arg(slot).arg(100);
+            let keys: Vec<String> = keys.query_async(&mut source.clone()).await.unwrap();
+            if keys.is_empty() {
+                return;
+            }
+            self.move_some(&keys, from, to).await;
+        }
+    }
+
+    /// Moves some keys of an open slot. A key that is at both servers is an error.
+    pub async fn move_some(&self, keys: &[String], from: usize, to: usize) {
+        let mut migrate = redis::cmd("MIGRATE");
+        migrate.arg("127.0.0.1").arg(self.servers[to].port).arg("");
+        migrate.arg(0).arg(5000).arg("KEYS").arg(keys);
+        let mut source = self.client(from).await;
+        let () = migrate.query_async(&mut source).await.unwrap();
+    }
+
+    /// Ends the move of a slot whose keys have been moved.
+    pub async fn close_slot(&self, slot: u16, from: usize, to: usize) {
+        let id = self.id(to).await;
+        for place in [to, from] {
+            let redis = self.client(place).await;
+            run(&redis, &format!("CLUSTER SETSLOT {slot} NODE {id}")).await;
+        }
+    }
+
+    /// The names of the keys of a slot that a server has, whoever the slot's primary is.
+    pub async fn keys_in(&self, slot: u16, place: usize) -> Vec<String> {
+        let mut keys = redis::cmd("CLUSTER");
+        keys.arg("GETKEYSINSLOT").arg(slot).arg(1000);
+        let mut redis = self.client(place).await;
+        keys.query_async(&mut redis).await.unwrap()
     }
 
     pub fn urls(&self) -> Vec<String> {

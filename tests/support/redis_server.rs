@@ -146,7 +146,17 @@ impl RedisServer {
         let _ = self.child.wait();
     }
 
-    /// Starts it again on the same port, after [`kill`](Self::kill).
+    /// Ends the server as an operator does, who has it save all its data.
+    pub async fn shut_down(&mut self) {
+        let mut redis = self.client().await;
+        let mut shutdown = redis::cmd("SHUTDOWN");
+        // It closes the connection in place of a reply.
+        let _: RedisResult<()> = shutdown.arg("SAVE").query_async(&mut redis).await;
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again on the same port, after [`kill`](Self::kill) or
+    /// [`shut_down`](Self::shut_down).
     pub async fn restart(&mut self) {
         self.restart_with(&[]).await;
     }

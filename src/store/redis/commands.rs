@@ -9,6 +9,7 @@ use redis::{Cmd, Pipeline, RedisError, RedisWrite, Value};
 use smallvec::SmallVec;
 
 use super::Settings;
+use super::moving::{Moving, Redirect, ToldAddress};
 use super::names::{Names, lock_name, queue_name, readers_name};
 use super::scripts::{self, Script};
 use crate::error::{Error, ErrorKind};
@@ -60,6 +61,8 @@ pub(super) struct Sent<'a> {
     pub(super) command: &'a Command,
     /// Whether it was sent before.
     pub(super) is_repeated: bool,
+    /// Where it stands, if its slot is on its way to another server of a cluster.
+    pub(super) moving: Option<&'a Moving>,
 }
 
 /// How it is put to Redis.
@@ -74,11 +77,16 @@ enum Way {
     RenewShared,
     Complete,
     Check,
+    /// The lock is the token's: only a fence is drawn.
+    Fence,
 }
 
 impl Sent<'_> {
     fn way(&self) -> Way {
         match self.command {
+            Command::Acquire { .. } if self.moving.is_some_and(|moving| moving.taken.is_some()) => {
+                Way::Fence
+            }
             Command::Acquire {
                 mode: Mode::Shared, ..
             } => Way::Share,
@@ -107,12 +115,43 @@ impl Sent<'_> {
 
     /// Returns whether it may get the token its lock.
     fn takes(&self) -> bool {
-        matches!(self.way(), Way::Take | Way::Acquire | Way::Share)
+        matches!(
+            self.way(),
+            Way::Take | Way::Acquire | Way::Share | Way::Fence
+        )
+    }
+
+    /// Returns whether it goes to the server to which its slot is on its way.
+    pub(super) fn is_asking(&self) -> bool {
+        self.moving.is_some_and(|moving| moving.to.is_some())
+    }
+
+    /// Returns whether it may get the token its lock, and draws a fence for it: unless the lock is
+    /// at the server to which the slot is on its way, and the counter of fences is not.
+    fn draws_fence(&self) -> bool {
+        let is_there = || self.moving.is_some_and(|moving| moving.fence_left);
+        self.takes() && (!self.is_asking() || is_there())
     }
 
     /// Returns whether a fence may come of it, for this token or for the next in the queue.
     pub(super) fn gives_fence(&self) -> bool {
-        self.takes() || self.way() == Way::Grant
+        self.draws_fence() || self.way() == Way::Grant
+    }
+
+    /// Returns whether it may go to the server to which its slot is on its way.
+    fn may_ask(&self, settings: &Settings) -> bool {
+        match self.way() {
+            // Replicas are counted at the slot's primary.
+            Way::Take | Way::Fence => settings.min_replicas == 0,
+            Way::Release | Way::Renew | Way::RenewShared | Way::Check => true,
+            Way::Acquire | Way::Share | Way::Grant | Way::Complete => false,
+        }
+    }
+
+    /// Returns whether Redis tracks what is read behind it. Redis forgets between two commands
+    /// that the next one is `ASKING` if that is not the next one.
+    fn is_watched(&self, server: &Server) -> bool {
+        server.watches && !self.is_asking()
     }
 
     fn may_queue(&self) -> bool {
@@ -154,11 +193,18 @@ pub(super) enum Scripts {
     BySource,
 }
 
+/// Raises the counter of fences of a slot to the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seed {
+    pub(super) slot: u16,
+    /// See [`Sent::is_asking`].
+    pub(super) is_asking: bool,
+}
+
 /// What goes ahead of the commands of a call.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
-    /// The slots whose counters of fences are raised to the clock.
-    pub(super) seeds: SmallVec<[u16; 4]>,
+    pub(super) seeds: SmallVec<[Seed; 4]>,
     /// Whether the epoch is written under its name, which is a new one.
     pub(super) moves_epoch: bool,
 }
@@ -182,6 +228,14 @@ impl Call {
         self.pipeline.add_command(command);
         self.replies += 1;
     }
+
+    /// Adds a command, behind `ASKING` if it goes to a server to which its slot is on its way.
+    fn ask(&mut self, is_asking: bool, command: Cmd) {
+        if is_asking {
+            self.add(words(&["ASKING"]));
+        }
+        self.add(command);
+    }
 }
 
 /// Puts commands to Redis, in order. Without any, it looks whether the server is there.
@@ -194,6 +248,7 @@ pub(super) fn call<'a>(
 ) -> Call {
     let names = &settings.names;
     let blocks = blocks(names, commands.clone());
+    let takes = commands.clone().any(|sent| sent.takes());
     let count = commands.size_hint().0 + ahead.seeds.len() + blocks.len();
     let mut call = Call {
         pipeline: Pipeline::with_capacity(count),
@@ -217,8 +272,11 @@ pub(super) fn call<'a>(
         call.skipped = 1;
     }
     // A fence follows the clock, so that it is lower than those of another server that takes over.
-    for slot in &ahead.seeds {
-        let seed = ["EVAL", scripts::SEED.source, "1", &names.fence(*slot)];
+    for seed in &ahead.seeds {
+        if seed.is_asking {
+            call.skip(words(&["ASKING"]));
+        }
+        let seed = ["EVAL", scripts::SEED.source, "1", &names.fence(seed.slot)];
         call.skip(words(&seed));
     }
     if let Some(epoch) = server.epoch.as_ref().filter(|_| ahead.moves_epoch) {
@@ -230,7 +288,7 @@ pub(super) fn call<'a>(
         let lock = lock_name(&names.prefix, sent.key);
         let read = sent.tracked_read(&lock);
         add(&mut call, settings, server, sent, &lock, how);
-        if let Some(read) = read.filter(|_| server.watches) {
+        if let Some(read) = read.filter(|_| sent.is_watched(server)) {
             call.add(words(&["CLIENT", "CACHING", "YES"]));
             call.add(read);
         }
@@ -238,10 +296,10 @@ pub(super) fn call<'a>(
     for block in &blocks {
         let mut fence = words(&["INCRBY", &names.fence(block.slot)]);
         fence.arg(block.takes);
-        call.add(fence);
+        call.ask(block.is_asking, fence);
     }
     match &server.epoch {
-        Some(epoch) if !blocks.is_empty() || call.replies == 0 => {
+        Some(epoch) if takes || call.replies == 0 => {
             call.add(words(&["GET", epoch.name.as_str()]));
         }
         _ if call.replies == 0 => call.add(words(&["PING"])),
@@ -253,6 +311,8 @@ pub(super) fn call<'a>(
 /// Fences for the takes of one call that are about one slot.
 struct Block {
     slot: u16,
+    /// See [`Sent::is_asking`].
+    is_asking: bool,
     takes: u64,
     /// How many of these got their lock.
     given: u64,
@@ -263,12 +323,16 @@ struct Block {
 /// Returns the blocks of fences that a call takes: most often one.
 fn blocks<'a>(names: &Names, commands: impl Iterator<Item = Sent<'a>>) -> SmallVec<[Block; 1]> {
     let mut blocks = SmallVec::<[Block; 1]>::new();
-    for sent in commands.filter(Sent::takes) {
+    for sent in commands.filter(Sent::draws_fence) {
         let slot = names.slot(sent.key);
         match blocks.iter_mut().find(|block| block.slot == slot) {
-            Some(block) => block.takes += 1,
+            Some(block) => {
+                block.takes += 1;
+                block.is_asking |= sent.is_asking();
+            }
             None => blocks.push(Block {
                 slot,
+                is_asking: sent.is_asking(),
                 takes: 1,
                 given: 0,
                 last: Ok(0),
@@ -318,7 +382,7 @@ fn add(
                 take
             } else {
                 take.arg("PX").arg(ttl);
-                call.add(take);
+                call.ask(sent.is_asking(), take);
                 let mut read = words(&["GETRANGE", lock]);
                 read.arg(0).arg(MAX_VALUE);
                 read
@@ -370,15 +434,17 @@ fn add(
             complete.arg(&settings.names.inboxes);
             complete
         }
+        // The fence is drawn behind all commands.
+        Way::Fence => return,
         // Its read is the reply.
-        Way::Check if server.watches => return,
+        Way::Check if sent.is_watched(server) => return,
         Way::Check => {
             let mut read = words(&["GETRANGE", lock]);
             read.arg(0).arg(MAX_TOKEN);
             read
         }
     };
-    call.add(command);
+    call.ask(sent.is_asking(), command);
 }
 
 /// What Redis says to one command.
@@ -390,8 +456,8 @@ pub(super) struct Said {
     pub(super) is_changed: bool,
     /// The connection is of no use for what the server says.
     pub(super) is_of_no_use: bool,
-    /// Nothing was done: this server of a cluster does not have the lock's slot, or not now.
-    pub(super) is_redirected: bool,
+    /// What this server of a cluster does not do, as it does not have the slot, or not now.
+    pub(super) redirect: Option<Redirect>,
 }
 
 /// What Redis says to a call.
@@ -445,7 +511,7 @@ pub(super) fn replies<'a>(
     }
     let mut blocks = blocks(&settings.names, commands.clone());
     for block in &mut blocks {
-        block.last = match reader.next()? {
+        block.last = match reader.next_of(block.is_asking)? {
             Ok(Value::Int(fence)) => match u64::try_from(fence) {
                 Ok(fence) if fence > MAX_FENCE => return Err(Unusable::Unexpected),
                 Ok(fence) if fence >= server.seed + block.takes => Ok(fence),
@@ -455,7 +521,8 @@ pub(super) fn replies<'a>(
             Err(error) => Err(error),
         };
     }
-    if server.epoch.is_some() && (!blocks.is_empty() || said.is_empty()) {
+    let takes = commands.clone().any(|sent| sent.takes());
+    if server.epoch.is_some() && (takes || said.is_empty()) {
         match (reader.next()?, &server.epoch) {
             (Ok(Value::BulkString(epoch)), Some(known)) if epoch == known.value => {}
             // Its slot is another server's now. This one has its data still.
@@ -467,18 +534,26 @@ pub(super) fn replies<'a>(
     }
     // A block of fences is shared out among those that got their lock, in order.
     for (sent, taken) in commands.zip(&mut said) {
-        let Ok(Reply::Acquired { fence, .. }) = &mut taken.result else {
-            continue;
-        };
         let slot = settings.names.slot(sent.key);
-        let Some(block) = blocks.iter_mut().find(|block| block.slot == slot) else {
-            return Err(Unusable::Unexpected);
-        };
-        match &block.last {
-            Ok(last) => *fence = last - block.takes + 1 + block.given,
-            Err(error) => *taken = failed(error.clone(), true),
+        let block = blocks.iter_mut().find(|block| block.slot == slot);
+        match (&mut taken.result, &mut taken.redirect, block) {
+            (Ok(Reply::Acquired { contended, .. }), ..) if !sent.draws_fence() => {
+                *taken = without_fence(*contended, None);
+            }
+            (Ok(Reply::Acquired { fence, contended }), _, Some(block)) => {
+                match &block.last {
+                    Ok(last) => *fence = last - block.takes + 1 + block.given,
+                    Err(error) => *taken = fence_failed(settings, sent, *contended, error),
+                }
+                block.given += 1;
+            }
+            (Ok(Reply::Acquired { .. }), _, None) => return Err(Unusable::Unexpected),
+            (_, Some(Redirect::Ask { fence_left, .. }), Some(block)) => {
+                let error = block.last.as_ref().err();
+                *fence_left = error.is_some_and(|error| code(error) == Some("ASK"));
+            }
+            _ => {}
         }
-        block.given += 1;
     }
     match reader.values.next() {
         None => Ok(Replies {
@@ -502,6 +577,15 @@ impl Reader {
         self.values.next().ok_or(Unusable::Unexpected)
     }
 
+    /// Reads the reply to a command that was [asked](Call::ask).
+    fn next_of(&mut self, is_asking: bool) -> Result<Result<Value, RedisError>, Unusable> {
+        if is_asking {
+            // If that was refused, so is what is behind it.
+            let _ = self.next()?;
+        }
+        self.next()
+    }
+
     fn read(
         &mut self,
         settings: &Settings,
@@ -509,9 +593,14 @@ impl Reader {
         sent: Sent<'_>,
     ) -> Result<Said, Unusable> {
         let mut said = match sent.way() {
-            Way::Check if server.watches => said(Reply::Intact),
+            Way::Check if sent.is_watched(server) => said(Reply::Intact),
+            Way::Fence => said(acquired(
+                sent.moving
+                    .and_then(|moving| moving.taken)
+                    .is_some_and(|taken| taken.contended),
+            )),
             Way::Take => self.take(server, sent)?,
-            way => match self.next()? {
+            way => match self.next_of(sent.is_asking())? {
                 Ok(value) => read(settings, way, sent, value).ok_or(Unusable::Unexpected)?,
                 // Something may have been done before the error.
                 Err(error) => {
@@ -521,17 +610,23 @@ impl Reader {
                 }
             },
         };
-        if server.watches && sent.tracked_read("").is_some() {
+        if sent.is_watched(server) && sent.tracked_read("").is_some() {
             self.tracked(settings, sent, &mut said)?;
+        }
+        if !sent.may_ask(settings)
+            && let Some(redirect @ Redirect::Ask { .. }) = &mut said.redirect
+        {
+            *redirect = Redirect::Later;
         }
         Ok(said)
     }
 
     fn take(&mut self, server: &Server, sent: Sent<'_>) -> Result<Said, Unusable> {
-        let taken = self.next()?;
+        let is_asking = sent.is_asking();
+        let taken = self.next_of(is_asking)?;
         let found = match server.takes_with_get {
             true => taken,
-            false => match (taken, self.next()?) {
+            false => match (taken, self.next_of(is_asking)?) {
                 (Ok(Value::Okay), _) => Ok(Value::Nil),
                 // The holder released the lock in between.
                 (Ok(Value::Nil), Ok(Value::BulkString(value))) if value.is_empty() => {
@@ -696,7 +791,32 @@ fn said(reply: Reply) -> Said {
         is_to_be_granted: false,
         is_changed: false,
         is_of_no_use: false,
-        is_redirected: false,
+        redirect: None,
+    }
+}
+
+/// What is said to a take that got its lock, and is to draw its fence at that server, or at the
+/// slot's primary.
+fn without_fence(contended: bool, at: Option<ToldAddress>) -> Said {
+    let (error, unknown) = (Error::of(ErrorKind::Unavailable), true);
+    Said {
+        result: Err(Failure { error, unknown }),
+        redirect: Some(Redirect::Fence { contended, at }),
+        ..said(acquired(contended))
+    }
+}
+
+/// What is said to a take that got its lock, and whose fence failed.
+fn fence_failed(settings: &Settings, sent: Sent<'_>, contended: bool, error: &RedisError) -> Said {
+    let asked = ToldAddress::asked(error).filter(|_| settings.min_replicas == 0);
+    match asked {
+        Some(at) if !sent.is_asking() => without_fence(contended, Some(at)),
+        // The lock was taken elsewhere, or before: nothing is known against it.
+        _ if sent.way() == Way::Fence => Said {
+            redirect: is_elsewhere(error).then_some(Redirect::Later),
+            ..failed(error.clone(), true)
+        },
+        _ => failed(error.clone(), true),
     }
 }
 
@@ -714,18 +834,29 @@ fn failed(error: RedisError, unknown: bool) -> Said {
         code(&error),
         Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "NOPERM" | "CLUSTERDOWN" | "MOVED")
     );
-    let is_elsewhere = matches!(
-        code(&error),
-        Some("MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN")
-    );
+    let redirect = match ToldAddress::asked(&error) {
+        Some(to) => Some(Redirect::Ask {
+            to,
+            fence_left: false,
+        }),
+        None => is_elsewhere(&error).then_some(Redirect::Later),
+    };
     let error = refused(error);
     Said {
         result: Err(Failure { error, unknown }),
         is_to_be_granted: false,
         is_changed: false,
         is_of_no_use,
-        is_redirected: is_elsewhere && !unknown,
+        redirect: redirect.filter(|_| !unknown),
     }
+}
+
+/// Returns whether this server of a cluster does not have the slot, or not now.
+fn is_elsewhere(error: &RedisError) -> bool {
+    matches!(
+        code(error),
+        Some("MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN")
+    )
 }
 
 /// Returns the code of an error. Redis 6 puts an error within a script into the text of another

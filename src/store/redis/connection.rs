@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Settings;
-use super::commands::{Ahead, Epoch, Server, refused};
+use super::commands::{Ahead, Epoch, Seed, Server, refused};
 use super::connection_driver::ConnectionDriver;
 use super::endpoint::{Endpoint, config};
 use super::in_flight::InFlightCall;
@@ -176,28 +176,39 @@ impl Link {
             server,
             commands,
         };
-        let seeds = self.seeds(sent_at, call.fences(names));
+        let seeds = self.seeds(sent_at, call.seeds(names));
         let ahead = Ahead { seeds, moves_epoch };
         (call, ahead)
     }
 
-    /// Returns those of the slots whose counters of fences are to be raised now.
-    fn seeds(&mut self, now: Time, slots: impl Iterator<Item = u16>) -> SmallVec<[u16; 4]> {
-        let is_due = |slot: &u16| {
-            let seeded_at = self.seeded_at.get_mut(slot);
-            match seeded_at {
-                Some(at) if now.since(*at) < SEED_EVERY => false,
-                Some(at) => {
-                    *at = now;
-                    true
-                }
-                None => {
-                    self.seeded_at.insert(*slot, now);
-                    true
-                }
+    /// Returns those that are to be carried out now.
+    fn seeds(&mut self, now: Time, wanted: impl Iterator<Item = Seed>) -> SmallVec<[Seed; 4]> {
+        let mut seeds = SmallVec::new();
+        for seed in wanted {
+            // One that asks goes along each time: the server may have refused those before.
+            let is_due = match seed.is_asking {
+                true => !seeds.contains(&seed),
+                false => self.is_due(now, seed.slot),
+            };
+            if is_due {
+                seeds.push(seed);
             }
-        };
-        slots.filter(is_due).collect()
+        }
+        seeds
+    }
+
+    fn is_due(&mut self, now: Time, slot: u16) -> bool {
+        match self.seeded_at.get_mut(&slot) {
+            Some(at) if now.since(*at) < SEED_EVERY => false,
+            Some(at) => {
+                *at = now;
+                true
+            }
+            None => {
+                self.seeded_at.insert(slot, now);
+                true
+            }
+        }
     }
 
     /// Returns whether no lock may be given at this time, as the server may lack some that are

@@ -9,7 +9,7 @@ use redis::{ErrorKind as RedisKind, RedisError, Value};
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::RedisStore;
-use super::commands::{self, Ahead, Said, Scripts, Sent, Unusable, refused};
+use super::commands::{self, Ahead, Said, Scripts, Unusable, refused};
 use super::confirming::Confirming;
 use super::connection::Link;
 use super::in_flight::{InFlight, InFlightCall};
@@ -21,7 +21,6 @@ use super::pushes::Push;
 use super::queue::no_reply;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::key::LockKey;
 use crate::store::{Command, Connected, Events, Failure, Notice, Reply};
 
 /// How long until a release, or a completion, that Redis refused is tried again.
@@ -313,25 +312,18 @@ impl RedisStore {
     /// Fails the calls that had no reply in time. Redis may still carry out their acquires:
     /// releases follow on the same connection, and so cannot be carried out before them.
     fn give_up(&self, mut link: Link, in_flight: &mut InFlight<'_>, events: &impl Events) {
-        let releases: Vec<(LockKey, Command)> = in_flight
+        let releases: Vec<Pending> = in_flight
             .calls
             .iter()
             .flat_map(|call| &call.commands)
-            .filter_map(|pending| match pending.command {
-                Command::Acquire { token, .. } => Some((pending.key.clone(), regrant(token))),
-                _ => None,
-            })
+            .filter_map(Pending::given_up)
             .collect();
         let error = no_reply(&self.settings.command_timeout);
         while !in_flight.calls.is_empty() {
             self.fail(in_flight.pop(), &error, true, events);
         }
         if !releases.is_empty() {
-            let commands = releases.iter().map(|(key, command)| Sent {
-                key,
-                command,
-                is_repeated: false,
-            });
+            let commands = releases.iter().map(Pending::sent);
             let scripts = Scripts::BySource;
             let ahead = Ahead::default();
             let call = commands::call(&self.settings, &link.server, commands, scripts, &ahead);
@@ -416,10 +408,12 @@ impl RedisStore {
         let now = Time::now();
         for (mut pending, said) in commands.into_iter().zip(replies.said) {
             if let Some(redirected) = &self.redirected
-                && said.is_redirected
+                && let Some(redirect) = said.redirect
             {
-                pending.attempts -= 1;
-                redirected.put(pending);
+                match pending.redirect(sent_at, redirect) {
+                    true => redirected.go_on(pending),
+                    false => redirected.put(pending),
+                }
                 continue;
             }
             if let Err(Failure { error, .. }) = &said.result

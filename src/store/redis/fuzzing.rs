@@ -57,6 +57,7 @@ pub fn reply(bytes: &[u8]) {
             key,
             command,
             is_repeated: false,
+            moving: None,
         };
         let all: Vec<Sent<'_>> = commands.iter().map(sent).collect();
         // All at once, each alone, and none.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::RedisStore;
-use super::commands::{Sent, Server};
+use super::commands::{Seed, Sent, Server};
 use super::names::Names;
 use super::pending::Pending;
 use crate::clock::Time;
@@ -19,11 +19,14 @@ pub(super) struct InFlightCall {
 }
 
 impl InFlightCall {
-    /// Returns the slots of the counters of which the call may take fences.
-    pub(super) fn fences(&self, names: &Names) -> impl Iterator<Item = u16> {
+    /// Returns seeds for the counters of which the call may take fences.
+    pub(super) fn seeds(&self, names: &Names) -> impl Iterator<Item = Seed> {
         let sent = self.commands.iter().map(Pending::sent);
         let giving = sent.filter(Sent::gives_fence);
-        giving.map(|sent| names.slot(sent.key))
+        giving.map(|sent| Seed {
+            slot: names.slot(sent.key),
+            is_asking: sent.is_asking(),
+        })
     }
 }
 

@@ -23,6 +23,7 @@ mod intervene;
 mod long;
 mod manifest;
 mod messages;
+mod moving;
 mod names;
 mod passed_on;
 mod pending;

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::commands::Sent;
+use super::driver::regrant;
+use super::moving::{Moving, Redirect, Taken, ToldAddress};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Kind, LockKey};
@@ -21,6 +23,8 @@ pub(super) struct Pending {
     pub(super) attempts: u32,
     /// Whether it is a release, and Redis has said that the token had the lock.
     pub(super) had_it: bool,
+    /// Where it stands, if its slot is on its way to another server of a cluster.
+    pub(super) moving: Option<Box<Moving>>,
 }
 
 impl Pending {
@@ -32,6 +36,7 @@ impl Pending {
             submitted,
             attempts: 0,
             had_it: false,
+            moving: None,
         }
     }
 
@@ -74,7 +79,72 @@ impl Pending {
             key: &self.key,
             command: &self.command,
             is_repeated: self.attempts > 1,
+            moving: self.moving.as_deref(),
         }
+    }
+
+    /// Notes that the command, which was sent then, is to go elsewhere. Returns whether it can go
+    /// on at once.
+    pub(super) fn redirect(&mut self, sent_at: Time, redirect: Redirect) -> bool {
+        match redirect {
+            Redirect::Fence { contended, at } => {
+                let moving = self.moving.get_or_insert_default();
+                moving.taken.get_or_insert(Taken { sent_at, contended });
+                (moving.fence_left, moving.to) = (at.is_some(), at);
+                // No fence has been asked for so far, at that server.
+                self.attempts = 0;
+                true
+            }
+            Redirect::Ask { to, fence_left } if self.asks().is_none() => {
+                self.attempts -= 1;
+                let moving = self.moving.get_or_insert_default();
+                (moving.fence_left, moving.to) = (fence_left, Some(to));
+                true
+            }
+            // Two servers that send commands to each other agree later.
+            Redirect::Ask { .. } | Redirect::Later => {
+                self.attempts -= 1;
+                self.start_again();
+                false
+            }
+        }
+    }
+
+    /// Returns the server to which the command goes in place of its slot's primary.
+    pub(super) fn asks(&self) -> Option<&ToldAddress> {
+        self.moving.as_ref()?.to.as_ref()
+    }
+
+    /// Has the command go to its slot's primary again.
+    pub(super) fn start_again(&mut self) {
+        if let Some(moving) = &mut self.moving {
+            (moving.fence_left, moving.to) = (false, None);
+        }
+    }
+
+    /// Returns the lock that was taken, and lacks its fence.
+    fn taken(&self) -> Option<Taken> {
+        self.moving.as_ref()?.taken
+    }
+
+    /// Returns a release of whatever an acquire gets, for the connection on which that was sent:
+    /// Redis may still carry it out.
+    pub(super) fn given_up(&self) -> Option<Self> {
+        let Command::Acquire { token, .. } = self.command else {
+            return None;
+        };
+        let mut release = Self::new(self.key.clone(), regrant(token), self.submitted);
+        if let Some(to) = self.asks() {
+            // Only a release that grants the lock to none can be asked for.
+            release.command = Command::Release {
+                token,
+                contended: false,
+                queued: false,
+                reply: None,
+            };
+            release.moving.get_or_insert_default().to = Some(to.clone());
+        }
+        Some(release)
     }
 
     /// Has a release grant the lock, which is the token's, to a process that waits. Nothing has
@@ -89,12 +159,12 @@ impl Pending {
 
     /// Returns whether Redis may know the token of an acquire.
     pub(super) fn is_known_there(&self) -> bool {
-        self.attempts > 0 || self.is_repeated()
+        self.attempts > 0 || self.is_repeated() || self.taken().is_some()
     }
 
     /// Returns whether an attempt before the one that failed may have been carried out.
     pub(super) fn may_have_been_carried_out_before(&self) -> bool {
-        self.attempts > 1 || self.is_repeated()
+        self.attempts > 1 || self.is_repeated() || self.taken().is_some()
     }
 
     pub(super) fn is_repeated(&self) -> bool {
@@ -123,6 +193,7 @@ impl Pending {
             }
             _ => settled(&result),
         };
+        let sent_at = self.taken().map_or(sent_at, |taken| taken.sent_at);
         let outcome = Outcome { sent_at, result };
         events.replied(&self.key, self.command.bare(), outcome);
         // Behind the slot's event: the next request of the caller must find the slot as it now is.

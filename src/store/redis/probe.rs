@@ -6,7 +6,7 @@ use std::sync::Arc;
 use redis::{ErrorKind as RedisKind, RedisError, ServerErrorKind};
 use tokio::time::timeout;
 
-use super::commands::{self, Ahead, Scripts, Sent, Unusable, code};
+use super::commands::{self, Ahead, Scripts, Seed, Sent, Unusable, code};
 use super::connection::Link;
 use super::messages::message;
 use super::pushes::Push;
@@ -49,14 +49,18 @@ impl RedisStore {
                 key: &key,
                 command,
                 is_repeated: false,
+                moving: None,
             });
             let mut server = (*link.server).clone();
             // Also in quarantine: no other process knows this key.
             server.may_give = true;
             let server = Arc::new(server);
-            let slot = self.settings.names.slot(&key);
+            let seed = Seed {
+                slot: self.settings.names.slot(&key),
+                is_asking: false,
+            };
             let ahead = Ahead {
-                seeds: [slot].into_iter().collect(),
+                seeds: [seed].into_iter().collect(),
                 moves_epoch: false,
             };
             let call = commands::call(&self.settings, &server, sent.clone(), scripts, &ahead);
@@ -167,6 +171,9 @@ pub(super) fn explain(error: &RedisError, settings: &Settings) -> String {
     let what_to_do = match code(error) {
         Some("READONLY") => {
             "it is a replica, which gives no locks: connect to its primary".to_owned()
+        }
+        Some("MOVED" | "ASK" | "TRYAGAIN") if settings.names.home().is_some() => {
+            "a slot of it is being moved: try again when it has arrived".to_owned()
         }
         Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => {
             "it is a node of a Redis Cluster: connect by connect_cluster".to_owned()

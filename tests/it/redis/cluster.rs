@@ -4,22 +4,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use redis::aio::MultiplexedConnection;
 use tokio::task::JoinSet;
 use tower_distributed_lock::{ErrorKind, LockGuard, LockKey, LockManager, LockManagerBuilder};
 
 use crate::support::random::Random;
 use crate::support::{
-    Cluster, Mode, Proxy, RedisServer, eventually, minute, names, run, short_lived, soon, text,
-    value,
+    Cluster, Mode, Proxy, RedisServer, eventually, minute, names, run, short_lived, soon, value,
 };
 
 /// A manager that uses a new cluster at once.
-async fn connect(cluster: &Cluster) -> LockManager {
+pub async fn connect(cluster: &Cluster) -> LockManager {
     connect_with(cluster, minute().quarantine(false)).await
 }
 
-async fn connect_with(cluster: &Cluster, builder: LockManagerBuilder) -> LockManager {
+pub async fn connect_with(cluster: &Cluster, builder: LockManagerBuilder) -> LockManager {
     builder.connect_cluster(cluster.urls()).await.unwrap()
 }
 
@@ -37,7 +35,7 @@ async fn eventually_acquired(locks: &LockManager, key: &str) -> LockGuard {
     guard.into_inner().unwrap().unwrap()
 }
 
-async fn exclude_each_other(locks: &LockManager, others: &LockManager, key: LockKey) {
+pub async fn exclude_each_other(locks: &LockManager, others: &LockManager, key: LockKey) {
     let guard = locks.try_acquire(key.clone()).await.unwrap();
     let refused = others.try_acquire(key.clone()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Held);
@@ -132,46 +130,6 @@ async fn several_keys_are_taken_together_whatever_their_servers() {
     }
 }
 
-/// Moves a slot with its keys, as `redis-cli --cluster reshard` does.
-async fn move_slot(cluster: &Cluster, slot: u16, from: usize, to: usize) {
-    let (source, target) = (cluster.client(from).await, cluster.client(to).await);
-    open_slot(cluster, slot, from, to).await;
-    move_keys(&source, cluster.servers[to].port, slot).await;
-    let id = cluster.id(to).await;
-    for redis in [&target, &source] {
-        run(redis, &format!("CLUSTER SETSLOT {slot} NODE {id}")).await;
-    }
-}
-
-async fn open_slot(cluster: &Cluster, slot: u16, from: usize, to: usize) {
-    let (source, target) = (cluster.client(from).await, cluster.client(to).await);
-    let id = cluster.id(from).await;
-    run(&target, &format!("CLUSTER SETSLOT {slot} IMPORTING {id}")).await;
-    let id = cluster.id(to).await;
-    run(&source, &format!("CLUSTER SETSLOT {slot} MIGRATING {id}")).await;
-}
-
-async fn move_keys(source: &MultiplexedConnection, port: u16, slot: u16) {
-    loop {
-        let mut keys = redis::cmd("CLUSTER");
-        keys.arg("GETKEYSINSLOT").arg(slot).arg(100);
-        let keys: Vec<String> = keys.query_async(&mut source.clone()).await.unwrap();
-        if keys.is_empty() {
-            return;
-        }
-        let mut migrate = redis::cmd("MIGRATE");
-        migrate
-            .arg("127.0.0.1")
-            .arg(port)
-            .arg("")
-            .arg(0)
-            .arg(5000)
-            .arg("KEYS")
-            .arg(keys);
-        let () = migrate.query_async(&mut source.clone()).await.unwrap();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_moves_takes_its_locks_its_queue_and_its_fences_along() {
     let cluster = Cluster::start(3, 0).await;
@@ -191,7 +149,7 @@ async fn a_slot_that_moves_takes_its_locks_its_queue_and_its_fences_along() {
             .is_some_and(|token| token.ends_with('!'))
     })
     .await;
-    move_slot(&cluster, slot, from, to).await;
+    cluster.move_slot(slot, from, to).await;
     let refused = locks.try_acquire("moved").await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Held);
     let fence = guard.fencing_token();
@@ -204,44 +162,8 @@ async fn a_slot_that_moves_takes_its_locks_its_queue_and_its_fences_along() {
     assert!(next.fencing_token() > fence);
     next.release().await.unwrap();
     // And back, with nothing in it.
-    move_slot(&cluster, slot, to, from).await;
+    cluster.move_slot(slot, to, from).await;
     exclude_each_other(&locks, &others, LockKey::new("moved").unwrap()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn while_a_slot_is_on_its_way_its_locks_are_late_but_never_given_twice() {
-    let cluster = Cluster::start(2, 0).await;
-    let (locks, others) = (connect(&cluster).await, connect(&cluster).await);
-    let slot = cluster.slot("lock:{t}:held").await;
-    let from = cluster.owner(slot);
-    let to = 1 - from;
-    let held = locks.try_acquire("{t}:held").await.unwrap();
-    open_slot(&cluster, slot, from, to).await;
-    // What is still there can be seen and released; what is not may be on the other side.
-    let refused = others.try_acquire("{t}:held").await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Held);
-    let waiting = tokio::spawn({
-        let others = others.clone();
-        async move { others.acquire("{t}:free", Duration::from_secs(50)).await }
-    });
-    move_keys(&cluster.client(from).await, cluster.servers[to].port, slot).await;
-    let id = cluster.id(to).await;
-    for place in [to, from] {
-        run(
-            &cluster.client(place).await,
-            &format!("CLUSTER SETSLOT {slot} NODE {id}"),
-        )
-        .await;
-    }
-    let free = soon("the lock is handed on", waiting)
-        .await
-        .unwrap()
-        .unwrap();
-    assert!(held.lease().is_held());
-    let refused = others.try_acquire("{t}:held").await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Held);
-    held.release().await.unwrap();
-    free.release().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -252,7 +174,7 @@ async fn a_planned_failover_keeps_what_is_held() {
         futures_util::future::try_join_all((0..12).map(|key| locks.try_acquire(key.to_string())))
             .await
             .unwrap();
-    fail_over_to(&cluster, 3).await;
+    cluster.fail_over_to(3).await;
     for (key, guard) in held.into_iter().enumerate() {
         let kind = |error: tower_distributed_lock::Error| error.kind();
         let refused = others
@@ -340,7 +262,8 @@ async fn slots_that_move_start_no_quarantine() {
     let redis = cluster.client(0).await;
     let epochs = names(&redis, "*epoch*").await;
     assert_eq!(epochs.len(), 1, "{epochs:?}");
-    move_slot(&cluster, cluster.slot(&epochs[0]).await, 0, 1).await;
+    let slot = cluster.slot(&epochs[0]).await;
+    cluster.move_slot(slot, 0, 1).await;
     assert!(names(&redis, "*epoch*").await.is_empty());
     eventually("the epoch is in another slot of its primary", || async {
         let guard = locks.try_acquire(keys[0].as_str()).await.unwrap();
@@ -485,42 +408,16 @@ async fn no_two_hold_a_lock_while_slots_move_and_replicas_take_over() {
     for round in 0..8 {
         let key = round % KEYS;
         let place = |owner: usize| if owner == 0 { first } else { 1 };
-        move_slot(
-            &cluster,
-            slots[key],
-            place(owners[key]),
-            place(1 - owners[key]),
-        )
-        .await;
+        let (from, to) = (place(owners[key]), place(1 - owners[key]));
+        cluster.move_slot(slots[key], from, to).await;
         owners[key] = 1 - owners[key];
         if round % 3 == 2 {
             let replica = if first == 0 { 2 } else { 0 };
-            fail_over_to(&cluster, replica).await;
+            cluster.fail_over_to(replica).await;
             first = replica;
         }
     }
     is_over.store(true, Ordering::SeqCst);
     let held = soon("all clients end", clients.join_all()).await;
     assert!(held.iter().all(|held| *held > 0), "{held:?}");
-}
-
-/// Makes a replica the primary, and waits until all servers know of it. A replica gives up after
-/// 5 s in which it had no majority, as on a machine that is busy. It is asked again then.
-async fn fail_over_to(cluster: &Cluster, replica: usize) {
-    let redis = cluster.client(replica).await;
-    let asked = Mutex::new(None::<Instant>);
-    eventually("the replica is a primary", || async {
-        let is_due = |asked: Instant| asked.elapsed() > Duration::from_secs(6);
-        if asked.lock().unwrap().is_none_or(is_due) {
-            let mut failover = redis::cmd("CLUSTER");
-            failover.arg("FAILOVER");
-            // Refused while the replica does not reach its primary.
-            let _: Result<String, _> = failover.query_async(&mut redis.clone()).await;
-            *asked.lock().unwrap() = Some(Instant::now());
-        }
-        let info = text(&redis, "INFO replication").await;
-        info.contains("role:master")
-    })
-    .await;
-    cluster.eventually_agreed().await;
 }

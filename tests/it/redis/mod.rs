@@ -4,6 +4,7 @@
 mod cluster;
 mod connecting;
 mod interop;
+mod moving_slots;
 mod neighbours;
 mod outages;
 mod probe;

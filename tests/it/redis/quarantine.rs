@@ -7,7 +7,7 @@ use tower_distributed_lock::{ErrorKind, LockGuard, LockManager, LockManagerBuild
 
 use crate::support::{
     Mode, PATIENCE, Proxy, RedisServer, eventually, eventually_queued, run, short_lived, soon,
-    value,
+    text, value,
 };
 
 const TTL_MS: u64 = 1500;
@@ -108,6 +108,55 @@ async fn a_promoted_replica_that_lacks_the_last_writes_is_noticed() {
     let other = careful().connect(&replica.url()).await.unwrap();
     drop(given(&other, "a").await);
     assert!(!guard.lease().is_held(), "two hold it");
+}
+
+/// What a server that was restarted says, by which it could be told whether it lost anything. An id
+/// is written as what it is.
+async fn says_after_restart(redis: &MultiplexedConnection, before: &str) -> Vec<String> {
+    let old = before.split(' ').next().unwrap();
+    let info = text(redis, "INFO replication").await;
+    let new = info
+        .lines()
+        .find_map(|line| line.strip_prefix("master_replid:"))
+        .unwrap()
+        .trim()
+        .to_owned();
+    assert_ne!(new, old);
+    assert_eq!(epoch(redis).await.as_deref(), Some(before));
+    let named = |line: &str| line.replace(&new, "new").replace(old, "old");
+    info.lines().map(named).collect()
+}
+
+/// That is why a server that was restarted with all its data begins a quarantine, too.
+#[tokio::test]
+async fn a_server_that_lost_its_last_locks_looks_like_one_that_was_shut_down_and_lost_none() {
+    let mut said = Vec::new();
+    for loses_locks in [false, true] {
+        let mut server = RedisServer::start().await;
+        let redis = server.client().await;
+        let locks = careful().connect(&server.url()).await.unwrap();
+        drop(given(&locks, "b").await);
+        locks.close().await;
+        let before = epoch(&redis).await.unwrap();
+        if loses_locks {
+            run(&redis, "SAVE").await;
+        }
+        let guard = held_by_somebody_cut_off(&server, careful()).await;
+        match loses_locks {
+            // Its last snapshot is older than the lock.
+            true => server.kill(),
+            false => server.shut_down().await,
+        }
+        server.restart().await;
+        let redis = server.client().await;
+        let kept = value(&redis, "lock:a").await;
+        assert_eq!(kept.is_none(), loses_locks);
+        said.push(says_after_restart(&redis, &before).await);
+        let other = careful().connect(&server.url()).await.unwrap();
+        drop(given(&other, "a").await);
+        assert!(!guard.lease().is_held(), "two hold it");
+    }
+    assert_eq!(said[0], said[1]);
 }
 
 #[tokio::test]

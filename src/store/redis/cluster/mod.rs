@@ -3,8 +3,9 @@
 //! A [`ClusterStore`] is a router: it has one [`RedisStore`] for each primary, with a connection, a
 //! queue and a breaker of its own, and gives each command to the store of its slot. A command that
 //! a primary does not carry out, as it does not have the slot or not now, comes back into
-//! [`Redirected`], and goes out again when the router has asked the cluster for its slots. Commands
-//! for one lock are all about one slot, so all rules about a single server hold.
+//! [`Redirected`], and goes out again when the router has asked the cluster for its slots, or at
+//! once if it knows where to: see [`moving`](super::moving). Commands for one lock are all about
+//! one slot, so all rules about a single server hold.
 
 mod redirected;
 mod slot_map;
@@ -30,6 +31,7 @@ use super::address::Address;
 use super::credentials::CredentialsCallback;
 use super::endpoint::Endpoint;
 use super::manifest::{Damage, Manifest};
+use super::moving::ToldAddress;
 use super::names::{Home, Names, lock_name};
 use super::pending::Pending;
 use super::server::RedisServer;
@@ -142,6 +144,7 @@ impl ClusterStore {
                 loop {
                     tokio::select! {
                         discovered = &mut discovering => break discovered,
+                        () = self.redirected.arrived() => self.pass_on(),
                         Some(gone) = drivers.next(), if !drivers.is_empty() => self.reroute(&gone),
                     }
                 }
@@ -193,6 +196,7 @@ impl ClusterStore {
                 tokio::select! {
                     () = tokio::time::sleep_until(next) => break,
                     () = self.redirected.notified() => next = next.min(asked + MIN_PAUSE),
+                    () = self.redirected.arrived() => self.pass_on(),
                     Some(gone) = drivers.next(), if !drivers.is_empty() => self.reroute(&gone),
                 }
             }
@@ -337,9 +341,39 @@ impl ClusterStore {
 
     /// Sends what was left to a node that is no primary any more to the owners of its slots.
     fn reroute(&self, gone: &RedisStore) {
-        for pending in gone.take_all() {
+        for mut pending in gone.take_all() {
+            pending.start_again();
             self.redirected.put(pending);
         }
+    }
+
+    /// Sends commands whose slots are on their way to where they go on.
+    fn pass_on(&self) {
+        for mut pending in self.redirected.take_going_on() {
+            let store = match pending.asks() {
+                Some(server) => self.at(server),
+                None => self.owner(&pending.key),
+            };
+            match store {
+                Some(store) => store.take_over(pending),
+                // A server that has no slots yet is not known.
+                None => {
+                    pending.start_again();
+                    self.redirected.put(pending);
+                }
+            }
+        }
+    }
+
+    /// Returns the store of the primary of which another one has told.
+    fn at(&self, server: &ToldAddress) -> Option<Arc<RedisStore>> {
+        let is_it = |primary: &Primary| {
+            primary.port == server.port && (server.host.is_empty() || primary.host == server.host)
+        };
+        let routes = self.routes();
+        let mut nodes = routes.nodes.iter();
+        let (_, node) = nodes.find(|(primary, _)| is_it(primary))?;
+        Some(Arc::clone(&node.store))
     }
 
     /// Sends what has come back to the owners of its slots, or fails it if its time is over.

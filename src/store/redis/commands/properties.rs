@@ -68,6 +68,7 @@ impl Mix {
             key: &self.keys[usize::from(kinds.is_record)],
             command: &self.commands[kinds.command],
             is_repeated: kinds.is_repeated,
+            moving: None,
         })
     }
 
@@ -76,8 +77,12 @@ impl Mix {
     }
 
     fn call_after(&self, server: &Server, seeded: bool) -> Call {
+        let seed = Seed {
+            slot: 0,
+            is_asking: false,
+        };
         let ahead = Ahead {
-            seeds: seeded.then_some(0).into_iter().collect(),
+            seeds: seeded.then_some(seed).into_iter().collect(),
             moves_epoch: false,
         };
         call(&self.settings, server, self.sent(), Scripts::ByHash, &ahead)

@@ -4,7 +4,9 @@ use redis::{Arg, ServerError};
 use uuid::Uuid;
 
 use super::*;
+use crate::clock::Time;
 use crate::store::Record;
+use crate::store::redis::moving::Taken;
 use crate::store::redis::names::Names;
 
 const TOKEN: &str = "0000000000000000000000000000000a:7";
@@ -148,6 +150,7 @@ fn sent<'a>(key: &'a LockKey, command: &'a Command) -> Sent<'a> {
         key,
         command,
         is_repeated: false,
+        moving: None,
     }
 }
 
@@ -799,4 +802,226 @@ fn a_server_that_refuses_to_track_is_noted() {
     assert!(replies.no_tracking.is_some());
     let reply = replies.said[0].result.as_ref().unwrap();
     assert_eq!(*reply, Reply::Renewed { contended: false });
+}
+
+/// Where a command stands that goes to the server to which its slot is on its way.
+fn asking(fence_left: bool) -> Moving {
+    let to = ToldAddress {
+        host: "b".to_owned(),
+        port: 7,
+    };
+    Moving {
+        to: Some(to),
+        fence_left,
+        taken: None,
+    }
+}
+
+fn taken() -> Moving {
+    let taken = Taken {
+        sent_at: Time::from_nanos(1),
+        contended: true,
+    };
+    Moving {
+        taken: Some(taken),
+        ..Moving::default()
+    }
+}
+
+fn moving<'a>(command: &'a Command, key: &'a LockKey, moving: &'a Moving) -> Sent<'a> {
+    Sent {
+        moving: Some(moving),
+        ..sent(key, command)
+    }
+}
+
+#[test]
+fn each_command_to_a_server_to_which_its_slot_is_on_its_way_is_behind_asking() {
+    let (key, with_fence, without) = (lock(), asking(true), asking(false));
+    let take = format!("SET lock:a {TOKEN} NX GET PX 1000");
+    let sends = |server: &Server, command, place| sends(server, &[moving(command, &key, place)]);
+    assert_eq!(sends(&SERVER, &TAKE, &without), ["ASKING", &take]);
+    assert_eq!(
+        sends(&SERVER, &TAKE, &with_fence),
+        ["ASKING", &take, "ASKING", "INCRBY {lock:}:fence 1"]
+    );
+    assert_eq!(
+        sends(&OLD, &TAKE, &without),
+        [
+            "ASKING",
+            &format!("SET lock:a {TOKEN} NX PX 1000"),
+            "ASKING",
+            "GETRANGE lock:a 0 16384"
+        ]
+    );
+    // The data of that server counts, too.
+    assert_eq!(
+        sends(&quarantined(), &TAKE, &without),
+        ["ASKING", &take, "GET {lock:}:epoch"]
+    );
+    // Redis would forget that the next read is tracked, or that it asks.
+    for (command, words) in [
+        (&RELEASE, format!("EVALSHA release 1 lock:a {TOKEN}")),
+        (&RENEW, format!("EVALSHA renew 1 lock:a {TOKEN} 1000")),
+        (&CHECK, "GETRANGE lock:a 0 64".to_owned()),
+    ] {
+        assert_eq!(sends(&watching(), command, &without), ["ASKING", &words]);
+    }
+    // Nothing is left to do but to draw the fence.
+    let (fence, here) = ("INCRBY {lock:}:fence 1", taken());
+    let there = Moving {
+        taken: here.taken,
+        ..asking(true)
+    };
+    assert_eq!(sends(&SERVER, &TAKE, &here), [fence]);
+    assert_eq!(sends(&SERVER, &TAKE, &there), ["ASKING", fence]);
+}
+
+#[test]
+fn a_counter_of_fences_is_seeded_where_it_is() {
+    let (key, with_fence, without, taken) = (lock(), asking(true), asking(false), taken());
+    assert!(moving(&TAKE, &key, &with_fence).gives_fence());
+    assert!(!moving(&TAKE, &key, &without).gives_fence());
+    assert!(moving(&TAKE, &key, &taken).gives_fence());
+    let seed = Seed {
+        slot: 0,
+        is_asking: true,
+    };
+    let ahead = Ahead {
+        seeds: [seed].into_iter().collect(),
+        moves_epoch: false,
+    };
+    let all = [moving(&TAKE, &key, &with_fence)];
+    let call = call(
+        &settings(),
+        &SERVER,
+        all.iter().copied(),
+        Scripts::ByHash,
+        &ahead,
+    );
+    let words = words_of(&call);
+    assert_eq!(words[0], "ASKING");
+    assert!(words[1].starts_with("EVAL ") && words[1].ends_with("1 {lock:}:fence"));
+    assert_eq!((call.skipped, call.replies), (2, 4));
+}
+
+const ASK: &str = "ASK 7 b:7";
+
+fn says(place: Option<&Moving>, command: &Command, values: Vec<Value>) -> Said {
+    let key = lock();
+    let sent = Sent {
+        moving: place,
+        ..sent(&key, command)
+    };
+    let replies = replies(&settings(), &SERVER, std::iter::once(sent), values);
+    replies.unwrap().said.pop().unwrap()
+}
+
+#[test]
+fn a_take_goes_on_where_what_it_lacks_is() {
+    let at = asking(false).to.unwrap();
+    let ask = |fence_left| {
+        let to = at.clone();
+        Some(Redirect::Ask { to, fence_left })
+    };
+    let fence = |contended, at| Some(Redirect::Fence { contended, at });
+    let (ok, drawn) = (|| Value::Okay, || Value::Int(SEED as i64 + 1));
+    for (place, values, expected) in [
+        // At the slot's primary.
+        (None, vec![Value::Nil, drawn()], None),
+        (None, vec![error(ASK), drawn()], ask(false)),
+        (None, vec![error(ASK), error(ASK)], ask(true)),
+        (
+            None,
+            vec![Value::Nil, error(ASK)],
+            fence(false, Some(at.clone())),
+        ),
+        (None, vec![Value::Nil, error("MOVED 7 b:7")], None),
+        (
+            None,
+            vec![error("MOVED 7 b:7"), drawn()],
+            Some(Redirect::Later),
+        ),
+        // At the new server.
+        (
+            Some(asking(false)),
+            vec![ok(), Value::Nil],
+            fence(false, None),
+        ),
+        (
+            Some(asking(true)),
+            vec![ok(), Value::Nil, ok(), drawn()],
+            None,
+        ),
+        (
+            Some(asking(true)),
+            vec![ok(), Value::Nil, ok(), error(ASK)],
+            None,
+        ),
+        (
+            Some(asking(false)),
+            vec![ok(), error("MOVED 7 b:7")],
+            Some(Redirect::Later),
+        ),
+        // The fence alone.
+        (Some(taken()), vec![drawn()], None),
+        (
+            Some(taken()),
+            vec![error(ASK)],
+            fence(true, Some(at.clone())),
+        ),
+        (
+            Some(taken()),
+            vec![error("MOVED 7 b:7")],
+            Some(Redirect::Later),
+        ),
+        (Some(taken()), vec![error("OOM no")], None),
+    ] {
+        let words = format!("{place:?} {values:?}");
+        let has_fence = values.last() == Some(&drawn());
+        let is_taken = values.contains(&Value::Nil) || words.contains("taken: Some");
+        let said = says(place.as_ref(), &TAKE, values);
+        assert_eq!(said.redirect, expected, "{words}");
+        // It has its lock only with a fence. If it is to go on, nothing else is to be done with it.
+        let is_held = matches!(said.result, Ok(Reply::Acquired { fence, .. }) if fence == SEED + 1);
+        assert_eq!(is_held, has_fence && expected.is_none(), "{words}");
+        // A lock that may have been taken is released.
+        let failure = said.result.err();
+        let unknown = failure.is_some_and(|failure| failure.unknown);
+        assert_eq!(unknown, is_taken && !is_held, "{words}");
+    }
+    // What is about several keys waits.
+    for (command, values) in [
+        (&QUEUE, vec![error(ASK), error(ASK)]),
+        (&SHARE, vec![error(ASK), error(ASK)]),
+        (&GRANT, vec![error(ASK)]),
+        (&complete(), vec![error(ASK)]),
+    ] {
+        let said = says(None, command, values);
+        assert_eq!(said.redirect, Some(Redirect::Later), "{command:?}");
+    }
+    for command in [&RELEASE, &RENEW, &RENEW_SHARED, &CHECK] {
+        let said = says(None, command, vec![error(ASK)]);
+        assert_eq!(said.redirect, ask(false), "{command:?}");
+    }
+}
+
+#[test]
+fn a_take_whose_replicas_are_to_be_counted_waits_until_its_slot_has_arrived() {
+    let settings = Settings {
+        min_replicas: 1,
+        ..settings()
+    };
+    let key = lock();
+    let says = |values| {
+        let sent = std::iter::once(sent(&key, &TAKE));
+        let replies = replies(&settings, &SERVER, sent, values);
+        replies.unwrap().said.pop().unwrap()
+    };
+    let said = says(vec![error(ASK), error(ASK)]);
+    assert_eq!(said.redirect, Some(Redirect::Later));
+    // Taken before the slot began to move: it is released.
+    let said = says(vec![Value::Nil, error(ASK)]);
+    assert_eq!(said.redirect, None);
+    assert!(said.result.unwrap_err().unknown);
 }
