@@ -50,6 +50,8 @@ pub struct Tally {
     pub sections: u64,
     /// How long these sections took in all, in seconds.
     pub held: f64,
+    /// The longest of them that only read, in seconds.
+    pub longest_read: f64,
     /// Sections at any time.
     pub all: u64,
     /// The waits of sections that do not only read, in µs, that began between `from` and `until`.
@@ -63,9 +65,10 @@ impl Tally {
     pub fn parse(line: &str) -> Result<Self, String> {
         let numbers: Result<Vec<f64>, _> = line.split(' ').map(str::parse).collect();
         match numbers.map_err(text)?.as_slice() {
-            &[sections, held, all, ref waits @ ..] => Ok(Self {
+            &[sections, held, longest_read, all, ref waits @ ..] => Ok(Self {
                 sections: sections as u64,
                 held,
+                longest_read,
                 all: all as u64,
                 waits: waits.to_vec(),
                 asked: None,
@@ -77,6 +80,7 @@ impl Tally {
     pub fn add(&mut self, other: Self) {
         self.sections += other.sections;
         self.held += other.held;
+        self.longest_read = self.longest_read.max(other.longest_read);
         self.all += other.all;
         self.waits.extend(other.waits);
     }
@@ -93,7 +97,14 @@ impl Tally {
 /// Writes a line that another process can [parse](Tally::parse).
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.sections, self.held, self.all)?;
+        let Self {
+            sections,
+            held,
+            longest_read,
+            all,
+            ..
+        } = self;
+        write!(f, "{sections} {held} {longest_read} {all}")?;
         self.waits
             .iter()
             .try_for_each(|wait| write!(f, " {wait:.1}"))
@@ -164,7 +175,11 @@ async fn contend(
             }
             if window.contains(&done) {
                 tally.sections += 1;
-                tally.held += (done - acquired).as_secs_f64();
+                let time = (done - acquired).as_secs_f64();
+                tally.held += time;
+                if reads {
+                    tally.longest_read = tally.longest_read.max(time);
+                }
             }
         }
         held.release().await?;

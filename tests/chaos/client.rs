@@ -43,11 +43,7 @@ impl Client {
     }
 
     /// Takes all, or none. The keys are sorted.
-    pub async fn acquire_all(
-        &self,
-        keys: &[&str],
-        wait: Option<Duration>,
-    ) -> Result<Held, String> {
+    pub async fn acquire_all(&self, keys: &[&str], wait: Option<Duration>) -> Result<Held, String> {
         let keys = keys.iter().copied();
         match (self, wait) {
             (Self::Crate(locks), Some(wait)) => several(locks.acquire_all(keys, wait).await),

@@ -85,13 +85,7 @@ pub fn watch_losses(me: &Me, ids: &[u64], held: &Held) -> impl Future + use<> {
 }
 
 /// Releases, or drops, what is held.
-pub async fn give_back(
-    me: &Me,
-    ids: &[u64],
-    held: Held,
-    lost: impl Future,
-    random: &mut Random,
-) {
+pub async fn give_back(me: &Me, ids: &[u64], held: Held, lost: impl Future, random: &mut Random) {
     for id in ids {
         me.log.note(What::Ended, *id, 0, "");
     }

@@ -65,7 +65,9 @@ pub fn table(outcomes: &[Outcome]) {
             report.violations.len(),
         );
     }
-    println!("shared: holds that others may have at the same time; together: locks of several keys");
+    println!(
+        "shared: holds that others may have at the same time; together: locks of several keys"
+    );
     println!("refused: writes that the store refused, because it had seen a higher fencing token");
     println!();
     for outcome in outcomes {

@@ -112,7 +112,8 @@ impl Textbook {
         key: &str,
         wait: Duration,
     ) -> Result<Held, &'static str> {
-        self.take(key, false, nanos() + wait.as_nanos() as u64).await
+        self.take(key, false, nanos() + wait.as_nanos() as u64)
+            .await
     }
 
     pub async fn share(self: &Arc<Self>, key: &str, wait: Duration) -> Result<Held, &'static str> {
@@ -281,7 +282,11 @@ impl Lease {
 }
 
 async fn renew(lease: Arc<Lease>, times: u32) {
-    let times = if lease.forgets_to_stop() { IN_VAIN } else { times };
+    let times = if lease.forgets_to_stop() {
+        IN_VAIN
+    } else {
+        times
+    };
     for _ in 0..times {
         tokio::time::sleep(lease.textbook.ttl / 3).await;
         let sent = nanos();

@@ -69,7 +69,9 @@ impl Watch<'_> {
             look.cmd("GET").arg(format!("lock:{key}"));
             look.cmd("PTTL").arg(format!("lock:{key}"));
             let readers = format!("{{lock:{key}}}:readers");
-            look.cmd("ZRANGE").arg(readers).arg("0 -1 WITHSCORES".split(' '));
+            look.cmd("ZRANGE")
+                .arg(readers)
+                .arg(&["0", "-1", "WITHSCORES"]);
         }
         let before = nanos();
         let mut answers: Vec<redis::Value> = look.query_async(redis).await?;

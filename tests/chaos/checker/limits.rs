@@ -38,9 +38,12 @@ pub(super) fn check(
         let has_waited = next.asked + 50 * MS < at;
         // Others that share it keep it, or one that waits for other locks as well has it.
         let is_kept = |other: &&Hold| {
-            other.is_shared && other.granted < next.granted && other.over.is_none_or(|over| over > at)
+            other.is_shared
+                && other.granted < next.granted
+                && other.over.is_none_or(|over| over > at)
         };
-        let is_in_between = |(_, from, until): &(u32, u64, u64)| *from < next.granted && at < *until;
+        let is_in_between =
+            |(_, from, until): &(u32, u64, u64)| *from < next.granted && at < *until;
         if hold.is_shared && holds.iter().copied().any(|other| is_kept(&other))
             || in_between.of_key(&hold.key).iter().any(is_in_between)
         {

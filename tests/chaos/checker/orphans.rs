@@ -117,10 +117,7 @@ fn looks(events: &[Event]) -> Looks<'_> {
 
 /// Which worker is which process in Redis: what was there while a worker trusted its lock, and did
 /// not share it, is this worker's.
-fn workers<'a>(
-    looks: &Looks<'a>,
-    by_key: &HashMap<&str, Vec<&Hold>>,
-) -> HashMap<&'a str, u32> {
+fn workers<'a>(looks: &Looks<'a>, by_key: &HashMap<&str, Vec<&Hold>>) -> HashMap<&'a str, u32> {
     let mut workers = HashMap::new();
     for ((key, reader), looks) in looks {
         if reader.is_some() {

@@ -112,11 +112,7 @@ fn waits(events: &[Event]) -> Vec<Wait<'_>> {
                 });
                 open.insert(request, (key, wait));
             }
-            What::Granted
-            | What::Began
-            | What::Refused
-            | What::Cancelled
-            | What::Answered => {
+            What::Granted | What::Began | What::Refused | What::Cancelled | What::Answered => {
                 if let Some((_, Some(wait))) = open.remove(&request) {
                     waits[wait].until = event.at;
                 }

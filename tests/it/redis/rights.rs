@@ -99,7 +99,11 @@ async fn a_user_with_the_rights_of_the_guide_can_do_all_that_a_manager_does() {
     }
 }
 
-async fn readers_and_writers_take_turns(server: &RedisServer, one: &LockManager, two: &LockManager) {
+async fn readers_and_writers_take_turns(
+    server: &RedisServer,
+    one: &LockManager,
+    two: &LockManager,
+) {
     let redis = server.client().await;
     let readers = [
         one.try_acquire_shared("a").await.unwrap(),
