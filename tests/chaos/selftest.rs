@@ -176,10 +176,12 @@ const SHARED_CASES: &[(Option<&str>, &str)] = &[
     (Some("no lock is an orphan"),
            "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 30 0 Seen 0 500 29 a p:1; 90 2 Held 1 0 90; 91 2 Ended 1 0 0;
             700 2 AskedAll 3 500 0 a; 700 2 AskedAll 5 500 0 b; 760 2 Refused 3 0 0 TimedOut; 760 2 Refused 5 0 0 TimedOut;
-            800 0 Seen 0 500 800 a p:2; 1500 0 Seen 0 500 1500 a p:2; 1700 0 Seen 0 500 1700 a p:2; 1900 0 Seen 0 500 1900 a p:2"),
+            800 0 Seen 0 500 800 a p:2; 1500 0 Seen 0 500 1500 a p:2; 1700 0 Seen 0 500 1700 a p:2; 1900 0 Seen 0 500 1900 a p:2;
+            2100 0 Seen 0 500 2100 a p:2"),
     (None, "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 30 0 Seen 0 500 29 a p:1; 90 2 Held 1 0 90; 91 2 Ended 1 0 0;
             700 2 AskedAll 3 1500 0 a; 700 2 AskedAll 5 1500 0 b; 2160 2 Refused 3 0 0 TimedOut; 2160 2 Refused 5 0 0 TimedOut;
-            800 0 Seen 0 500 800 a p:2; 1500 0 Seen 0 500 1500 a p:2; 1700 0 Seen 0 500 1700 a p:2; 1900 0 Seen 0 500 1900 a p:2"),
+            800 0 Seen 0 500 800 a p:2; 1500 0 Seen 0 500 1500 a p:2; 1700 0 Seen 0 500 1700 a p:2; 1900 0 Seen 0 500 1900 a p:2;
+            2100 0 Seen 0 500 2100 a p:2"),
     // A share is renewed by a process that another shares the lock with, or by none.
     (Some("no lock is an orphan"),
            "10 2 Asked 1 500 0 a; 20 2 Granted 1 15 0; 21 2 Held 1 0 21; 30 0 Seen 0 500 29 a p:1; 90 2 Held 1 0 90; 91 2 Ended 1 0 0;
@@ -188,12 +190,19 @@ const SHARED_CASES: &[(Option<&str>, &str)] = &[
     // A process has turn after turn while a request of another waits; or lets others in to share.
     (Some("none is passed over again and again"),
            "10 2 Asked 1 900 0 a; 11 4 Asked 1 500 0 a; 12 4 Granted 1 12 0; 13 4 Ended 1 0 0; 14 4 Asked 3 500 0 a; 15 4 Granted 3 15 0;
-            16 4 Ended 3 0 0; 17 4 Asked 5 500 0 a; 18 4 Granted 5 18 0; 19 4 Ended 5 0 0; 20 2 Granted 1 20 0; 21 2 Ended 1 0 0"),
+            16 4 Ended 3 0 0; 17 4 Asked 5 500 0 a; 18 4 Granted 5 18 0; 19 4 Ended 5 0 0; 20 4 Asked 7 500 0 a; 21 4 Granted 7 21 0;
+            22 4 Ended 7 0 0; 25 2 Granted 1 25 0; 26 2 Ended 1 0 0"),
+    // Its own process shares the lock meanwhile.
+    (None, "8 2 Asked 9 500 0 a; 9 2 Granted 9 9 0 shared; 23 2 Ended 9 0 0; 10 2 Asked 1 900 0 a; 11 4 Asked 1 500 0 a;
+            12 4 Granted 1 12 0 shared; 13 4 Ended 1 0 0; 14 4 Asked 3 500 0 a; 15 4 Granted 3 15 0 shared; 16 4 Ended 3 0 0;
+            17 4 Asked 5 500 0 a; 18 4 Granted 5 18 0 shared; 19 4 Ended 5 0 0; 20 4 Asked 7 500 0 a; 21 4 Granted 7 21 0 shared;
+            22 4 Ended 7 0 0; 25 2 Granted 1 25 0; 26 2 Ended 1 0 0"),
     (None, "10 2 Asked 1 900 0 a; 11 4 Asked 1 500 0 a; 12 4 Granted 1 12 0; 13 4 Ended 1 0 0; 14 4 Asked 3 500 0 a; 15 4 Granted 3 15 0;
-            16 4 Ended 3 0 0; 17 6 Asked 5 500 0 a; 18 6 Granted 5 18 0; 19 6 Ended 5 0 0; 20 2 Granted 1 20 0; 21 2 Ended 1 0 0"),
+            16 4 Ended 3 0 0; 17 4 Asked 5 500 0 a; 18 4 Granted 5 18 0; 19 4 Ended 5 0 0; 20 6 Asked 7 500 0 a; 21 6 Granted 7 21 0;
+            22 6 Ended 7 0 0; 25 2 Granted 1 25 0; 26 2 Ended 1 0 0"),
     (None, "10 2 Asked 1 900 0 a; 11 4 Asked 1 500 0 a; 12 4 Granted 1 12 0; 13 4 Ended 1 0 0; 14 4 Asked 3 500 0 a; 15 4 Granted 3 15 0;
-            16 4 Ended 3 0 0; 17 4 Asked 5 500 0 a; 18 4 Granted 5 18 0; 19 4 Ended 5 0 0; 20 2 Granted 1 20 0; 21 2 Ended 1 0 0;
-            14 0 FaultBegins 1 0 0; 15 0 FaultEnds 1 0 0"),
+            16 4 Ended 3 0 0; 17 4 Asked 5 500 0 a; 18 4 Granted 5 18 0; 19 4 Ended 5 0 0; 20 4 Asked 7 500 0 a; 21 4 Granted 7 21 0;
+            22 4 Ended 7 0 0; 25 2 Granted 1 25 0; 26 2 Ended 1 0 0; 14 0 FaultBegins 1 0 0; 15 0 FaultEnds 1 0 0"),
     (Some("no share lets requests in past one that waits"),
            "5 4 Asked 1 500 0 a; 6 4 Granted 1 6 0 shared; 700 4 Ended 1 0 0; 10 2 Asked 1 1900 0 a; 650 4 Asked 3 500 0 a;
             651 4 Granted 3 6 0 shared; 652 4 Ended 3 0 0; 900 4 Asked 5 500 0 a; 901 4 Granted 5 6 0 shared; 902 4 Ended 5 0 0;
