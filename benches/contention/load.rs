@@ -22,6 +22,8 @@ pub struct Load {
     pub work: Work,
     /// How many of a hundred sections only read.
     pub reads: u64,
+    /// From which the sequences of the tasks follow.
+    pub seed: u64,
     /// What begins earlier is a warm-up and does not count.
     pub from: Instant,
     /// When tasks stop to begin new waits.
@@ -31,7 +33,7 @@ pub struct Load {
 #[derive(Clone)]
 pub enum Keys {
     One(String),
-    /// Of many, with a prefix. Each task has its own sequence, the same in every run.
+    /// Of many, with a prefix. Each task has its own sequence.
     Zipf(String, Arc<Zipf>),
 }
 
@@ -148,7 +150,7 @@ async fn contend(
     number: usize,
     tally: &Mutex<Tally>,
 ) -> Result<(), String> {
-    let mut random = Random::new(number as u64);
+    let mut random = Random::new(load.seed + number as u64);
     let window = load.from..load.until;
     loop {
         let key = load.keys.next(&mut random);
