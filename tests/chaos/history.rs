@@ -24,8 +24,8 @@ whats! {
     /// A request for a lock, that waits (`number`: ns within which it must be answered; `text`: the
     /// key).
     Asked
-    /// Like `Asked`, for one of several locks that are taken together: some may be held while others
-    /// are waited for.
+    /// Like `Asked`, for one of several locks that are taken together: some may be held while
+    /// others are waited for.
     AskedAll
     /// A request that does not wait, otherwise like `Asked`.
     Tried

@@ -1,4 +1,4 @@
-//! A loss is known before the server gives the lock to another that cannot have it at the same time.
+//! A loss is known before the server gives the lock to another, with which it cannot be shared.
 //!
 //! When that was is not known exactly: at the latest, when the next holder knew of it.
 
