@@ -78,7 +78,7 @@ pub(super) fn check(
                     && own.over.is_none_or(|over| over >= hold.granted)
             };
             let until_then = holds.partition_point(|own| own.granted <= hold.granted);
-            if holds[..until_then].iter().any(|own| shares_meanwhile(own)) {
+            if holds[..until_then].iter().any(shares_meanwhile) {
                 continue;
             }
             turns.entry(by).or_default().insert(number);
