@@ -30,6 +30,7 @@ DRIVER = "src/store/redis/driver.rs"
 PENDING = "src/store/redis/pending.rs"
 ADDRESS = "src/store/redis/address.rs"
 CONFIRMING = "src/store/redis/confirming.rs"
+PROBE = "src/store/redis/probe.rs"
 PUSHES = "src/store/redis/pushes.rs"
 WATCH = "src/store/redis/sentinel/watch.rs"
 SEVERAL = "src/manager/several.rs"
@@ -239,6 +240,19 @@ MUTANTS = [
         ],
     ),
     (
+        "requests share past a writer that waits in their process",
+        [(REQUESTS, "mode.is_shared() && self.slot.waiters.is_empty()", "mode.is_shared()")],
+        [
+            "--lib none_joins_past_one_that_waits_here",
+            "--test it over_memory::a_writer_among_readers_without_end",
+        ],
+    ),
+    (
+        "a server is not asked to share a lock",
+        [(PROBE, "acquire(READER, Mode::Shared, false)", "acquire(READER, Mode::Exclusive, false)")],
+        ["--test it rights_that_a_user_lacks"],
+    ),
+    (
         "a writer is granted while the lease of a reader lasts",
         [(GRANT_SCRIPT, "is_shared = call('EXISTS', readers) == 1", "is_shared = false")],
         [
@@ -333,7 +347,11 @@ MUTANTS = [
     (
         "replicas are not counted",
         [(CONFIRMING, "(replicas < needed as usize).then_some(failed)", "(replicas > 99).then_some(failed)")],
-        ["--test it a_lock_that_no_replica_has"],
+        [
+            "--test it a_lock_that_no_replica_has",
+            "--test it a_share_that_no_replica_has",
+            "--test it several_locks_are_all_on_a_replica",
+        ],
     ),
     (
         "a grant needs no replica",

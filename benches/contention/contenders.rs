@@ -4,11 +4,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
-use distributed_lock_core::traits::{DistributedLock, LockHandle, LockProvider};
-use distributed_lock_redis::{RedisLockHandle, RedisLockProvider};
+use distributed_lock_core::traits::{
+    DistributedLock, DistributedReaderWriterLock, LockHandle, LockProvider,
+    ReaderWriterLockProvider,
+};
+use distributed_lock_redis::{
+    RedisLockHandle, RedisLockProvider, RedisReadLockHandle, RedisWriteLockHandle,
+};
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tower_distributed_lock::{LockGuard, LockManager};
 
+use crate::by_hand::{self, ByHand};
 use crate::random;
 use crate::support::orders::text;
 use crate::support::recipe::Recipe;
@@ -16,6 +22,11 @@ use crate::support::recipe::Recipe;
 /// Longer than any workload takes.
 const PATIENCE: Duration = Duration::from_secs(3600);
 const TTL: Duration = Duration::from_secs(10);
+
+/// How many hand-offs in a process go before another process that waits, and for how long. These
+/// are the defaults of this crate.
+pub const BURST: u32 = 16;
+pub const BURST_TIME: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -28,6 +39,10 @@ pub enum Kind {
     Rslock,
     /// Its `acquire` does not wait for a lock that is held: it is tried again like the recipe.
     DistributedLockRedis,
+    /// A counter of readers and a writer's key, tried again like the recipe: see [`ByHand`].
+    ReadersByHand,
+    /// Its lock for readers and writers, tried again like the recipe.
+    DistributedReaders,
     /// One `tokio::sync::Mutex`, whatever the key: the limit of what one process can do.
     Mutex,
     /// A map of local Mutexes.
@@ -44,7 +59,13 @@ impl Kind {
         Self::DistributedLockRedis,
     ];
 
-    pub const OF_READERS: [Self; 3] = [Self::Shared, Self::Ours, Self::RwLock];
+    pub const OF_READERS: [Self; 5] = [
+        Self::Shared,
+        Self::Ours,
+        Self::RwLock,
+        Self::ReadersByHand,
+        Self::DistributedReaders,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -53,20 +74,22 @@ impl Kind {
             Self::Recipe => "SET NX PX by hand",
             Self::Rslock => "rslock",
             Self::DistributedLockRedis => "distributed-lock-redis",
+            Self::ReadersByHand => "readers by hand",
+            Self::DistributedReaders => "distributed-lock-redis",
             Self::Mutex => "tokio Mutex",
             Self::Mutexes => "map of tokio Mutexes",
             Self::RwLock => "tokio RwLock",
         }
     }
 
-    /// Finds the kind of this name, which has `_` for blanks.
+    /// Finds the kind of this [word](Self::word).
     pub fn parse(word: &str) -> Option<Self> {
         let kinds = Self::ON_REDIS.into_iter().chain(Self::OF_READERS);
         kinds.into_iter().find(|kind| kind.word() == word)
     }
 
     pub fn word(self) -> String {
-        self.name().replace(' ', "_")
+        format!("{self:?}")
     }
 }
 
@@ -78,6 +101,8 @@ pub enum Contender {
     Recipe(Recipe),
     Rslock(rslock::LockManager),
     DistributedLockRedis(Arc<RedisLockProvider>),
+    ReadersByHand(ByHand),
+    DistributedReaders(Arc<RedisLockProvider>),
     Mutex(Arc<Mutex<()>>),
     Mutexes(Arc<StdMutex<HashMap<String, Arc<Mutex<()>>>>>),
 }
@@ -87,6 +112,9 @@ pub enum Held {
     Recipe(Recipe, String, String),
     Rslock(rslock::LockGuard),
     DistributedLockRedis(RedisLockHandle),
+    ByHand(ByHand, by_hand::Held),
+    DistributedRead(RedisReadLockHandle),
+    DistributedWrite(RedisWriteLockHandle),
     Local(OwnedMutexGuard<()>),
     Reading(OwnedRwLockReadGuard<()>),
     Writing(OwnedRwLockWriteGuard<()>),
@@ -95,8 +123,8 @@ pub enum Held {
 impl Contender {
     pub async fn connect(kind: Kind, url: &str) -> Result<Self, String> {
         Ok(match kind {
-            Kind::Ours => Self::Ours(LockManager::connect(url).await.map_err(text)?),
-            Kind::Shared => Self::Shared(LockManager::connect(url).await.map_err(text)?),
+            Kind::Ours => Self::Ours(manager(url).await?),
+            Kind::Shared => Self::Shared(manager(url).await?),
             Kind::RwLock => Self::RwLock(Arc::default()),
             Kind::Recipe => Self::Recipe(Recipe::connect(url).await.map_err(text)?),
             Kind::Rslock => {
@@ -107,6 +135,11 @@ impl Contender {
             Kind::DistributedLockRedis => {
                 let provider = RedisLockProvider::new(url).await.map_err(text)?;
                 Self::DistributedLockRedis(Arc::new(provider))
+            }
+            Kind::ReadersByHand => Self::ReadersByHand(ByHand::connect(url).await.map_err(text)?),
+            Kind::DistributedReaders => {
+                let provider = RedisLockProvider::new(url).await.map_err(text)?;
+                Self::DistributedReaders(Arc::new(provider))
             }
             Kind::Mutex => Self::Mutex(Arc::default()),
             Kind::Mutexes => Self::Mutexes(Arc::default()),
@@ -144,6 +177,27 @@ impl Contender {
                 Ok(Held::Ours(guard))
             }
             Self::RwLock(lock) => Ok(Held::Reading(Arc::clone(lock).read_owned().await)),
+            others => Box::pin(others.acquire_to_read_by_polling(key)).await,
+        }
+    }
+
+    async fn acquire_to_read_by_polling(&self, key: &str) -> Result<Held, String> {
+        match self {
+            Self::ReadersByHand(by_hand) => loop {
+                if let Some(held) = by_hand.try_read(key).await.map_err(text)? {
+                    return Ok(Held::ByHand(by_hand.clone(), held));
+                }
+                pause().await;
+            },
+            Self::DistributedReaders(provider) => {
+                let lock = provider.create_reader_writer_lock(key);
+                loop {
+                    if let Some(handle) = lock.try_acquire_read().await.map_err(text)? {
+                        return Ok(Held::DistributedRead(handle));
+                    }
+                    pause().await;
+                }
+            }
             _ => self.acquire(key).await,
         }
     }
@@ -168,6 +222,21 @@ impl Contender {
                 loop {
                     if let Some(handle) = lock.try_acquire().await.map_err(text)? {
                         return Ok(Held::DistributedLockRedis(handle));
+                    }
+                    pause().await;
+                }
+            }
+            Self::ReadersByHand(by_hand) => loop {
+                if let Some(held) = by_hand.try_write(key).await.map_err(text)? {
+                    return Ok(Held::ByHand(by_hand.clone(), held));
+                }
+                pause().await;
+            },
+            Self::DistributedReaders(provider) => {
+                let lock = provider.create_reader_writer_lock(key);
+                loop {
+                    if let Some(handle) = lock.try_acquire_write().await.map_err(text)? {
+                        return Ok(Held::DistributedWrite(handle));
                     }
                     pause().await;
                 }
@@ -217,11 +286,22 @@ impl Held {
                 Ok(())
             }
             Self::DistributedLockRedis(handle) => handle.release().await.map_err(text),
+            Self::ByHand(by_hand, held) => match by_hand.release(held).await.map_err(text)? {
+                true => Ok(()),
+                false => Err("the lock had expired".to_owned()),
+            },
+            Self::DistributedRead(handle) => handle.release().await.map_err(text),
+            Self::DistributedWrite(handle) => handle.release().await.map_err(text),
             Self::Ours(_) | Self::Local(_) | Self::Reading(_) | Self::Writing(_) => {
                 unreachable!("these do not wait")
             }
         }
     }
+}
+
+async fn manager(url: &str) -> Result<LockManager, String> {
+    let builder = LockManager::builder().burst(BURST, BURST_TIME);
+    builder.connect(url).await.map_err(text)
 }
 
 /// Waits for as long as the recipes do between two tries.

@@ -22,6 +22,8 @@ pub struct Load {
     pub work: Work,
     /// How many of a hundred sections only read.
     pub reads: u64,
+    /// From which the sequences of the tasks follow.
+    pub seed: u64,
     /// What begins earlier is a warm-up and does not count.
     pub from: Instant,
     /// When tasks stop to begin new waits.
@@ -31,7 +33,7 @@ pub struct Load {
 #[derive(Clone)]
 pub enum Keys {
     One(String),
-    /// Of many, with a prefix. Each task has its own sequence, the same in every run.
+    /// Of many, with a prefix. Each task has its own sequence.
     Zipf(String, Arc<Zipf>),
 }
 
@@ -50,6 +52,8 @@ pub struct Tally {
     pub sections: u64,
     /// How long these sections took in all, in seconds.
     pub held: f64,
+    /// The longest of them that only read, in seconds.
+    pub longest_read: f64,
     /// Sections at any time.
     pub all: u64,
     /// The waits of sections that do not only read, in µs, that began between `from` and `until`.
@@ -63,9 +67,10 @@ impl Tally {
     pub fn parse(line: &str) -> Result<Self, String> {
         let numbers: Result<Vec<f64>, _> = line.split(' ').map(str::parse).collect();
         match numbers.map_err(text)?.as_slice() {
-            &[sections, held, all, ref waits @ ..] => Ok(Self {
+            &[sections, held, longest_read, all, ref waits @ ..] => Ok(Self {
                 sections: sections as u64,
                 held,
+                longest_read,
                 all: all as u64,
                 waits: waits.to_vec(),
                 asked: None,
@@ -77,6 +82,7 @@ impl Tally {
     pub fn add(&mut self, other: Self) {
         self.sections += other.sections;
         self.held += other.held;
+        self.longest_read = self.longest_read.max(other.longest_read);
         self.all += other.all;
         self.waits.extend(other.waits);
     }
@@ -93,7 +99,14 @@ impl Tally {
 /// Writes a line that another process can [parse](Tally::parse).
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.sections, self.held, self.all)?;
+        let Self {
+            sections,
+            held,
+            longest_read,
+            all,
+            ..
+        } = self;
+        write!(f, "{sections} {held} {longest_read} {all}")?;
         self.waits
             .iter()
             .try_for_each(|wait| write!(f, " {wait:.1}"))
@@ -137,7 +150,7 @@ async fn contend(
     number: usize,
     tally: &Mutex<Tally>,
 ) -> Result<(), String> {
-    let mut random = Random::new(number as u64);
+    let mut random = Random::new(load.seed + number as u64);
     let window = load.from..load.until;
     loop {
         let key = load.keys.next(&mut random);
@@ -164,7 +177,11 @@ async fn contend(
             }
             if window.contains(&done) {
                 tally.sections += 1;
-                tally.held += (done - acquired).as_secs_f64();
+                let time = (done - acquired).as_secs_f64();
+                tally.held += time;
+                if reads {
+                    tally.longest_read = tally.longest_read.max(time);
+                }
             }
         }
         held.release().await?;

@@ -3,9 +3,10 @@
 //! In one run, on one redis-server: this crate, the textbook recipe (`SET NX PX`,
 //! compare-and-delete, tried again after 1 to 5 ms), the published crates `rslock` (its delay
 //! between tries set to up to 5 ms, in place of 200) and `distributed-lock-redis` (which does not
-//! wait for a held lock, and is tried again like the recipe); and the limits: a
-//! `tokio::sync::Mutex` or `RwLock`, a message by `PUBLISH`. Figures are medians over several
-//! rounds, in turns with their references.
+//! wait for a held lock, and is tried again like the recipe); of those that readers share, the lock
+//! of `distributed-lock-redis`, and a recipe by hand, a counter of readers and a writer's key; and
+//! the limits: a `tokio::sync::Mutex` or `RwLock`, a message by `PUBLISH`. Figures are medians over
+//! several rounds, in turns with their references.
 //!
 //! Words behind `--` choose parts: one, once, gap, four, readers, zipf, several, queue, memory.
 //! `--quick` only shows that they run.
@@ -14,6 +15,7 @@
 
 #![allow(unreachable_pub)]
 
+mod by_hand;
 mod contenders;
 mod load;
 mod memory;

@@ -162,6 +162,7 @@ async fn mix(server: &RedisServer, kind: Kind, prefix: &str) -> Values {
         keys: Keys::Zipf(prefix.to_owned(), Arc::new(Zipf::new(1000))),
         work: Work::Sleep(HOLD),
         reads: 0,
+        seed: 0,
         from,
         until: from + time,
     };

@@ -58,6 +58,7 @@ impl Obey for Worker {
                     keys: Keys::One(key.to_owned()),
                     work: Work::Count(redis.clone(), format!("count:{key}"), hold),
                     reads: 0,
+                    seed: 0,
                     from: clock::instant(from.parse().map_err(text)?),
                     until: clock::instant(until.parse().map_err(text)?),
                 };
@@ -70,6 +71,8 @@ impl Obey for Worker {
                     keys: Keys::One(key.to_owned()),
                     work: Work::Sleep(Duration::from_millis(1)),
                     reads: reads.parse().map_err(text)?,
+                    // Otherwise, all processes would write at the same moments.
+                    seed: u64::from(std::process::id()) << 8,
                     from: clock::instant(from.parse().map_err(text)?),
                     until: clock::instant(until.parse().map_err(text)?),
                 };

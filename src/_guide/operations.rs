@@ -21,11 +21,11 @@
 //!
 //! ```text
 //! ~lock:* ~{* resetchannels &lock:inbox:*
-//! +@connection +@scripting +@string +@list +@keyspace +subscribe +publish +pubsub +time +client
+//! +@connection +@scripting +@string +@list +@sortedset +@keyspace
+//! +subscribe +publish +pubsub +time +client
 //! ```
 //!
-//! With another [prefix](crate::LockManagerBuilder::prefix), put it in the place of `lock:`. Where
-//! requests [share](crate::LockManager::acquire_shared) locks, add `+@sortedset`; with
+//! With another [prefix](crate::LockManagerBuilder::prefix), put it in the place of `lock:`. With
 //! [`quarantine`](crate::LockManagerBuilder::quarantine), and with Sentinel, add `+info`; with a
 //! Cluster, `+cluster|info +cluster|slots`. A user of the sentinels needs
 //! `+sentinel|get-master-addr-by-name +subscribe &+switch-master +@connection`. Where dangerous

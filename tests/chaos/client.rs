@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tower_distributed_lock::{LockGuard, LockManager, LostReason};
+use tower_distributed_lock::{Error, Lease, LockGuards, LockManager, LostReason};
 
 use crate::textbook::{self, Textbook};
 
@@ -13,22 +13,45 @@ pub enum Client {
     Textbook(Arc<Textbook>),
 }
 
+/// The locks that are held together, in the order of their keys.
 pub enum Held {
-    Crate(LockGuard),
-    Textbook(textbook::Held),
+    Crate(LockGuards),
+    Textbook(Vec<textbook::Held>),
 }
 
 impl Client {
     pub async fn acquire(&self, key: &str, wait: Option<Duration>) -> Result<Held, String> {
         match (self, wait) {
-            (Self::Crate(locks), Some(wait)) => locks.acquire(key, wait).await.map(Held::Crate),
-            (Self::Crate(locks), None) => locks.try_acquire(key).await.map(Held::Crate),
+            (Self::Crate(locks), Some(wait)) => one(locks.acquire(key, wait).await),
+            (Self::Crate(locks), None) => one(locks.try_acquire(key).await),
             (Self::Textbook(textbook), wait) => {
                 let held = textbook.acquire(key, wait.unwrap_or_default()).await;
-                return held.map(Held::Textbook).map_err(str::to_owned);
+                textbooks(held.map(|held| vec![held]))
             }
         }
-        .map_err(|error| format!("{:?}", error.kind()))
+    }
+
+    pub async fn share(&self, key: &str, wait: Option<Duration>) -> Result<Held, String> {
+        match (self, wait) {
+            (Self::Crate(locks), Some(wait)) => one(locks.acquire_shared(key, wait).await),
+            (Self::Crate(locks), None) => one(locks.try_acquire_shared(key).await),
+            (Self::Textbook(textbook), wait) => {
+                let held = textbook.share(key, wait.unwrap_or_default()).await;
+                textbooks(held.map(|held| vec![held]))
+            }
+        }
+    }
+
+    /// Takes all, or none. The keys are sorted.
+    pub async fn acquire_all(&self, keys: &[&str], wait: Option<Duration>) -> Result<Held, String> {
+        let keys = keys.iter().copied();
+        match (self, wait) {
+            (Self::Crate(locks), Some(wait)) => several(locks.acquire_all(keys, wait).await),
+            (Self::Crate(locks), None) => several(locks.try_acquire_all(keys).await),
+            (Self::Textbook(textbook), wait) => {
+                textbooks(textbook.acquire_all(keys, wait.unwrap_or_default()).await)
+            }
+        }
     }
 
     pub async fn close(&self) {
@@ -38,40 +61,65 @@ impl Client {
     }
 }
 
+fn one(result: Result<impl Into<LockGuards>, Error>) -> Result<Held, String> {
+    several(result.map(Into::into))
+}
+
+fn several(result: Result<LockGuards, Error>) -> Result<Held, String> {
+    let held = result.map(Held::Crate);
+    held.map_err(|error| format!("{:?}", error.kind()))
+}
+
+fn textbooks(result: Result<Vec<textbook::Held>, &'static str>) -> Result<Held, String> {
+    result.map(Held::Textbook).map_err(str::to_owned)
+}
+
 impl Held {
-    pub fn token(&self) -> u64 {
+    /// Returns the fencing tokens.
+    pub fn tokens(&self) -> Vec<u64> {
         match self {
-            Self::Crate(guard) => guard.fencing_token(),
-            Self::Textbook(held) => held.token(),
+            Self::Crate(guards) => guards.leases().iter().map(Lease::fencing_token).collect(),
+            Self::Textbook(several) => several.iter().map(textbook::Held::token).collect(),
         }
     }
 
+    /// Returns whether all are held.
     pub fn is_held(&self) -> bool {
         match self {
-            Self::Crate(guard) => guard.lease().is_held(),
-            Self::Textbook(held) => held.is_held(),
+            Self::Crate(guards) => guards.is_held(),
+            Self::Textbook(several) => several.iter().all(textbook::Held::is_held),
         }
     }
 
-    /// Resolves when the lock is lost, to a word why. Only this crate tells.
-    pub fn lost(&self) -> impl Future<Output = Option<String>> + Send + use<> {
-        let lease = match self {
-            Self::Crate(guard) => Some(guard.lease().clone()),
-            Self::Textbook(_) => None,
+    /// For each lock, a future that resolves when it is lost, to a word why. Only this crate tells.
+    pub fn lost(&self) -> Vec<impl Future<Output = Option<String>> + Send + use<>> {
+        let leases: Vec<Option<Lease>> = match self {
+            Self::Crate(guards) => guards.leases().iter().cloned().map(Some).collect(),
+            Self::Textbook(several) => several.iter().map(|_| None).collect(),
         };
-        async move {
+        let lost = |lease: Option<Lease>| async move {
             let reason = lease?.lost().await;
             (reason != LostReason::Released).then(|| format!("{reason:?}"))
-        }
+        };
+        leases.into_iter().map(lost).collect()
     }
 
     pub async fn release(self) -> String {
         match self {
-            Self::Crate(guard) => match guard.release().await {
+            Self::Crate(guards) => match guards.release().await {
                 Ok(()) => "Ok".to_owned(),
                 Err(error) => format!("{:?}", error.kind()),
             },
-            Self::Textbook(held) => held.release().await.to_owned(),
+            Self::Textbook(several) => {
+                let mut worst = "Ok";
+                for held in several {
+                    match held.release().await {
+                        "Ok" => {}
+                        other => worst = other,
+                    }
+                }
+                worst.to_owned()
+            }
         }
     }
 }

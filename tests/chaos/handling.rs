@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::Full;
 use tokio::sync::Mutex;
 use tower::util::BoxCloneService;
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_distributed_lock::{DistributedLockLayer, IdempotencyLayer, Lease, LockManager};
+use tower_distributed_lock::{DistributedLockLayer, IdempotencyLayer, Lease, LockManager, Mode};
 
 use crate::clock::{MS, nanos};
 use crate::history::{Log, What};
@@ -60,7 +60,13 @@ impl Handling {
             .wait(WAIT);
         let key =
             |request: &http::request::Parts| request.headers["key"].to_str().unwrap().to_owned();
-        let locked = DistributedLockLayer::new(locks.clone(), key).wait(WAIT);
+        let mode = |request: &http::request::Parts| match request.method {
+            Method::GET => Mode::Shared,
+            _ => Mode::Exclusive,
+        };
+        let locked = DistributedLockLayer::new(locks.clone(), key)
+            .mode(mode)
+            .wait(WAIT);
         let events = events
             .layer(service_fn(handle))
             .map_response(|answer| text(&answer));
@@ -89,7 +95,11 @@ impl Handling {
     /// A request under one of the locks that are taken without a layer as well.
     pub async fn serve(&self, me: &Me, random: &mut Random) {
         let key = random.pick(keys(&me.worker.orders));
-        let request = Request::post("/").header("key", key);
+        let method = match random.chance(40) {
+            true => Method::GET,
+            false => Method::POST,
+        };
+        let request = Request::builder().method(method).header("key", key);
         self.send(&self.locked, request, me.name(key), me, random)
             .await;
     }
@@ -166,7 +176,11 @@ async fn handle<B>(request: Request<B>) -> Result<Response<Body>, Infallible> {
     let mut task = request.extensions().get::<Task>().unwrap().clone();
     let lease = request.extensions().get::<Lease>().unwrap().clone();
     let (log, id) = (task.me.log.clone(), task.id);
-    log.note(What::Began, id, lease.fencing_token(), &task.key);
+    let how = match lease.mode() {
+        Mode::Shared => "shared",
+        _ => "",
+    };
+    log.note(What::Began, id, lease.fencing_token(), how);
     let _ended = Ended(&log, id);
     task.work(&lease).await;
     let good_until = nanos() + lease.remaining().as_nanos() as u64;

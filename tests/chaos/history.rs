@@ -24,9 +24,13 @@ whats! {
     /// A request for a lock, that waits (`number`: ns within which it must be answered; `text`: the
     /// key).
     Asked
+    /// Like `Asked`, for one of several locks that are taken together: some may be held while
+    /// others are waited for.
+    AskedAll
     /// A request that does not wait, otherwise like `Asked`.
     Tried
-    /// It has the lock (`number`: the fencing token).
+    /// It has the lock (`number`: the fencing token; `text`: "shared", or "with" and the first of
+    /// the requests whose locks are held together with this one).
     Granted
     /// It was refused (`text`: why).
     Refused
@@ -42,8 +46,8 @@ whats! {
     Ended
     /// `release()`, called at `before`, has answered (`text`: what).
     Released
-    /// The store took a write (`number`: its token; `text`: "careless" if the holder knew that it
-    /// had lost the lock).
+    /// The store took a write, or let one read that shares the lock (`number`: its token; `text`:
+    /// "careless" if the holder knew that it had lost the lock).
     Accepted
     /// It had seen a higher token.
     Rejected
@@ -53,7 +57,7 @@ whats! {
     Delivered
     /// Its answer (`text`).
     Answered
-    /// Its handler runs (`number`: the fencing token).
+    /// Its handler runs (`number`: the fencing token; `text`: "shared" if it shares the lock).
     Began
     /// The handler has done its work (`number`: the status; `before`: until when its lease is
     /// good).
@@ -68,7 +72,7 @@ whats! {
     FaultBegins
     FaultEnds
     /// A lock was in Redis, at some time between `before` and `at` (`number`: for so many ns more;
-    /// `text`: its name and its value).
+    /// `text`: its name and its value; behind a token that shares it, "shared").
     Seen
     /// Redis carried out so many commands (`number`) between `before` and `at`.
     Commands

@@ -54,6 +54,8 @@ fn phases() -> Vec<Phase> {
         mutant("mutant: renews blindly", Flaw::RenewsBlindly),
         mutant("mutant: trusts from the reply", Flaw::TrustsFromTheReply),
         mutant("mutant: forgets to stop", Flaw::ForgetsToStop),
+        mutant("mutant: first reader unlocks", Flaw::FirstReaderUnlocks),
+        mutant("mutant: keeps a part", Flaw::KeepsAPart),
         Phase {
             name: "mutant: counts fences",
             textbook: Some(Flaw::CountsFences),

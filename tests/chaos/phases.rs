@@ -14,7 +14,7 @@ use crate::crew::Crew;
 use crate::faults::{self, Gremlin, Scene, clock, loss, passwords};
 use crate::history::{self, Log};
 use crate::requests::KEYS;
-use crate::settings::{LONGEST_TTL, Settings};
+use crate::settings::{LONGEST_HOLD, LONGEST_TTL, Settings};
 use crate::store::Store;
 use crate::support::RedisServer;
 use crate::support::random::Random;
@@ -78,6 +78,13 @@ impl Phase {
         match self.varies(Variety::Settings) {
             true => LONGEST_TTL,
             false => TTL,
+        }
+    }
+
+    fn longest_hold(&self) -> Duration {
+        match self.varies(Variety::Settings) {
+            true => LONGEST_HOLD,
+            false => Settings::USUAL.max_hold,
         }
     }
 
@@ -228,6 +235,7 @@ impl Phase {
             releases_at_limit: self.textbook.is_none() && !self.may_lose_data(),
             frugal: self.textbook.is_none(),
             calm: self.gremlins.iter().all(|one| *one == Gremlin::Narrow),
+            takes_turns: (self.exclusive && self.textbook.is_none()).then(|| self.longest_hold()),
             stuck_after: (!self.sets_clock() && self.textbook.is_none()).then_some(self.stuck()),
         }
     }
@@ -238,7 +246,10 @@ impl Phase {
         if self.textbook.is_some() || self.gremlins.contains(&Gremlin::Loss) || self.sets_clock() {
             return Vec::new();
         }
-        let names = KEYS.map(|key| [format!("lock:{key}"), format!("{{lock:{key}}}:queue")]);
+        let names = KEYS.map(|key| {
+            let beside = |what: &str| format!("{{lock:{key}}}:{what}");
+            [format!("lock:{key}"), beside("queue"), beside("readers")]
+        });
         let names = names.as_flattened();
         let started = Instant::now();
         let mut left = Vec::new();

@@ -28,12 +28,14 @@ impl Outcome {
 pub fn table(outcomes: &[Outcome]) {
     println!();
     println!(
-        "{:34} {:>7} {:>8} {:>9} {:>7} {:>6} {:>6} {:>7} {:>8} {:>10}",
+        "{:34} {:>7} {:>8} {:>9} {:>7} {:>6} {:>8} {:>6} {:>6} {:>7} {:>8} {:>10}",
         "phase",
         "seconds",
         "requests",
         "cancelled",
         "holds",
+        "shared",
+        "together",
         "runs",
         "losses",
         "refused",
@@ -48,12 +50,14 @@ pub fn table(outcomes: &[Outcome]) {
     } in outcomes
     {
         println!(
-            "{:34} {:7.1} {:8} {:9} {:7} {:6} {:6} {:7} {:8} {:10}",
+            "{:34} {:7.1} {:8} {:9} {:7} {:6} {:8} {:6} {:6} {:7} {:8} {:10}",
             phase.name,
             time.as_secs_f64(),
             report.requests,
             report.cancelled,
             report.holds,
+            report.shared,
+            report.together,
             report.runs,
             report.losses,
             report.refused_writes,
@@ -61,6 +65,9 @@ pub fn table(outcomes: &[Outcome]) {
             report.violations.len(),
         );
     }
+    println!(
+        "shared: holds that others may have at the same time; together: locks of several keys"
+    );
     println!("refused: writes that the store refused, because it had seen a higher fencing token");
     println!();
     for outcome in outcomes {
@@ -144,6 +151,13 @@ pub fn figures(outcomes: &[Outcome]) {
     figure(
         "chaos_commands_percent_of_allowed",
         busiest.unwrap_or(0) as f64,
+        "≤",
+        100.0,
+    );
+    let turns = own().map(|outcome| outcome.report.most_turns).max();
+    figure(
+        "chaos_turns_of_others_percent_of_allowed",
+        turns.unwrap_or(0) as f64,
         "≤",
         100.0,
     );

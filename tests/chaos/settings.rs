@@ -18,8 +18,12 @@ pub struct Settings {
 }
 
 const TTLS: [u64; 2] = [300, 1200];
+const MAX_HOLDS: [u64; 3] = [500, 1500, 4000];
 /// The longest time to live that [`Settings::of`] gives.
 pub const LONGEST_TTL: Duration = Duration::from_millis(TTLS[1]);
+
+/// The longest that one of them lets a request hold.
+pub const LONGEST_HOLD: Duration = Duration::from_millis(MAX_HOLDS[2]);
 
 impl Settings {
     pub const USUAL: Self = Self {
@@ -40,7 +44,7 @@ impl Settings {
             ttl: ms(ttl),
             renewal: ms(ttl / random.pick(&[2, 3, 6])),
             command_timeout: ms(random.pick(&[200, 400]).min(ttl)),
-            max_hold: ms(random.pick(&[500, 1500, 4000])),
+            max_hold: ms(random.pick(&MAX_HOLDS)),
             burst_time: ms(random.pick(&[0, 20, 50])),
             burst: random.pick(&[0, 2, 16]),
         }

@@ -13,6 +13,11 @@ const WRITE: &str = "
     redis.call('RPUSH', KEYS[1] .. ':log', ARGV[1])
     return 1";
 
+/// Those that share a lock have no order among themselves: they leave nothing behind.
+const READ: &str = "
+    local seen = tonumber(redis.call('HGET', KEYS[1], 'fence') or 0)
+    return tonumber(ARGV[1]) < seen and 0 or 1";
+
 #[derive(Clone)]
 pub struct Store(MultiplexedConnection);
 
@@ -29,7 +34,16 @@ impl Store {
 
     /// Whether it was accepted.
     pub async fn write(&mut self, key: &str, token: u64) -> bool {
-        let script = Script::new(WRITE);
+        self.run(WRITE, key, token).await
+    }
+
+    /// Whether no later holder has written.
+    pub async fn read(&mut self, key: &str, token: u64) -> bool {
+        self.run(READ, key, token).await
+    }
+
+    async fn run(&mut self, script: &str, key: &str, token: u64) -> bool {
+        let script = Script::new(script);
         let mut call = script.key(key);
         let accepted: u32 = call.arg(token).invoke_async(&mut self.0).await.unwrap();
         accepted == 1

@@ -64,23 +64,41 @@ impl Watch<'_> {
     async fn locks(&mut self, redis: &mut MultiplexedConnection, database: u32) -> RedisResult<()> {
         let mut look = Pipeline::new();
         look.cmd("SELECT").arg(database).ignore();
+        look.cmd("TIME");
         for key in KEYS {
             look.cmd("GET").arg(format!("lock:{key}"));
             look.cmd("PTTL").arg(format!("lock:{key}"));
+            let readers = format!("{{lock:{key}}}:readers");
+            look.cmd("ZRANGE")
+                .arg(readers)
+                .arg(&["0", "-1", "WITHSCORES"]);
         }
         let before = nanos();
-        let answers: Vec<redis::Value> = look.query_async(redis).await?;
+        let mut answers: Vec<redis::Value> = look.query_async(redis).await?;
         self.own += look.len() as u64;
         let log = &self.scene.log;
         if nanos() - before > SLOW {
             log.since(before, What::Stall, 0, 0, "");
         }
-        for (key, answers) in KEYS.iter().zip(answers.chunks(2)) {
+        let (seconds, micros): (u64, u64) = redis::from_redis_value(answers.remove(0))?;
+        let now = seconds * 1000 + micros / 1000;
+        let seen = |key: &str, left: u64, value: &str| {
+            let text = format!("{} {value}", named(database, key));
+            log.since(before, What::Seen, 0, left * MS, &text);
+        };
+        for (key, answers) in KEYS.iter().zip(answers.chunks(3)) {
             let value: Option<String> = redis::from_redis_value(answers[0].clone())?;
             let left: i64 = redis::from_redis_value(answers[1].clone())?;
-            if let (Some(value), Ok(left)) = (value, u64::try_from(left)) {
-                let text = format!("{} {value}", named(database, key));
-                log.since(before, What::Seen, 0, left * MS, &text);
+            let readers: Vec<(String, f64)> = redis::from_redis_value(answers[2].clone())?;
+            if let (Some(value), Ok(left)) = (value, u64::try_from(left))
+                && !value.starts_with("shared")
+            {
+                seen(key, left, &value);
+            }
+            for (reader, ends) in readers {
+                if let Some(left @ 1..) = (ends as u64).checked_sub(now) {
+                    seen(key, left, &format!("{reader} shared"));
+                }
             }
         }
         Ok(())

@@ -21,6 +21,9 @@
 //! 7. A run that **outlives its lease**, as its handler blocks its thread, is like one that was cut
 //!    off: another may begin. Then the client of the first has no 200.
 //! 8. Only what is to be remembered is replayed: no failure is.
+//! 9. A run takes its effect under the locks of accounts: it shares one, or has two alone, both or
+//!    none. Those of one account are taken by one run that **writes**, or by any that **read**,
+//!    unless the process of the other was killed, or its lock was over.
 //!
 //! All this holds as long as no lease is lost. A process that the machine keeps from running loses
 //! its leases; `stall.rs` tells when that may have happened.
@@ -28,7 +31,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::client::Answer;
-use crate::storage::{Entry, Run};
+use crate::storage::{Entry, Run, Visit};
 
 #[derive(Default)]
 pub struct Findings {
@@ -46,6 +49,11 @@ pub struct Findings {
     killed: HashSet<u64>,
     /// Runs whose lease was over before they were.
     pub outlived: HashSet<Run>,
+    /// Those for which the lock of an account was over before they gave it back.
+    pub late: HashSet<Run>,
+    /// Visits to accounts, and how many of them only read.
+    pub visits: (usize, usize),
+    visiting: Vec<Visit>,
 }
 
 /// What the storage was told about one event.
@@ -66,8 +74,13 @@ impl Findings {
             Entry::Outlived(run) => Some(*run),
             _ => None,
         });
+        let late = log.iter().filter_map(|entry| match entry {
+            Entry::LeftLate(visit) => Some(visit.run),
+            _ => None,
+        });
         let mut findings = Self {
             outlived: outlived.collect(),
+            late: late.collect(),
             ..Self::default()
         };
         for entry in log {
@@ -106,6 +119,11 @@ impl Findings {
                 self.events.entry(event).or_default().is_answered = true;
                 Ok(())
             }
+            Entry::Entered(visit) => self.entered(visit),
+            Entry::Left(visit) | Entry::LeftLate(visit) => {
+                self.visiting.retain(|other| *other != visit);
+                Ok(())
+            }
             Entry::StoodStill(ms) => {
                 self.stood_still = self.stood_still.max(ms);
                 Ok(())
@@ -115,6 +133,27 @@ impl Findings {
                 self.kills += 1;
                 Ok(())
             }
+        }
+    }
+
+    fn entered(&mut self, visit: Visit) -> Result<(), String> {
+        self.visits.0 += 1;
+        self.visits.1 += usize::from(visit.reads);
+        let is_over = |run: &Run| {
+            self.killed.contains(&run.node)
+                || self.outlived.contains(run)
+                || self.late.contains(run)
+        };
+        self.visiting.retain(|other| !is_over(&other.run));
+        let conflicts =
+            |other: &&Visit| other.account == visit.account && !(other.reads && visit.reads);
+        let other = self.visiting.iter().find(conflicts).copied();
+        if !is_over(&visit.run) {
+            self.visiting.push(visit);
+        }
+        match other {
+            Some(other) if !is_over(&visit.run) => Err(format!("while {other}")),
+            _ => Ok(()),
         }
     }
 

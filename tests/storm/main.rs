@@ -29,7 +29,7 @@ use std::process::ExitCode;
 
 use audit::Findings;
 use client::Answer;
-use storage::{Entry, Run};
+use storage::{Entry, Run, Visit};
 use weather::{EVENTS, Weather, calm_after};
 
 tests! {
@@ -37,6 +37,7 @@ tests! {
     with_kills_only_a_run_that_was_cut_off_is_repeated
     during_a_deployment_and_out_of_memory_only_a_run_past_its_lease_is_repeated
     the_audit_tells_a_run_past_its_lease_from_one_too_many
+    the_audit_tells_readers_of_an_account_from_a_writer_among_them
 }
 
 fn main() -> ExitCode {
@@ -56,7 +57,10 @@ async fn without_kills_each_event_takes_effect_once() {
         };
         must(storm.findings.effects == EVENTS, "each takes effect once");
         must(storm.findings.cut_off == (0, 0), "no run is cut off");
-        must(storm.findings.outlived.is_empty(), "no lease is lost");
+        let over = storm.findings.outlived.len() + storm.findings.late.len();
+        must(over == 0, "no lease is lost");
+        let (visits, reads) = storm.findings.visits;
+        must(reads > 0 && visits > reads, "some read, and others write");
         let all_answered = storm.no_answer <= storm.findings.panics;
         must(
             all_answered,
@@ -135,4 +139,28 @@ async fn the_audit_tells_a_run_past_its_lease_from_one_too_many() {
         violations.len()
     };
     assert_eq!((told(1), told(2)), (1, 0));
+}
+
+async fn the_audit_tells_readers_of_an_account_from_a_writer_among_them() {
+    let visit = |event, reads| Visit {
+        run: Run {
+            event,
+            number: 1,
+            node: event,
+        },
+        account: 3,
+        reads,
+    };
+    let wrong = |log: &[Entry]| Findings::of(log).violations.len();
+    let entered = |event, reads| Entry::Entered(visit(event, reads));
+    assert_eq!(wrong(&[entered(1, true), entered(2, true)]), 0);
+    for (first, second) in [(true, false), (false, true), (false, false)] {
+        let (one, two) = (entered(1, first), entered(2, second));
+        assert_eq!(wrong(&[one, two]), 1);
+        let left = Entry::Left(visit(1, first));
+        assert_eq!(wrong(&[one, left, two]), 0);
+        assert_eq!(wrong(&[one, Entry::Kill(1), two]), 0);
+        let late = Entry::LeftLate(visit(1, first));
+        assert_eq!(wrong(&[one, two, late]), 0);
+    }
 }

@@ -1,5 +1,5 @@
-//! A node of the service: a process with an HTTP server, whose handler has effects, fails, panics,
-//! and blocks its thread.
+//! A node of the service: a process with an HTTP server, whose handler takes locks, has effects,
+//! fails, panics, and blocks its thread.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -12,11 +12,13 @@ use axum::{Extension, Router};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::time::sleep;
-use tower_distributed_lock::{IdempotencyLayer, Lease, LockManagerBuilder};
+use tower_distributed_lock::{
+    IdempotencyLayer, Lease, LockGuards, LockManager, LockManagerBuilder,
+};
 
 use crate::harness;
 use crate::stall;
-use crate::storage::{Entry, Run, Storage};
+use crate::storage::{Entry, Run, Storage, Visit};
 use crate::support::random::Random;
 use crate::support::short_lived;
 
@@ -39,6 +41,11 @@ pub const WAITING: &str = "/waiting";
 pub const PADDING: char = '~';
 const LONG: usize = 2 << 20;
 
+/// What events are about.
+const ACCOUNTS: u64 = 6;
+/// Ample for one account, and much less than a deadlock would last.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// From then on, a run of an event succeeds.
 const LAST_FAILURE: u64 = 4;
 
@@ -49,6 +56,7 @@ struct Node {
     is_rough: bool,
     storage: Storage,
     beside: Handle,
+    locks: LockManager,
 }
 
 /// Ends with the process's standard input.
@@ -69,21 +77,25 @@ pub fn serve() {
 }
 
 async fn listen(is_rough: bool, storage: Storage, beside: Handle) {
-    let locks = setting(LOCKS);
+    let (node_number, ttl_ms) = (number(NODE), number(TTL_MS));
+    {
+        let (storage, beside) = (storage.clone(), beside.clone());
+        stall::watch(move |ms| {
+            let storage = storage.clone();
+            beside.spawn(async move { storage.log(Entry::StoodStill(ms)).await });
+        });
+    }
+    let builder = builder(node_number, ttl_ms, is_rough);
+    let locks = builder.connect(setting(LOCKS)).await.unwrap();
     let node = Node {
-        number: number(NODE),
+        number: node_number,
         seed: number(SEED),
-        ttl_ms: number(TTL_MS),
+        ttl_ms,
         is_rough,
         storage,
         beside,
+        locks: locks.clone(),
     };
-    let (storage, beside) = (node.storage.clone(), node.beside.clone());
-    stall::watch(move |ms| {
-        let storage = storage.clone();
-        beside.spawn(async move { storage.log(Entry::StoodStill(ms)).await });
-    });
-    let locks = node.builder().connect(&locks).await.unwrap();
     let layer = IdempotencyLayer::webhook(locks, ID).max_response_body(2 * LONG);
     let app = Router::new()
         .route(AT_ONCE, post(handle).layer(layer.clone()))
@@ -98,22 +110,70 @@ async fn listen(is_rough: bool, storage: Storage, beside: Handle) {
     axum::serve(listener, app).await.unwrap();
 }
 
+/// The settings differ from node to node, as during a deployment.
+fn builder(node: u64, ttl_ms: u64, is_rough: bool) -> LockManagerBuilder {
+    let ttl = Duration::from_millis(ttl_ms);
+    let builder = match node % 3 {
+        1 if is_rough => short_lived(2 * ttl_ms)
+            .renewal(ttl / 4)
+            .burst(0, Duration::ZERO),
+        2 if is_rough => short_lived(3 * ttl_ms).command_timeout(ttl / 2),
+        _ => short_lived(ttl_ms),
+    };
+    match is_rough {
+        // A handler that blocks for longer outlives its lease.
+        true => builder.max_hold(2 * ttl),
+        false => builder,
+    }
+}
+
 impl Node {
-    /// The settings differ from node to node, as during a deployment.
-    fn builder(&self) -> LockManagerBuilder {
-        let ttl = Duration::from_millis(self.ttl_ms);
-        let builder = match self.number % 3 {
-            1 if self.is_rough => short_lived(2 * self.ttl_ms)
-                .renewal(ttl / 4)
-                .burst(0, Duration::ZERO),
-            2 if self.is_rough => short_lived(3 * self.ttl_ms).command_timeout(ttl / 2),
-            _ => short_lived(self.ttl_ms),
+    /// Takes effect under the locks of accounts.
+    async fn take_effect(&self, run: Run, mut random: Random) {
+        let account = random.below(ACCOUNTS);
+        let reads = random.chance(50);
+        let accounts = match reads {
+            true => vec![account],
+            false => vec![
+                account,
+                (account + 1 + random.below(ACCOUNTS - 1)) % ACCOUNTS,
+            ],
         };
-        match self.is_rough {
-            // A handler that blocks for longer outlives its lease.
-            true => builder.max_hold(2 * ttl),
-            false => builder,
+        let guards = loop {
+            let taken = match reads {
+                true => {
+                    let share = self.locks.acquire_shared(("account", account), PATIENCE);
+                    share.await.map(LockGuards::from)
+                }
+                false => {
+                    let keys = accounts.iter().map(|account| ("account", *account));
+                    self.locks.acquire_all(keys, PATIENCE).await
+                }
+            };
+            match taken {
+                Ok(guards) => break guards,
+                // Redis is out of memory for a moment.
+                Err(_) => sleep(random.millis(5, 20)).await,
+            }
+        };
+        let visits = accounts.iter().map(|account| Visit {
+            run,
+            account: *account,
+            reads,
+        });
+        for visit in visits.clone() {
+            self.storage.log(Entry::Entered(visit)).await;
         }
+        sleep(random.millis(0, 40)).await;
+        self.storage.take_effect(run).await;
+        for visit in visits {
+            let left = match guards.is_held() {
+                true => Entry::Left(visit),
+                false => Entry::LeftLate(visit),
+            };
+            self.storage.log(left).await;
+        }
+        drop(guards);
     }
 }
 
@@ -159,7 +219,7 @@ async fn handle(
         0..20 if may_fail => Entry::Failed(run),
         20..30 if may_fail => Entry::Panicked(run),
         _ => {
-            node.storage.take_effect(run).await;
+            node.take_effect(run, random.fork()).await;
             match node.is_rough && random.chance(5) {
                 // Perhaps beyond its lease.
                 true => std::thread::sleep(random.millis(0, 3 * node.ttl_ms)),

@@ -40,6 +40,34 @@ impl Run {
     }
 }
 
+/// What a run does with an account, for which it takes the account's lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Visit {
+    pub run: Run,
+    pub account: u64,
+    /// It shares the lock.
+    pub reads: bool,
+}
+
+impl fmt::Display for Visit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = if self.reads { "reads" } else { "writes" };
+        write!(f, "{} {how} {}", self.run, self.account)
+    }
+}
+
+impl Visit {
+    fn parse(text: &str) -> Option<Self> {
+        let (run, rest) = text.split_once(' ')?;
+        let (how, account) = rest.split_once(' ')?;
+        Some(Self {
+            run: Run::parse(run)?,
+            account: account.parse().ok()?,
+            reads: how == "reads",
+        })
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub enum Entry {
     // A run's, in this order.
@@ -52,6 +80,11 @@ pub enum Entry {
     Dropped(Run),
     /// The run's end, whatever it was, came when its lease was over.
     Outlived(Run),
+    /// It has the account's lock now, and is about to give it back.
+    Entered(Visit),
+    Left(Visit),
+    /// Its lock was over before it gave it back.
+    LeftLate(Visit),
     /// The node did not run for so many ms.
     StoodStill(u64),
     // The driver's.
@@ -71,6 +104,9 @@ impl fmt::Display for Entry {
             Self::Panicked(run) => write!(f, "panicked {run}"),
             Self::Dropped(run) => write!(f, "dropped {run}"),
             Self::Outlived(run) => write!(f, "outlived {run}"),
+            Self::Entered(visit) => write!(f, "entered {visit}"),
+            Self::Left(visit) => write!(f, "left {visit}"),
+            Self::LeftLate(visit) => write!(f, "left-late {visit}"),
             Self::StoodStill(ms) => write!(f, "stood-still {ms}"),
             Self::Answered(event) => write!(f, "answered {event}"),
             Self::Kill(node) => write!(f, "kill {node}"),
@@ -90,6 +126,9 @@ impl Entry {
             "panicked" => Self::Panicked(run()?),
             "dropped" => Self::Dropped(run()?),
             "outlived" => Self::Outlived(run()?),
+            "entered" => Self::Entered(Visit::parse(whom)?),
+            "left" => Self::Left(Visit::parse(whom)?),
+            "left-late" => Self::LeftLate(Visit::parse(whom)?),
             "stood-still" => Self::StoodStill(whom.parse().ok()?),
             "answered" => Self::Answered(whom.parse().ok()?),
             "kill" => Self::Kill(whom.parse().ok()?),

@@ -169,7 +169,7 @@ async fn storm(weather: Weather) -> Storm {
     println!(
         "{NODES} nodes, {EVENTS} events, {} deliveries in {:.1} s: answers by status {statuses:?}, {replays} of them \
          replays; {no_answer} without an answer, {} disconnects; {} runs, {} failures, {} panics; {} kills; {} runs \
-         cut off before their effect and {} after it, {} past their lease; {} effects; {} violations; at \
+         cut off before their effect and {} after it, {} past their lease; {} effects, {} visits to accounts, {} of which only read; {} violations; at \
          times, the machine stood still for {stood_still} ms",
         sender.deliveries.load(Ordering::Relaxed),
         started.elapsed().as_secs_f64(),
@@ -182,6 +182,8 @@ async fn storm(weather: Weather) -> Storm {
         findings.cut_off.1,
         findings.outlived.len(),
         findings.effects,
+        findings.visits.0,
+        findings.visits.1,
         findings.violations.len(),
     );
     Storm {

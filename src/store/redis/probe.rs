@@ -19,13 +19,14 @@ use crate::store::{Command, Notice, Reply};
 /// The numbers of the probe's tokens. The manager's own begin at 1.
 const HOLDER: u64 = 0;
 const WAITER: u64 = u64::MAX;
+const READER: u64 = u64::MAX - 1;
 
 impl RedisStore {
-    /// Does all that a contended lock needs, under a random key of the prefix, until the grant has
-    /// come to this process's inbox. Returns what is missing.
+    /// Does all that a contended lock needs, and one that is shared, under a random key of the
+    /// prefix, until the grant has come to this process's inbox. Returns what is missing.
     pub(super) async fn probe(&self, link: &mut Link) -> Result<(), Error> {
         if let Some(error) = &link.unready {
-            return Err(self.cannot_lock(error.clone()));
+            return Err(self.cannot_lock(error.clone(), None));
         }
         let limit = self.settings.command_timeout;
         let no_reply = |_| {
@@ -79,11 +80,11 @@ impl RedisStore {
                 }
             };
             let mut was_granted = false;
-            for said in replies.said {
+            for (step, said) in steps.iter().zip(replies.said) {
                 match said.result {
                     Ok(Reply::Released { granted, .. }) => was_granted |= granted,
                     Ok(_) => {}
-                    Err(failure) => return Err(self.cannot_lock(failure.error)),
+                    Err(failure) => return Err(self.cannot_lock(failure.error, Some(step))),
                 }
             }
             return match was_granted {
@@ -118,10 +119,14 @@ impl RedisStore {
         )
     }
 
-    /// Says what is missing, where the cause is an error of Redis.
-    fn cannot_lock(&self, error: Error) -> Error {
+    /// Says what is missing, where the cause is an error of Redis, at this step.
+    fn cannot_lock(&self, error: Error, step: Option<&Command>) -> Error {
         let cause = error.source().and_then(|cause| cause.downcast_ref());
         let why = match cause {
+            // The steps before have shown that it may use all other commands.
+            Some(cause) if step.is_some_and(shares) && lacks(cause) == Some(Rights::Commands) => {
+                format!("{LACKS_SORTED_SETS} ({cause})")
+            }
             Some(cause) => explain(cause, &self.settings),
             None => error.to_string(),
         };
@@ -130,11 +135,14 @@ impl RedisStore {
     }
 }
 
+const LACKS_SORTED_SETS: &str = "its user may not use sorted sets, in which those are that share a \
+                                 lock: add +@sortedset to the user's ACL";
+
 /// What is done to the lock, in this order and in one write.
-fn steps() -> [Command; 5] {
-    let acquire = |token, queue| Command::Acquire {
+fn steps() -> [Command; 7] {
+    let acquire = |token, mode, queue| Command::Acquire {
         token,
-        mode: Mode::Exclusive,
+        mode,
         queue,
         watch: false,
         again: false,
@@ -158,12 +166,19 @@ fn steps() -> [Command; 5] {
         },
     );
     [
-        acquire(HOLDER, false),
+        acquire(HOLDER, Mode::Exclusive, false),
         renew,
-        acquire(WAITER, true),
+        acquire(WAITER, Mode::Exclusive, true),
         grant(HOLDER),
         release(WAITER),
+        acquire(READER, Mode::Shared, false),
+        grant(READER),
     ]
+}
+
+/// Returns whether it is a step of one that shares the lock.
+fn shares(step: &Command) -> bool {
+    matches!(step, Command::Acquire { mode, .. } if mode.is_shared())
 }
 
 /// Describes the cause, and what to do about it where the server's own words do not say.
@@ -191,6 +206,7 @@ pub(super) fn explain(error: &RedisError, settings: &Settings) -> String {
 }
 
 /// What a user of Redis may not use.
+#[derive(PartialEq, Eq)]
 enum Rights {
     Channels,
     Keys,

@@ -11,6 +11,10 @@ pub struct Hold {
     pub key: String,
     /// It is the run of an event's handler, and not the hold of a lock.
     pub is_run: bool,
+    /// Others may hold the lock at the same time, in the same way.
+    pub is_shared: bool,
+    /// The first of the requests whose locks are held together with this one.
+    pub group: Option<u64>,
     pub token: u64,
     pub asked: u64,
     pub granted: u64,
@@ -64,7 +68,7 @@ pub(super) fn build(events: &[Event]) -> Vec<Hold> {
     for event in events {
         let request = (event.by, event.id);
         match event.what {
-            What::Asked | What::Tried | What::Delivered => {
+            What::Asked | What::AskedAll | What::Tried | What::Delivered => {
                 asked.insert(request, (event.at, &event.text));
             }
             What::Granted | What::Began => {
@@ -74,6 +78,11 @@ pub(super) fn build(events: &[Event]) -> Vec<Hold> {
                     id: event.id,
                     key: key.to_owned(),
                     is_run: event.what == What::Began,
+                    is_shared: event.text == "shared",
+                    group: event
+                        .text
+                        .strip_prefix("with ")
+                        .map(|first| first.parse().expect(&event.text)),
                     token: event.number,
                     asked,
                     granted: event.at,
@@ -134,7 +143,7 @@ pub(super) fn wanted<'a>(events: &'a [Event], holds: &'a [Hold]) -> Wanted<'a> {
     for event in events {
         let request = (event.by, event.id);
         match event.what {
-            What::Asked | What::Tried | What::Delivered => {
+            What::Asked | What::AskedAll | What::Tried | What::Delivered => {
                 open.insert(request, (&event.text, event.at));
             }
             What::Granted | What::Began | What::Refused | What::Cancelled | What::Answered => {
@@ -163,4 +172,47 @@ pub(super) fn wanted<'a>(events: &'a [Event], holds: &'a [Hold]) -> Wanted<'a> {
             .push((hold.granted, over));
     }
     wanted
+}
+
+/// For each key, when it may have been held by a request that waited for others, unknown to the
+/// history; and by which process.
+pub(super) struct InBetween<'a>(HashMap<&'a str, Vec<(u32, u64, u64)>>);
+
+impl<'a> InBetween<'a> {
+    pub(super) fn of(events: &'a [Event]) -> Self {
+        let mut open: HashMap<(u32, u64), (&str, u64)> = HashMap::new();
+        let mut times: HashMap<&str, Vec<(u32, u64, u64)>> = HashMap::new();
+        for event in events {
+            let request = (event.by, event.id);
+            match event.what {
+                What::AskedAll => {
+                    open.insert(request, (&event.text, event.at));
+                }
+                What::Granted | What::Refused | What::Cancelled => {
+                    if let Some((key, from)) = open.remove(&request) {
+                        let time = (event.by, from, event.at);
+                        times.entry(key).or_default().push(time);
+                    }
+                }
+                What::Killed => open.retain(|(by, _), (key, from)| {
+                    let is_killed = *by == event.by;
+                    if is_killed {
+                        let time = (event.by, *from, event.at);
+                        times.entry(key).or_default().push(time);
+                    }
+                    !is_killed
+                }),
+                _ => {}
+            }
+        }
+        for ((by, _), (key, from)) in open {
+            times.entry(key).or_default().push((by, from, u64::MAX));
+        }
+        Self(times)
+    }
+
+    /// Returns the times of a key, each with its process.
+    pub(super) fn of_key(&self, key: &str) -> &[(u32, u64, u64)] {
+        self.0.get(key).map_or(&[], Vec::as_slice)
+    }
 }

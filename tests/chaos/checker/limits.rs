@@ -1,5 +1,6 @@
 //! A holder that loses its lock because it held it for too long gives it back at once.
 
+use super::holds::InBetween;
 use super::promptness::Stalls;
 use super::{Demands, Hold, Report, Violation};
 use crate::clock::MS;
@@ -13,6 +14,7 @@ pub(super) fn check(
     holds: &[&Hold],
     demands: &Demands,
     stalls: &Stalls,
+    in_between: &InBetween<'_>,
     report: &mut Report,
 ) {
     if !demands.releases_at_limit {
@@ -34,6 +36,19 @@ pub(super) fn check(
                 .any(|(begin, end)| *begin < until && from < *end)
         };
         let has_waited = next.asked + 50 * MS < at;
+        // Others that share it keep it, or one that waits for other locks as well has it.
+        let is_kept = |other: &&Hold| {
+            other.is_shared
+                && other.granted < next.granted
+                && other.over.is_none_or(|over| over > at)
+        };
+        let is_in_between =
+            |(_, from, until): &(u32, u64, u64)| *from < next.granted && at < *until;
+        if hold.is_shared && holds.iter().copied().any(|other| is_kept(&other))
+            || in_between.of_key(&hold.key).iter().any(is_in_between)
+        {
+            continue;
+        }
         // Commands from before may still be on their way.
         if has_waited
             && next.granted > until + stalls.of_all_between(at, next.granted)
@@ -56,7 +71,7 @@ pub(super) fn check(
 }
 
 /// When something was wrong.
-fn trouble(events: &[Event]) -> Vec<(u64, u64)> {
+pub(super) fn trouble(events: &[Event]) -> Vec<(u64, u64)> {
     let mut open = std::collections::HashMap::new();
     let mut trouble = Vec::new();
     for event in events {

@@ -10,7 +10,9 @@ mod overlap;
 pub mod promptness;
 mod signals;
 mod stuck;
+mod together;
 mod told;
+mod turns;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -36,6 +38,8 @@ pub struct Demands {
     pub frugal: bool,
     /// Nothing is wrong all along.
     pub calm: bool,
+    /// Processes take turns, and none holds for longer than this.
+    pub takes_turns: Option<Duration>,
     /// Within what time a lock that is free goes to a waiter, if nothing is wrong.
     pub stuck_after: Option<Duration>,
 }
@@ -58,6 +62,12 @@ pub struct Report {
     pub losses: u64,
     pub refused_writes: u64,
     pub overlaps: u64,
+    /// Holds that were shared with another, and locks that were held together with others.
+    pub shared: u64,
+    pub together: u64,
+    /// The most turns that another process had while a request waited, in percent of what is
+    /// allowed.
+    pub most_turns: u64,
     pub cancelled: u64,
     /// By how much an answer was late, besides the time in which the process did not run.
     pub latest_answer: u64,
@@ -75,7 +85,7 @@ pub fn check(events: &[Event], stored: &[(String, Vec<u64>)], demands: &Demands)
     let mut report = Report::default();
     for event in events {
         match event.what {
-            What::Asked | What::Tried | What::Delivered => report.requests += 1,
+            What::Asked | What::AskedAll | What::Tried | What::Delivered => report.requests += 1,
             What::Signal => report.losses += 1,
             What::Rejected => report.refused_writes += 1,
             What::Cancelled => report.cancelled += 1,
@@ -95,21 +105,24 @@ pub fn check(events: &[Event], stored: &[(String, Vec<u64>)], demands: &Demands)
             true => report.runs += 1,
             false => report.holds += 1,
         }
+        report.shared += u64::from(hold.is_shared);
+        report.together += u64::from(hold.group.is_some());
     }
     let mut by_key: HashMap<&str, Vec<&Hold>> = HashMap::new();
     for hold in &holds {
         by_key.entry(&hold.key).or_default().push(hold);
     }
     let stalls = promptness::Stalls::of(events);
+    let in_between = holds::InBetween::of(events);
     for holds in by_key.values() {
         overlap::check(holds, demands, &mut report);
         order::check(holds, demands, &mut report);
         signals::check(holds, demands, &stalls, &mut report);
-        limits::check(events, holds, demands, &stalls, &mut report);
+        limits::check(events, holds, demands, &stalls, &in_between, &mut report);
         told::check_next_run(holds, demands, &mut report);
     }
     let wanted = holds::wanted(events, &holds);
-    orphans::check(events, &by_key, &stalls, &mut report);
+    orphans::check(events, &by_key, &in_between, demands, &stalls, &mut report);
     busy::check(events, &wanted, demands, &mut report);
     calm::check(events, demands, &stalls, &mut report);
     told::check_success(events, &holds, &mut report);
@@ -119,7 +132,9 @@ pub fn check(events: &[Event], stored: &[(String, Vec<u64>)], demands: &Demands)
     if demands.prompt {
         promptness::check(events, &stalls, &mut report);
     }
-    stuck::check(events, &holds, demands, &mut report);
+    stuck::check(events, &holds, &in_between, demands, &mut report);
+    together::check(&holds, &mut report);
+    turns::check(events, &by_key, demands, &stalls, &mut report);
     report
 }
 

@@ -1,6 +1,6 @@
 //! Fencing tokens rise, and the store never goes back.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::{Demands, Hold, Report, Violation};
 use crate::history::{Event, What};
@@ -9,17 +9,21 @@ use crate::history::{Event, What};
 /// the lock to, the others for hand-offs in that process.
 const HANDOFFS: u64 = 1024;
 
-/// A request that began when another had the lock already, or had had it, gets a higher token.
+/// A request that began when another had the lock already, or had had it, gets a higher token;
+/// except that those that share a lock have no order among themselves, and the same token if they
+/// do so in one process.
 ///
 /// There is one exception: when data was lost, a process that has not heard of it may hand the lock
 /// on within itself, while another has it from Redis. The tokens of these hand-offs belong to the
 /// grant before the loss, and the store refuses them as such.
 pub(super) fn check(holds: &[&Hold], demands: &Demands, report: &mut Report) {
-    let mut seen = HashSet::new();
+    let mut seen: HashMap<u64, &Hold> = HashMap::new();
     let mut moments: Vec<(u64, bool, &Hold)> = Vec::new();
     for hold in holds {
-        if !seen.insert(hold.token) {
-            violated(report, "each token once", hold, hold);
+        if let Some(other) = seen.insert(hold.token, hold)
+            && !(hold.is_shared && other.is_shared && hold.by == other.by)
+        {
+            violated(report, "each token once", other, hold);
         }
         // The order of two that trusted the lock one after the other is known even if both waited
         // all the time. (Of a hold with one look, the lock was had at some moment of that look.)
@@ -31,14 +35,24 @@ pub(super) fn check(holds: &[&Hold], demands: &Demands, report: &mut Report) {
         moments.push((from, true, hold));
     }
     moments.sort_by_key(|(at, begins, _)| (*at, *begins));
-    let mut highest: Option<&Hold> = None;
+    // Of all, and of those that do not share.
+    let (mut highest_of_all, mut highest_alone): (Option<&Hold>, _) = (None, None);
     for (_, begins, hold) in moments {
         if !begins {
-            if highest.is_none_or(|highest| highest.token < hold.token) {
-                highest = Some(hold);
+            let is_higher =
+                |highest: Option<&Hold>| highest.is_none_or(|highest| highest.token < hold.token);
+            if is_higher(highest_of_all) {
+                highest_of_all = Some(hold);
+            }
+            if !hold.is_shared && is_higher(highest_alone) {
+                highest_alone = Some(hold);
             }
             continue;
         }
+        let highest = match hold.is_shared {
+            true => highest_alone,
+            false => highest_of_all,
+        };
         let is_from_server = !demands.has_handoffs || hold.token % HANDOFFS == 0;
         if let Some(highest) = highest
             && highest.token >= hold.token

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::holds::InBetween;
 use super::promptness::Stalls;
-use super::{Hold, Report, Violation};
+use super::{Demands, Hold, Report, Violation};
 use crate::clock::MS;
 use crate::history::{Event, What};
 
@@ -32,15 +33,19 @@ impl<'a> Look<'a> {
 pub(super) fn check(
     events: &[Event],
     by_key: &HashMap<&str, Vec<&Hold>>,
+    in_between: &InBetween<'_>,
+    demands: &Demands,
     stalls: &Stalls,
     report: &mut Report,
 ) {
     let looks = looks(events);
     let workers = workers(&looks, by_key);
-    for (key, looks) in &looks {
+    for ((key, _), looks) in &looks {
         let holds = by_key.get(key).map_or(&[][..], Vec::as_slice);
         // The first renewal of this token that no holder is known for.
         let mut first: Option<&Look<'_>> = None;
+        // When this token was seen first.
+        let mut since = looks[0].until;
         for pair in looks.windows(2) {
             let [before, after] = pair else {
                 unreachable!("windows of two")
@@ -48,13 +53,26 @@ pub(super) fn check(
             let Some(worker) = workers.get(after.process()) else {
                 continue;
             };
+            if before.token != after.token {
+                since = after.until;
+            }
+            // With the crate, an earlier request may have left the lock to this one.
+            let may_have = |(by, asked, answered): &(u32, u64, u64)| {
+                by == worker
+                    && (demands.has_handoffs || *asked < since)
+                    && *asked < after.until
+                    && before.from < answered.saturating_add(LATE)
+            };
             let had = |hold: &&Hold| {
                 let ended = hold.ended.unwrap_or(u64::MAX);
                 hold.by == *worker
                     && hold.granted < after.until
                     && before.from < ended.saturating_add(LATE)
             };
-            if before.token != after.token || holds.iter().any(had) {
+            if before.token != after.token
+                || holds.iter().any(had)
+                || in_between.of_key(key).iter().any(may_have)
+            {
                 first = None;
                 continue;
             }
@@ -77,13 +95,17 @@ pub(super) fn check(
     }
 }
 
-fn looks(events: &[Event]) -> HashMap<&str, Vec<Look<'_>>> {
-    let mut looks: HashMap<&str, Vec<Look<'_>>> = HashMap::new();
+/// The looks at each lock; those at a token that shares one, for each token.
+type Looks<'a> = HashMap<(&'a str, Option<&'a str>), Vec<Look<'a>>>;
+
+fn looks(events: &[Event]) -> Looks<'_> {
+    let mut looks = Looks::new();
     for event in events.iter().filter(|event| event.what == What::Seen) {
         let (key, value) = event.text.split_once(' ').unwrap();
+        let reader = value.strip_suffix(" shared");
         // A mark says only that processes wait.
-        let token = value.strip_suffix('!').unwrap_or(value);
-        looks.entry(key).or_default().push(Look {
+        let token = reader.unwrap_or(value.strip_suffix('!').unwrap_or(value));
+        looks.entry((key, reader)).or_default().push(Look {
             from: event.before,
             until: event.at,
             left: event.number,
@@ -93,15 +115,16 @@ fn looks(events: &[Event]) -> HashMap<&str, Vec<Look<'_>>> {
     looks
 }
 
-/// Which worker is which process in Redis: what was there while a worker trusted its lock is this
-/// worker's.
-fn workers<'a>(
-    looks: &HashMap<&str, Vec<Look<'a>>>,
-    by_key: &HashMap<&str, Vec<&Hold>>,
-) -> HashMap<&'a str, u32> {
+/// Which worker is which process in Redis: what was there while a worker trusted its lock, and did
+/// not share it, is this worker's.
+fn workers<'a>(looks: &Looks<'a>, by_key: &HashMap<&str, Vec<&Hold>>) -> HashMap<&'a str, u32> {
     let mut workers = HashMap::new();
-    for (key, looks) in looks {
-        for hold in by_key.get(key).into_iter().flatten() {
+    for ((key, reader), looks) in looks {
+        if reader.is_some() {
+            continue;
+        }
+        let alone = by_key.get(key).into_iter().flatten();
+        for hold in alone.filter(|hold| !hold.is_shared) {
             let Some((from, until)) = hold.trusted else {
                 continue;
             };

@@ -1,4 +1,4 @@
-//! No two trust that they hold the lock of one key at the same time.
+//! No two trust that they hold the lock of one key at the same time, unless both share it.
 //!
 //! `is_held()` said so once before the interval of a hold, and once after: if it is right, the lock
 //! was this holder's for all of it, whatever its process was stopped for in between. So the only
@@ -11,16 +11,21 @@ pub(super) fn check(holds: &[&Hold], demands: &Demands, report: &mut Report) {
     let trusted = holds.iter().filter_map(|hold| Some((hold.trusted?, *hold)));
     let mut trusted: Vec<_> = trusted.filter(|((from, until), _)| from < until).collect();
     trusted.sort_by_key(|((from, _), _)| *from);
-    let mut last: Option<(u64, &Hold)> = None;
+    // Of those before: the one that was trusted last, and the same of those that do not share.
+    let (mut last, mut last_alone): (Option<(u64, &Hold)>, _) = (None, None);
     for ((from, until), hold) in trusted {
-        if let Some((last_until, other)) = last
+        let before = match hold.is_shared {
+            true => last_alone,
+            false => last,
+        };
+        if let Some((last_until, other)) = before
             && from < last_until
         {
             report.overlaps += 1;
             if demands.exclusive {
                 let together = last_until.min(until) - from;
                 report.violations.push(Violation {
-                    rule: if hold.is_run {
+                    rule: if hold.is_run && !hold.is_shared && !other.is_shared {
                         "one run at a time"
                     } else {
                         "one holder at a time"
@@ -37,8 +42,13 @@ pub(super) fn check(holds: &[&Hold], demands: &Demands, report: &mut Report) {
                 });
             }
         }
-        if last.is_none_or(|(last_until, _)| last_until < until) {
+        let is_later =
+            |other: Option<(u64, &Hold)>| other.is_none_or(|(last_until, _)| last_until < until);
+        if is_later(last) {
             last = Some((until, hold));
+        }
+        if !hold.is_shared && is_later(last_alone) {
+            last_alone = Some((until, hold));
         }
     }
 }

@@ -60,7 +60,7 @@ pub fn check(events: &[Event], stalls: &Stalls, report: &mut Report) {
     for event in events {
         let request = (event.by, event.id);
         match event.what {
-            What::Asked | What::Tried | What::Delivered => {
+            What::Asked | What::AskedAll | What::Tried | What::Delivered => {
                 open.insert(request, event);
             }
             What::Cancelled => {

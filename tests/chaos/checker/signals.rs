@@ -1,4 +1,4 @@
-//! A loss is known before the server gives the lock to another.
+//! A loss is known before the server gives the lock to another, with which it cannot be shared.
 //!
 //! When that was is not known exactly: at the latest, when the next holder knew of it.
 
@@ -15,14 +15,44 @@ pub(super) fn check(holds: &[&Hold], demands: &Demands, stalls: &Stalls, report:
     }
     let mut in_order = holds.to_vec();
     in_order.sort_by_key(|hold| hold.token);
-    // Among the holds with lower tokens: which was trusted last, and which was told of its loss
-    // last.
-    let mut last: Option<(u64, &Hold)> = None;
-    let mut told: Option<(u64, &Hold)> = None;
+    let (mut all, mut alone) = (Before::default(), Before::default());
     for hold in in_order {
+        // Those that share the lock do not take it from each other.
+        let before = match hold.is_shared {
+            true => &mut alone,
+            false => &mut all,
+        };
+        // The first of those in one process that share it is the one that the server gave it to.
+        if hold.token.is_multiple_of(1024) {
+            before.check(hold, stalls, report);
+        }
+        if !hold.is_shared {
+            alone.add(hold);
+        }
+        all.add(hold);
+    }
+}
+
+/// Of the holds with lower tokens: which was trusted last, and which was told of its loss last.
+#[derive(Default)]
+struct Before<'a> {
+    trusted: Option<(u64, &'a Hold)>,
+    told: Option<(u64, &'a Hold)>,
+}
+
+impl<'a> Before<'a> {
+    fn add(&mut self, hold: &'a Hold) {
+        if let Some((_, until)) = hold.trusted
+            && self.trusted.is_none_or(|(last, _)| last < until)
+        {
+            self.trusted = Some((until, hold));
+        }
+        self.told = hold.signal.map(|signal| (signal, hold)).or(self.told);
+    }
+
+    fn check(&mut self, hold: &Hold, stalls: &Stalls, report: &mut Report) {
         let given = hold.granted;
-        let is_from_server = hold.token.is_multiple_of(1024);
-        if let Some((until, other)) = last.filter(|_| is_from_server) {
+        if let Some((until, other)) = self.trusted {
             if until > given {
                 violated(
                     report,
@@ -40,7 +70,7 @@ pub(super) fn check(holds: &[&Hold], demands: &Demands, stalls: &Stalls, report:
                 );
             }
         }
-        if let Some((signal, other)) = told.take_if(|_| is_from_server)
+        if let Some((signal, other)) = self.told.take()
             && signal > given + SLACK + stalls.between(other.request(), given.saturating_sub(100 * MS), signal)
             // With two threads, nothing tells that the one which would have told had no processor.
             && other.by.is_multiple_of(2)
@@ -53,12 +83,6 @@ pub(super) fn check(holds: &[&Hold], demands: &Demands, stalls: &Stalls, report:
                 signal - given,
             );
         }
-        if let Some((_, until)) = hold.trusted
-            && last.is_none_or(|(last, _)| last < until)
-        {
-            last = Some((until, hold));
-        }
-        told = hold.signal.map(|signal| (signal, hold)).or(told);
     }
 }
 

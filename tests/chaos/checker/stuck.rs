@@ -2,11 +2,18 @@
 
 use std::collections::HashMap;
 
+use super::holds::InBetween;
 use super::{Demands, Hold, Report, Violation};
 use crate::clock::MS;
 use crate::history::{Event, What};
 
-pub(super) fn check(events: &[Event], holds: &[Hold], demands: &Demands, report: &mut Report) {
+pub(super) fn check(
+    events: &[Event],
+    holds: &[Hold],
+    in_between: &InBetween<'_>,
+    demands: &Demands,
+    report: &mut Report,
+) {
     let Some(limit) = demands.stuck_after else {
         return;
     };
@@ -18,7 +25,7 @@ pub(super) fn check(events: &[Event], holds: &[Hold], demands: &Demands, report:
     keys.sort_unstable();
     keys.dedup();
     for key in keys {
-        let (longest, since) = longest_gap(key, events, holds);
+        let (longest, since) = longest_gap(key, events, holds, in_between);
         report.longest_stuck = report.longest_stuck.max(longest);
         if longest > limit.as_nanos() as u64 {
             report.violations.push(Violation {
@@ -33,7 +40,12 @@ pub(super) fn check(events: &[Event], holds: &[Hold], demands: &Demands, report:
 }
 
 /// How long the lock was free while a request waited and nothing was wrong; and since when.
-fn longest_gap(key: &str, events: &[Event], holds: &[Hold]) -> (u64, u64) {
+fn longest_gap(
+    key: &str,
+    events: &[Event],
+    holds: &[Hold],
+    in_between: &InBetween<'_>,
+) -> (u64, u64) {
     // Each begins (+1) or ends (-1): a fault, a hold, a wait.
     let mut changes: Vec<(u64, [i64; 3])> = Vec::new();
     let mut waits: HashMap<(u32, u64), u64> = HashMap::new();
@@ -67,6 +79,10 @@ fn longest_gap(key: &str, events: &[Event], holds: &[Hold]) -> (u64, u64) {
         let over = hold.over.unwrap_or(u64::MAX);
         changes.push((hold.granted, [0, 1, 0]));
         changes.push((over.max(hold.granted), [0, -1, 0]));
+    }
+    for (_, from, until) in in_between.of_key(key) {
+        changes.push((*from, [0, 1, 0]));
+        changes.push((*until, [0, -1, 0]));
     }
     changes.sort_by_key(|(at, _)| *at);
     let mut now = [0; 3];

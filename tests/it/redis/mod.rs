@@ -51,6 +51,16 @@ pub async fn recovers(locks: &LockManager) {
     .await;
 }
 
+/// The rights that the guide says a user of Redis needs.
+pub fn rights_of_the_guide() -> String {
+    let guide = include_str!("../../../src/_guide/operations.rs");
+    let (_, section) = guide.split_once("# ACL").unwrap();
+    let listed = section.split("```").nth(1).unwrap();
+    let lines = listed.lines().skip(1);
+    let words = lines.flat_map(|line| line.trim_start_matches("//!").split_whitespace());
+    words.collect::<Vec<_>>().join(" ")
+}
+
 fn acl(user: &str) -> Vec<&str> {
     std::iter::once("--user")
         .chain(user.split_whitespace())

@@ -60,6 +60,11 @@ async fn rights_that_a_user_lacks_are_named() {
         (format!("{all} -@scripting"), "'script"),
         (format!("{all} -subscribe"), "'subscribe'"),
         (format!("{all} -publish"), "operations guide"),
+        (
+            format!("{all} -@sortedset"),
+            "add +@sortedset to the user's ACL",
+        ),
+        (format!("{all} -zadd"), "add +@sortedset to the user's ACL"),
         (format!("{all} resetchannels"), "&lock:inbox:*"),
         ("worker on >secret ~other:* &* +@all".to_owned(), "~lock:*"),
         ("worker on >secret ~lock:* &* +@all".to_owned(), "~{*"),

@@ -335,7 +335,7 @@ async fn what_is_no_name_and_no_sentinel_is_refused_when_it_is_set() {
 
 #[tokio::test]
 async fn the_primary_may_want_a_login_and_another_database() {
-    let user = "worker on >secret ~lock:* ~{* resetchannels &lock:inbox:* +@connection +@scripting +@string +@list +@keyspace \
+    let user = "worker on >secret ~lock:* ~{* resetchannels &lock:inbox:* +@connection +@scripting +@string +@list +@sortedset +@keyspace \
                 +subscribe +publish +pubsub +time +client -@dangerous +info";
     let mut args = STRICT.to_vec();
     args.extend(super::acl(user));

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::idempotency::RECORD;
 use crate::once::{App, Runs, post, text};
+use crate::redis::rights_of_the_guide;
 use crate::support::{
     Mode, Proxy, RedisServer, eventually, expires_in, has_resp3, minute, run, soon, watched_keys,
 };
@@ -118,11 +119,11 @@ fn a_process_that_dies_while_it_writes_leaves_nothing_for_long() {
     });
 }
 
-/// With the rights that the README names. Neither long records nor watched locks need others.
+/// With the rights that the guide names. Neither long records nor watched locks need others.
 #[tokio::test]
 async fn an_acl_user_with_just_the_rights_for_locks_keeps_long_records() {
-    let user = "worker on >secret ~lock:* ~{* resetchannels &lock:inbox:* +@connection +@scripting +@string +@list \
-                +@keyspace +subscribe +publish +pubsub +time +client -@dangerous";
+    let rights = rights_of_the_guide();
+    let user = format!("worker on >secret {rights} -@dangerous");
     let user: Vec<&str> = std::iter::once("--user").chain(user.split(' ')).collect();
     let server = RedisServer::start_with(&user).await;
     let redis = server.client().await;
