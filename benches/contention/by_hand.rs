@@ -5,9 +5,10 @@
 //! that keeps new readers out for a moment. There is no renewal, and the counter says nothing of
 //! who reads: a reader that dies keeps writers out until the counter expires.
 
+use std::sync::Arc;
+
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Script};
-use std::sync::Arc;
 
 use crate::support::recipe::{Tokens, connection};
 
