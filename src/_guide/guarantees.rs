@@ -26,12 +26,10 @@
 //!   deadlock, whatever the order in which each names them. If all are free, they cost one round
 //!   trip together. To lose one is to lose all.
 //! - **Readers.** Those that [share](crate::LockManager::acquire_shared) a lock hold it together,
-//!   on all nodes, and never at the same time as one that has it alone. While a request waits to
-//!   have it alone, no later one joins those that share it. One that waits to share it has its turn
-//!   among those that do not, in the order above, and takes all along that wait in its process to
-//!   share it: so one that waits to have it alone may be passed by later ones, but only once, and
-//!   it waits no longer for that than for the one that was before it. Each process that shares a
-//!   lock has a lease of its own in Redis: that of one that died expires, whatever the others do.
+//!   on all nodes, and never at the same time as one that has it alone. A request that waits to
+//!   have it alone lets no later one share it before, and one that waits to share it has its turn
+//!   among those that do not, in the order above. Each process that shares a lock has a lease of
+//!   its own in Redis: that of one that died expires, whatever the others do.
 //! - **Fencing.** Every holder gets a token that is larger than any before for this key; one that
 //!   shares the lock, larger than those of all that had it alone before, and smaller than those of
 //!   all that will.

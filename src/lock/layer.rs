@@ -257,7 +257,7 @@ impl DistributedLockLayer {
     /// [`Mode::Exclusive`].
     ///
     /// Requests in [`Mode::Shared`] run together, on all nodes, and never at the same time as one
-    /// that has the lock alone. While one waits to have it alone, no later one joins them.
+    /// that has the lock alone. One that waits to have it alone lets no later one share it before.
     /// A lock that is mostly shared costs Redis next to nothing: see
     /// [`LockManager::acquire_shared`].
     ///

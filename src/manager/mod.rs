@@ -279,9 +279,8 @@ impl LockManager {
     /// Shares the lock with all others that share it, on all nodes, as soon as no request has it
     /// alone, within `wait`.
     ///
-    /// The order is that of [`acquire`](Self::acquire), and all that wait in this process to share
-    /// the lock are let in with the first of them. While a request waits to have it alone, no later
-    /// one joins those that share it. So neither kind starves the other.
+    /// The order is that of [`acquire`](Self::acquire): a request that waits to have the lock alone
+    /// lets no later one share it before. So neither kind starves the other.
     ///
     /// In Redis, it is the process that shares the lock, whatever the number of its requests. It
     /// keeps its share for a moment when the last of their guards is dropped (a fiftieth of the

@@ -35,9 +35,8 @@
 //!   saves a round trip if another process waits, and costs Redis a little more if none does.
 //! - A slot acquires in the mode of the request that is first in line. When another becomes first,
 //!   whose mode is another one, the slot gives up its token, and acquires with a new one.
-//! - `Holding` a share: all requests have it that share and waited when it came. One that does not
-//!   share, and waited before some of them, is passed by these only once: it is the first then. A
-//!   request that comes later joins them, unless another waits, here or in another process. A hold
+//! - `Holding` a share: all requests at the front that share have it, up to the first that does
+//!   not. One that comes later joins them, unless another waits, here or in another process. A hold
 //!   without holders lingers: it ends soon, or at once when it is wanted.
 //! - `Holding` ends when its holder has finished and the lease cannot go to the next request here,
 //!   when a completion has ended, and when the lock is lost. Requests that wait then acquire with a

@@ -1,6 +1,6 @@
 //! The grant: which requests get the lock that the store has given to this process.
 
-use super::super::{AcquireAttempt, Effect, Holding, Rules, State, Waiter};
+use super::super::{AcquireAttempt, Effect, Holding, Rules, State};
 use super::Machine;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
@@ -73,65 +73,40 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         }
     }
 
-    /// Gives the lock to the first waiter, or to all that would share it. Without one, the lock is
-    /// released.
-    ///
-    /// Those that would share it get past any before them that would have it alone, which wait for
-    /// the first of them anyway. That happens to each only once: then it is the first.
+    /// Gives the lock to the first waiter, or to all that would share it, up to the first that
+    /// would not. Without one, the lock is released.
     pub(super) fn grant(&mut self, mut holding: Holding, path: GrantPath) {
-        match holding.mode.is_shared() {
-            true => {
-                // One that would have it alone, now, cannot.
-                let is_out = |waiter: &Waiter<W>| waiter.mode.is_shared() || !waiter.patient;
-                for waiter in self.slot.waiters.take_if(is_out) {
-                    self.let_in(&mut holding, waiter, path);
-                }
+        let is_shared = holding.mode.is_shared();
+        while let Some(first) = self.slot.waiters.first() {
+            let is_in = match is_shared {
+                true => first.mode.is_shared(),
+                false => holding.holders.is_empty(),
+            };
+            if !is_in && (!is_shared || first.patient) {
+                break;
             }
-            false => {
-                if let Some(first) = self.slot.waiters.pop() {
-                    self.let_in(&mut holding, first, path);
-                }
-            }
+            let Some(first) = self.slot.waiters.pop() else {
+                break;
+            };
+            self.slot.impatient -= usize::from(!first.patient);
+            let waiter = first.handle;
+            self.effects.push(match is_in {
+                true => Effect::Grant {
+                    waiter,
+                    grant: holding.grant(self.env),
+                    path,
+                },
+                // It would have the lock alone, now, and does not keep those behind it out.
+                false => Effect::Reject {
+                    waiter,
+                    error: Error::of(ErrorKind::Held),
+                },
+            });
         }
         let is_held = !holding.holders.is_empty();
         self.slot.state = State::Holding(holding);
         if !is_held {
             self.let_go(S::default());
         }
-    }
-
-    /// Lets those in that would share a lock which others share already, up to the first that would
-    /// have it alone.
-    pub(super) fn admit(&mut self) {
-        match std::mem::replace(&mut self.slot.state, State::Idle) {
-            State::Holding(mut holding) if holding.may_admit(self.env) => {
-                let is_next = |first: &Waiter<W>| first.mode.is_shared() || !first.patient;
-                while self.slot.waiters.first().is_some_and(is_next)
-                    && let Some(first) = self.slot.waiters.pop()
-                {
-                    self.let_in(&mut holding, first, GrantPath::Local);
-                }
-                self.slot.state = State::Holding(holding);
-            }
-            state => self.slot.state = state,
-        }
-    }
-
-    /// Gives the lock to a request that waited, unless that would have one alone that is shared.
-    fn let_in(&mut self, holding: &mut Holding, waiter: Waiter<W>, path: GrantPath) {
-        self.slot.impatient -= usize::from(!waiter.patient);
-        let is_in = waiter.mode.is_shared() || !holding.mode.is_shared();
-        let waiter = waiter.handle;
-        self.effects.push(match is_in {
-            true => Effect::Grant {
-                waiter,
-                grant: holding.grant(self.env),
-                path,
-            },
-            false => Effect::Reject {
-                waiter,
-                error: Error::of(ErrorKind::Held),
-            },
-        });
     }
 }

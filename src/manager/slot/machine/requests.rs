@@ -77,6 +77,16 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
         }
     }
 
+    /// Lets those in that share the lock, and are first in line now.
+    fn admit(&mut self) {
+        match std::mem::replace(&mut self.slot.state, State::Idle) {
+            State::Holding(holding) if holding.may_admit(self.env) => {
+                self.grant(holding, GrantPath::Local);
+            }
+            state => self.slot.state = state,
+        }
+    }
+
     /// Returns the error for a waiter whose time is over. Either others held the lock, or the lock
     /// may well be free, and the store has not replied.
     pub(crate) fn overdue(&self) -> ErrorKind {
