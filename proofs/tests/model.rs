@@ -28,7 +28,7 @@ mod waiters;
 
 #[path = "model/redis.rs"]
 mod redis;
-#[path = "model/world.rs"]
+#[path = "model/world/mod.rs"]
 mod world;
 
 use redis::Mutation;

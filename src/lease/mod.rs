@@ -57,7 +57,12 @@ struct State {
         allow(dead_code)
     )]
     path: GrantPath,
+    #[cfg_attr(
+        not(any(feature = "tracing", feature = "metrics", feature = "inspector")),
+        allow(dead_code)
+    )]
     meter: Meter,
+    #[cfg_attr(not(any(feature = "tracing", feature = "metrics")), allow(dead_code))]
     age: Stopwatch,
     /// Whether its end, by a loss or a release, was told.
     is_end_told: AtomicBool,
@@ -285,11 +290,13 @@ impl Lease {
     }
 
     /// Measures how long the lock has been held.
+    #[cfg(any(feature = "tracing", feature = "metrics"))]
     pub(crate) fn age(&self) -> &Stopwatch {
         &self.0.age
     }
 
     /// Returns what this lock is counted under.
+    #[cfg(any(feature = "tracing", feature = "metrics", feature = "inspector"))]
     pub(crate) fn meter(&self) -> &Meter {
         &self.0.meter
     }

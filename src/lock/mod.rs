@@ -189,8 +189,8 @@
 //! - **A client that leaves** stops its request, unless a [`DetachLayer`](crate::DetachLayer)
 //!   outside lets it run to its end.
 //! - **A client that sends its body slowly** keeps the lock for as long as the handler reads it, up
-//!   to [`max_hold`](crate::LockManagerBuilder::max_hold). Have a layer outside of this one read it,
-//!   or bound its time.
+//!   to [`max_hold`](crate::LockManagerBuilder::max_hold). Have a layer outside of this one read
+//!   the body, or bound its time.
 //! - **A body that is not read** holds its lock, until it is dropped or
 //!   [`max_hold`](crate::LockManagerBuilder::max_hold) is over.
 //! - **An upgraded connection** (WebSocket) runs without the lock, which ends with the 101, unless

@@ -23,7 +23,7 @@ use once::{App, Runs, post};
 use scrape::{all_attempts, attempts, becomes, find, install, sum};
 use support::{
     Cluster, Gate, Mode, PATIENCE, Proxy, RedisServer, calls, eventually_queued, has_resp3,
-    knows_what_was_said, minute, run, short_lived, soon,
+    knows_what_was_said, minute, mixed_load, run, short_lived, soon,
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_distributed_lock::{
@@ -171,6 +171,20 @@ async fn how_long_a_lock_was_waited_for_and_held_is_counted_in_seconds() {
     ] {
         let seconds = sum(metric, &[("name", "times"), labels]);
         assert!((0.03..20.0).contains(&seconds), "{metric} is {seconds}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gauges_are_back_at_zero_after_a_mixed_load() {
+    let _alone = alone().await;
+    let server = RedisServer::start().await;
+    let one = minute().connect(&server.url()).await.unwrap();
+    let two = minute().connect(&server.url()).await.unwrap();
+    let memory = LockManager::in_memory();
+    for managers in [[one, two], [memory.clone(), memory]] {
+        soon("it is over", mixed_load(managers)).await;
+        becomes("lock_held", &[("name", "default")], 0.0).await;
+        becomes("lock_waiters", &[], 0.0).await;
     }
 }
 

@@ -19,6 +19,7 @@ mod cluster;
 mod gate;
 mod inspect;
 mod managers;
+mod mixed;
 mod proxy;
 pub mod random;
 mod redis_server;
@@ -32,6 +33,7 @@ pub use inspect::{
     queue_length, run, script_calls, sets, statistic, text, value, watched_keys,
 };
 pub use managers::{connections_per_manager, knows_what_was_said, minute, short_lived};
+pub use mixed::mixed_load;
 pub use proxy::{Mode, Proxy};
 pub use redis_server::{
     ClosedPort, FREE_PORT, RedisServer, connect_patiently, has_resp3, server_program, signal,

@@ -20,9 +20,10 @@ async fn handler(_: Request<()>) -> Result<Response<String>, Infallible> {
 
 /// How often a layer has told of a mistake, on this level.
 fn told(name: &str, message: &str, level: Level) -> usize {
+    let name = format!("{name:?}");
     let is_one = |record: &&Record| {
         record.is_ours()
-            && record.fields.get("name") == Some(name)
+            && record.fields.get("name") == Some(&*name)
             && record.message().starts_with(message)
             && record.level == level
     };

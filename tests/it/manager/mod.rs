@@ -1,6 +1,7 @@
 //! The lock manager: its rules over memory and over Redis, and what only Redis can show.
 
 mod accidents;
+mod at_rest;
 mod cancellation;
 mod closing;
 mod fencing;

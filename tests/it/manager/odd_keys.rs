@@ -62,7 +62,7 @@ async fn begin_to_wait(
         let (locks, key) = (locks.clone(), key.to_owned());
         async move { locks.acquire(key, WAIT).await }
     });
-    let is_known = || match nodes.server {
+    let is_known = || match nodes.server() {
         Some(_) => locks.stats().queued == 1,
         None => locks.stats().waiting == 1,
     };
@@ -132,7 +132,7 @@ async fn work_of_any_key_is_done_once(nodes: Nodes) {
 
 async fn locks_of_any_keys_are_taken_together(nodes: Nodes) {
     let one = nodes.manager(minute().max_keys(100)).await;
-    let two = match nodes.server {
+    let two = match nodes.server() {
         Some(_) => nodes.manager(minute().max_keys(100)).await,
         None => one.clone(),
     };
