@@ -48,8 +48,8 @@
 //! the next.
 //!
 //! [`Slot::on`] begins an event, and returns the [`Machine`] with one method for each. A slot that
-//! [is empty](Slot::is_empty) afterwards may be forgotten. Any other needs a [tick](Machine::tick) at
-//! its [`next_tick`](Slot::next_tick).
+//! [is empty](Slot::is_empty) afterwards may be forgotten. Any other needs a [tick](Machine::tick)
+//! at its [`next_tick`](Slot::next_tick).
 
 mod acquiring;
 mod holding;
