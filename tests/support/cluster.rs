@@ -163,6 +163,30 @@ impl Cluster {
         }
     }
 
+    /// Whether the servers can move a slot with all its keys at once, as Valkey can from 9.0 on.
+    pub async fn moves_at_once(&self) -> bool {
+        let mut migrations = redis::cmd("CLUSTER");
+        migrations.arg("GETSLOTMIGRATIONS");
+        let mut redis = self.client(0).await;
+        let known: redis::RedisResult<redis::Value> = migrations.query_async(&mut redis).await;
+        known.is_ok()
+    }
+
+    /// Moves a slot with all its keys at once, and waits until the source knows that it has.
+    pub async fn move_at_once(&self, slot: u16, from: usize, to: usize) {
+        let (source, id) = (self.client(from).await, self.id(to).await);
+        let migrate = format!("CLUSTER MIGRATESLOTS SLOTSRANGE {slot} {slot} NODE {id}");
+        run(&source, &migrate).await;
+        eventually("the slot has moved", || async {
+            let mut slots = redis::cmd("CLUSTER");
+            slots.arg("NODES");
+            let nodes: String = slots.query_async(&mut source.clone()).await.unwrap();
+            let owner = nodes.lines().find(|line| has_slot(line, slot));
+            owner.is_some_and(|line| line.starts_with(&id))
+        })
+        .await;
+    }
+
     /// The names of the keys of a slot that a server has, whoever the slot's primary is.
     pub async fn keys_in(&self, slot: u16, place: usize) -> Vec<String> {
         let mut keys = redis::cmd("CLUSTER");
@@ -198,6 +222,18 @@ impl Cluster {
             .find(|place| usize::from(slot) < 16_384 * (place + 1) / self.primaries)
             .unwrap()
     }
+}
+
+/// Whether a line of a reply to CLUSTER NODES says that the server has a slot.
+fn has_slot(line: &str, slot: u16) -> bool {
+    line.split(' ').skip(8).any(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        match (first.parse::<u16>(), last.parse::<u16>()) {
+            (Ok(first), Ok(last)) => (first..=last).contains(&slot),
+            // One that is on its way.
+            _ => false,
+        }
+    })
 }
 
 /// The servers in a reply to CLUSTER NODES, each with its role and whether it is well.

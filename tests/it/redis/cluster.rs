@@ -1,12 +1,11 @@
 //! A Redis Cluster: keys in all slots, slots that move, and primaries that are replaced.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinSet;
 use tower_distributed_lock::{ErrorKind, LockGuard, LockKey, LockManager, LockManagerBuilder};
 
+use super::accounts::Accounts;
 use crate::support::random::Random;
 use crate::support::{
     Cluster, Mode, Proxy, RedisServer, eventually, minute, names, run, short_lived, soon, value,
@@ -22,7 +21,7 @@ pub async fn connect_with(cluster: &Cluster, builder: LockManagerBuilder) -> Loc
 }
 
 /// Takes a lock, however often that needs to be tried.
-async fn eventually_acquired(locks: &LockManager, key: &str) -> LockGuard {
+pub async fn eventually_acquired(locks: &LockManager, key: &str) -> LockGuard {
     let key = LockKey::new(key).unwrap();
     let guard = Mutex::new(None);
     eventually("the lock can be taken", || async {
@@ -350,50 +349,16 @@ async fn a_server_that_is_none_of_a_cluster_is_refused_with_a_reason() {
     assert_eq!(error.kind(), ErrorKind::Config);
 }
 
-/// Who is in the part that only a holder may be in, and the last fencing token there.
-#[derive(Default)]
-struct Account {
-    is_taken: AtomicBool,
-    last_token: AtomicU64,
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn no_two_hold_a_lock_while_slots_move_and_replicas_take_over() {
     const KEYS: usize = 12;
     let cluster = Cluster::start(2, 1).await;
-    let accounts: Arc<Vec<Account>> = Arc::new((0..KEYS).map(|_| Account::default()).collect());
-    let is_over = Arc::new(AtomicBool::new(false));
-    let mut clients = JoinSet::new();
+    let mut accounts = Accounts::new(KEYS);
     for node in 0..2 {
         let locks = connect(&cluster).await;
         for number in 0..6 {
-            let (locks, accounts) = (locks.clone(), Arc::clone(&accounts));
-            let is_over = Arc::clone(&is_over);
-            clients.spawn(async move {
-                let mut random = Random::new(node * 100 + number);
-                let mut held = 0;
-                while !is_over.load(Ordering::SeqCst) {
-                    let key = random.below(KEYS as u64) as usize;
-                    let wait = Duration::from_millis(random.below(2000));
-                    let Ok(guard) = locks.acquire(key.to_string(), wait).await else {
-                        continue;
-                    };
-                    let account = &accounts[key];
-                    assert!(
-                        !account.is_taken.swap(true, Ordering::SeqCst),
-                        "two holders"
-                    );
-                    let token = guard.fencing_token();
-                    let last = account.last_token.swap(token, Ordering::SeqCst);
-                    assert!(last < token, "a fencing token that did not rise");
-                    tokio::task::yield_now().await;
-                    assert!(guard.lease().is_held(), "{:?}", guard.lease().lost_reason());
-                    account.is_taken.store(false, Ordering::SeqCst);
-                    drop(guard);
-                    held += 1;
-                }
-                held
-            });
+            let wait = |random: &mut Random| Some(Duration::from_millis(random.below(2000)));
+            accounts.add_client(&locks, node * 100 + number, |key| key.to_string(), wait);
         }
     }
     // Server 2 is the replica of the first primary.
@@ -417,7 +382,5 @@ async fn no_two_hold_a_lock_while_slots_move_and_replicas_take_over() {
             first = replica;
         }
     }
-    is_over.store(true, Ordering::SeqCst);
-    let held = soon("all clients end", clients.join_all()).await;
-    assert!(held.iter().all(|held| *held > 0), "{held:?}");
+    accounts.end().await;
 }

@@ -1,6 +1,8 @@
 //! Redis in trouble, and with other clients: a clear answer, never a hang, never two holders, and
 //! back to work without a restart.
 
+mod accounts;
+mod atomic_moves;
 mod cluster;
 mod connecting;
 mod interop;

@@ -1,14 +1,12 @@
 //! A slot of a Redis Cluster that moves key by key: what nobody waits for goes on meanwhile.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use tokio::task::JoinSet;
 use tower_distributed_lock::{ErrorKind, LockGuard, LockKey, LockManager, LostReason, Once};
 
-use super::cluster::{connect, connect_with, exclude_each_other};
+use super::accounts::Accounts;
+use super::cluster::{connect, connect_with, eventually_acquired, exclude_each_other};
 use crate::support::random::Random;
 use crate::support::{Cluster, Gate, Mode, Proxy, eventually, minute, names, short_lived, soon};
 
@@ -266,22 +264,10 @@ async fn a_take_that_the_new_primary_does_not_answer_leaves_no_lock_behind() {
     .await;
     drop(others.try_acquire("{t}:a").await.unwrap());
     proxy.set(Mode::Forward);
-    let guard = eventually_taken(&locks, "{t}:b").await;
+    let guard = eventually_acquired(&locks, "{t}:b").await;
     guard.release().await.unwrap();
     open.close().await;
     exclude_each_other(&locks, &others, LockKey::new("{t}:a").unwrap()).await;
-}
-
-async fn eventually_taken(locks: &LockManager, key: &str) -> LockGuard {
-    let guard = std::sync::Mutex::new(None);
-    eventually("the lock can be taken", || async {
-        let taken = locks.try_acquire(key).await.ok();
-        let is_taken = taken.is_some();
-        *guard.lock().unwrap() = taken;
-        is_taken
-    })
-    .await;
-    guard.into_inner().unwrap().unwrap()
 }
 
 /// Where replicas are counted, they are counted at the slot's primary.
@@ -314,7 +300,7 @@ async fn while_the_slot_of_the_epoch_moves_those_that_are_connected_go_on() {
         }
         key = number.to_string();
     }
-    drop(eventually_taken(&locks, &key).await);
+    drop(eventually_acquired(&locks, &key).await);
     let epochs = names(&cluster.client(0).await, "*epoch*").await;
     let open = Open::slot_of(cluster, &epochs[0]).await;
     open.move_those(|name| name == epochs[0]).await;
@@ -335,73 +321,29 @@ async fn while_the_slot_of_the_epoch_moves_those_that_are_connected_go_on() {
     .await;
 }
 
-/// Who is in the part that only a holder may be in, and the last fencing token there.
-#[derive(Default)]
-struct Account {
-    is_taken: AtomicBool,
-    last_token: AtomicU64,
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn no_two_hold_a_lock_of_a_slot_whose_keys_move_one_by_one_and_back() {
-    const KEYS: usize = 8;
     let cluster = Cluster::start(2, 0).await;
     let slot = cluster.slot("{t}").await;
-    let accounts: Arc<Vec<Account>> = Arc::new((0..KEYS).map(|_| Account::default()).collect());
-    let is_over = Arc::new(AtomicBool::new(false));
-    let taken = Arc::new(AtomicUsize::new(0));
-    let mut clients = JoinSet::new();
+    let mut accounts = Accounts::new(8);
     for node in 0..2 {
         let locks = connect(&cluster).await;
         for number in 0..4 {
-            let (locks, accounts) = (locks.clone(), Arc::clone(&accounts));
-            let (is_over, taken) = (Arc::clone(&is_over), Arc::clone(&taken));
-            clients.spawn(async move {
-                let mut random = Random::new(node * 100 + number);
-                while !is_over.load(Ordering::SeqCst) {
-                    let key = random.below(KEYS as u64) as usize;
-                    let name = format!("{{t}}:{key}");
-                    // Those that wait need several keys at one server, and mark the lock.
-                    let asked = match random.below(40) {
-                        0 => locks.acquire(name, Duration::from_millis(300)).await,
-                        _ => locks.try_acquire(name).await,
-                    };
-                    let Ok(guard) = asked else {
-                        continue;
-                    };
-                    let account = &accounts[key];
-                    let others = account.is_taken.swap(true, Ordering::SeqCst);
-                    assert!(!others, "two holders");
-                    let token = guard.fencing_token();
-                    let last = account.last_token.swap(token, Ordering::SeqCst);
-                    assert!(last < token, "a fencing token that did not rise");
-                    tokio::task::yield_now().await;
-                    assert!(guard.lease().is_held(), "{:?}", guard.lease().lost_reason());
-                    account.is_taken.store(false, Ordering::SeqCst);
-                    // One that is wanted is not handed on before its slot has arrived.
-                    if random.below(2) == 0
-                        && let Err(late) = guard.release().await
-                    {
-                        assert_eq!(late.kind(), ErrorKind::Unavailable);
-                    }
-                    taken.fetch_add(1, Ordering::SeqCst);
-                }
-            });
+            let name = |account| format!("{{t}}:{account}");
+            // Those that wait need several keys at one server, and mark the lock.
+            let wait = |random: &mut Random| match random.below(40) {
+                0 => Some(Duration::from_millis(300)),
+                _ => None,
+            };
+            accounts.add_client(&locks, node * 100 + number, name, wait);
         }
     }
-    let some_are_taken = async || {
-        let before = taken.load(Ordering::SeqCst);
-        eventually("locks are taken", || async {
-            taken.load(Ordering::SeqCst) > before + 20
-        })
-        .await;
-    };
     let mut random = Random::new(7);
     let mut from = cluster.owner(slot);
     for _ in 0..6 {
         let to = 1 - from;
         cluster.open_slot(slot, from, to).await;
-        some_are_taken().await;
+        accounts.some_are_taken().await;
         loop {
             let mut keys = cluster.keys_in(slot, from).await;
             if keys.is_empty() {
@@ -410,13 +352,12 @@ async fn no_two_hold_a_lock_of_a_slot_whose_keys_move_one_by_one_and_back() {
             let one = keys.swap_remove(random.below(keys.len() as u64) as usize);
             cluster.move_some(&[one], from, to).await;
             if random.below(2) == 0 {
-                some_are_taken().await;
+                accounts.some_are_taken().await;
             }
         }
         cluster.close_slot(slot, from, to).await;
-        some_are_taken().await;
+        accounts.some_are_taken().await;
         from = to;
     }
-    is_over.store(true, Ordering::SeqCst);
-    soon("all clients end", clients.join_all()).await;
+    accounts.end().await;
 }
