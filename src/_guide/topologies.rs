@@ -141,9 +141,9 @@
 //!   first slot that an empty primary gets. Requests that do not wait are answered with 503 then.
 //!   If a move has stopped half-way, finish it (`redis-cli --cluster fix`). Never end it by
 //!   `CLUSTER SETSLOT … STABLE` alone: the primary forgets the locks that have left, and gives them
-//!   again.
-//!   Nor move slots away from a primary in [quarantine](#quarantine): the server that gets them
-//!   gives their locks at once.
+//!   again. Nor move slots away from a primary in [quarantine](#quarantine): the server that gets
+//!   them gives their locks at once. Where a server moves a slot with all its keys at once
+//!   (`CLUSTER MIGRATESLOTS`, Valkey 9.0), nothing is late for longer than that moment.
 //! - **A failover** loses what the replica did not have, and starts a [quarantine](#quarantine) for
 //!   the locks of that primary. An old primary that is cut off goes on for at most half of
 //!   `cluster-node-timeout` after another was promoted (by default 7.5 s), which the 12 s outlast.

@@ -99,10 +99,10 @@ async fn outlives_its_first_lease(guard: &LockGuard, ttl: Duration) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_a_slot_moves_its_locks_are_taken_renewed_and_released() {
-    let ttl = Duration::from_millis(1200);
+    let ttl = Duration::from_millis(2400);
     let stages = STAGES.map(|(what, has_left)| async move {
         let cluster = Cluster::start(2, 0).await;
-        let builder = || short_lived(1200).quarantine(false);
+        let builder = || short_lived(2400).quarantine(false);
         let locks = connect_with(&cluster, builder()).await;
         let others = connect_with(&cluster, builder()).await;
         let before = locks.try_acquire("{t}:before").await.unwrap();
