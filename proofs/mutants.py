@@ -40,6 +40,7 @@ SHARE = "src/store/redis/scripts/share.lua"
 RENEW_SHARED = "src/store/redis/scripts/renew_shared.lua"
 GRANT_SCRIPT = "src/store/redis/scripts/grant.lua"
 ACQUIRE = "src/store/redis/scripts/acquire.lua"
+QUEUE_SCRIPT = "src/store/redis/scripts/parts/queue.lua"
 RENEW = "src/store/redis/scripts/renew.lua"
 COMPLETE = "src/store/redis/scripts/complete.lua"
 QUARANTINE = "src/store/redis/scripts/quarantine.lua"
@@ -107,7 +108,7 @@ MUTANTS = [
     ),
     (
         "the queue expires as the last one asks",
-        [(ACQUIRE, "if call('PTTL', queue) < lasts then", "do")],
+        [(QUEUE_SCRIPT, "if call('PTTL', queue) < lasts then", "do")],
         [
             "--test scripts whatever_clients_do",
             "--test it a_process_with_a_short_time_to_live",
@@ -183,7 +184,7 @@ MUTANTS = [
     ),
     (
         "a lock gets no mark",
-        [(ACQUIRE, "    call('SET', lock, value .. '!', 'KEEPTTL')\n", "")],
+        [(QUEUE_SCRIPT, "    call('SET', lock, value .. '!', 'KEEPTTL')\n", "")],
         ["--test scripts whatever_clients_do"],
     ),
     (
