@@ -16,6 +16,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TREE = ROOT / "target" / "mutants" / "tree"
 
+SLOT = "src/manager/slot/mod.rs"
 MACHINE = "src/manager/slot/machine/mod.rs"
 REQUESTS = "src/manager/slot/machine/requests.rs"
 HOLDERS = "src/manager/slot/machine/holders.rs"
@@ -105,6 +106,22 @@ MUTANTS = [
             "--test model with_processes_of_different_settings",
             "--test it a_grant_is_trusted_for_no_longer",
         ],
+    ),
+    (
+        "a process does not expect the one that gave it the lock",
+        [(SLOT, "self.wanted_until.is_some_and(|until| env.now < until)", "false")],
+        ["--lib a_lock_that_another_process_gave"],
+    ),
+    (
+        "a process expects others for ever",
+        [
+            (
+                MACHINE,
+                "State::Idle if !self.slot.expects_others(self.env) => self.slot.wanted_until = None,",
+                "",
+            )
+        ],
+        ["--lib the_memory_of_a_lock_that_another_process_got_is_short"],
     ),
     (
         "the queue expires as the last one asks",
