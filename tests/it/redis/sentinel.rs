@@ -151,6 +151,13 @@ async fn an_old_primary_is_left_as_soon_as_the_sentinels_say_so_and_is_outlasted
     let locks = connect(&set, builder()).await;
     recovers(&locks).await;
     let held = locks.try_acquire("held").await.unwrap();
+    for replica in &set.servers[1..] {
+        let redis = replica.client().await;
+        eventually("the replica has the lock", || async {
+            value(&redis, "lock:held").await.is_some()
+        })
+        .await;
+    }
     let old = set.servers[0].client().await;
     let primary = set.fail_over().await;
     let promoted = Instant::now();
@@ -164,7 +171,6 @@ async fn an_old_primary_is_left_as_soon_as_the_sentinels_say_so_and_is_outlasted
         text(&old, "INFO replication").await.contains("role:master"),
         "it was demoted"
     );
-    // The lease was replicated.
     assert!(held.lease().is_held());
     held.release().await.unwrap();
     let error = locks.try_acquire("a").await.unwrap_err();
