@@ -1,6 +1,6 @@
 //! Fencing tokens rise, and the store never goes back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Demands, Hold, Report, Violation};
 use crate::history::{Event, What};
@@ -14,16 +14,20 @@ const HANDOFFS: u64 = 1024;
 /// do so in one process.
 ///
 /// There is one exception: when data was lost, a process that has not heard of it may hand the lock
-/// on within itself, while another has it from Redis. The tokens of these hand-offs belong to the
-/// grant before the loss, and the store refuses them as such.
+/// on within itself, or share it with more of its requests, while another has it from Redis. The
+/// tokens of these belong to the grant before the loss, and the store refuses them as such.
 pub(super) fn check(holds: &[&Hold], demands: &Demands, report: &mut Report) {
     let mut seen: HashMap<u64, &Hold> = HashMap::new();
+    // Those that share what their process shared already.
+    let mut joined = HashSet::new();
     let mut moments: Vec<(u64, bool, &Hold)> = Vec::new();
     for hold in holds {
-        if let Some(other) = seen.insert(hold.token, hold)
-            && !(hold.is_shared && other.is_shared && hold.by == other.by)
-        {
-            violated(report, "each token once", other, hold);
+        match seen.insert(hold.token, hold) {
+            Some(other) if hold.is_shared && other.is_shared && hold.by == other.by => {
+                joined.insert(hold.request());
+            }
+            Some(other) => violated(report, "each token once", other, hold),
+            None => {}
         }
         // The order of two that trusted the lock one after the other is known even if both waited
         // all the time. (Of a hold with one look, the lock was had at some moment of that look.)
@@ -53,7 +57,8 @@ pub(super) fn check(holds: &[&Hold], demands: &Demands, report: &mut Report) {
             true => highest_alone,
             false => highest_of_all,
         };
-        let is_from_server = !demands.has_handoffs || hold.token % HANDOFFS == 0;
+        let is_first = hold.token % HANDOFFS == 0 && !joined.contains(&hold.request());
+        let is_from_server = !demands.has_handoffs || is_first;
         if let Some(highest) = highest
             && highest.token >= hold.token
             && highest.request() != hold.request()
