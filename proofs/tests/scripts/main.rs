@@ -171,6 +171,18 @@ fn one(client: Process, kind: Kind) -> Step {
     })
 }
 
+/// A reader that waits if it must.
+const SHARE: Kind = Kind::Share { queue: true };
+
+/// An acquire with a new token.
+fn acquire(queue: bool, may_be_record: bool) -> Kind {
+    Kind::Acquire {
+        queue,
+        again: false,
+        may_be_record,
+    }
+}
+
 /// Asserts that these steps hold, and do not with that change.
 fn only_without(steps: &[Step], script: Script, from: &str, to: &str) {
     let mut world = World::start(Sources::as_they_are());
@@ -181,36 +193,26 @@ fn only_without(steps: &[Step], script: Script, from: &str, to: &str) {
 
 #[test]
 fn a_reader_at_the_head_of_the_queue_joins_those_that_share() {
-    let share = Kind::Share { queue: true };
-    let acquire = Kind::Acquire {
-        queue: false,
-        again: false,
-        may_be_record: false,
-    };
+    let acquire = acquire(false, false);
     // The first waits for a lease that expires; the second shares the free lock.
     let steps = [
         one(0, acquire),
-        one(1, share),
+        one(1, SHARE),
         Step::Happens(Event::OwnerExpires, 0),
-        one(2, share),
-        one(1, share),
+        one(2, SHARE),
+        one(1, SHARE),
     ];
     only_without(&steps, Script::Share, "first == waits or ", "");
 }
 
 #[test]
 fn no_reader_is_let_in_where_no_lock_may_be_given() {
-    let share = Kind::Share { queue: true };
-    let acquire = Kind::Acquire {
-        queue: true,
-        again: false,
-        may_be_record: false,
-    };
+    let acquire = acquire(true, false);
     let mut gives_up = one(1, Kind::Release { grants: true });
     if let Step::Call(call) = &mut gives_up {
         call.may_give = false;
     }
-    let steps = [one(0, share), one(1, acquire), one(2, share), gives_up];
+    let steps = [one(0, SHARE), one(1, acquire), one(2, SHARE), gives_up];
     only_without(
         &steps,
         Script::Grant,
@@ -221,18 +223,13 @@ fn no_reader_is_let_in_where_no_lock_may_be_given() {
 
 #[test]
 fn a_grant_to_readers_begins_with_none() {
-    let share = Kind::Share { queue: true };
-    let acquire = Kind::Acquire {
-        queue: false,
-        again: false,
-        may_be_record: false,
-    };
+    let acquire = acquire(false, false);
     // The lock of the first is deleted. It does not share that of the last.
     let steps = [
-        one(0, share),
+        one(0, SHARE),
         Step::Happens(Event::OwnerDeleted, 0),
         one(1, acquire),
-        one(2, share),
+        one(2, SHARE),
         one(1, Kind::Release { grants: true }),
         one(0, Kind::RenewShared),
     ];
@@ -242,11 +239,7 @@ fn a_grant_to_readers_begins_with_none() {
 /// A take does not look into the queue, and leaves no mark.
 #[test]
 fn those_who_waited_for_a_lease_that_expired_are_told_of_a_record() {
-    let acquire = |queue| Kind::Acquire {
-        queue,
-        again: false,
-        may_be_record: true,
-    };
+    let acquire = |queue| acquire(queue, true);
     let steps = [
         one(0, acquire(false)),
         one(1, acquire(true)),

@@ -7,10 +7,8 @@ use crate::mode::Mode;
 
 /// How long waiters back off at most after an acquire that failed: the lock may be free.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
-/// How long a shared hold is kept at most when no request holds it.
-const MAX_LINGER: Duration = Duration::from_millis(100);
-/// How long a slot expects other processes at most, after one wanted the lock.
-const MAX_MEMORY: Duration = Duration::from_millis(100);
+/// How long a slot keeps at most what only the next request may need.
+const MAX_MOMENT: Duration = Duration::from_millis(100);
 
 /// The settings that decide what a slot does.
 #[derive(Clone, Debug)]
@@ -67,13 +65,17 @@ impl Rules {
     /// from memory. A moment only, as others find the lock held: a process that waits is given it
     /// at once, but one that does not wait is refused.
     pub(super) fn linger(&self) -> Duration {
-        (self.ttl / 50).min(MAX_LINGER)
+        self.moment()
     }
 
     /// Returns for how long a slot expects other processes, after one wanted the lock. Short: a
     /// round trip matters little to requests that come seldom.
     pub(super) fn memory(&self) -> Duration {
-        (self.ttl / 50).min(MAX_MEMORY)
+        self.moment()
+    }
+
+    fn moment(&self) -> Duration {
+        (self.ttl / 50).min(MAX_MOMENT)
     }
 
     /// Returns how long after a grant its first renewal comes. Soon, as little of the grant may be
