@@ -21,7 +21,8 @@
 //! - **Repetition.** A completion that is carried out twice has the reply [`Reply::Completed`] both
 //!   times. A release that was sent twice and finds nothing is
 //!   [unavailable](ErrorKind::Unavailable) to its caller, not lost: the first copy may have
-//!   released the lock.
+//!   released the lock. So is one that had to wait for its server, as the manager may have released
+//!   the token once more after a notice.
 //! - **Outcomes.** Every command has one outcome. Its `sent_at` is taken before the command is
 //!   sent: the lease counts from there. An acquire that may have been carried out, or may still be,
 //!   fails as `unknown`: the manager then releases its token. A command that [ends a

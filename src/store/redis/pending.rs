@@ -23,6 +23,9 @@ pub(super) struct Pending {
     pub(super) attempts: u32,
     /// Whether it is a release, and Redis has said that the token had the lock.
     pub(super) had_it: bool,
+    /// Whether it waited until its slot was found. A release that follows a notice about the same
+    /// token may have gone first.
+    pub(super) may_be_overtaken: bool,
     /// Where it stands, if its slot is on its way to another server of a cluster.
     pub(super) moving: Option<Box<Moving>>,
 }
@@ -36,6 +39,7 @@ impl Pending {
             submitted,
             attempts: 0,
             had_it: false,
+            may_be_overtaken: false,
             moving: None,
         }
     }
@@ -104,6 +108,7 @@ impl Pending {
             // Two servers that send commands to each other agree later.
             Redirect::Ask { .. } | Redirect::Later => {
                 self.attempts -= 1;
+                self.may_be_overtaken = true;
                 self.start_again();
                 false
             }
@@ -187,8 +192,10 @@ impl Pending {
             result => result,
         };
         let settled = match result {
-            // An earlier attempt, whose reply was lost, may have released it.
-            Ok(Reply::Released { had_it: false, .. }) if self.attempts > 1 => {
+            // An earlier attempt, whose reply was lost, may have released it, or another release.
+            Ok(Reply::Released { had_it: false, .. })
+                if self.attempts > 1 || self.may_be_overtaken =>
+            {
                 Err(Error::of(ErrorKind::Unavailable))
             }
             _ => settled(&result),

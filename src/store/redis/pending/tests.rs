@@ -20,6 +20,7 @@ fn release(contended: bool, queued: bool, attempts: u32) -> Pending {
         submitted: Time::from_nanos(9),
         attempts,
         had_it: false,
+        may_be_overtaken: false,
         moving: None,
     }
 }
@@ -148,6 +149,29 @@ fn a_lease_counts_from_the_write_that_took_the_lock_and_not_from_its_fence() {
     pending.finish(third, Ok(acquired), &last);
     let outcome = last.0.into_inner().unwrap().unwrap();
     assert_eq!(outcome.sent_at, second);
+}
+
+#[test]
+fn a_release_that_waited_for_its_slot_may_find_that_another_went_first() {
+    let (reply, mut settled) = tokio::sync::oneshot::channel();
+    let command = Command::Release {
+        token: 7,
+        contended: false,
+        queued: false,
+        reply: Some(reply),
+    };
+    let mut pending = Pending::new(LockKey::new("a").unwrap(), command, Time::from_nanos(9));
+    let at = Time::from_nanos(10);
+    pending.attempts += 1;
+    assert!(!pending.redirect(at, Redirect::Later));
+    pending.attempts += 1;
+    let released = Reply::Released {
+        had_it: false,
+        granted: false,
+    };
+    pending.finish(at, Ok(released), &Last::default());
+    let error = settled.try_recv().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
 
 #[test]
