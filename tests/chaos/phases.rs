@@ -139,6 +139,7 @@ impl Phase {
         let scene = Arc::new(Scene {
             crew,
             topology: self.topology,
+            quarantine: self.quarantine,
             ports: servers.iter().map(|server| server.port).collect(),
             servers: servers.into_iter().map(tokio::sync::Mutex::new).collect(),
             sentinels,

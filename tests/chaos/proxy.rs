@@ -106,7 +106,9 @@ async fn accept(
         if weather.borrow().refuses {
             continue;
         }
-        let (target, weather, cuts) = (*target.borrow(), weather.clone(), cuts.subscribe());
+        // Subscribed first: a connection to the target of before is cut.
+        let (cuts, weather) = (cuts.subscribe(), weather.clone());
+        let target = *target.borrow();
         tokio::spawn(async move {
             let target = SocketAddr::from(([127, 0, 0, 1], target));
             if let Ok(server) = TcpStream::connect(target).await {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Scene;
+use crate::crew::Place;
 use crate::proxy::Cut;
 use crate::support::random::Random;
 
@@ -15,6 +16,9 @@ pub const PAIR: &[&str] = &[
     "--repl-diskless-sync-delay",
     "0",
 ];
+
+/// A port on which nobody listens.
+const NOBODY: u16 = 1;
 
 pub async fn disturb(scene: Arc<Scene>, mut random: Random) {
     let mut primary = 0;
@@ -70,11 +74,21 @@ async fn promote(scene: &Scene, primary: usize, random: &mut Random) {
     scene.command(replica, "REPLICAOF NO ONE").await;
     tokio::time::sleep(random.millis(0, 300)).await;
     let port = scene.servers[replica].lock().await.port;
-    // Not all hear of it at the same moment.
-    for place in &scene.crew.places {
+    let turn_to = |place: &Place, port, how| {
         let proxy = &place.proxies[0];
         proxy.target.send_replace(port);
-        proxy.cut(random.pick(&[Cut::Close, Cut::Reset]));
+        proxy.cut(how);
+    };
+    let how = |random: &mut Random| random.pick(&[Cut::Close, Cut::Reset]);
+    // The quarantine asks that the old server be gone when the first gets to the new one.
+    if scene.quarantine {
+        for place in &scene.crew.places {
+            turn_to(place, NOBODY, how(random));
+        }
+    }
+    // Not all hear of it at the same moment.
+    for place in &scene.crew.places {
+        turn_to(place, port, how(random));
         tokio::time::sleep(random.millis(0, 200)).await;
     }
     pair(scene, replica).await;

@@ -28,6 +28,8 @@ use crate::topology::Topology;
 pub struct Scene {
     pub crew: Crew,
     pub topology: Topology,
+    /// Whether the managers give no lock for a while after data was lost.
+    pub quarantine: bool,
     /// Locked while one is not to be talked to.
     pub servers: Vec<tokio::sync::Mutex<RedisServer>>,
     /// Of the servers.
