@@ -138,7 +138,10 @@
 //!   keys is late until the slot has arrived, as no server has them all: a lock that another
 //!   process waits for, one that is shared, and a response that is to be remembered. So are locks
 //!   for which [replicas](crate::LockManagerBuilder::min_replicas) are counted, and those of the
-//!   first slot that an empty primary gets. Requests that do not wait are answered with 503 then.
+//!   first slot that an empty primary gets, and a take that is sent again on a new connection.
+//!   Requests that do not wait are answered with 503 then, and to
+//!   [`inspect`](crate::LockManager::inspect) such a lock, or to read a response that is longer
+//!   than 16 KiB, may fail.
 //!   If a move has stopped half-way, finish it (`redis-cli --cluster fix`). Never end it by
 //!   `CLUSTER SETSLOT … STABLE` alone: the primary forgets the locks that have left, and gives them
 //!   again. Nor move slots away from a primary in [quarantine](#quarantine): the server that gets

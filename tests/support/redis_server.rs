@@ -131,8 +131,7 @@ impl RedisServer {
 
     /// A connection besides the crate's own.
     pub async fn client(&self) -> MultiplexedConnection {
-        let client = redis::Client::open(self.url()).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
+        connect_patiently(&self.url()).await.unwrap()
     }
 
     /// Sends it a signal: see [`signal`].
@@ -301,8 +300,8 @@ impl ClosedPort {
     }
 }
 
-/// A connection that waits for a reply as long as it takes. A process that was stopped would find
-/// that its replies are late.
+/// A connection that waits for a reply as long as it takes. A process that was stopped, or that got
+/// no core for a while, would find that its replies are late.
 pub async fn connect_patiently(url: &str) -> RedisResult<MultiplexedConnection> {
     let patient = AsyncConnectionConfig::new()
         .set_response_timeout(None)

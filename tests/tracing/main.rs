@@ -28,8 +28,9 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use once::{App, Runs, post};
 use support::{
-    Gate, Mode, PATIENCE, PRIMARY, Proxy, RedisServer, clients, eventually, eventually_queued,
-    knows_what_was_said, minute, run, sentinel_cut_off, short_lived, soon, value,
+    Gate, Mode, PATIENCE, PRIMARY, Proxy, RedisServer, clients, connect_patiently, eventually,
+    eventually_queued, knows_what_was_said, minute, run, sentinel_cut_off, short_lived, soon,
+    value,
 };
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_distributed_lock::{
@@ -252,8 +253,7 @@ async fn neither_a_key_nor_a_secret_is_ever_told() {
     listen();
     let mut server = RedisServer::start_with(&["--requirepass", SECRET]).await;
     let url = |secret: &str| format!("redis://:{secret}@127.0.0.1:{}", server.port);
-    let client = redis::Client::open(url(SECRET)).unwrap();
-    let redis = client.get_multiplexed_async_connection().await.unwrap();
+    let redis = connect_patiently(&url(SECRET)).await.unwrap();
     let locks = short_lived(1000).connect(&url(SECRET)).await.unwrap();
 
     // The whole way of a request, with everything that a handler may log.

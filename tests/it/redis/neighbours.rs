@@ -5,7 +5,8 @@ use std::time::Duration;
 use tower_distributed_lock::{LockManager, LostReason};
 
 use crate::support::{
-    RedisServer, calls, eventually, has_resp3, minute, run, soon, value, watched_keys,
+    RedisServer, calls, connect_patiently, eventually, has_resp3, minute, run, soon, value,
+    watched_keys,
 };
 
 #[tokio::test]
@@ -64,8 +65,8 @@ async fn holders_of_one_name_in_two_databases_leave_each_other_in_peace() {
     let renewals = async || calls(&redis, "pexpire").await;
     let (before, asked) = (renewals().await, calls(&redis, "getrange").await);
     if has_resp3() {
-        let other = redis::Client::open(format!("{}/5", server.url())).unwrap();
-        let mut other = other.get_multiplexed_async_connection().await.unwrap();
+        let other = format!("{}/5", server.url());
+        let mut other = connect_patiently(&other).await.unwrap();
         let _: () = redis::cmd("FLUSHDB").query_async(&mut other).await.unwrap();
         eventually("both have looked", || async {
             calls(&redis, "getrange").await >= asked + 2
