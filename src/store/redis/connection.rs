@@ -1,6 +1,5 @@
 //! One connection to Redis, made ready for the driver.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,12 +18,9 @@ use super::names::{Fences, Home, Names};
 use super::pending::Pending;
 use super::pushes::{self, Observed, Push};
 use super::scripts;
+use super::seeding::Seeding;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-
-/// How far the counter of fences may be behind the clock of its server while it is used: another
-/// server whose counter is at the clock may take over after that time.
-const SEED_EVERY: Duration = Duration::from_millis(2);
 
 const QUARANTINED: &str = "Redis lost data, or another server took over: no lock is given until all \
                            who had one before must have lost it";
@@ -44,8 +40,7 @@ pub(super) struct Link {
     pub(super) unready: Option<Error>,
     /// Until then, no lock may be given.
     quarantined_until: Option<Time>,
-    /// When the counters of fences were last raised to the clock, by their slots.
-    seeded_at: HashMap<u16, Time>,
+    pub(super) seeding: Seeding,
     /// For how long an old primary may give locks when this server has taken its place.
     pub(super) zombie: Duration,
     /// What runs besides, for as long as this is used.
@@ -125,7 +120,7 @@ impl Link {
             no_tracking: None,
             unready: Some(Error::of(ErrorKind::Unavailable)),
             quarantined_until: None,
-            seeded_at: HashMap::new(),
+            seeding: Seeding::default(),
             zombie: Duration::ZERO,
             tasks: JoinSet::new(),
             pusher,
@@ -152,7 +147,7 @@ impl Link {
                 server.epoch = ready.epoch;
                 self.quarantined_until = ready.quarantined_until;
                 if let Fences::One(_) = settings.names.fences {
-                    self.seeded_at.insert(0, Time::now());
+                    self.seeding.seeded(Time::now(), 0);
                 }
                 None
             }
@@ -188,27 +183,13 @@ impl Link {
             // One that asks goes along each time: the server may have refused those before.
             let is_due = match seed.is_asking {
                 true => !seeds.contains(&seed),
-                false => self.is_due(now, seed.slot),
+                false => self.seeding.is_due(now, seed.slot),
             };
             if is_due {
                 seeds.push(seed);
             }
         }
         seeds
-    }
-
-    fn is_due(&mut self, now: Time, slot: u16) -> bool {
-        match self.seeded_at.get_mut(&slot) {
-            Some(at) if now.since(*at) < SEED_EVERY => false,
-            Some(at) => {
-                *at = now;
-                true
-            }
-            None => {
-                self.seeded_at.insert(slot, now);
-                true
-            }
-        }
     }
 
     /// Returns whether no lock may be given at this time, as the server may lack some that are

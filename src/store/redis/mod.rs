@@ -32,6 +32,7 @@ mod probe;
 mod pushes;
 mod queue;
 mod scripts;
+mod seeding;
 mod sentinel;
 mod server;
 mod tls;
