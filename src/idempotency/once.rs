@@ -26,12 +26,12 @@ use crate::observe::{self, Meter, Mistake, Repetition};
 
 /// Handles a request that may have a key: runs it, replays the response of another one, or rejects
 /// it.
-pub(super) async fn once<S, ReqB, ResB>(
+pub(super) fn once<S, ReqB, ResB>(
     config: Arc<Config>,
     mut service: S,
     mut parts: Parts,
     body: ReqB,
-) -> Result<Response<IdempotencyBody<ResB>>, S::Error>
+) -> impl Future<Output = Result<Response<IdempotencyBody<ResB>>, S::Error>> + Send
 where
     S: Service<Request<IdempotencyBody<ReqB>>, Response = Response<ResB>> + Send + 'static,
     S::Future: Send + 'static,
@@ -41,68 +41,73 @@ where
     ResB::Error: Into<BoxError>,
 {
     let protocol = Protocol::of(&parts);
-    let reject = |reason: Reason, key: Option<LockKey>, waited| {
-        let rejection = protocol.reject(reason, RejectedBy::Idempotency, key, waited);
-        Ok(config.respond(rejection).map(IdempotencyBody::fixed))
-    };
-    let (key, body) = match read_key_and_body(&config, &parts, body).await {
-        Ok(read) => read,
-        Err(reason) => return reject(reason, None, Duration::ZERO),
-    };
-    // A layer that is applied twice handles a request once.
-    let key = key.filter(|key| find_lease(&parts.extensions, config.locks.id(), key).is_none());
-    let Some(key) = key else {
+    // A block: an `async fn` would have room for each of its arguments twice.
+    async move {
+        let reject = |reason: Reason, key: Option<LockKey>, waited| {
+            let rejection = protocol.reject(reason, RejectedBy::Idempotency, key, waited);
+            Ok(config.respond(rejection).map(IdempotencyBody::fixed))
+        };
+        let (key, body) = match read_key_and_body(&config, &parts, body).await {
+            Ok(read) => read,
+            Err(reason) => return reject(reason, None, Duration::ZERO),
+        };
+        // A layer that is applied twice handles a request once.
+        let key = key.filter(|key| find_lease(&parts.extensions, config.locks.id(), key).is_none());
+        let Some(key) = key else {
+            let request = Request::from_parts(parts, IdempotencyBody::collected(body));
+            let response = service.call(request).await?;
+            return Ok(response.map(IdempotencyBody::passthrough));
+        };
+        let fingerprint = config.fingerprint(&parts, &body.data);
+        let wait = protocol.wait(&config.wait, &parts);
+        let since = Time::now();
+        let claimed = config.locks.claim(&config.meter, &key, wait).await;
+        let waited = Time::now().since(since);
+        let tell = |what| observe::keyed_request(&config.meter, what);
+        let guard: LockGuard = match claimed {
+            Ok(Claimed::Lock(guard)) => guard,
+            Ok(Claimed::Record(stored)) => {
+                return match replay(stored, fingerprint, protocol.is_grpc()) {
+                    Ok(response) => {
+                        tell(Repetition::Replayed);
+                        Ok(response.map(IdempotencyBody::collected))
+                    }
+                    Err(reason) => {
+                        tell(reason.repetition());
+                        reason.trace(&key);
+                        let kind: RejectionKind = reason.into();
+                        reject(kind.into(), Some(key), waited)
+                    }
+                };
+            }
+            Ok(Claimed::Damaged(damage)) => {
+                tell(Repetition::Failed);
+                observe::unreadable(&key, &damage);
+                return reject(RejectionKind::Unreadable.into(), Some(key), waited);
+            }
+            Err(error) => {
+                tell(match error.kind() {
+                    ErrorKind::Held | ErrorKind::TimedOut => Repetition::InProgress,
+                    _ => Repetition::Failed,
+                });
+                return reject(error.into(), Some(key), waited);
+            }
+        };
+        tell(Repetition::First);
+        insert_secondary_lease(guard.lease().clone(), &mut parts.extensions);
         let request = Request::from_parts(parts, IdempotencyBody::collected(body));
-        let response = service.call(request).await?;
-        return Ok(response.map(IdempotencyBody::passthrough));
-    };
-    let fingerprint = config.fingerprint(&parts, &body.data);
-    let wait = protocol.wait(&config.wait, &parts);
-    let since = Time::now();
-    let claimed = config.locks.claim(&config.meter, key.clone(), wait).await;
-    let waited = Time::now().since(since);
-    let tell = |what| observe::keyed_request(&config.meter, what);
-    let guard: LockGuard = match claimed {
-        Ok(Claimed::Lock(guard)) => guard,
-        Ok(Claimed::Record(stored)) => {
-            return match replay(stored, fingerprint, protocol.is_grpc()) {
-                Ok(response) => {
-                    tell(Repetition::Replayed);
-                    Ok(response.map(IdempotencyBody::collected))
-                }
-                Err(reason) => {
-                    tell(reason.repetition());
-                    reason.trace(&key);
-                    let kind: RejectionKind = reason.into();
-                    reject(kind.into(), Some(key), waited)
-                }
-            };
-        }
-        Ok(Claimed::Damaged(damage)) => {
-            tell(Repetition::Failed);
-            observe::unreadable(&key, &damage);
-            return reject(RejectionKind::Unreadable.into(), Some(key), waited);
-        }
-        Err(error) => {
-            tell(match error.kind() {
-                ErrorKind::Held | ErrorKind::TimedOut => Repetition::InProgress,
-                _ => Repetition::Failed,
-            });
-            return reject(error.into(), Some(key), waited);
-        }
-    };
-    tell(Repetition::First);
-    insert_secondary_lease(guard.lease().clone(), &mut parts.extensions);
-    let request = Request::from_parts(parts, IdempotencyBody::collected(body));
-    let run = Run {
-        config,
-        guard,
-        fingerprint,
-        protocol,
-        waited,
-    };
-    let lease = run.guard.lease().clone();
-    DetachFuture::spawn(observe::in_span(&lease, run.run(service, request))).await
+        let run = Run {
+            config,
+            guard,
+            fingerprint,
+            protocol,
+            waited,
+        };
+        let lease = run.guard.lease().clone();
+        // Boxed: on its way into its task, a future is copied several times.
+        let run = Box::pin(run.run(service, request));
+        DetachFuture::spawn(observe::in_span(&lease, run)).await
+    }
 }
 
 /// Reads the request's body, and its key from the head or the body. The key may be missing where it

@@ -1,6 +1,7 @@
 //! Reads bodies to their end, up to a limit.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -25,7 +26,7 @@ where
     if body.size_hint().lower() > limit as u64 {
         return Err(RequestError::TooLarge);
     }
-    let mut body = Box::pin(body);
+    let mut body = pin!(body);
     let mut joined = Joined::default();
     let mut trailers = None;
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {

@@ -1,7 +1,7 @@
 //! The response to a duplicate.
 
 use bytes::Bytes;
-use http::{HeaderValue, Response};
+use http::{HeaderName, HeaderValue, Response};
 
 use super::stored_response::{Fingerprint, StoredResponse, Unreadable};
 use crate::http::{Collected, RejectionKind};
@@ -9,9 +9,9 @@ use crate::key::LockKey;
 use crate::observe::Repetition;
 
 /// Marks a response that was given before.
-const REPLAYED: &str = "idempotent-replayed";
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Says that there was a body, and that it was not kept.
-const BODY: &str = "idempotent-body";
+const BODY: HeaderName = HeaderName::from_static("idempotent-body");
 
 /// Why what is stored is no response to a duplicate.
 pub(super) enum NoReplay {

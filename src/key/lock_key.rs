@@ -67,16 +67,19 @@ impl LockKey {
     ///
     /// Returns an error of kind [`ErrorKind::InvalidKey`] if it is empty.
     pub fn new(key: impl AsRef<str>) -> Result<Self, Error> {
-        let key = key.as_ref();
+        Self::bounded(Kind::Lock, key.as_ref())
+    }
+
+    fn bounded(kind: Kind, key: &str) -> Result<Self, Error> {
         if key.is_empty() {
             return Err(Error::new(ErrorKind::InvalidKey, "the lock key is empty"));
         }
         // A short key that looks like a hash is hashed too, lest it name a long key's lock.
         if key.len() > Self::MAX_LEN || key.starts_with(HASHED) {
             let digest = Sha256::digest(key.as_bytes());
-            return Ok(Self::of(Kind::Lock, &format!("{HASHED}{}", Hex(&digest))));
+            return Ok(Self::of(kind, &format!("{HASHED}{}", Hex(&digest))));
         }
-        Ok(Self::of(Kind::Lock, key))
+        Ok(Self::of(kind, key))
     }
 
     fn of(kind: Kind, text: &str) -> Self {
@@ -90,7 +93,7 @@ impl LockKey {
 
     /// Makes the key of a stored response, of several parts. Its text holds no braces.
     pub(crate) fn record<'a>(parts: impl IntoIterator<Item = &'a str>) -> Result<Self, Error> {
-        Ok(Self::of(Kind::Record, &Self::join(parts)?.text))
+        Self::bounded(Kind::Record, &JoinedParts::of(parts)?.0)
     }
 
     pub(crate) fn kind(&self) -> Kind {
@@ -119,11 +122,7 @@ impl LockKey {
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        let mut joined = JoinedParts::default();
-        for part in parts {
-            joined.push(part.as_ref())?;
-        }
-        joined.into_key()
+        JoinedParts::of(parts)?.into_key()
     }
 
     /// Makes a key of the text that a store has of it.
@@ -161,6 +160,18 @@ impl Default for JoinedParts {
 }
 
 impl JoinedParts {
+    fn of<I>(parts: I) -> Result<Self, Error>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        let mut joined = Self::default();
+        for part in parts {
+            joined.push(part.as_ref())?;
+        }
+        Ok(joined)
+    }
+
     /// Adds a part, escaped.
     pub(super) fn push(&mut self, part: &str) -> Result<(), Error> {
         if part.is_empty() {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -126,16 +127,26 @@ impl LockGuard {
 
     /// Puts a record in the lock's place, and tells whether it is there. If it is long and the
     /// store cannot keep it, `instead` makes a short one, which is put there.
-    ///
-    /// The lock stays held while the store writes a long record.
     pub(crate) async fn complete(
         self,
-        mut record: Record,
+        record: Record,
         instead: impl FnOnce() -> Bytes,
     ) -> Result<(), Error> {
-        let Some(time) = self.core.store.time_to_put_aside(&record) else {
-            return self.put(record).await;
-        };
+        match self.core.store.time_to_put_aside(&record) {
+            None => self.put(record).await,
+            // Boxed: few records are long, and the task of every run would be by kilobytes larger.
+            Some(time) => Box::pin(self.put_long(record, time, instead)).await,
+        }
+    }
+
+    /// Puts a record aside, and its manifest in the lock's place, or what `instead` makes. The lock
+    /// stays held while the store writes the record, for at most `time`.
+    async fn put_long(
+        self,
+        mut record: Record,
+        time: Duration,
+        instead: impl FnOnce() -> Bytes,
+    ) -> Result<(), Error> {
         let (core, lease) = (Arc::clone(&self.core), self.lease.clone());
         core.recording(&lease, time);
         let hold = lease.grant().limit.since(Time::now());

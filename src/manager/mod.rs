@@ -345,26 +345,26 @@ impl LockManager {
     pub(crate) async fn claim(
         &self,
         meter: &Meter,
-        key: LockKey,
+        key: &LockKey,
         wait: Option<Duration>,
     ) -> Result<Claimed, Error> {
         let attempt = async {
             let waited = Stopwatch::of_wait(&self.core.meters, meter);
-            let record = match self.request(meter, &key, wait, Mode::Exclusive).await {
-                Ok(Taken::Record(found)) => self.core.store.fetch(&key, found).await,
+            let record = match self.request(meter, key, wait, Mode::Exclusive).await {
+                Ok(Taken::Record(found)) => self.core.store.fetch(key, found).await,
                 Ok(Taken::Lock(guard)) => {
-                    self.tell_result(meter, &key, Ok(&guard), &waited);
+                    self.tell_result(meter, key, Ok(&guard), &waited);
                     return Ok(Claimed::Lock(guard));
                 }
                 Err(error) => Err(error),
             };
             match &record {
-                Ok(_) => observe::recorded(&key, meter, &waited),
-                Err(error) => self.tell_result(meter, &key, Err(error), &waited),
+                Ok(_) => observe::recorded(key, meter, &waited),
+                Err(error) => self.tell_result(meter, key, Err(error), &waited),
             }
             record.map(|record| record.map_or_else(Claimed::Damaged, Claimed::Record))
         };
-        observe::acquiring(slice::from_ref(&key), meter, attempt).await
+        observe::acquiring(slice::from_ref(key), meter, attempt).await
     }
 
     async fn request(

@@ -100,7 +100,7 @@ impl LockManager {
                 format!("retention must be between a second and a year, not {retention:?}"),
             ));
         }
-        let guard = match self.claim(&self.core.meter, key.clone(), None).await {
+        let guard = match self.claim(&self.core.meter, &key, None).await {
             Ok(Claimed::Lock(guard)) => guard,
             Ok(Claimed::Record(_) | Claimed::Damaged(_)) => return Ok(Once::AlreadyDone),
             Err(error) if error.kind() == ErrorKind::Held => return Ok(Once::Running),

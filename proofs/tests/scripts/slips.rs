@@ -4,7 +4,7 @@ use crate::Script;
 
 /// Small slips that have no name in the model, one for each thing that is compared.
 #[rustfmt::skip]
-pub(crate) const SLIPS: [(Script, &str, &str); 116] = [
+pub(crate) const SLIPS: [(Script, &str, &str); 117] = [
     // Fences.
     (Script::Seed, "* 1000000 + now[2]", "* 1000000"),
     (Script::Seed, "if not counter or tonumber(counter) < clock then", "if true then"),
@@ -69,7 +69,8 @@ pub(crate) const SLIPS: [(Script, &str, &str); 116] = [
     (Script::Complete, "if value == record then\n  return 2\nelseif", "if"),
     (Script::Complete, "call('DEL', queue)\n", ""),
     (Script::Complete, "call('DEL', queue)\n", "if value ~= token then call('DEL', queue) end\n"),
-    (Script::Complete, "ipairs(call('LRANGE', queue, '0', '-1'))", "ipairs(value ~= token and call('LRANGE', queue, '0', '-1') or {})"),
+    (Script::Complete, "if queued[1] then", "if queued[2] then"),
+    (Script::Complete, "call('LRANGE', queue, '0', '-1')", "value ~= token and call('LRANGE', queue, '0', '-1') or {}"),
     (Script::Complete, "LRANGE', queue, '0', '-1'", "LRANGE', queue, '0', '0'"),
     // Messages.
     (Script::Acquire, "'!', 'KEEPTTL')\n    call('PUBLISH', ARGV[3] .. process, 'w' .. number .. ':' .. lock)\n", "'!', 'KEEPTTL')\n"),

@@ -183,7 +183,9 @@ impl RedisStore {
         match Manifest::decode(&found) {
             None => Ok(Ok(found)),
             Some(Err(damage)) => Ok(Err(damage)),
-            Some(Ok(manifest)) => self.in_time(self.read(key, &found, manifest)).await,
+            // Boxed: few records are long, and the future of every request would be by kilobytes
+            // larger.
+            Some(Ok(manifest)) => Box::pin(self.in_time(self.read(key, &found, manifest))).await,
         }
     }
 

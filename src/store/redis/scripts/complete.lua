@@ -14,11 +14,14 @@ elseif value ~= token and value ~= token .. '!' then
 end
 call('SET', lock, record, 'PX', ARGV[3])
 -- A queue can be there without a mark: its first token's lock expired, and another took it.
-for _, waiting in ipairs(call('LRANGE', queue, '0', '-1')) do
+local queued = call('LRANGE', queue, '0', '-1')
+for _, waiting in ipairs(queued) do
   local process, number = string.match(waiting, '^(%x+):(%d+)$')
   if process then
     call('PUBLISH', ARGV[4] .. process, 'c' .. number .. ':' .. lock)
   end
 end
-call('DEL', queue)
+if queued[1] then
+  call('DEL', queue)
+end
 return 2

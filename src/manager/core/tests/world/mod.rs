@@ -377,7 +377,7 @@ impl World {
         let taking = async move {
             match name.kind() {
                 crate::key::Kind::Lock => Done::Taken(locks.take(&meter, name, wait, mode).await),
-                crate::key::Kind::Record => match locks.claim(&meter, name, wait).await {
+                crate::key::Kind::Record => match locks.claim(&meter, &name, wait).await {
                     Ok(Claimed::Lock(guard)) => Done::Taken(Ok(guard)),
                     Ok(Claimed::Record(_) | Claimed::Damaged(_)) => Done::Recorded,
                     Err(error) => Done::Taken(Err(error)),
