@@ -162,7 +162,7 @@ impl Link {
     }
 
     /// Returns a call of these commands, and what goes ahead of them: seeds for the counters of
-    /// which they take fences, and the epoch, if its name has changed.
+    /// which takes draw fences, and the epoch, if its name has changed.
     pub(super) fn call(
         &mut self,
         sent_at: Time,
@@ -177,7 +177,18 @@ impl Link {
             commands,
         };
         let seeds = self.seeds(sent_at, call.seeds(names));
-        let ahead = Ahead { seeds, moves_epoch };
+        let mut behind = SmallVec::<[u16; 4]>::new();
+        for slot in call.drawn_by_scripts(names) {
+            // Whether a script draws a fence shows later, so the counter stays due.
+            if self.is_behind(sent_at, slot) && !behind.contains(&slot) {
+                behind.push(slot);
+            }
+        }
+        let ahead = Ahead {
+            seeds,
+            behind,
+            moves_epoch,
+        };
         (call, ahead)
     }
 
@@ -198,17 +209,17 @@ impl Link {
     }
 
     fn is_due(&mut self, now: Time, slot: u16) -> bool {
-        match self.seeded_at.get_mut(&slot) {
-            Some(at) if now.since(*at) < SEED_EVERY => false,
-            Some(at) => {
-                *at = now;
-                true
-            }
-            None => {
-                self.seeded_at.insert(slot, now);
-                true
-            }
+        let is_due = self.is_behind(now, slot);
+        if is_due {
+            self.seeded_at.insert(slot, now);
         }
+        is_due
+    }
+
+    /// Returns whether the counter of a slot may be too far behind the clock.
+    fn is_behind(&self, now: Time, slot: u16) -> bool {
+        let seeded_at = self.seeded_at.get(&slot);
+        seeded_at.is_none_or(|at| now.since(*at) >= SEED_EVERY)
     }
 
     /// Returns whether no lock may be given at this time, as the server may lack some that are
