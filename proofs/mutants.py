@@ -125,7 +125,7 @@ MUTANTS = [
     ),
     (
         "the queue expires as the last one asks",
-        [(QUEUE_SCRIPT, "if call('PTTL', queue) < lasts then", "do")],
+        [(QUEUE_SCRIPT, "if length == 1 or call('PTTL', queue) < lasts then", "do")],
         [
             "--test scripts whatever_clients_do",
             "--test it a_process_with_a_short_time_to_live",
@@ -177,8 +177,13 @@ MUTANTS = [
     ),
     (
         "a counter that was lost is used",
-        [(COMMANDS, "if fence >= server.seed + block.takes => Ok(fence)", "=> Ok(fence)")],
+        [(COMMANDS, "if last >= self.seed + count => Ok(last)", "=> Ok(last)")],
         ["--lib a_fence_that_is_not_above_the_seed"],
+    ),
+    (
+        "a script's fences do not follow the clock",
+        [(COMMANDS, "true => MAX_FENCE,", "true => server.seed,")],
+        ["--lib a_script_that_draws_a_fence_raises_the_counter"],
     ),
     (
         "a new connection goes on with a counter that was lost",

@@ -39,8 +39,9 @@ pub enum Token {
 /// The reply to an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reply {
-    /// Its fence is [counted](Redis::count) later.
     Acquired {
+        /// The fence, if a script has drawn one. That of a take is [counted](Redis::count) later.
+        fence: Option<u64>,
         contended: bool,
     },
     Held {
@@ -134,8 +135,8 @@ pub enum Mutation {
     RenewalRecreates,
     /// The counter of fences is not raised to the clock.
     FencesByIncrement,
-    /// A grant goes on with a counter that was lost.
-    GrantFromLostCounter,
+    /// A script goes on with a counter that was lost, or is behind the clock.
+    FencesFromLostCounter,
     /// A repeated acquire puts the token into the queue once more.
     NoQueueOnce,
     /// The first in the queue gets the lock, whether its process is alive or not.
@@ -184,8 +185,9 @@ pub struct Times {
 /// What a connection knows of its server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Server {
-    /// A number that the counter of fences has had.
-    pub seed: u64,
+    /// A script lets the counter of fences go on from the clock if it is not above this number: one
+    /// that it has had, or a larger one, if it is to follow the clock.
+    pub floor: u64,
     /// Whether locks may be given.
     pub may_give: bool,
 }
@@ -263,8 +265,10 @@ impl Redis {
         self.carry_out(now_ms, |redis, _| {
             let Some(owner) = redis.read_owner()? else {
                 redis.set_owner(lease(token, false, now_ms + times.ttl_ms));
-                let contended = false;
-                return Ok(Reply::Acquired { contended });
+                return Ok(Reply::Acquired {
+                    fence: None,
+                    contended: false,
+                });
             };
             Ok(match owner.token {
                 there if may_be_record && !there.is_ours() => Reply::Recorded(there),
@@ -300,25 +304,33 @@ impl Redis {
     /// token goes into the queue, once, and the lock gets a mark.
     pub fn acquire(
         &mut self,
-        now_ms: u64,
+        now_us: u64,
         times: Times,
         token: Token,
+        server: Server,
         may_queue: bool,
         may_be_record: bool,
     ) -> Outcome {
-        self.carry_out(now_ms, |redis, messages| match redis.owner {
+        self.carry_out(now_us / 1000, |redis, messages| match redis.owner {
             Some(owner) if may_be_record && !owner.token.is_ours() => {
                 Ok(Reply::Recorded(owner.token))
             }
-            _ => redis.try_acquire(now_ms, times, token, may_queue, messages),
+            _ => redis.try_acquire(now_us, times, token, server, may_queue, messages),
         })
     }
 
     /// Joins those that share the lock if it is free, or shared and no process waits. Otherwise, if
     /// the token `may_queue`, it goes into the queue, once.
-    pub fn share(&mut self, now_ms: u64, times: Times, token: Token, may_queue: bool) -> Outcome {
-        self.carry_out(now_ms, |redis, messages| {
-            redis.try_share(now_ms, times, token, may_queue, messages)
+    pub fn share(
+        &mut self,
+        now_us: u64,
+        times: Times,
+        token: Token,
+        server: Server,
+        may_queue: bool,
+    ) -> Outcome {
+        self.carry_out(now_us / 1000, |redis, messages| {
+            redis.try_share(now_us, times, token, server, may_queue, messages)
         })
     }
 
@@ -522,26 +534,30 @@ impl Redis {
 
     fn try_acquire(
         &mut self,
-        now_ms: u64,
+        now_us: u64,
         times: Times,
         token: Token,
+        server: Server,
         may_queue: bool,
         messages: &mut Vec<Message>,
     ) -> Result<Reply, Failure> {
+        let now_ms = now_us / 1000;
         let Some(holder) = self.read_owner()? else {
+            let fence = Some(self.draw_fence(now_us, server.floor)?);
             self.queue()?.retain(|waiting| *waiting != token);
             self.forget_empty_queue();
             let contended = !self.queue.is_empty();
             self.set_owner(lease(token, contended, now_ms + times.ttl_ms));
-            return Ok(Reply::Acquired { contended });
+            return Ok(Reply::Acquired { fence, contended });
         };
         if holder.token == token {
+            let fence = Some(self.draw_fence(now_us, server.floor)?);
             if !self.has(Mutation::RepeatDoesNotRenew) {
                 let is_marked = holder.is_marked && !self.has(Mutation::RepeatRemovesMark);
                 self.set_owner(lease(token, is_marked, now_ms + times.ttl_ms));
             }
             let contended = holder.is_marked;
-            return Ok(Reply::Acquired { contended });
+            return Ok(Reply::Acquired { fence, contended });
         }
         let mut remaining_ms = holder.expires_ms.map(|expires| expires - now_ms);
         let mut is_shared = false;
@@ -640,7 +656,7 @@ impl Redis {
         }
         let contended = self.wrong_type.queue || !self.queue.is_empty();
         for token in &given {
-            let fence = self.fence_of_grant(now_us, server.seed)?;
+            let fence = self.draw_fence(now_us, server.floor)?;
             if is_shared {
                 self.join_readers(*token, now_us / 1000 + times.grant_ttl_ms);
             }
@@ -712,12 +728,14 @@ impl Redis {
 
     fn try_share(
         &mut self,
-        now_ms: u64,
+        now_us: u64,
         times: Times,
         token: Token,
+        server: Server,
         may_queue: bool,
         messages: &mut Vec<Message>,
     ) -> Result<Reply, Failure> {
+        let now_ms = now_us / 1000;
         let holder = self.read_owner()?;
         let is_shared =
             !self.readers.is_empty() && holder.is_some_and(|holder| holder.token == Token::Shared);
@@ -734,6 +752,7 @@ impl Redis {
             || is_in
             || self.has(Mutation::ReaderPastWriter);
         if holder.is_none() || is_shared && is_let_in {
+            let fence = Some(self.draw_fence(now_us, server.floor)?);
             self.queue()?
                 .retain(|waiting| *waiting != token.as_reader());
             self.forget_empty_queue();
@@ -742,7 +761,7 @@ impl Redis {
             self.join_readers(token, now_ms + times.ttl_ms);
             self.readers_expire_ms = Some(lasts);
             self.set_owner(lease(Token::Shared, contended, lasts));
-            return Ok(Reply::Acquired { contended });
+            return Ok(Reply::Acquired { fence, contended });
         }
         let Some(holder) = holder else {
             return Err(Failure);
@@ -863,11 +882,11 @@ impl Redis {
         Ok(Reply::Renewed { contended })
     }
 
-    /// Counts on. If the counter was lost, it goes on from the clock.
-    fn fence_of_grant(&mut self, now_us: u64, seed: u64) -> Result<u64, Failure> {
+    /// Counts on. If the counter is not above the floor, it goes on from the clock.
+    fn draw_fence(&mut self, now_us: u64, floor: u64) -> Result<u64, Failure> {
         let mut fence = self.count(1).ok_or(Failure)?;
-        if fence <= seed && !self.has(Mutation::GrantFromLostCounter) {
-            fence = now_us;
+        if fence <= floor && !self.has(Mutation::FencesFromLostCounter) {
+            fence = fence.max(now_us);
         }
         self.last_fence = fence;
         Ok(fence)

@@ -8,8 +8,8 @@ use crate::model::{Message, Process, Reply, Server, Times, Token};
 use crate::programs::{Call, Kind, Operation, Settings};
 use crate::wire::{command, id, token};
 use crate::{
-    Check, EPOCH, FENCE, INBOX, OWNERS, QUEUES, READERS, RECORDS, RETENTION_MS, SCRIPTS, Script,
-    TIMES, ensure,
+    Check, EPOCH, FENCE, INBOX, MAX_FENCE, OWNERS, QUEUES, READERS, RECORDS, RETENTION_MS, SCRIPTS,
+    Script, TIMES, ensure,
 };
 
 /// One command of a call.
@@ -25,7 +25,7 @@ pub(crate) enum Piece {
     /// The read of a check.
     Check(Operation),
     Script(Script, Operation),
-    /// So many acquires.
+    /// So many takes.
     Count(u64),
     /// Before a connection is used.
     Quarantine(Settings),
@@ -53,9 +53,12 @@ impl Link {
         }
     }
 
-    pub(crate) fn server(&self, may_give: bool) -> Server {
+    pub(crate) fn server(&self, may_give: bool, is_seed_due: bool) -> Server {
         Server {
-            seed: self.seed.unwrap_or_default(),
+            floor: match is_seed_due {
+                true => MAX_FENCE,
+                false => self.seed.unwrap_or_default(),
+            },
             may_give: may_give && self.seed.is_some(),
         }
     }
@@ -73,16 +76,12 @@ impl Default for Link {
 impl Call {
     pub(crate) fn pieces(&self, link: &Link, slip: Option<Slip>) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        if self.is_seed_due && slip != Some(Slip::NoSeedWithCalls) {
+        if self.is_seed_due && self.takes() > 0 && slip != Some(Slip::NoSeedWithCalls) {
             pieces.push(Piece::Seed);
         }
         for operation in &self.operations {
             let piece = match operation.kind {
-                Kind::Acquire {
-                    queue: false,
-                    again: false,
-                    ..
-                } if !self.is_repeated => match self.takes_with_get {
+                _ if self.is_take(operation) => match self.takes_with_get {
                     true => Piece::Take(*operation),
                     false => {
                         pieces.push(Piece::TakeUnread(*operation));
@@ -100,19 +99,32 @@ impl Call {
             };
             pieces.push(piece);
         }
-        match self.acquires() {
-            0 => {}
-            acquires => {
-                pieces.push(Piece::Count(acquires));
-                pieces.extend(link.epoch.as_ref().map(|_| Piece::Epoch));
-            }
+        if self.takes() > 0 {
+            pieces.push(Piece::Count(self.takes()));
+        }
+        let mut kinds = self.operations.iter().map(|operation| operation.kind);
+        if kinds.any(Kind::is_acquire) {
+            pieces.extend(link.epoch.as_ref().map(|_| Piece::Epoch));
         }
         pieces
     }
 
-    pub(crate) fn acquires(&self) -> u64 {
-        let is_acquire = |operation: &&Operation| operation.kind.is_acquire();
-        self.operations.iter().filter(is_acquire).count() as u64
+    /// Returns whether it is a command of Redis, behind which its fence is counted.
+    fn is_take(&self, operation: &Operation) -> bool {
+        let is_plain = matches!(
+            operation.kind,
+            Kind::Acquire {
+                queue: false,
+                again: false,
+                ..
+            }
+        );
+        is_plain && !self.is_repeated
+    }
+
+    pub(crate) fn takes(&self) -> u64 {
+        let takes = self.operations.iter().filter(|one| self.is_take(one));
+        takes.count() as u64
     }
 }
 
@@ -127,13 +139,13 @@ pub(crate) struct Sources {
 /// A mistake in what is made of replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slip {
-    /// All acquires of a write get its last fence.
+    /// All takes of a write get its last fence.
     AllGetTheLastFence,
     /// The block of fences begins behind its first one.
     BlockBeginsLate,
     /// The block of fences begins with the last one that was counted before.
     BlockBeginsEarly,
-    /// One acquire of a write is counted, however many there are.
+    /// One take of a write is counted, however many there are.
     OneIsCounted,
     /// A counter that was lost is taken for the old one.
     LostCounterIsUsed,
@@ -199,13 +211,13 @@ impl Sources {
             }
             Piece::ReadHolder(of) => command(&["GETRANGE", lock(&of), "0", "16384"]),
             Piece::Check(of) => command(&["GETRANGE", lock(&of), "0", "64"]),
-            Piece::Count(acquires) => {
-                let acquires = match self.slip {
+            Piece::Count(takes) => {
+                let takes = match self.slip {
                     Some(Slip::OneIsCounted) => 1,
-                    _ => acquires,
+                    _ => takes,
                 };
                 let mut count = cmd("INCRBY");
-                count.arg(FENCE).arg(acquires);
+                count.arg(FENCE).arg(takes);
                 count
             }
             Piece::Script(script, of) => {
@@ -222,7 +234,7 @@ impl Sources {
                     Script::Release | Script::Renew => &[lock(&of)],
                     Script::RenewShared => &[lock(&of), readers],
                     Script::Complete => &[lock(&of), queue],
-                    Script::Acquire | Script::Share => &[lock(&of), queue, readers],
+                    Script::Acquire | Script::Share => &[lock(&of), queue, readers, FENCE],
                     Script::Grant => &[lock(&of), queue, FENCE, readers],
                     Script::Seed | Script::Quarantine => unreachable!("it is about no lock"),
                 };
@@ -236,15 +248,16 @@ impl Sources {
                             ..
                         },
                     ) => {
-                        run.arg(ttl).arg(INBOX);
+                        run.arg(ttl).arg(INBOX).arg(server.floor);
                         run.arg(u8::from(queue)).arg(u8::from(may_be_record));
                     }
                     (Script::Grant, _) => {
                         run.arg(call.times.grant_ttl_ms).arg(INBOX);
-                        run.arg(server.seed).arg(u8::from(server.may_give));
+                        run.arg(server.floor).arg(u8::from(server.may_give));
                     }
                     (_, Kind::Share { queue }) => {
-                        run.arg(ttl).arg(INBOX).arg(u8::from(queue));
+                        run.arg(ttl).arg(INBOX).arg(server.floor);
+                        run.arg(u8::from(queue));
                     }
                     (_, Kind::Renew | Kind::RenewShared) => drop(run.arg(ttl)),
                     (_, Kind::Complete(record)) => {
@@ -269,6 +282,8 @@ pub(crate) struct Done {
     pub(crate) piece: Piece,
     pub(crate) times: Times,
     pub(crate) server: Server,
+    /// What the counter of fences had when its client connected.
+    pub(crate) seed: u64,
     pub(crate) value: Value,
     /// What those that got their lock are given, if all of the call counts.
     pub(crate) fences: Vec<u64>,
@@ -296,7 +311,9 @@ pub(crate) fn carry_out(
             call.operations
                 .retain(|operation| !operation.kind.is_acquire());
         }
-        let server = link.server(call.may_give);
+        let is_due = call.is_seed_due && sources.slip != Some(Slip::NoSeedWithCalls);
+        let server = link.server(call.may_give, is_due);
+        let seed = link.seed.unwrap_or_default();
         let pieces = call.pieces(link, sources.slip);
         let command = |piece: &Piece| sources.command(&call, server, *piece);
         let commands: Vec<Cmd> = pieces.iter().map(command).collect();
@@ -308,10 +325,13 @@ pub(crate) fn carry_out(
         let (mut last, mut is_lost) = (None, false);
         for (piece, value) in pieces.iter().zip(&values) {
             match (piece, value) {
-                (Piece::Count(acquires), Value::Int(count)) => {
+                (Piece::Count(takes), Value::Int(count)) => {
                     last = Some(*count as u64);
-                    is_lost |= (*count as u64) < server.seed + acquires
+                    is_lost |= (*count as u64) < seed + takes
                         && sources.slip != Some(Slip::LostCounterIsUsed);
+                }
+                (Piece::Script(Script::Acquire | Script::Share, _), value) => {
+                    is_lost |= drawn(value).is_some_and(|fence| fence <= seed);
                 }
                 (Piece::Epoch, epoch) => {
                     is_lost |= link.epoch.as_ref() != Some(epoch)
@@ -327,7 +347,7 @@ pub(crate) fn carry_out(
         {
             let got = pieces.iter().zip(&values);
             let got = got.filter(|(piece, value)| has_got(**piece, value)).count() as u64;
-            fences = share_out(last, call.acquires(), got, sources.slip);
+            fences = share_out(last, call.takes(), got, sources.slip);
         }
         let to_be_granted: Vec<Operation> = pieces
             .iter()
@@ -345,11 +365,15 @@ pub(crate) fn carry_out(
             piece,
             times: call.times,
             server,
-            value,
+            seed,
             fences: match piece {
                 Piece::Count(_) => std::mem::take(&mut fences),
+                Piece::Script(Script::Acquire | Script::Share, _) if !is_unknown && !is_lost => {
+                    drawn(&value).into_iter().collect()
+                }
                 _ => Vec::new(),
             },
+            value,
             is_first: std::mem::take(&mut is_first),
             is_seed_due: call.is_seed_due,
         });
@@ -379,13 +403,14 @@ pub(crate) fn connect(
     tell: &mut impl FnMut(Vec<Done>) -> Check,
 ) -> Check {
     (link.seed, link.epoch) = (None, None);
-    let server = link.server(false);
+    let server = link.server(false, false);
     let mut put = |piece, command: Cmd| {
         let value = send(&[command]).remove(0);
         tell(vec![Done {
             piece,
             times: TIMES[0],
             server,
+            seed: 0,
             value: value.clone(),
             fences: Vec::new(),
             is_first: true,
@@ -410,25 +435,33 @@ pub(crate) fn connect(
     Ok(())
 }
 
-/// Returns whether an acquire got its lock.
+/// Returns whether a take got its lock.
 pub(crate) fn has_got(piece: Piece, value: &Value) -> bool {
     match piece {
         Piece::Take(_) => *value == Value::Nil,
         Piece::TakeUnread(_) => *value == Value::Okay,
-        Piece::Script(Script::Acquire | Script::Share, _) => {
-            matches!(value, Value::Int(1 | 2))
-        }
         _ => false,
     }
 }
 
-/// Shares out the block of fences among those that got their lock.
-pub(crate) fn share_out(last: u64, acquires: u64, got: u64, slip: Option<Slip>) -> Vec<u64> {
+/// Returns the fence that a script drew for its token, if that got its lock.
+pub(crate) fn drawn(value: &Value) -> Option<u64> {
+    match value {
+        Value::Array(drawn) => match drawn[..] {
+            [Value::Int(fence), Value::Int(_)] => u64::try_from(fence).ok(),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Shares out the block of fences among those takes that got their lock.
+pub(crate) fn share_out(last: u64, takes: u64, got: u64, slip: Option<Slip>) -> Vec<u64> {
     let first = match slip {
         Some(Slip::AllGetTheLastFence) => return vec![last; got as usize],
-        Some(Slip::BlockBeginsLate) => last - acquires + 2,
-        Some(Slip::BlockBeginsEarly) => last - acquires,
-        _ => last - acquires + 1,
+        Some(Slip::BlockBeginsLate) => last - takes + 2,
+        Some(Slip::BlockBeginsEarly) => last - takes,
+        _ => last - takes + 1,
     };
     (first..first + got).collect()
 }
@@ -450,12 +483,18 @@ pub(crate) fn reply(script: Script, of: &Operation, value: &Value) -> Result<Rep
             return Ok(Reply::Recorded(token(record).0));
         }
         Value::ServerError(error) if error.code() == "WRONGTYPE" => return Ok(Reply::Failed),
+        Value::Array(parts) if matches!(script, Script::Acquire | Script::Share) => {
+            return match parts[..] {
+                [Value::Int(_), Value::Int(waiting @ (0 | 1))] => Ok(Reply::Acquired {
+                    fence: drawn(value),
+                    contended: waiting == 1,
+                }),
+                _ => Err(nonsense()),
+            };
+        }
         _ => return Err(nonsense()),
     };
     Ok(match (script, number) {
-        (Script::Acquire | Script::Share, 1 | 2) => Reply::Acquired {
-            contended: number == 2,
-        },
         (Script::Acquire | Script::Share, ..=-3) => {
             let number = number.unsigned_abs();
             Reply::Held {
@@ -488,7 +527,10 @@ pub(crate) fn taken(of: &Operation, value: &Value) -> Result<Reply, String> {
         foreign,
     };
     match value {
-        Value::Nil => Ok(Reply::Acquired { contended: false }),
+        Value::Nil => Ok(Reply::Acquired {
+            fence: None,
+            contended: false,
+        }),
         Value::BulkString(bytes) => Ok(match (token(bytes).0, of.kind) {
             (Token::Ours { .. }, _) => held(false),
             (

@@ -46,15 +46,18 @@ enum Script {
 
 const SCRIPTS: [&str; 9] = [
     concat!(
+        include_str!("../../../src/store/redis/scripts/parts/fence.lua"),
         include_str!("../../../src/store/redis/scripts/acquire.lua"),
         include_str!("../../../src/store/redis/scripts/parts/queue.lua"),
     ),
     concat!(
+        include_str!("../../../src/store/redis/scripts/parts/fence.lua"),
         include_str!("../../../src/store/redis/scripts/share.lua"),
         include_str!("../../../src/store/redis/scripts/parts/queue.lua"),
     ),
     include_str!("../../../src/store/redis/scripts/release.lua"),
     concat!(
+        include_str!("../../../src/store/redis/scripts/parts/fence.lua"),
         include_str!("../../../src/store/redis/scripts/grant.lua"),
         include_str!("../../../src/store/redis/scripts/parts/to_a_writer.lua"),
         include_str!("../../../src/store/redis/scripts/parts/to_readers.lua"),
@@ -69,6 +72,8 @@ const SCRIPTS: [&str; 9] = [
 // The names that the crate gives to its keys and channels, with the prefix `lock:`.
 const FENCE: &str = "{lock:}:fence";
 const EPOCH: &str = "{lock:}:epoch";
+/// No fence is larger.
+const MAX_FENCE: u64 = 1 << 53;
 const INBOX: &str = "lock:inbox:";
 const OWNERS: [&str; 2] = ["lock:a", "lock:{u}b"];
 const QUEUES: [&str; 2] = ["{lock:a}:queue", "{u}:queue:lock:{u}b"];

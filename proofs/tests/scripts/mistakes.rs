@@ -120,19 +120,20 @@ fn a_counter_that_does_not_follow_the_clock_is_noticed() {
 }
 
 #[test]
-fn a_grant_from_a_counter_that_was_lost_is_noticed() {
-    let from = "if fence <= tonumber(ARGV[4]) then";
-    is_the_models(
-        Mutation::GrantFromLostCounter,
-        changed(Script::Grant, from, "if false then"),
-    );
+fn a_fence_from_a_counter_that_was_lost_is_noticed() {
+    let from = "if fence <= tonumber(floor) then";
+    let mut sources = Sources::as_they_are();
+    for script in [Script::Acquire, Script::Share, Script::Grant] {
+        sources = changed_in(sources, script, from, "if false then");
+    }
+    is_the_models(Mutation::FencesFromLostCounter, sources);
 }
 
 #[test]
 fn a_second_place_in_the_queue_is_noticed() {
     // It fails as before where there is no queue to look into.
-    let from = "if not call('LPOS', queue, waits) then";
-    let to = "if call('LLEN', queue) then";
+    let from = "not call('LPOS', queue, waits) and";
+    let to = "call('LLEN', queue) and";
     is_the_models(Mutation::NoQueueOnce, changed(Script::Acquire, from, to));
 }
 
@@ -196,7 +197,7 @@ fn a_quarantine_that_begins_with_every_connection_is_noticed() {
 
 #[test]
 fn a_queue_that_another_s_settings_shorten_is_noticed() {
-    let from = "if call('PTTL', queue) < lasts then";
+    let from = "if length == 1 or call('PTTL', queue) < lasts then";
     is_the_models(
         Mutation::QueueIsShortened,
         changed(Script::Acquire, from, "do"),
@@ -370,7 +371,7 @@ fn no_more_is_answered_than_shows_that_it_is_too_long_for_a_record() {
         let mut pieces = call.pieces(&Link::default(), None);
         pieces.retain(|piece| !matches!(piece, Piece::Count(_)));
         let sources = Sources::as_they_are();
-        let server = Link::default().server(true);
+        let server = Link::default().server(true, false);
         let commands = pieces
             .iter()
             .map(|piece| sources.command(&call, server, *piece));

@@ -74,7 +74,7 @@ pub(crate) struct Oracle {
     pub(crate) has_given: [bool; PROCESSES as usize],
     /// By client: whether the take of its call took the lock that is read next.
     pub(crate) has_taken: [bool; PROCESSES as usize],
-    /// By client: how many acquires of its call got their lock.
+    /// By client: how many takes of its call got their lock.
     pub(crate) got: [usize; PROCESSES as usize],
     pub(crate) listening: [bool; PROCESSES as usize],
     pub(crate) inboxes: [Vec<(usize, Message)>; PROCESSES as usize],
@@ -109,6 +109,7 @@ impl Oracle {
     pub(crate) fn done(&mut self, time: Window, client: Process, done: &Done) -> Check {
         if done.is_first {
             self.began_us[usize::from(client)] = time.from_us;
+            self.has_given[usize::from(client)] = false;
         }
         if is_error(&done.value, "NOSCRIPT") {
             return Ok(());
@@ -116,7 +117,7 @@ impl Oracle {
         let (now_ms, times, value) = (time.now_ms(), done.times, &done.value);
         let of = match done.piece {
             Piece::Seed => return self.seeded(time, value),
-            Piece::Count(acquires) => return self.counted(client, acquires, done),
+            Piece::Count(takes) => return self.counted(client, takes, done),
             Piece::Quarantine(settings) => return self.quarantined(time, client, settings, value),
             Piece::Epoch => return self.epoch_read(client, value),
             Piece::Take(of)
@@ -155,8 +156,11 @@ impl Oracle {
                 return is_found(value, found).map_err(|error| format!("{of:?}: {error}"));
             }
             Piece::Script(script, _) => match script {
-                Script::Acquire => lock.acquire(now_ms, times, token, queue, may_be_record),
-                Script::Share => lock.share(now_ms, times, token, queue),
+                Script::Acquire => {
+                    let server = done.server;
+                    lock.acquire(time.clock_us(), times, token, server, queue, may_be_record)
+                }
+                Script::Share => lock.share(time.clock_us(), times, token, done.server, queue),
                 Script::RenewShared => lock.renew_shared(now_ms, times, token),
                 Script::Release => lock.release(now_ms, token),
                 Script::Grant => {
@@ -176,9 +180,19 @@ impl Oracle {
         };
         if lock.last_fence > self.last_fence + 1 || lock.last_fence < self.last_fence {
             self.slack_us = time.slack_us();
+        } else if lock.last_fence > self.last_fence && done.is_seed_due {
+            // The clock may have been ahead of the counter by then.
+            self.slack_us = self.slack_us.max(time.slack_us());
         }
         self.last_fence = lock.last_fence;
-        self.got[client] += usize::from(matches!(outcome.reply, Reply::Acquired { .. }));
+        let is_take = matches!(outcome.reply, Reply::Acquired { fence: None, .. });
+        self.got[client] += usize::from(is_take);
+        if let Reply::Acquired {
+            fence: Some(model), ..
+        } = outcome.reply
+        {
+            self.drawn(client, model, done);
+        }
         let reply = match done.piece {
             Piece::Script(script, _) => reply(script, &of, value)?,
             _ => taken(&of, value)?,
@@ -281,18 +295,28 @@ impl Oracle {
         Ok(())
     }
 
-    pub(crate) fn counted(&mut self, client: Process, acquires: u64, done: &Done) -> Check {
+    /// A script has drawn a fence for its token.
+    fn drawn(&mut self, client: usize, model: u64, done: &Done) {
+        self.has_given[client] |= !done.fences.is_empty();
+        for fence in &done.fences {
+            let seen = Seen::Share(*fence);
+            let (least, most) = (model, model + self.slack_us);
+            self.fences.push(Fence { seen, least, most });
+        }
+    }
+
+    pub(crate) fn counted(&mut self, client: Process, takes: u64, done: &Done) -> Check {
         let got = std::mem::take(&mut self.got[usize::from(client)]);
-        self.has_given[usize::from(client)] = !done.fences.is_empty();
+        self.has_given[usize::from(client)] |= !done.fences.is_empty();
         let lock = &mut self.locks[0];
         lock.last_fence = self.last_fence;
-        let Some(model) = lock.count(acquires) else {
+        let Some(model) = lock.count(takes) else {
             let value = &done.value;
             return ensure(is_wrong_type(value), || format!("a count is {value:?}"));
         };
         self.counter_is(&done.value, model, self.slack_us)?;
         if !done.fences.is_empty() {
-            same("acquires that got their lock", &done.fences.len(), &got)?;
+            same("takes that got their lock", &done.fences.len(), &got)?;
         }
         let client = usize::from(client);
         let clock = match done.is_seed_due && self.mutation.is_none() {
@@ -301,7 +325,7 @@ impl Oracle {
         };
         for fence in &done.fences {
             let seen = Seen::Share(*fence);
-            let (least, most) = (clock.max(done.server.seed + 1), self.last_fence);
+            let (least, most) = (clock.max(done.seed + 1), self.last_fence);
             self.fences.push(Fence { seen, least, most });
         }
         Ok(())
@@ -363,7 +387,7 @@ impl Oracle {
     pub(crate) fn expects_fences_to_fall(&self) -> bool {
         matches!(
             self.mutation,
-            Some(Mutation::FencesByIncrement | Mutation::GrantFromLostCounter)
+            Some(Mutation::FencesByIncrement | Mutation::FencesFromLostCounter)
         )
     }
 
@@ -499,6 +523,13 @@ pub(crate) fn compare(of: &Operation, mut real: Reply, model: Reply) -> Check {
             format!("{of:?}: {remaining_ms:?} ms remain, in the model {model:?}")
         })?;
         *remaining_ms = model;
+    }
+    // A fence that is used is compared by itself.
+    if let (Reply::Acquired { fence, .. }, Reply::Acquired { fence: model, .. }) =
+        (&mut real, model)
+        && fence.is_some() == model.is_some()
+    {
+        *fence = model;
     }
     same(&format!("{of:?}"), &real, &model)
 }

@@ -2,6 +2,19 @@
 //!
 //! A take of a lock, and a check, are commands of Redis. The others are [scripts] for one lock
 //! each. All that is queued goes out in one write, and each command has replies of its own.
+//!
+//! # Fences
+//!
+//! A take gets its fence from an `INCRBY` behind all takes of its write, which is one for all that
+//! are about the same slot. A script draws a fence by itself, when it gives the lock to its own
+//! token or to the next in the queue. So a token that only queues draws none, and whoever is
+//! granted the lock has its fence without another command.
+//!
+//! A fence is larger than all before it, and follows the clock of its server (see
+//! [`Ahead`]): a seed raises the counter ahead of takes, and a script raises it when it draws. In
+//! either case, a fence that is not above what the counter had when the connection was made says
+//! that the server lost its data. A script lets a counter that was lost go on from the clock, as
+//! a seed does.
 
 use std::time::Duration;
 
@@ -43,6 +56,17 @@ pub(super) struct Server {
     pub(super) epoch: Option<Epoch>,
     /// Whether locks may be given.
     pub(super) may_give: bool,
+}
+
+impl Server {
+    /// Reads the last of so many fences.
+    fn fence(&self, last: i64, count: u64) -> Result<u64, Unusable> {
+        match u64::try_from(last) {
+            Ok(last) if last > MAX_FENCE => Err(Unusable::Unexpected),
+            Ok(last) if last >= self.seed + count => Ok(last),
+            _ => Err(Unusable::LostData),
+        }
+    }
 }
 
 /// Which server has the data, and since when it may give locks, as it stands in Redis.
@@ -126,16 +150,16 @@ impl Sent<'_> {
         self.moving.is_some_and(|moving| moving.to.is_some())
     }
 
-    /// Returns whether it may get the token its lock, and draws a fence for it: unless the lock is
-    /// at the server to which the slot is on its way, and the counter of fences is not.
-    fn draws_fence(&self) -> bool {
+    /// Returns whether a fence is drawn behind it: for a take, unless the lock is at the server to
+    /// which the slot is on its way, and the counter of fences is not.
+    pub(super) fn draws_fence(&self) -> bool {
         let is_there = || self.moving.is_some_and(|moving| moving.fence_left);
-        self.takes() && (!self.is_asking() || is_there())
+        matches!(self.way(), Way::Take | Way::Fence) && (!self.is_asking() || is_there())
     }
 
-    /// Returns whether a fence may come of it, for this token or for the next in the queue.
-    pub(super) fn gives_fence(&self) -> bool {
-        self.draws_fence() || self.way() == Way::Grant
+    /// Returns whether its script may draw a fence, for this token or for the next in the queue.
+    pub(super) fn may_draw_fence(&self) -> bool {
+        matches!(self.way(), Way::Acquire | Way::Share | Way::Grant)
     }
 
     /// Returns whether it may go to the server to which its slot is on its way.
@@ -193,7 +217,7 @@ pub(super) enum Scripts {
     BySource,
 }
 
-/// Raises the counter of fences of a slot to the clock.
+/// Raises the counter of fences of a slot to the clock, for takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seed {
     pub(super) slot: u16,
@@ -201,10 +225,12 @@ pub(super) struct Seed {
     pub(super) is_asking: bool,
 }
 
-/// What goes ahead of the commands of a call.
+/// What goes ahead of the commands of a call, and along with them.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
     pub(super) seeds: SmallVec<[Seed; 4]>,
+    /// The slots whose counters are to be raised to the clock by scripts that draw a fence.
+    pub(super) behind: SmallVec<[u16; 4]>,
     /// Whether the epoch is written under its name, which is a new one.
     pub(super) moves_epoch: bool,
 }
@@ -255,9 +281,9 @@ pub(super) fn call<'a>(
         skipped: 0,
         replies: 0,
     };
-    // A leading PING changes the order in which Redis flushes its clients, so that the new holder
-    // hears of the grant before this process gets its reply, for which no request waits (measured:
-    // a fifth less hand-off latency).
+    // Redis writes first to the client to which it had something to say last. A PING, or any other
+    // command, ahead of a grant lets the new holder hear of it before this process gets its reply,
+    // for which no request waits (measured: a fifth less hand-off latency).
     let gives_way = |sent: Sent<'_>| {
         matches!(
             sent.command,
@@ -267,7 +293,8 @@ pub(super) fn call<'a>(
             }
         )
     };
-    if commands.clone().any(gives_way) {
+    let leads = ahead.seeds.is_empty() && !ahead.moves_epoch;
+    if leads && commands.clone().next().is_some_and(gives_way) {
         call.pipeline.cmd("PING");
         call.skipped = 1;
     }
@@ -287,7 +314,7 @@ pub(super) fn call<'a>(
     for sent in commands {
         let lock = lock_name(&names.prefix, sent.key);
         let read = sent.tracked_read(&lock);
-        add(&mut call, settings, server, sent, &lock, how);
+        add(&mut call, settings, server, sent, &lock, how, ahead);
         if let Some(read) = read.filter(|_| sent.is_watched(server)) {
             call.add(words(&["CLIENT", "CACHING", "YES"]));
             call.add(read);
@@ -308,7 +335,7 @@ pub(super) fn call<'a>(
     call
 }
 
-/// Fences for the takes of one call that are about one slot.
+/// Fences for the takes of one call that are about one slot. A script draws its own.
 struct Block {
     slot: u16,
     /// See [`Sent::is_asking`].
@@ -360,9 +387,20 @@ fn add(
     sent: Sent<'_>,
     lock: &str,
     scripts: Scripts,
+    ahead: &Ahead,
 ) {
     let token = settings.names.token(sent.token());
     let ttl = settings.ttl.as_millis() as u64;
+    // The counter of fences, and the floor: a script that draws a fence which is not above that lets
+    // the counter go on from the clock.
+    let counter = || {
+        let slot = settings.names.slot(sent.key);
+        let floor = match ahead.behind.contains(&slot) {
+            true => MAX_FENCE,
+            false => server.seed,
+        };
+        (settings.names.fence(slot), floor)
+    };
     let script = |script: &Script, keys: &[&str]| {
         let mut command = command();
         match scripts {
@@ -390,29 +428,31 @@ fn add(
         }
         Way::Acquire => {
             let may_be_record = sent.key.kind() == Kind::Record;
-            let keys = [lock, &queue_name(lock), &readers_name(lock)];
+            let (fence, floor) = counter();
+            let keys = [lock, &queue_name(lock), &readers_name(lock), &fence];
             let mut acquire = script(&scripts::ACQUIRE, &keys);
-            acquire.arg(ttl).arg(&settings.names.inboxes);
+            acquire.arg(ttl).arg(&settings.names.inboxes).arg(floor);
             acquire
                 .arg(u8::from(sent.may_queue()))
                 .arg(u8::from(may_be_record));
             acquire
         }
         Way::Share => {
-            let keys = [lock, &queue_name(lock), &readers_name(lock)];
+            let (fence, floor) = counter();
+            let keys = [lock, &queue_name(lock), &readers_name(lock), &fence];
             let mut share = script(&scripts::SHARE, &keys);
-            share.arg(ttl).arg(&settings.names.inboxes);
+            share.arg(ttl).arg(&settings.names.inboxes).arg(floor);
             share.arg(u8::from(sent.may_queue()));
             share
         }
         Way::Release => script(&scripts::RELEASE, &[lock]),
         Way::Grant => {
-            let fence = settings.names.fence(settings.names.slot(sent.key));
+            let (fence, floor) = counter();
             let keys = [lock, &queue_name(lock), &fence, &readers_name(lock)];
             let mut grant = script(&scripts::GRANT, &keys);
             grant.arg(settings.grant_ttl.as_millis() as u64);
             grant.arg(&settings.names.inboxes);
-            grant.arg(server.seed).arg(u8::from(server.may_give));
+            grant.arg(floor).arg(u8::from(server.may_give));
             grant
         }
         Way::Renew => {
@@ -514,11 +554,7 @@ pub(super) fn replies<'a>(
     let mut blocks = blocks(&settings.names, commands.clone());
     for block in &mut blocks {
         block.last = match reader.next_of(block.is_asking)? {
-            Ok(Value::Int(fence)) => match u64::try_from(fence) {
-                Ok(fence) if fence > MAX_FENCE => return Err(Unusable::Unexpected),
-                Ok(fence) if fence >= server.seed + block.takes => Ok(fence),
-                _ => return Err(Unusable::LostData),
-            },
+            Ok(Value::Int(last)) => Ok(server.fence(last, block.takes)?),
             Ok(_) => return Err(Unusable::Unexpected),
             Err(error) => Err(error),
         };
@@ -534,8 +570,11 @@ pub(super) fn replies<'a>(
     } else if said.is_empty() {
         let _ = reader.next()?;
     }
-    // A block of fences is shared out among those that got their lock, in order.
+    // A block of fences is shared out among those takes that got their lock, in order.
     for (sent, taken) in commands.zip(&mut said) {
+        if sent.may_draw_fence() {
+            continue;
+        }
         let slot = settings.names.slot(sent.key);
         let block = blocks.iter_mut().find(|block| block.slot == slot);
         match (&mut taken.result, &mut taken.redirect, block) {
@@ -608,6 +647,13 @@ impl Reader {
             )),
             Way::Take => self.take(server, sent)?,
             way => match self.next_of(sent.is_asking())? {
+                Ok(Value::Array(drawn)) if sent.takes() => match drawn[..] {
+                    [Value::Int(fence), Value::Int(waiting @ (0 | 1))] => said(Reply::Acquired {
+                        fence: server.fence(fence, 1)?,
+                        contended: waiting == 1,
+                    }),
+                    _ => return Err(Unusable::Unexpected),
+                },
                 Ok(value) => read(settings, way, sent, value).ok_or(Unusable::Unexpected)?,
                 // Something may have been done before the error.
                 Err(error) => {
@@ -711,7 +757,6 @@ fn read(settings: &Settings, way: Way, sent: Sent<'_>, value: Value) -> Option<S
         _ => return None,
     };
     Some(said(match (way, number) {
-        (Way::Acquire | Way::Share, 1 | 2) => acquired(number == 2),
         (Way::Acquire | Way::Share, ..=-3) => {
             let number = number.unsigned_abs();
             Reply::HeldElsewhere {
@@ -735,7 +780,7 @@ fn read(settings: &Settings, way: Way, sent: Sent<'_>, value: Value) -> Option<S
     }))
 }
 
-/// The fence is told at the end of the call.
+/// What a take is told. Its fence comes at the end of the call.
 fn acquired(contended: bool) -> Reply {
     Reply::Acquired {
         fence: 0,

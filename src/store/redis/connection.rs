@@ -157,7 +157,7 @@ impl Link {
     }
 
     /// Returns a call of these commands, and what goes ahead of them: seeds for the counters of
-    /// which they take fences, and the epoch, if its name has changed.
+    /// which takes draw fences, and the epoch, if its name has changed.
     pub(super) fn call(
         &mut self,
         sent_at: Time,
@@ -172,7 +172,18 @@ impl Link {
             commands,
         };
         let seeds = self.seeds(sent_at, call.seeds(names));
-        let ahead = Ahead { seeds, moves_epoch };
+        let mut behind = SmallVec::<[u16; 4]>::new();
+        for slot in call.drawn_by_scripts(names) {
+            // Whether a script draws a fence shows later, so the counter stays due.
+            if self.seeding.is_behind(sent_at, slot) && !behind.contains(&slot) {
+                behind.push(slot);
+            }
+        }
+        let ahead = Ahead {
+            seeds,
+            behind,
+            moves_epoch,
+        };
         (call, ahead)
     }
 

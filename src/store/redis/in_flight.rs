@@ -19,14 +19,21 @@ pub(super) struct InFlightCall {
 }
 
 impl InFlightCall {
-    /// Returns seeds for the counters of which the call may take fences.
+    /// Returns seeds for the counters of which its takes draw fences.
     pub(super) fn seeds(&self, names: &Names) -> impl Iterator<Item = Seed> {
         let sent = self.commands.iter().map(Pending::sent);
-        let giving = sent.filter(Sent::gives_fence);
-        giving.map(|sent| Seed {
+        let drawing = sent.filter(Sent::draws_fence);
+        drawing.map(|sent| Seed {
             slot: names.slot(sent.key),
             is_asking: sent.is_asking(),
         })
+    }
+
+    /// Returns the slots of whose counters its scripts may draw fences.
+    pub(super) fn drawn_by_scripts(&self, names: &Names) -> impl Iterator<Item = u16> {
+        let sent = self.commands.iter().map(Pending::sent);
+        let drawing = sent.filter(Sent::may_draw_fence);
+        drawing.map(|sent| names.slot(sent.key))
     }
 }
 

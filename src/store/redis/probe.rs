@@ -62,7 +62,7 @@ impl RedisStore {
             };
             let ahead = Ahead {
                 seeds: [seed].into_iter().collect(),
-                moves_epoch: false,
+                ..Ahead::default()
             };
             let call = commands::call(&self.settings, &server, sent.clone(), scripts, &ahead);
             let mut redis = link.commands.clone();

@@ -57,15 +57,18 @@ pub(super) struct Script {
 }
 
 pub(super) static ACQUIRE: Script = Script::new(concat!(
+    include_str!("scripts/parts/fence.lua"),
     include_str!("scripts/acquire.lua"),
     include_str!("scripts/parts/queue.lua"),
 ));
 pub(super) static SHARE: Script = Script::new(concat!(
+    include_str!("scripts/parts/fence.lua"),
     include_str!("scripts/share.lua"),
     include_str!("scripts/parts/queue.lua"),
 ));
 pub(super) static RELEASE: Script = Script::new(include_str!("scripts/release.lua"));
 pub(super) static GRANT: Script = Script::new(concat!(
+    include_str!("scripts/parts/fence.lua"),
     include_str!("scripts/grant.lua"),
     include_str!("scripts/parts/to_a_writer.lua"),
     include_str!("scripts/parts/to_readers.lua"),

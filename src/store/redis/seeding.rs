@@ -39,6 +39,11 @@ impl Counter {
         }
     }
 
+    /// Returns whether the counter may be too far behind the clock.
+    fn is_behind(&self, now: Time) -> bool {
+        now.since(self.seeded_at) >= SEED_EVERY && !self.follows(now)
+    }
+
     /// Returns whether the counter is known not to be far behind the clock.
     fn follows(&self, now: Time) -> bool {
         self.clock.is_some_and(|(at, clock)| {
@@ -55,15 +60,20 @@ impl Seeding {
         self.counters.insert(slot, Counter::new(now));
     }
 
+    /// Returns whether the counter of a slot may be too far behind the clock.
+    pub(super) fn is_behind(&self, now: Time, slot: u16) -> bool {
+        let counter = self.counters.get(&slot);
+        counter.is_none_or(|counter| counter.is_behind(now))
+    }
+
     /// Returns whether a call that is sent now is to raise a counter, and notes that it does.
     pub(super) fn is_due(&mut self, now: Time, slot: u16) -> bool {
-        let Some(counter) = self.counters.get_mut(&slot) else {
-            self.seeded(now, slot);
-            return true;
-        };
-        let is_due = now.since(counter.seeded_at) >= SEED_EVERY && !counter.follows(now);
+        let is_due = self.is_behind(now, slot);
         if is_due {
-            counter.seeded_at = now;
+            match self.counters.get_mut(&slot) {
+                Some(counter) => counter.seeded_at = now,
+                None => self.seeded(now, slot),
+            }
         }
         is_due
     }

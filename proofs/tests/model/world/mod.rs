@@ -390,9 +390,24 @@ fn is_acquire(command: Command) -> bool {
     matches!(command, Command::Acquire { .. })
 }
 
-/// Returns whether it matters what happens between an acquire and its count: the token has the
-/// lock, or is in the queue.
-fn is_counted_later(command: Command, reply: &Reply) -> bool {
+/// Returns whether an acquire is a command of Redis, and not a script.
+fn is_take(command: Command, is_repeated: bool) -> bool {
+    let is_plain = matches!(
+        command,
+        Command::Acquire {
+            mode: Mode::Exclusive,
+            queue: false,
+            watch: false,
+            again: false,
+            ..
+        }
+    );
+    is_plain && !is_repeated
+}
+
+/// Returns whether it matters what happens between an acquire and what is read behind it: the
+/// count of a take, and the epoch. The token has the lock, or is in the queue.
+fn is_read_later(command: Command, reply: &Reply) -> bool {
     match (command, reply) {
         (Command::Acquire { queue, .. }, Reply::HeldElsewhere { .. }) => queue,
         (Command::Acquire { .. }, Reply::Acquired { .. }) => true,
@@ -400,9 +415,10 @@ fn is_counted_later(command: Command, reply: &Reply) -> bool {
     }
 }
 
-/// Returns whether a process sees, at its next count, that the counter was lost.
-fn is_lost(plan: &Plan, redis: &Redis, node: &Node) -> bool {
-    redis.last_fence < node.seed && !plan.is(Mutant::LostCounterUnnoticed)
+/// Returns whether a process sees behind an acquire that data was lost. A script's fence does not
+/// show it.
+fn is_lost(plan: &Plan, redis: &Redis, node: &Node, is_take: bool) -> bool {
+    is_take && redis.last_fence < node.seed && !plan.is(Mutant::LostCounterUnnoticed)
         || plan.quarantine && redis.epoch != node.epoch
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Command, Incoming, Late, Mutant, NOBODY, Plan, RETENTION, SEED_EVERY, Said, Sent, Unanswered,
-    World, at, grant, is_acquire, is_lost, is_quarantined,
+    World, at, grant, is_acquire, is_lost, is_quarantined, is_take,
 };
 use crate::error::{Error, ErrorKind};
 use crate::mode::Mode;
@@ -215,14 +215,17 @@ impl World {
         }
     }
 
-    /// Redis counts an acquire that it has carried out. One that did not get the lock leaves out a
+    /// Redis counts a take that it has carried out. One that did not get the lock leaves out a
     /// fence, which shows nowhere.
     pub(super) fn count(&mut self, plan: &Plan, number: usize) {
         let node = &mut self.nodes[number];
         let (sent, mut reply) = node.counting.take().expect("one is to be counted");
-        let is_lost = is_lost(plan, &self.redis, node);
+        let is_take = is_take(sent.command, sent.is_repeated);
+        let is_lost = is_lost(plan, &self.redis, node, is_take);
         let mut given = None;
-        if let Reply::Acquired { fence, .. } = &mut reply {
+        if let Reply::Acquired { fence, .. } = &mut reply
+            && is_take
+        {
             *fence = self.redis.count(1).expect("no key has a wrong type");
             *fence += u64::from(plan.is(Mutant::BlockSharedWrongly));
             given = Some(*fence);
@@ -250,9 +253,17 @@ impl World {
             is_repeated,
             seeds,
         } = late;
-        if seeds {
+        let is_take = is_take(command, is_repeated);
+        if seeds && is_take {
             self.redis.seed(self.now * 1000);
         }
+        let server = Server {
+            floor: match seeds {
+                true => u64::MAX,
+                false => self.nodes[node].seed,
+            },
+            may_give: !is_quarantined(plan, &self.nodes[node], self.now),
+        };
         let process = node as Process;
         let ours = |number| Token::Ours { process, number };
         let (now, times) = (self.now, plan.times(node));
@@ -270,20 +281,16 @@ impl World {
                 mode: Mode::Shared,
                 queue,
                 ..
-            } => redis.share(now, times, ours(token), queue),
+            } => redis.share(now * 1000, times, ours(token), server, queue),
             Command::Renew {
                 token,
                 mode: Mode::Shared,
             } => redis.renew_shared(now, times, ours(token)),
-            Command::Acquire {
-                token,
-                queue: false,
-                watch: false,
-                again: false,
-                ..
-            } if !is_repeated => redis.take(now, times, ours(token), plan.records),
+            Command::Acquire { token, .. } if is_take => {
+                redis.take(now, times, ours(token), plan.records)
+            }
             Command::Acquire { token, queue, .. } => {
-                redis.acquire(now, times, ours(token), queue, plan.records)
+                redis.acquire(now * 1000, times, ours(token), server, queue, plan.records)
             }
             Command::Release {
                 token,
@@ -293,10 +300,6 @@ impl World {
             } => redis.release(now, ours(token)),
             Command::Release { token, .. } => {
                 let is_there = |process: Process| there[usize::from(process)];
-                let server = Server {
-                    seed: self.nodes[node].seed,
-                    may_give: !is_quarantined(plan, &self.nodes[node], now),
-                };
                 redis.grant(now * 1000, times, ours(token), server, is_there)
             }
             Command::Complete { token, .. } => redis.complete(now, ours(token), 0, RETENTION),
@@ -317,8 +320,11 @@ impl World {
             }
         }
         Said::Reply(match outcome.reply {
-            crate::redis::Reply::Acquired { contended } => {
-                let fence = 0;
+            crate::redis::Reply::Acquired { fence, contended } => {
+                if let Some(fence) = fence {
+                    self.gave_out(plan, fence, sent_at);
+                }
+                let fence = fence.unwrap_or(0);
                 Reply::Acquired { fence, contended }
             }
             crate::redis::Reply::Held {
@@ -370,7 +376,8 @@ impl World {
         }
         let is_due = self.now - node.seeded_at >= SEED_EVERY;
         sent.seeds = is_due && plan.may_lose_data() && !plan.is(Mutant::SeedsOnlyAtConnect);
-        if sent.seeds {
+        // Whether a script draws a fence shows later.
+        if sent.seeds && is_take(sent.command, sent.is_repeated) {
             node.seeded_at = self.now;
         }
         node.outgoing.push(sent);

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::{
     Action, Command, Holder, Incoming, Late, Mutant, Node, Plan, STEP, Said, Sent, TTL, World, at,
-    completion, is_acquire, is_counted_later, is_lost, regrant,
+    completion, is_acquire, is_lost, is_read_later, is_take, regrant,
 };
 use crate::error::{Error, ErrorKind};
 use crate::mode::Mode;
@@ -42,13 +42,15 @@ impl World {
             Action::CarryOut(node) => {
                 let sent = self.nodes[node].outgoing.remove(0);
                 let said = self.carry_out(plan, node, Late::of(sent), Some(sent.at));
+                let is_take = is_take(sent.command, sent.is_repeated);
                 let node = &mut self.nodes[node];
                 match said {
-                    Said::Reply(reply) if is_counted_later(sent.command, &reply) => {
+                    Said::Reply(reply) if is_read_later(sent.command, &reply) => {
                         node.counting = Some((sent, reply));
                     }
                     Said::Reply(_)
-                        if is_acquire(sent.command) && is_lost(plan, &self.redis, node) =>
+                        if is_acquire(sent.command)
+                            && is_lost(plan, &self.redis, node, is_take) =>
                     {
                         node.incoming.push(Incoming::LostData(sent));
                     }

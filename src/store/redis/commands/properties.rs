@@ -83,7 +83,7 @@ impl Mix {
         };
         let ahead = Ahead {
             seeds: seeded.then_some(seed).into_iter().collect(),
-            moves_epoch: false,
+            ..Ahead::default()
         };
         call(&self.settings, server, self.sent(), Scripts::ByHash, &ahead)
     }
@@ -136,7 +136,12 @@ fn documented(words: &str, choice: usize, takes: usize) -> Value {
         ["SET", ..] if choice.is_multiple_of(2) => Value::Nil,
         ["SET", ..] | ["CLIENT", ..] => Value::Okay,
         ["GETRANGE", ..] => Value::BulkString(Vec::new()),
-        ["EVALSHA", "acquire" | "share", ..] => pick(&[1, 2, -3, -4, -5, -120]),
+        ["EVALSHA", "acquire" | "share", ..] if choice.is_multiple_of(3) => {
+            let (fence, waiting) = (SEED as usize + 1 + choice, choice % 2);
+            let numbers = [fence, waiting].map(|number| Value::Int(number as i64));
+            Value::Array(numbers.to_vec())
+        }
+        ["EVALSHA", "acquire" | "share", ..] => pick(&[-3, -4, -5, -120]),
         ["EVALSHA", "release", ..] => pick(&[1, 2, 3]),
         ["EVALSHA", "grant", ..] => pick(&[1, 2, 3, 4]),
         ["EVALSHA", "renew" | "renew_shared", ..] => pick(&[1, 2, 3]),
@@ -223,15 +228,16 @@ proptest! {
         let call = mix.call(&server);
         let returned = all_documented(&call, &choices);
         let said = mix.read(&server, &returned).ok().unwrap().said;
-        let takes = mix.sent().filter(Sent::takes).count() as u64;
+        let takes = mix.sent().filter(Sent::draws_fence).count() as u64;
         let last = returned.iter().rev().find_map(|value| match value {
             Value::Int(last) if takes > 0 => Some(*last as u64),
             _ => None,
         });
-        let fences: Vec<u64> = said
-            .iter()
-            .filter_map(|said| match said.result {
-                Ok(Reply::Acquired { fence, .. }) => Some(fence),
+        let fences: Vec<u64> = mix
+            .sent()
+            .zip(&said)
+            .filter_map(|(sent, said)| match said.result {
+                Ok(Reply::Acquired { fence, .. }) if sent.draws_fence() => Some(fence),
                 _ => None,
             })
             .collect();
@@ -273,11 +279,14 @@ proptest! {
             returned[at] = value;
             Some(mix.read(&server, &returned))
         };
-        let takes = mix.sent().filter(Sent::takes).count() as u64;
-        let fence = SEED + takes - 1 - below.min(SEED - 1);
+        let takes = mix.sent().filter(Sent::draws_fence).count() as u64;
+        let fence = (SEED + takes).saturating_sub(1 + below);
+        let drawn = |fence| Value::Array(vec![Value::Int(fence as i64), Value::Int(0)]);
         let reads = [
             with("INCRBY", Value::Int(fence as i64)),
             with("GET {lock:}", Value::BulkString(b"f".to_vec())),
+            with("EVALSHA acquire", drawn(SEED - below)),
+            with("EVALSHA share", drawn(SEED - below)),
         ];
         for read in reads.into_iter().flatten() {
             prop_assert!(matches!(read, Err(Unusable::LostData)));

@@ -204,6 +204,15 @@ fn sends(server: &Server, all: &[Sent<'_>]) -> Vec<String> {
     words_of(&call)
 }
 
+fn seed(is_asking: bool) -> Seed {
+    Seed { slot: 0, is_asking }
+}
+
+fn call_with(all: &[Sent<'_>], ahead: &Ahead) -> Call {
+    let sent = all.iter().copied();
+    call(&settings(), &SERVER, sent, Scripts::ByHash, ahead)
+}
+
 fn sends_one(server: &Server, key: &LockKey, command: &Command) -> Vec<String> {
     sends(server, &[sent(key, command)])
 }
@@ -237,22 +246,21 @@ fn any_other_acquire_goes_by_the_script() {
                 1,
             ),
         };
-        let words =
-            format!("EVALSHA acquire 3 {lock} {TOKEN} 1000 lock:inbox: {queue} {is_record}");
-        assert_eq!(
-            sends(&SERVER, &[sent]),
-            [words, "INCRBY {lock:}:fence 1".to_owned()]
+        let words = format!(
+            "EVALSHA acquire 4 {lock} {{lock:}}:fence {TOKEN} 1000 lock:inbox: {SEED} {queue} \
+             {is_record}"
         );
+        assert_eq!(sends(&SERVER, &[sent]), [words]);
     };
     for key in [lock(), record()] {
-        acquires(&key, sent(&key, &QUEUE), 1);
-        acquires(&key, sent(&key, &WATCH), 1);
-        acquires(&key, sent(&key, &acquire(false, false, true)), 0);
-        acquires(&key, sent(&key, &acquire(false, true, false)), 0);
         let repeated = Sent {
             is_repeated: true,
             ..sent(&key, &TAKE)
         };
+        acquires(&key, sent(&key, &QUEUE), 1);
+        acquires(&key, sent(&key, &WATCH), 1);
+        acquires(&key, sent(&key, &acquire(false, false, true)), 0);
+        acquires(&key, sent(&key, &acquire(false, true, false)), 0);
         acquires(&key, repeated, 0);
     }
 }
@@ -261,11 +269,10 @@ fn any_other_acquire_goes_by_the_script() {
 fn every_share_goes_by_a_script_and_so_does_its_renewal() {
     for (command, queue) in [(share(false), 0), (share(true), 1)] {
         let words = format!(
-            "EVALSHA share 3 lock:a {{lock:a}}:queue {{lock:a}}:readers {TOKEN} 1000 lock:inbox: \
-             {queue}"
+            "EVALSHA share 4 lock:a {{lock:a}}:queue {{lock:a}}:readers {{lock:}}:fence {TOKEN} 1000 \
+             lock:inbox: {SEED} {queue}"
         );
-        let fence = "INCRBY {lock:}:fence 1".to_owned();
-        assert_eq!(sends_one(&SERVER, &lock(), &command), [words, fence]);
+        assert_eq!(sends_one(&SERVER, &lock(), &command), [words]);
     }
     // Nothing is read for Redis to track it: each renewal changes the lock.
     for server in [SERVER, watching()] {
@@ -305,6 +312,41 @@ fn a_release_has_the_script_that_grants_where_processes_may_wait_or_the_token_ma
         ..SERVER
     };
     assert_eq!(sends_one(&quarantined, &lock(), &GRANT), [ping, grants(0)]);
+}
+
+#[test]
+fn a_grant_that_is_not_the_first_command_needs_no_other_in_front() {
+    let key = lock();
+    let words = sends(&SERVER, &[sent(&key, &QUEUE), sent(&key, &GRANT)]);
+    assert_eq!(words.len(), 2);
+    assert!(words[0].starts_with("EVALSHA acquire") && words[1].starts_with("EVALSHA grant"));
+    let words = sends(&SERVER, &[sent(&key, &GRANT), sent(&key, &QUEUE)]);
+    assert_eq!((words.len(), words[0].as_str()), (3, "PING"));
+    let ahead = Ahead {
+        seeds: [seed(false)].into_iter().collect(),
+        ..Ahead::default()
+    };
+    let all = [sent(&key, &GRANT), sent(&key, &TAKE)];
+    let words = words_of(&call_with(&all, &ahead));
+    assert!(words[0].starts_with("EVAL ") && words[1].starts_with("EVALSHA grant"));
+}
+
+#[test]
+fn a_script_that_draws_a_fence_raises_the_counter_to_the_clock_where_that_is_due() {
+    let key = lock();
+    let all = [&QUEUE, &SHARE, &GRANT].map(|command| sent(&key, command));
+    let floors = |ahead: &Ahead, floor: u64| {
+        let words = words_of(&call_with(&all, ahead));
+        let floor = format!(" lock:inbox: {floor} ");
+        words.iter().filter(|words| words.contains(&floor)).count()
+    };
+    assert_eq!(floors(&Ahead::default(), SEED), 3);
+    let behind = |slot| Ahead {
+        behind: [slot].into_iter().collect(),
+        ..Ahead::default()
+    };
+    assert_eq!(floors(&behind(0), MAX_FENCE), 3);
+    assert_eq!(floors(&behind(1), SEED), 3);
 }
 
 #[test]
@@ -356,7 +398,7 @@ fn a_call_counts_its_takes_once_and_asks_for_the_epoch_behind_them() {
     let words = sends(&quarantined(), &all);
     assert_eq!(words.len(), 5);
     assert_eq!(words[1], renew);
-    assert_eq!(words[3..], ["INCRBY {lock:}:fence 2", "GET {lock:}:epoch"]);
+    assert_eq!(words[3..], ["INCRBY {lock:}:fence 1", "GET {lock:}:epoch"]);
     // No lock is given by the others.
     assert_eq!(sends(&quarantined(), &[sent(&lock, &RENEW)]), [renew]);
 }
@@ -393,17 +435,17 @@ fn scripts_that_redis_has_forgotten_go_with_their_sources() {
     assert_ne!(by_source, by_hash);
 }
 
-/// Reads the replies to one command, without the fence.
+/// Reads the replies to one command, without the fence that is drawn behind a take.
 fn said_by(
     server: &Server,
     key: &LockKey,
     command: &Command,
     mut values: Vec<Value>,
 ) -> Option<Said> {
-    if let Command::Acquire { .. } = command {
+    let sent = [sent(key, command)].into_iter();
+    if sent.clone().any(|sent| sent.draws_fence()) {
         values.push(Value::Int(SEED as i64 + 1));
     }
-    let sent = [sent(key, command)].into_iter();
     let mut replies = replies(&settings(), server, sent, values).ok()?;
     assert_eq!(replies.said.len(), 1);
     replies.said.pop()
@@ -424,6 +466,12 @@ fn acquired_first(contended: bool) -> Reply {
         fence: SEED + 1,
         contended,
     }
+}
+
+/// What a script says that gave its token the lock: the fence that it drew, which is so much above
+/// the seed, and whether processes wait.
+fn drawn(above: i64, waiting: i64) -> Value {
+    Value::Array(vec![Value::Int(SEED as i64 + above), Value::Int(waiting)])
 }
 
 fn held(remaining: Option<u64>, foreign: bool) -> Reply {
@@ -492,9 +540,13 @@ fn a_lock_that_became_free_between_two_commands_is_no_record() {
 #[test]
 fn replies_say_what_the_heads_of_the_scripts_say() {
     let key = lock();
+    let means_all = means;
     let means = |command: &Command, number| means(&key, command, Value::Int(number));
-    assert_eq!(means(&QUEUE, 1), acquired_first(false));
-    assert_eq!(means(&QUEUE, 2), acquired_first(true));
+    for command in [&QUEUE, &SHARE] {
+        let means = |waiting| means_all(&key, command, drawn(1, waiting));
+        assert_eq!(means(0), acquired_first(false));
+        assert_eq!(means(1), acquired_first(true));
+    }
     assert_eq!(means(&QUEUE, -(5 + 2 * 70)), held(Some(70), false));
     assert_eq!(means(&QUEUE, -(5 + 2 * 70 + 1)), held(Some(70), true));
     assert_eq!(means(&QUEUE, -5), held(Some(0), false));
@@ -507,8 +559,6 @@ fn replies_say_what_the_heads_of_the_scripts_say() {
     assert_eq!(means(&GRANT, 2), released(true, false));
     assert_eq!(means(&GRANT, 3), released(false, true));
     assert_eq!(means(&GRANT, 4), released(true, true));
-    assert_eq!(means(&SHARE, 1), acquired_first(false));
-    assert_eq!(means(&SHARE, 2), acquired_first(true));
     assert_eq!(means(&SHARE, -(5 + 2 * 70)), held(Some(70), false));
     assert_eq!(means(&SHARE, -(5 - 2 + 1)), held(None, true));
     assert_eq!(means(&RENEW_SHARED, 1), Reply::Gone);
@@ -575,10 +625,13 @@ fn a_reply_that_is_not_documented_is_refused() {
         numbers.all(|number| refuses(key, command, Value::Int(*number)))
     };
     for key in [&lock, &record] {
-        assert!(refuses_all(key, &QUEUE, &[0, -1, -2, 3, i64::MAX]));
+        for command in [&QUEUE, &SHARE] {
+            assert!(refuses_all(key, command, &[0, -1, -2, 1, 2, 3, i64::MAX]));
+            assert!(refuses(key, command, drawn(1, 2)));
+            assert!(refuses(key, command, drawn(1, -1)));
+        }
         assert!(refuses_all(key, &RELEASE, &[-1, 0, 4, i64::MIN]));
         assert!(refuses_all(key, &GRANT, &[-1, 0, 5, i64::MIN]));
-        assert!(refuses_all(key, &SHARE, &[0, -1, -2, 3, i64::MAX]));
         assert!(refuses_all(key, &RENEW, &[-1, 0, 4, i64::MIN]));
         assert!(refuses_all(key, &complete(), &[-1, 0, 3, i64::MIN]));
     }
@@ -622,20 +675,22 @@ fn within_script(code: &str) -> String {
 }
 
 #[test]
-fn a_fence_comes_of_acquires_and_of_releases_that_may_grant() {
-    for (command, gives_fence) in [
-        (&TAKE, true),
-        (&QUEUE, true),
-        (&SHARE, true),
-        (&GRANT, true),
-        (&RELEASE, false),
-        (&RENEW, false),
-        (&RENEW_SHARED, false),
-        (&CHECK, false),
-        (&complete(), false),
+fn a_fence_is_drawn_behind_a_take_and_by_scripts_that_may_give_the_lock() {
+    for (command, behind, by_script) in [
+        (&TAKE, true, false),
+        (&QUEUE, false, true),
+        (&SHARE, false, true),
+        (&GRANT, false, true),
+        (&RELEASE, false, false),
+        (&RENEW, false, false),
+        (&RENEW_SHARED, false, false),
+        (&CHECK, false, false),
+        (&complete(), false, false),
     ] {
-        let sent = sent(&lock(), command).gives_fence();
-        assert_eq!(sent, gives_fence, "{command:?}");
+        let (key, expected) = (lock(), (behind, by_script));
+        let sent = sent(&key, command);
+        let drawn = (sent.draws_fence(), sent.may_draw_fence());
+        assert_eq!(drawn, expected, "{command:?}");
     }
 }
 
@@ -687,11 +742,14 @@ fn a_winner_whose_fence_is_refused_gives_its_lock_back() {
 #[test]
 fn the_block_of_fences_is_shared_out_in_order_among_those_that_won() {
     let (lock, record) = (lock(), record());
-    let all = [&lock, &record, &lock, &record, &lock].map(|key| sent(key, &TAKE));
+    let mut all = [&lock, &record, &lock, &record, &lock, &lock].map(|key| sent(key, &TAKE));
+    // This one has drawn its own.
+    all[3] = sent(&record, &QUEUE);
     let values = vec![
         Value::Nil,
         text(OTHER),
         text("x"),
+        drawn(1, 0),
         Value::Nil,
         Value::Nil,
         // Another process had counted, too.
@@ -705,7 +763,8 @@ fn the_block_of_fences_is_shared_out_in_order_among_those_that_won() {
             _ => None,
         })
         .collect();
-    assert_eq!(fences, [Some(5), None, None, Some(6), Some(7)]);
+    let expected = [Some(5), None, None, Some(1), Some(6), Some(7)];
+    assert_eq!(fences, expected);
 }
 
 fn unusable(server: &Server, command: &Command, values: Vec<Value>) -> Option<Unusable> {
@@ -726,6 +785,16 @@ fn a_fence_that_is_not_above_the_seed_says_that_data_was_lost() {
     // Lua would not count it exactly.
     let too_much = fence(MAX_FENCE as i64 + 1);
     assert!(matches!(too_much, Some(Unusable::Unexpected)));
+    // So does one that a script has drawn.
+    for command in [&QUEUE, &SHARE] {
+        let fence = |above| unusable(&SERVER, command, vec![drawn(above, 0)]);
+        for lost in [-seed - 1, -seed, 0] {
+            assert!(matches!(fence(lost), Some(Unusable::LostData)), "{lost}");
+        }
+        assert!(fence(1).is_none());
+        let too_much = fence(MAX_FENCE as i64 + 1 - seed);
+        assert!(matches!(too_much, Some(Unusable::Unexpected)));
+    }
     // A lock that was not given says the same.
     let values = vec![text(OTHER), Value::Int(1)];
     let lost = unusable(&SERVER, &TAKE, values);
@@ -763,7 +832,7 @@ fn a_tracked_read_that_differs_is_told() {
     assert_eq!(watch(1), (held.clone(), false));
     assert_eq!(watch(0), (held, true));
     // A lock that was taken has nothing to be watched for.
-    let taken = read(&WATCH, number(1), Value::Int(1));
+    let taken = read(&WATCH, Some(drawn(1, 0)), Value::Int(1));
     assert_eq!(taken, (acquired_first(false), false));
     let renew = |value| read(&RENEW, number(3), value);
     assert_eq!(renew(text(TOKEN)), (renewed.clone(), false));
@@ -880,25 +949,14 @@ fn each_command_to_a_server_to_which_its_slot_is_on_its_way_is_behind_asking() {
 #[test]
 fn a_counter_of_fences_is_seeded_where_it_is() {
     let (key, with_fence, without, taken) = (lock(), asking(true), asking(false), taken());
-    assert!(moving(&TAKE, &key, &with_fence).gives_fence());
-    assert!(!moving(&TAKE, &key, &without).gives_fence());
-    assert!(moving(&TAKE, &key, &taken).gives_fence());
-    let seed = Seed {
-        slot: 0,
-        is_asking: true,
-    };
+    assert!(moving(&TAKE, &key, &with_fence).draws_fence());
+    assert!(!moving(&TAKE, &key, &without).draws_fence());
+    assert!(moving(&TAKE, &key, &taken).draws_fence());
     let ahead = Ahead {
-        seeds: [seed].into_iter().collect(),
-        moves_epoch: false,
+        seeds: [seed(true)].into_iter().collect(),
+        ..Ahead::default()
     };
-    let all = [moving(&TAKE, &key, &with_fence)];
-    let call = call(
-        &settings(),
-        &SERVER,
-        all.iter().copied(),
-        Scripts::ByHash,
-        &ahead,
-    );
+    let call = call_with(&[moving(&TAKE, &key, &with_fence)], &ahead);
     let words = words_of(&call);
     assert_eq!(words[0], "ASKING");
     assert!(words[1].starts_with("EVAL ") && words[1].ends_with("1 {lock:}:fence"));
@@ -992,8 +1050,8 @@ fn a_take_goes_on_where_what_it_lacks_is() {
     }
     // What is about several keys waits.
     for (command, values) in [
-        (&QUEUE, vec![error(ASK), error(ASK)]),
-        (&SHARE, vec![error(ASK), error(ASK)]),
+        (&QUEUE, vec![error(ASK)]),
+        (&SHARE, vec![error(ASK)]),
         (&GRANT, vec![error(ASK)]),
         (&complete(), vec![error(ASK)]),
     ] {
