@@ -27,6 +27,7 @@ EVENT = "src/manager/core/event.rs"
 BACKGROUND = "src/manager/background.rs"
 COMMANDS = "src/store/redis/commands.rs"
 CONNECTION = "src/store/redis/connection.rs"
+SEEDING = "src/store/redis/seeding.rs"
 DRIVER = "src/store/redis/driver.rs"
 PENDING = "src/store/redis/pending.rs"
 ADDRESS = "src/store/redis/address.rs"
@@ -201,7 +202,7 @@ MUTANTS = [
     ),
     (
         "fences are seeded at connect only",
-        [(CONNECTION, "SEED_EVERY: Duration = Duration::from_millis(2)", "SEED_EVERY: Duration = Duration::from_secs(100)")],
+        [(SEEDING, "SEED_EVERY: Duration = Duration::from_millis(2)", "SEED_EVERY: Duration = Duration::from_secs(100)")],
         ["--test it fences_follow_the_clock"],
     ),
     (

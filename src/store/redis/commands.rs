@@ -391,8 +391,8 @@ fn add(
 ) {
     let token = settings.names.token(sent.token());
     let ttl = settings.ttl.as_millis() as u64;
-    // The counter of fences, and the floor: a script that draws a fence which is not above that lets
-    // the counter go on from the clock.
+    // The counter of fences, and the floor: a script that draws a fence which is not above that
+    // lets the counter go on from the clock.
     let counter = || {
         let slot = settings.names.slot(sent.key);
         let floor = match ahead.behind.contains(&slot) {
