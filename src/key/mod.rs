@@ -85,12 +85,14 @@
 
 mod extract;
 mod into_lock_key;
+mod key_map;
 mod lock_key;
 mod lock_keys;
 mod pattern;
 
 pub use self::extract::{header, join, method_and_path, path, scope};
 pub use self::into_lock_key::{IntoLockKey, KeyResult};
+pub(crate) use self::key_map::KeyMap;
 pub(crate) use self::lock_key::Kind;
 pub use self::lock_key::LockKey;
 pub use self::lock_keys::{IntoLockKeys, KeysResult, LockKeys};

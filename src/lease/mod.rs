@@ -49,7 +49,7 @@ use crate::sync::{LeaseExpiry, VALID};
 pub struct Lease(Arc<State>);
 
 struct State {
-    manager: u64,
+    core: Arc<Core>,
     key: LockKey,
     grant: Grant,
     #[cfg_attr(
@@ -68,8 +68,8 @@ struct State {
     is_end_told: AtomicBool,
     /// Until when the lease is valid, as [`Time`] in nanoseconds, and the [`code`] of why it ended.
     expiry: LeaseExpiry,
-    /// What it takes to make a guard for the handler, while a layer has one.
-    offer: Offer<Arc<Core>>,
+    /// Whether the handler may have a guard, while a layer has one.
+    offer: Offer,
 }
 
 fn code(reason: LostReason) -> u8 {
@@ -93,14 +93,14 @@ fn reason(code: u8) -> Option<LostReason> {
 
 impl Lease {
     pub(crate) fn new(
-        manager: u64,
+        core: Arc<Core>,
         key: LockKey,
         grant: Grant,
         path: GrantPath,
         meter: Meter,
     ) -> Self {
         Self(Arc::new(State {
-            manager,
+            core,
             key,
             grant,
             path,
@@ -233,18 +233,18 @@ impl Lease {
         if !self.is_held() {
             return None;
         }
-        let core = self.0.offer.accept()?;
-        Some(LockGuard::new(core, self.clone()))
+        let is_accepted = self.0.offer.accept();
+        is_accepted.then(|| LockGuard::new(self.clone()))
     }
 
     /// Lets the handler [take the lock over](Self::take_over).
-    pub(crate) fn offer(&self, core: Arc<Core>) {
-        self.0.offer.make(core);
+    pub(crate) fn offer(&self) {
+        self.0.offer.make();
     }
 
     /// Gives a lock back that was taken over. Returns whether the layer is still there to hold it.
-    pub(crate) fn give_back(&self, core: Arc<Core>) -> bool {
-        self.0.offer.give_back(core)
+    pub(crate) fn give_back(&self) -> bool {
+        self.0.offer.give_back()
     }
 
     /// Ends the offer. Returns whether the handler has taken the lock over.
@@ -328,13 +328,23 @@ impl Lease {
 
     /// Returns whether this is a lease on that key, by that manager.
     pub(crate) fn is_on(&self, manager: u64, key: &LockKey) -> bool {
-        self.0.manager == manager && self.0.key == *key
+        self.0.core.id == manager && self.0.key == *key
     }
 
     pub(crate) fn grant(&self) -> Grant {
         self.0.grant
     }
+
+    /// Returns what the managers share of which this lock is.
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.0.core
+    }
 }
+
+// A panic leaves no half of a change behind: a lease is changed by single writes to atomics, and the
+// manager's core expects panics of its callers.
+impl std::panic::UnwindSafe for State {}
+impl std::panic::RefUnwindSafe for State {}
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

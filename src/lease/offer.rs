@@ -1,69 +1,54 @@
 //! [`Offer`]: who is to release a lock, the layer that took it or the handler.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// An offer that one of two ends: the handler accepts it, or the layer withdraws it.
-pub(super) struct Offer<T>(Mutex<State<T>>);
+///
+/// Each step is one change of one number, so that exactly one of the two is first.
+#[derive(Default)]
+pub(super) struct Offer(AtomicU8);
 
-enum State<T> {
-    None,
-    Made(T),
-    Accepted,
-    /// Accepted, and the layer has seen that.
-    Settled,
-}
+const NONE: u8 = 0;
+const MADE: u8 = 1;
+const ACCEPTED: u8 = 2;
+/// Accepted, and the layer has seen that.
+const SETTLED: u8 = 3;
 
-impl<T> Default for Offer<T> {
-    fn default() -> Self {
-        Self(Mutex::new(State::None))
-    }
-}
-
-impl<T> Offer<T> {
-    pub(super) fn make(&self, offered: T) {
-        *self.state() = State::Made(offered);
+impl Offer {
+    pub(super) fn make(&self) {
+        self.0.store(MADE, Ordering::Release);
     }
 
-    pub(super) fn accept(&self) -> Option<T> {
-        let mut state = self.state();
-        match std::mem::replace(&mut *state, State::None) {
-            State::Made(offered) => {
-                *state = State::Accepted;
-                Some(offered)
-            }
-            other => {
-                *state = other;
-                None
-            }
-        }
+    /// Returns whether there was an offer.
+    pub(super) fn accept(&self) -> bool {
+        self.step(MADE, ACCEPTED)
     }
 
     /// Makes an offer again that was accepted. Returns whether the layer is still there for it.
-    pub(super) fn give_back(&self, offered: T) -> bool {
-        let mut state = self.state();
-        let is_open = matches!(*state, State::Accepted);
-        if is_open {
-            *state = State::Made(offered);
-        }
-        is_open
+    pub(super) fn give_back(&self) -> bool {
+        self.step(ACCEPTED, MADE)
     }
 
     /// Ends the offer. Returns whether it was accepted before.
     pub(super) fn withdraw(&self) -> bool {
-        let mut state = self.state();
-        match *state {
-            State::Made(_) => *state = State::None,
-            State::Accepted => *state = State::Settled,
-            State::None | State::Settled => {}
+        let end = |state| match state {
+            MADE => Some(NONE),
+            ACCEPTED => Some(SETTLED),
+            _ => None,
+        };
+        let (change, read) = (Ordering::AcqRel, Ordering::Acquire);
+        match self.0.fetch_update(change, read, end) {
+            Ok(before) => before == ACCEPTED,
+            Err(ended) => ended == SETTLED,
         }
-        matches!(*state, State::Settled)
     }
 
     pub(super) fn is_accepted(&self) -> bool {
-        matches!(*self.state(), State::Accepted | State::Settled)
+        matches!(self.0.load(Ordering::Acquire), ACCEPTED | SETTLED)
     }
 
-    fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn step(&self, from: u8, to: u8) -> bool {
+        let (change, read) = (Ordering::AcqRel, Ordering::Acquire);
+        self.0.compare_exchange(from, to, change, read).is_ok()
     }
 }

@@ -51,7 +51,8 @@ pin_project! {
 struct Waited {
     /// The request's only key.
     key: Option<LockKey>,
-    since: Time,
+    /// `None`: it has not had to wait yet.
+    since: Option<Time>,
     /// How long it took until the lock was acquired or not.
     time: Duration,
 }
@@ -60,8 +61,18 @@ impl Waited {
     fn on(key: Option<LockKey>) -> Self {
         Self {
             key,
-            since: Time::now(),
+            since: None,
             time: Duration::ZERO,
+        }
+    }
+
+    fn begin(&mut self) {
+        self.since.get_or_insert_with(Time::now);
+    }
+
+    fn end(&mut self) {
+        if let Some(since) = self.since {
+            self.time = Time::now().since(since);
         }
     }
 }
@@ -177,8 +188,11 @@ where
                     call,
                     wanted,
                 } => {
-                    let acquired = ready!(acquiring.as_mut().poll(cx));
-                    this.wait.time = Time::now().since(this.wait.since);
+                    let Poll::Ready(acquired) = acquiring.as_mut().poll(cx) else {
+                        this.wait.begin();
+                        return Poll::Pending;
+                    };
+                    this.wait.end();
                     let (service, request) = call.take().expect("acquired once");
                     let wanted = wanted.take().expect("acquired once");
                     call_service(config, acquired, wanted, service, request)
@@ -241,7 +255,7 @@ fn begin<S, B, R>(
     protocol: Protocol,
     found: KeysResult,
     mut service: S,
-    parts: Parts,
+    mut parts: Parts,
     body: B,
 ) -> (Waited, State<S, B, S::Future, R>)
 where
@@ -252,25 +266,23 @@ where
         Err(error) => return (Waited::on(None), State::Rejected { error }),
     };
     let mode = config.mode(&parts);
-    let mut request = Request::from_parts(parts, body);
     let Some(keys) = keys else {
-        let inner = service.call(request);
+        let inner = service.call(Request::from_parts(parts, body));
         return (Waited::on(None), State::Unlocked { inner });
     };
-    let (wanted, missing) = match Wanted::new(keys, mode, config, request.extensions()) {
+    let (wanted, missing) = match Wanted::new(keys, mode, config, &parts.extensions) {
         Ok(wanted) => wanted,
         Err(error) => return (Waited::on(None), State::Rejected { error }),
     };
     let Some(keys) = missing else {
-        let state = match wanted.show(None, request.extensions_mut()) {
+        let state = match wanted.show(None, &mut parts.extensions) {
             Ok(()) => State::Unlocked {
-                inner: service.call(request),
+                inner: service.call(Request::from_parts(parts, body)),
             },
             Err(error) => State::Rejected { error },
         };
         return (Waited::on(None), state);
     };
-    let (parts, body) = request.into_parts();
     let wait = protocol.wait(&config.wait, &parts);
     let waited = Waited::on(keys.one().cloned());
     let state = State::Acquiring {
@@ -321,7 +333,10 @@ fn poll_under_lock<F: Future>(
     lock: &mut HeldLock,
     cx: &mut Context<'_>,
 ) -> Poll<Result<F::Output, Error>> {
-    if let Some(lost) = lock.loss() {
+    // Before the first poll, the leases have just been looked at.
+    if lock.has_been_watched()
+        && let Some(lost) = lock.loss()
+    {
         return Poll::Ready(Err(lost));
     }
     match lock.enter(|| inner.poll(cx)) {

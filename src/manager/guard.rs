@@ -40,7 +40,6 @@ use crate::store::{Record, ReplySender};
 /// ```
 #[must_use = "the lock is released as soon as its guard is dropped"]
 pub struct LockGuard {
-    core: Arc<Core>,
     lease: Lease,
     is_finished: bool,
     /// Whether the handler may take the lock over, so that this guard does not release it.
@@ -48,9 +47,8 @@ pub struct LockGuard {
 }
 
 impl LockGuard {
-    pub(crate) fn new(core: Arc<Core>, lease: Lease) -> Self {
+    pub(crate) fn new(lease: Lease) -> Self {
         Self {
-            core,
             lease,
             is_finished: false,
             is_offered: false,
@@ -59,7 +57,7 @@ impl LockGuard {
 
     /// Lets the handler [take the lock over](Lease::take_over).
     pub(crate) fn offer(&mut self) {
-        self.lease.offer(Arc::clone(&self.core));
+        self.lease.offer();
         self.is_offered = true;
     }
 
@@ -105,7 +103,7 @@ impl LockGuard {
         let (reply, released) = oneshot::channel();
         let held = self.lease.is_held();
         self.finish(Some(reply));
-        let released = timeout(self.core.command_timeout, released);
+        let released = timeout(self.core().command_timeout, released);
         async move {
             match released.await {
                 Ok(Ok(Ok(()))) if !held => Err(Error::of(ErrorKind::Lost)),
@@ -118,11 +116,11 @@ impl LockGuard {
     /// Gives a lock that was [taken over](Lease::take_over) back to its layer. It is released if
     /// the layer has gone meanwhile.
     pub(crate) fn give_back(mut self) {
-        self.is_finished = self.lease.give_back(Arc::clone(&self.core));
+        self.is_finished = self.lease.give_back();
     }
 
     pub(super) fn core(&self) -> &Arc<Core> {
-        &self.core
+        self.lease.core()
     }
 
     /// Puts a record in the lock's place, and tells whether it is there. If it is long and the
@@ -132,7 +130,7 @@ impl LockGuard {
         record: Record,
         instead: impl FnOnce() -> Bytes,
     ) -> Result<(), Error> {
-        match self.core.store.time_to_put_aside(&record) {
+        match self.core().store.time_to_put_aside(&record) {
             None => self.put(record).await,
             // Boxed: few records are long, and the task of every run would be by kilobytes larger.
             Some(time) => Box::pin(self.put_long(record, time, instead)).await,
@@ -147,7 +145,7 @@ impl LockGuard {
         time: Duration,
         instead: impl FnOnce() -> Bytes,
     ) -> Result<(), Error> {
-        let (core, lease) = (Arc::clone(&self.core), self.lease.clone());
+        let (core, lease) = (Arc::clone(self.core()), self.lease.clone());
         core.recording(&lease, time);
         let hold = lease.grant().limit.since(Time::now());
         let aside = core
@@ -177,10 +175,10 @@ impl LockGuard {
     async fn put(mut self, record: Record) -> Result<(), Error> {
         let (reply, completed) = oneshot::channel();
         self.is_finished = true;
-        if !self.core.complete(&self.lease, record, reply) {
+        if !self.core().complete(&self.lease, record, reply) {
             return Err(Error::of(ErrorKind::Lost));
         }
-        match timeout(self.core.command_timeout, completed).await {
+        match timeout(self.core().command_timeout, completed).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(Error::of(ErrorKind::Unavailable)),
         }
@@ -190,7 +188,7 @@ impl LockGuard {
         let is_finished = std::mem::replace(&mut self.is_finished, true);
         let is_taken_over = self.is_offered && self.lease.withdraw();
         if !is_finished && !is_taken_over {
-            self.core.finish(&self.lease, reply);
+            self.core().finish(&self.lease, reply);
         }
     }
 }

@@ -122,7 +122,10 @@ impl LockGuards {
 
 /// Ends holds in such a way that their releases go out in one write.
 fn together<T>(guards: Guards, end: impl FnOnce(Guards) -> T) -> T {
-    let core = guards.first().map(|guard| Arc::clone(guard.core()));
+    let core = match guards.as_slice() {
+        [first, _, ..] => Some(Arc::clone(first.core())),
+        _ => None,
+    };
     let _held_back = core.as_ref().and_then(|core| core.store.hold_back());
     end(guards)
 }

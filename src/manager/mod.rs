@@ -21,6 +21,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::task::consume_budget;
 use tokio::time::timeout;
 
 pub use self::builder::LockManagerBuilder;
@@ -375,7 +376,12 @@ impl LockManager {
         mode: Mode,
     ) -> Result<Taken, Error> {
         let wait = wait.filter(|wait| !wait.is_zero());
-        let request = self.core.request(key, wait.is_some(), mode, meter)?;
+        let mut request = self.core.request(key, wait.is_some(), mode, meter)?;
+        if let Some(decided) = request.decided() {
+            // As after any wait: a task that takes free locks in a loop lets others run.
+            consume_budget().await;
+            return decided;
+        }
         let limit = wait.or_else(|| self.core.store.replies_within());
         decision(request, limit).await
     }

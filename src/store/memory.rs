@@ -2,7 +2,7 @@
 
 mod inspect;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::{Command, Done, Granted, Notice, Outcome, Record, Reply, settled};
 use crate::clock::Time;
-use crate::key::LockKey;
+use crate::key::{KeyMap, LockKey};
 use crate::mode::Mode;
 
 /// Does on a map what the script does in Redis. Its only client is one manager, which has every
@@ -27,8 +27,8 @@ pub(crate) struct MemoryStore {
 
 #[derive(Debug)]
 struct State {
-    locks: HashMap<LockKey, Lock>,
-    records: HashMap<LockKey, Bytes>,
+    locks: KeyMap<Lock>,
+    records: KeyMap<Bytes>,
     /// When records expire, with a number to tell equal times apart.
     expiries: BTreeMap<(Time, u64), LockKey>,
     last_fence: u64,
@@ -53,8 +53,8 @@ impl MemoryStore {
             ttl,
             instance,
             state: Mutex::new(State {
-                locks: HashMap::new(),
-                records: HashMap::new(),
+                locks: KeyMap::default(),
+                records: KeyMap::default(),
                 expiries: BTreeMap::new(),
                 last_fence: since_epoch.as_micros() as u64,
             }),

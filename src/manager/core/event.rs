@@ -29,7 +29,8 @@ struct Outbox {
     lost: SmallVec<[(Lease, LostReason); 1]>,
     decided: SmallVec<[(DecisionSender, Decision); 1]>,
     hand_ons: usize,
-    given_up: Option<Entry>,
+    /// Boxed: it is large, and never there.
+    given_up: Option<Box<Entry>>,
 }
 
 /// What a waiter gets. Holds a `Lease`, not a `LockGuard`: dropping a guard here would lock the
@@ -71,11 +72,15 @@ impl Core {
             result
         });
         let result = result.unwrap_or_else(|| {
-            outbox.given_up = Some(self.give_up(key, entry, env.now));
+            outbox.given_up = Some(Box::new(self.give_up(key, entry, env.now)));
             T::default()
         });
         let after = entry.slot.census();
         self.count(before, after);
+        if entry.slot.is_idle() {
+            // They have ended, and would keep this core.
+            entry.leases.clear();
+        }
         if let Some(at) = entry.slot.next_tick() {
             self.next_visit.wake_by(at.as_nanos());
         }
@@ -112,7 +117,7 @@ impl Core {
 
     /// Submits the commands while the slot is locked: their order must be that of the events.
     fn carry_out(
-        &self,
+        self: &Arc<Self>,
         key: &LockKey,
         entry: &mut Entry,
         env: &Env<'_>,
@@ -141,7 +146,7 @@ impl Core {
                     } => {
                         let is_handed_on = path == GrantPath::Local && !grant.mode.is_shared();
                         outbox.hand_ons += usize::from(is_handed_on);
-                        let lease = Lease::new(self.id, key.clone(), grant, path, meter);
+                        let lease = Lease::new(Arc::clone(self), key.clone(), grant, path, meter);
                         entry.add(lease.clone());
                         outbox.decided.push((decision, Decision::Granted(lease)));
                     }
@@ -201,7 +206,7 @@ impl Core {
 
     /// Tells callers what happened. The slot is unlocked by now: their wakers and subscribers may
     /// do anything.
-    fn tell(self: &Arc<Self>, key: &LockKey, outbox: Outbox) {
+    fn tell(&self, key: &LockKey, outbox: Outbox) {
         for (reply, result) in outbox.settled {
             shielded(|| reply.send(result));
         }
@@ -218,9 +223,7 @@ impl Core {
             // If the waiter is gone, its guard is dropped, which passes the lock on.
             shielded(|| {
                 sender.send(match decision {
-                    Decision::Granted(lease) => {
-                        Ok(Taken::Lock(LockGuard::new(Arc::clone(self), lease)))
-                    }
+                    Decision::Granted(lease) => Ok(Taken::Lock(LockGuard::new(lease))),
                     Decision::Recorded(record) => Ok(Taken::Record(record)),
                     Decision::Rejected(error) => Err(error),
                 })

@@ -1,13 +1,11 @@
 //! [`Slots`]: the slots of a manager, by key.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use smallvec::SmallVec;
 
 use super::Waiter;
-use crate::key::LockKey;
+use crate::key::{KeyMap, LockKey};
 use crate::lease::Lease;
 use crate::manager::slot::Slot;
 
@@ -19,7 +17,7 @@ pub(super) struct Slots {
     shards: Box<[Mutex<Shard>]>,
 }
 
-pub(super) type Shard = HashMap<LockKey, Entry, BuildHasherDefault<Prehashed>>;
+pub(super) type Shard = KeyMap<Entry>;
 
 #[derive(Default)]
 pub(super) struct Entry {
@@ -85,22 +83,4 @@ impl Slots {
 
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Passes on the hash that a [`LockKey`] was made with.
-#[derive(Default)]
-pub(super) struct Prehashed(u64);
-
-impl Hasher for Prehashed {
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("a key writes its hash");
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }

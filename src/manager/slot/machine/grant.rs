@@ -40,7 +40,8 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             renew_at,
             contended,
         );
-        self.grant(holding, path);
+        self.slot.state = State::Holding(holding);
+        self.grant(path);
         true
     }
 
@@ -66,16 +67,20 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                     renew_at,
                     granted.contended,
                 );
-                self.grant(holding, GrantPath::Granted);
+                self.slot.state = State::Holding(holding);
+                self.grant(GrantPath::Granted);
             }
             // The grant may have run out by now.
             None => self.acquire_again(false),
         }
     }
 
-    /// Gives the lock to the first waiter, or to all that would share it, up to the first that
-    /// would not. Without one, the lock is released.
-    pub(super) fn grant(&mut self, mut holding: Holding, path: GrantPath) {
+    /// Gives the lock that the slot holds to the first waiter, or to all that would share it, up to
+    /// the first that would not. Without a holder then, the lock is released.
+    pub(super) fn grant(&mut self, path: GrantPath) {
+        let State::Holding(holding) = &mut self.slot.state else {
+            return;
+        };
         let is_shared = holding.mode.is_shared();
         while let Some(first) = self.slot.waiters.first() {
             let is_in = match is_shared {
@@ -103,9 +108,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 },
             });
         }
-        let is_held = !holding.holders.is_empty();
-        self.slot.state = State::Holding(holding);
-        if !is_held {
+        if holding.lingers() {
             self.let_go(S::default());
         }
     }

@@ -22,8 +22,7 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
             self.share_finished(lease, reply, may_linger);
         } else if first == Some(Mode::Exclusive) && holding.may_hand_on(self.env) {
             holding.hand_on();
-            let holding = holding.clone();
-            self.grant(holding, GrantPath::Local);
+            self.grant(GrantPath::Local);
             self.effects.push(Effect::HandedOn { lease, reply });
         } else {
             self.let_go(reply);

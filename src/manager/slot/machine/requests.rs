@@ -79,11 +79,8 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
 
     /// Lets those in that share the lock, and are first in line now.
     fn admit(&mut self) {
-        match std::mem::replace(&mut self.slot.state, State::Idle) {
-            State::Holding(holding) if holding.may_admit(self.env) => {
-                self.grant(holding, GrantPath::Local);
-            }
-            state => self.slot.state = state,
+        if matches!(&self.slot.state, State::Holding(holding) if holding.may_admit(self.env)) {
+            self.grant(GrantPath::Local);
         }
     }
 
