@@ -73,8 +73,8 @@ MUTANTS = [
             ),
             (
                 GRANT,
-                "if !is_held {\n",
-                "if !is_held {\n            panic!();\n",
+                "if holding.lingers() {\n",
+                "if holding.lingers() {\n            panic!();\n",
             ),
             (EVENT, "let result = shielded(|| {", "let result = Some({"),
         ],
