@@ -117,7 +117,7 @@ pub async fn garbling(server: u16, reply: &'static str) -> String {
                 while let Ok(length @ 1..) = server_read.read(&mut buffer).await {
                     let text = str::from_utf8(&buffer[..length]).unwrap();
                     // It stands behind the reply to the take of a free lock, or, at a second
-                    // attempt, to the script.
+                    // attempt, in that to the script.
                     let is_taken = |replies: &str| {
                         // The counter of fences may have been raised first.
                         let replies = match replies.split_once("\r\n") {
@@ -125,13 +125,17 @@ pub async fn garbling(server: u16, reply: &'static str) -> String {
                             _ => replies,
                         };
                         let with_get = replies == "_\r\n" || replies == "$-1\r\n";
-                        with_get || replies.starts_with("+OK\r\n$") || replies == ":1\r\n"
+                        with_get || replies.starts_with("+OK\r\n$")
                     };
+                    let is_drawn = text.starts_with("*2\r\n:") && text.len() > 20;
                     let taken = text.rsplit_once(':').and_then(|(taken, fence)| {
                         let is_fence = fence.len() > 12 && is_taken(taken);
                         is_fence.then(|| format!("{taken}{reply}"))
                     });
-                    let garbled = taken.unwrap_or_else(|| text.to_owned());
+                    let garbled = match is_drawn {
+                        true => reply.to_owned(),
+                        false => taken.unwrap_or_else(|| text.to_owned()),
+                    };
                     client_write.write_all(garbled.as_bytes()).await.unwrap();
                 }
             });
