@@ -124,6 +124,10 @@ impl Core {
         mut effects: Effects,
         outbox: &mut Outbox,
     ) {
+        // The driver, on another thread, would take the first alone.
+        let sends = |effect: &&Effect<_, _, _>| matches!(effect, Effect::Send(_));
+        let has_several = effects.iter().filter(sends).count() > 1;
+        let _held_back = has_several.then(|| self.store.hold_back());
         while !effects.is_empty() {
             for effect in std::mem::take(&mut effects) {
                 match effect {

@@ -162,6 +162,17 @@ impl Sent<'_> {
         matches!(self.way(), Way::Acquire | Way::Share | Way::Grant)
     }
 
+    /// Returns whether another process is known to wait for the lock that it releases.
+    pub(super) fn gives_way(&self) -> bool {
+        matches!(
+            self.command,
+            Command::Release {
+                contended: true,
+                ..
+            }
+        )
+    }
+
     /// Returns whether it may go to the server to which its slot is on its way.
     fn may_ask(&self, settings: &Settings) -> bool {
         match self.way() {
@@ -284,17 +295,9 @@ pub(super) fn call<'a>(
     // Redis writes first to the client to which it had something to say last. A PING, or any other
     // command, ahead of a grant lets the new holder hear of it before this process gets its reply,
     // for which no request waits (measured: a fifth less hand-off latency).
-    let gives_way = |sent: Sent<'_>| {
-        matches!(
-            sent.command,
-            Command::Release {
-                contended: true,
-                ..
-            }
-        )
-    };
     let leads = ahead.seeds.is_empty() && !ahead.moves_epoch;
-    if leads && commands.clone().next().is_some_and(gives_way) {
+    let first = commands.clone().next();
+    if leads && first.is_some_and(|sent| sent.gives_way()) {
         call.pipeline.cmd("PING");
         call.skipped = 1;
     }

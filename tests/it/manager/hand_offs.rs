@@ -8,7 +8,7 @@ use tower_distributed_lock::{ErrorKind, LockGuard, LockManager, LostReason};
 use super::WAIT;
 use crate::redis::TIMEOUT;
 use crate::support::{
-    Mode, PATIENCE, Proxy, RedisServer, eventually_no_trace, eventually_queued, has_resp3,
+    Mode, PATIENCE, Proxy, RedisServer, calls, eventually_no_trace, eventually_queued, has_resp3,
     knows_what_was_said, minute, run, short_lived, soon, value,
 };
 
@@ -92,6 +92,31 @@ async fn with_a_burst_of_zero_processes_take_turns() {
     order.sort_unstable();
     let order: Vec<_> = order.into_iter().map(|(_, name)| *name).collect();
     assert_eq!(order, ["two", "one"].repeat(5));
+}
+
+#[tokio::test]
+async fn a_process_that_makes_way_and_waits_again_leaves_the_fences_to_the_scripts() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let turns = minute().burst(0, Duration::ZERO);
+    let one = turns.clone().connect(&server.url()).await.unwrap();
+    let two = turns.connect(&server.url()).await.unwrap();
+    let guard = one.try_acquire("a").await.unwrap();
+    let mut again = Box::pin(one.acquire("a", WAIT));
+    assert!(futures_util::poll!(&mut again).is_pending());
+    let waiting = tokio::spawn(async move { two.acquire("a", WAIT).await.unwrap() });
+    eventually_queued(&redis, "a", 1).await;
+    knows_what_was_said(&one).await;
+    run(&redis, "CONFIG RESETSTAT").await;
+    let first = guard.fencing_token();
+    drop(guard);
+    let guard = soon("the other is served", waiting).await.unwrap();
+    let second = guard.fencing_token();
+    drop(guard);
+    let third = soon("its turn comes again", again).await.unwrap();
+    assert!(first < second && second < third.fencing_token());
+    let drawn = [calls(&redis, "incrby").await, calls(&redis, "eval").await];
+    assert_eq!(drawn, [0, 0], "a count, or a seed");
 }
 
 #[tokio::test]
