@@ -34,9 +34,7 @@
 //!   another process began to wait for the lock that it holds, and that a record took the place of
 //!   the lock for which it queues. After each check, renewal and watching acquire, it tells of the
 //!   next change that another client makes to the lock. A store that cannot watch a lock says
-//!   `foreign` of it only with a short `remaining`, after which the manager acquires again. A
-//!   notice may be kept back if a release of the same token is under way that is certain to be
-//!   carried out behind what the notice tells: the manager would only release the token once more.
+//!   `foreign` of it only with a short `remaining`, after which the manager acquires again.
 //! - **Lost notices.** When notices may have been missed, the store calls
 //!   [`reconnected`](Events::reconnected).
 //! - **Time.** As long as the store runs, a command that does not end a hold has its outcome within

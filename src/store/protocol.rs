@@ -174,16 +174,6 @@ pub(crate) enum Notice {
     Changed,
 }
 
-impl Notice {
-    /// Returns the token that has the lock.
-    pub(crate) fn token(self) -> Option<u64> {
-        match self {
-            Self::Granted(Granted { token, .. }) | Self::Contended { token } => Some(token),
-            Self::Changed => None,
-        }
-    }
-}
-
 /// A lock that was given to a token in the queue, for a short time to live: its process must renew
 /// it before that is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

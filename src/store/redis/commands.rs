@@ -163,7 +163,7 @@ impl Sent<'_> {
     }
 
     /// Returns whether another process is known to wait for the lock that it releases.
-    pub(super) fn gives_way(&self) -> bool {
+    fn gives_way(&self) -> bool {
         matches!(
             self.command,
             Command::Release {

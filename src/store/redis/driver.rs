@@ -180,13 +180,11 @@ impl RedisStore {
             self.fail_overdue(events);
             self.told.quarantined(&server, link.is_quarantined());
             let take = |calls| self.submitted.drain(|| self.take_commands(calls));
-            let mut gives_way = false;
-            while !gives_way && let Some(commands) = take(replies.len()) {
+            while let Some(commands) = take(replies.len()) {
                 let commands = refuse_acquires(&mut link, commands, events);
                 if commands.is_empty() {
                     continue;
                 }
-                gives_way = commands.iter().any(|pending| pending.sent().gives_way());
                 last_sent = Time::now();
                 let (call, ahead) = link.call(last_sent, commands, &self.settings.names);
                 replies.push_back(self.send(&link, &call, scripts, &ahead));
@@ -232,12 +230,10 @@ impl RedisStore {
                     },
                 },
                 push = link.pushes.recv() => {
-                    if let Err(error) = self.pushed(push, &in_flight, events) {
+                    if let Err(error) = self.pushed(push, events) {
                         return End::Closed(error);
                     }
                 }
-                // That call is out by now. Another may be to go, in a write of its own.
-                () = std::future::ready(()), if gives_way => {}
                 () = &mut overdue => {
                     let now = Time::now();
                     let oldest = in_flight.calls.front().map_or(now, |call| call.sent_at);
@@ -345,23 +341,13 @@ impl RedisStore {
 
     /// Tells the manager what the server has sent of its own accord. An error says why the
     /// connection is of no use.
-    fn pushed(
-        &self,
-        push: Option<Push>,
-        in_flight: &InFlight<'_>,
-        events: &impl Events,
-    ) -> Result<(), Error> {
+    fn pushed(&self, push: Option<Push>, events: &impl Events) -> Result<(), Error> {
         let prefix = &self.settings.names.prefix;
         match push.unwrap_or(Push::Closed) {
             Push::Message { payload, after } => {
-                let is_in_order = after.is_some();
                 // Without it, the lock is acquired once more, and replicas are counted then.
                 let after = after.filter(|_| self.settings.min_replicas == 0);
-                let Some((key, notice)) = message(prefix, &payload, after) else {
-                    return Ok(());
-                };
-                let is_released = |token| in_flight.is_releasing(&key, token);
-                if !(is_in_order && notice.token().is_some_and(is_released)) {
+                if let Some((key, notice)) = message(prefix, &payload, after) {
                     events.notice(&key, notice);
                 }
             }

@@ -9,8 +9,6 @@ use super::commands::{Seed, Sent, Server};
 use super::names::Names;
 use super::pending::Pending;
 use crate::clock::Time;
-use crate::key::LockKey;
-use crate::store::Command;
 
 /// A call that has no reply yet.
 pub(super) struct InFlightCall {
@@ -72,17 +70,6 @@ impl<'a> InFlight<'a> {
         self.calls.push_back(call);
     }
 
-    /// Returns whether Redis will release this token behind all that it has sent so far: the
-    /// release is the last command of a call whose reply is not here. Whatever Redis then tells of
-    /// the token, it needs no other release.
-    pub(super) fn is_releasing(&self, key: &LockKey, token: u64) -> bool {
-        let mut last = self.calls.iter().filter_map(|call| call.commands.last());
-        last.any(|pending| match pending.command {
-            Command::Release { token: of, .. } => of == token && pending.key == *key,
-            _ => false,
-        })
-    }
-
     /// Puts the commands of all calls back into the queue, to be sent again.
     pub(super) fn recall(&mut self) {
         let mut commands = Vec::new();
@@ -113,45 +100,5 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.recall();
         self.retry();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::queue::tests::{MINUTE, store};
-    use super::*;
-    use crate::store::redis::driver::regrant;
-
-    #[test]
-    fn a_release_without_a_reply_that_ends_its_call_comes_behind_what_redis_has_sent() {
-        let store = store(MINUTE);
-        let (a, b) = (LockKey::new("a").unwrap(), LockKey::new("b").unwrap());
-        let server = Arc::new(Server {
-            takes_with_get: true,
-            watches: true,
-            seed: 0,
-            epoch: None,
-            may_give: true,
-        });
-        let now = Time::now();
-        let call = |releases: &[(&LockKey, u64)]| InFlightCall {
-            sent_at: now,
-            server: Arc::clone(&server),
-            commands: releases
-                .iter()
-                .map(|(key, token)| Pending::new((*key).clone(), regrant(*token), now))
-                .collect(),
-        };
-        let mut in_flight = InFlight::new(&store);
-        in_flight.push(call(&[(&a, 1), (&b, 2)]));
-        in_flight.push(call(&[(&a, 3)]));
-        // The first may have been released before the message was sent.
-        assert!(!in_flight.is_releasing(&a, 1));
-        assert!(in_flight.is_releasing(&b, 2));
-        assert!(in_flight.is_releasing(&a, 3));
-        assert!(!in_flight.is_releasing(&a, 2) && !in_flight.is_releasing(&b, 3));
-        // Its reply is here.
-        in_flight.pop();
-        assert!(!in_flight.is_releasing(&b, 2));
     }
 }

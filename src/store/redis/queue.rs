@@ -185,9 +185,6 @@ impl RedisStore {
     /// `calls` that are in flight. Releases for which no process and no caller is known to wait go
     /// along with other commands, or when no call is in flight: mostly, the next request is there
     /// before that, and one write does for both.
-    ///
-    /// What follows a release for which another process waits goes out in the next call, if that
-    /// may go out at once, too: Redis tells the new holder before it reads that.
     pub(super) fn take_commands(&self, calls: usize) -> Option<Vec<Pending>> {
         let mut queue = self.queue();
         let length = queue.len();
@@ -204,12 +201,6 @@ impl RedisStore {
         if calls >= FEW_CALLS && taken.iter().any(Pending::is_about_record) {
             queue.put_back(taken);
             return None;
-        }
-        if calls + 1 < FEW_CALLS
-            && let Some(last) = taken.iter().rposition(|taken| taken.sent().gives_way())
-        {
-            let rest = taken.split_off(last + 1);
-            queue.put_back(rest);
         }
         drop(queue);
         for pending in &mut taken {
@@ -289,4 +280,4 @@ pub(super) fn no_reply(limit: &Duration) -> Error {
 mod properties;
 
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;

@@ -11,9 +11,9 @@ use crate::key::LockKey;
 use crate::mode::Mode;
 use crate::store::{Notice, Outcome, Servers, Tls};
 
-pub(in crate::store::redis) const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
-pub(in crate::store::redis) fn store(command_timeout: Duration) -> RedisStore {
+pub(super) fn store(command_timeout: Duration) -> RedisStore {
     let settings = Settings {
         names: Names::new("lock:".to_owned(), Uuid::new_v4()),
         instance: String::new(),
@@ -263,35 +263,6 @@ fn a_release_goes_out_at_once_or_with_the_next_command_or_behind_the_call_in_fli
     store.put(6, release(7));
     store.put(7, contended);
     assert_eq!(taken(1).len(), 2);
-}
-
-#[test]
-fn what_follows_a_release_for_which_another_process_waits_goes_out_in_the_next_call() {
-    let grant = |token| Command::Release {
-        token,
-        contended: true,
-        queued: false,
-        reply: None,
-    };
-    let numbers = |store: &RedisStore, calls| {
-        let taken = store.take_commands(calls).unwrap_or_default();
-        let numbers = taken.iter().map(|taken| taken.number);
-        numbers.collect::<Vec<_>>()
-    };
-    let filled = || {
-        let store = store(MINUTE);
-        store.put(0, acquire(1));
-        store.put(1, grant(2));
-        store.put(2, grant(3));
-        store.put(2, acquire(4));
-        store.put(3, release(5));
-        store
-    };
-    let store = filled();
-    assert_eq!(numbers(&store, 0), [0, 1, 2]);
-    assert_eq!(numbers(&store, 1), [3, 4]);
-    // That call would have to wait for a reply.
-    assert_eq!(numbers(&filled(), FEW_CALLS - 1), [0, 1, 2, 3, 4]);
 }
 
 #[test]
