@@ -341,8 +341,8 @@ impl Lease {
     }
 }
 
-// A panic leaves no half of a change behind: a lease is changed by single writes to atomics, and the
-// manager's core expects panics of its callers.
+// A panic leaves no half of a change behind: a lease is changed by single writes to atomics, and
+// the manager's core expects panics of its callers.
 impl std::panic::UnwindSafe for State {}
 impl std::panic::RefUnwindSafe for State {}
 
