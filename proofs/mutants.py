@@ -30,7 +30,6 @@ CONNECTION = "src/store/redis/connection.rs"
 SEEDING = "src/store/redis/seeding.rs"
 DRIVER = "src/store/redis/driver.rs"
 PENDING = "src/store/redis/pending.rs"
-SEEDING = "src/store/redis/seeding.rs"
 ADDRESS = "src/store/redis/address.rs"
 CONFIRMING = "src/store/redis/confirming.rs"
 PROBE = "src/store/redis/probe.rs"
@@ -203,18 +202,8 @@ MUTANTS = [
     ),
     (
         "fences are seeded at connect only",
-        [(SEEDING, "SEED_EVERY: Duration = Duration::from_millis(2)", "SEED_EVERY: Duration = Duration::from_secs(100)")],
+        [(CONNECTION, "SEED_EVERY: Duration = Duration::from_millis(2)", "SEED_EVERY: Duration = Duration::from_secs(100)")],
         ["--test it fences_follow_the_clock"],
-    ),
-    (
-        "each process seeds the fences that another has seeded",
-        [(SEEDING, "passed < RELIABLE && ", "passed < SEED_EVERY && ")],
-        ["--lib a_counter_that_other_processes_seed", "--test it one_process_raises_the_fences"],
-    ),
-    (
-        "a process relies on what it knew of the clock for ever",
-        [(SEEDING, "passed < RELIABLE && ", "")],
-        ["--lib a_clock_that_may_have_been_set"],
     ),
     (
         "a lock gets no mark",

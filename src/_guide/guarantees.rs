@@ -66,9 +66,9 @@
 //! that restarts without its data. [`quarantine`](crate::LockManagerBuilder::quarantine) closes
 //! that gap, if the old server can be reached no longer. With
 //! [Sentinel](super::topologies#sentinel) and a Cluster, it is on, and outlasts an old primary.
-//! Fencing tokens still rise, because they follow the server's clock, to 2 ms (a clock that is set
-//! forward, within a second). They stay in order unless that clock is set back *and* the data lost
-//! in one go, or the clocks of two servers differ by more than the failover takes, less those 2 ms.
+//! Fencing tokens still rise, because they follow the server's clock, to 2 ms. They stay in order
+//! unless that clock is set back *and* the data lost in one go, or the clocks of two servers differ
+//! by more than the failover takes, less those 2 ms.
 //!
 //! **A lost lock stops the handler where it awaits.** What it had already sent (a query, a mail) is
 //! not called back. Code that does not await is not stopped at all; what it returns is not passed

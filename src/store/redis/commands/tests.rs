@@ -963,20 +963,6 @@ fn a_counter_of_fences_is_seeded_where_it_is() {
     assert_eq!((call.skipped, call.replies), (2, 4));
 }
 
-#[test]
-fn a_fence_that_this_server_drew_for_its_own_slot_is_told() {
-    let (key, asking, drawn) = (lock(), asking(true), SEED + 1);
-    let told = |sent, values| {
-        let replies = replies(&settings(), &SERVER, std::iter::once(sent), values);
-        replies.unwrap().fences.to_vec()
-    };
-    let (taken, fence) = (Value::Nil, Value::Int(drawn as i64));
-    let values = vec![taken.clone(), fence.clone()];
-    assert_eq!(told(sent(&key, &TAKE), values), [(0, drawn)]);
-    let values = vec![Value::Okay, taken, Value::Okay, fence];
-    assert_eq!(told(moving(&TAKE, &key, &asking), values), []);
-}
-
 const ASK: &str = "ASK 7 b:7";
 
 fn says(place: Option<&Moving>, command: &Command, values: Vec<Value>) -> Said {
