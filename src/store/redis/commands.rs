@@ -509,8 +509,6 @@ pub(super) struct Replies {
     pub(super) found_too_much: bool,
     /// To each of the commands, in order.
     pub(super) said: Vec<Said>,
-    /// The last fences of this server's counters, with the slots of these.
-    pub(super) fences: SmallVec<[(u16, u64); 1]>,
     /// Whether a slot of this server of a cluster, that of the epoch, was found to be elsewhere.
     pub(super) slots_moved: bool,
     /// Why the server does not track what is read.
@@ -599,14 +597,9 @@ pub(super) fn replies<'a>(
             _ => {}
         }
     }
-    let drawn = |block: &Block| match &block.last {
-        Ok(last) if !block.is_asking => Some((block.slot, *last)),
-        _ => None,
-    };
     match reader.values.next() {
         None => Ok(Replies {
             said,
-            fences: blocks.iter().filter_map(drawn).collect(),
             slots_moved,
             no_tracking: reader.no_tracking,
             found_too_much: reader.found_too_much,

@@ -1,5 +1,6 @@
 //! One connection to Redis, made ready for the driver.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +19,12 @@ use super::names::{Fences, Home, Names};
 use super::pending::Pending;
 use super::pushes::{self, Observed, Push};
 use super::scripts;
-use super::seeding::Seeding;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
+
+/// How far the counter of fences may be behind the clock of its server while it is used: another
+/// server whose counter is at the clock may take over after that time.
+const SEED_EVERY: Duration = Duration::from_millis(2);
 
 const QUARANTINED: &str = "Redis lost data, or another server took over: no lock is given until all \
                            who had one before must have lost it";
@@ -40,7 +44,8 @@ pub(super) struct Link {
     pub(super) unready: Option<Error>,
     /// Until then, no lock may be given.
     quarantined_until: Option<Time>,
-    pub(super) seeding: Seeding,
+    /// When the counters of fences were last raised to the clock, by their slots.
+    seeded_at: HashMap<u16, Time>,
     /// For how long an old primary may give locks when this server has taken its place.
     pub(super) zombie: Duration,
     /// What runs besides, for as long as this is used.
@@ -120,7 +125,7 @@ impl Link {
             no_tracking: None,
             unready: Some(Error::of(ErrorKind::Unavailable)),
             quarantined_until: None,
-            seeding: Seeding::default(),
+            seeded_at: HashMap::new(),
             zombie: Duration::ZERO,
             tasks: JoinSet::new(),
             pusher,
@@ -147,7 +152,7 @@ impl Link {
                 server.epoch = ready.epoch;
                 self.quarantined_until = ready.quarantined_until;
                 if let Fences::One(_) = settings.names.fences {
-                    self.seeding.seeded(Time::now(), 0);
+                    self.seeded_at.insert(0, Time::now());
                 }
                 None
             }
@@ -175,7 +180,7 @@ impl Link {
         let mut behind = SmallVec::<[u16; 4]>::new();
         for slot in call.drawn_by_scripts(names) {
             // Whether a script draws a fence shows later, so the counter stays due.
-            if self.seeding.is_behind(sent_at, slot) && !behind.contains(&slot) {
+            if self.is_behind(sent_at, slot) && !behind.contains(&slot) {
                 behind.push(slot);
             }
         }
@@ -194,13 +199,27 @@ impl Link {
             // One that asks goes along each time: the server may have refused those before.
             let is_due = match seed.is_asking {
                 true => !seeds.contains(&seed),
-                false => self.seeding.is_due(now, seed.slot),
+                false => self.is_due(now, seed.slot),
             };
             if is_due {
                 seeds.push(seed);
             }
         }
         seeds
+    }
+
+    fn is_due(&mut self, now: Time, slot: u16) -> bool {
+        let is_due = self.is_behind(now, slot);
+        if is_due {
+            self.seeded_at.insert(slot, now);
+        }
+        is_due
+    }
+
+    /// Returns whether the counter of a slot may be too far behind the clock.
+    fn is_behind(&self, now: Time, slot: u16) -> bool {
+        let seeded_at = self.seeded_at.get(&slot);
+        seeded_at.is_none_or(|at| now.since(*at) >= SEED_EVERY)
     }
 
     /// Returns whether no lock may be given at this time, as the server may lack some that are

@@ -389,9 +389,6 @@ impl RedisStore {
         let commands = call.commands.iter().map(Pending::sent);
         let replies = commands::replies(&self.settings, &call.server, commands, values)?;
         link.observed.reply_to(call.sent_at);
-        for (slot, fence) in &replies.fences {
-            link.seeding.drew(call.sent_at, *slot, *fence);
-        }
         let ready = || link.refuses().map_or(Ok(()), Err);
         self.pings.answer(call.sent_at, ready);
         if let Some(error) = replies.no_tracking {

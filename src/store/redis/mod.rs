@@ -32,7 +32,6 @@ mod probe;
 mod pushes;
 mod queue;
 mod scripts;
-mod seeding;
 mod sentinel;
 mod server;
 mod tls;
