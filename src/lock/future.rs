@@ -333,10 +333,7 @@ fn poll_under_lock<F: Future>(
     lock: &mut HeldLock,
     cx: &mut Context<'_>,
 ) -> Poll<Result<F::Output, Error>> {
-    // Before the first poll, the leases have just been looked at.
-    if lock.has_been_watched()
-        && let Some(lost) = lock.loss()
-    {
+    if let Some(lost) = lock.loss() {
         return Poll::Ready(Err(lost));
     }
     match lock.enter(|| inner.poll(cx)) {

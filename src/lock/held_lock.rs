@@ -47,11 +47,6 @@ impl HeldLock {
         Poll::Ready(self.loss().unwrap_or_else(|| Error::of(ErrorKind::Lost)))
     }
 
-    /// Whether the signal of a loss was ever waited for, and so time may have passed.
-    pub(super) fn has_been_watched(&self) -> bool {
-        self.lost.is_some()
-    }
-
     /// Whether the request must end because a lock is lost. It reads the clock, and is never late.
     pub(super) fn is_lost(&self) -> bool {
         self.on_lost == OnLost::Cancel && self.guards.leases().iter().any(Lease::is_lost_to_layer)

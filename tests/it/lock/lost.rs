@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::{pending, ready};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -215,6 +215,26 @@ async fn a_handler_that_blocked_past_its_lease_is_no_success() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn what_a_service_would_do_after_its_call_blocked_past_its_lease_is_not_begun() {
+    let has_begun = Arc::new(AtomicBool::new(false));
+    let handler = service_fn({
+        let has_begun = Arc::clone(&has_begun);
+        move |req: Request| {
+            block(req.extensions().get::<Lease>().unwrap());
+            let has_begun = Arc::clone(&has_begun);
+            async move {
+                has_begun.store(true, Ordering::SeqCst);
+                Ok::<_, Infallible>(Response::new(Full::from("done")))
+            }
+        }
+    });
+    let mut service = on(&brief(), "a").layer_on(handler);
+    let response = soon("a response", service.call(request())).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!has_begun.load(Ordering::SeqCst));
 }
 
 #[tokio::test]
