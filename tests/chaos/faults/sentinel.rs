@@ -100,6 +100,11 @@ pub(super) async fn settled(scene: &Scene) -> usize {
         }
         if started.elapsed() > 2 * PATIENCE {
             scene.tell_all("ROLE").await;
+            for sentinel in &scene.sentinels {
+                let url = format!("redis://127.0.0.1:{}", sentinel.port);
+                let said = asked(&url, &format!("SENTINEL MASTER {PRIMARY}")).await;
+                println!("sentinel {}: {said:?}", sentinel.port);
+            }
             panic!("the servers do not follow one primary");
         }
         tokio::time::sleep(Duration::from_millis(30)).await;
