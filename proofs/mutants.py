@@ -526,8 +526,8 @@ MUTANTS = [
             ),
             (
                 "src/lock/finish.rs",
-                "if !is_untouched && let Some(lost) = lock.loss() {",
-                "if let (Some(lost), false) = (lock.loss(), true) {",
+                "if let Some(lost) = lock.loss() {\n        drop(hold_until);",
+                "if let (Some(lost), false) = (lock.loss(), true) {\n        drop(hold_until);",
             ),
         ],
         ["--test it a_handler_that_blocked_past_its_lease"],

@@ -45,11 +45,8 @@ where
         return Finish::Lost(lost);
     }
     let hold_until = hold_until(config, protocol, &lock, response, cx);
-    // Neither has a body that blocked while its first frames were read, or while it was dropped.
-    // One that was not touched yet looks for a loss around each of its frames.
-    let is_untouched =
-        matches!(hold_until, HoldUntil::BodyEnd(..)) && !config.release_before_response;
-    if !is_untouched && let Some(lost) = lock.loss() {
+    // Neither has a body that blocked while its first frames were read.
+    if let Some(lost) = lock.loss() {
         drop(hold_until);
         return Finish::Lost(lost);
     }

@@ -59,13 +59,18 @@ async fn a_grant_is_acted_upon_without_asking() {
     }
 }
 
+/// Two processes that make way for each other after each request.
+async fn in_turns(server: &RedisServer) -> [LockManager; 2] {
+    let turns = minute().burst(0, Duration::ZERO);
+    let one = turns.clone().connect(&server.url()).await.unwrap();
+    [one, turns.connect(&server.url()).await.unwrap()]
+}
+
 #[tokio::test]
 async fn with_a_burst_of_zero_processes_take_turns() {
     let server = RedisServer::start().await;
     let redis = server.client().await;
-    let turns = minute().burst(0, Duration::ZERO);
-    let one = turns.clone().connect(&server.url()).await.unwrap();
-    let two = turns.connect(&server.url()).await.unwrap();
+    let [one, two] = in_turns(&server).await;
     let guard = one.try_acquire("a").await.unwrap();
     let mut waiting: Vec<_> = [&one, &two]
         .into_iter()
@@ -98,9 +103,7 @@ async fn with_a_burst_of_zero_processes_take_turns() {
 async fn a_process_that_makes_way_and_waits_again_leaves_the_fences_to_the_scripts() {
     let server = RedisServer::start().await;
     let redis = server.client().await;
-    let turns = minute().burst(0, Duration::ZERO);
-    let one = turns.clone().connect(&server.url()).await.unwrap();
-    let two = turns.connect(&server.url()).await.unwrap();
+    let [one, two] = in_turns(&server).await;
     let guard = one.try_acquire("a").await.unwrap();
     let mut again = Box::pin(one.acquire("a", WAIT));
     assert!(futures_util::poll!(&mut again).is_pending());
