@@ -31,7 +31,9 @@ pub(crate) struct Served {
     /// The client's address.
     pub(crate) by: String,
     pub(crate) words: Vec<String>,
-    /// The clock that its script read, if it set the counter of fences to that.
+    /// How many fences its script drew.
+    pub(crate) draws: usize,
+    /// The clock that its script read, if it set the counter of fences to that once, and first.
     pub(crate) clock_us: Option<u64>,
 }
 
@@ -65,12 +67,16 @@ impl Crowd {
             }
             if served.by != "lua" {
                 order.push(served);
-            } else if served
-                .words
-                .starts_with(&["SET".to_owned(), FENCE.to_owned()])
-            {
-                let script = order.last_mut().expect("a script was called");
-                script.clock_us = served.words[2].parse().ok();
+                continue;
+            }
+            let script = order.last_mut().expect("a script was called");
+            match &served.words[..] {
+                [does, key] if does == "INCR" && key == FENCE => script.draws += 1,
+                [does, key, clock] if does == "SET" && key == FENCE => {
+                    let is_first = script.draws < 2;
+                    script.clock_us = is_first.then(|| clock.parse().unwrap());
+                }
+                _ => {}
             }
         }
     }
@@ -119,8 +125,8 @@ impl Crowd {
             // A script's clock may be a little off the time at which the server says that it
             // served the call. Where it matters, it is known.
             let time = Window {
-                from_us: served.clock_us.unwrap_or(served.at_us - 100_000),
-                to_us: served.clock_us.unwrap_or(served.at_us + 100_000),
+                from_us: served.clock_us.unwrap_or(served.at_us - 1_000_000),
+                to_us: served.clock_us.unwrap_or(served.at_us + 1_000_000),
             };
             match self.numbers.get(&served.by) {
                 Some(&client) if client < PROCESSES => {
@@ -207,6 +213,7 @@ pub(crate) fn served(line: &str) -> Option<Served> {
         at_us: seconds.parse::<u64>().ok()? * 1_000_000 + micros.parse::<u64>().ok()?,
         by: by.split_once(' ')?.1.to_owned(),
         words: words.map(str::to_owned).collect(),
+        draws: 0,
         clock_us: None,
     })
 }

@@ -258,6 +258,30 @@ fn those_who_waited_for_a_lease_that_expired_are_told_of_a_record() {
     only_without(&steps, Script::Complete, from, to);
 }
 
+/// A script that draws several fences reads the clock for each.
+#[test]
+fn a_grant_to_readers_draws_each_fence_by_the_clock_of_its_own_moment() {
+    let by = |process, kind| {
+        let mut step = one(process, kind);
+        if let Step::Call(call) = &mut step {
+            call.client = 0;
+            call.is_seed_due = true;
+        }
+        step
+    };
+    let steps = vec![
+        by(0, acquire(false, false)),
+        by(1, SHARE),
+        by(2, SHARE),
+        by(0, Kind::Release { grants: true }),
+    ];
+    let mut crowd = Crowd::start(Sources::as_they_are());
+    for _ in 0..20 {
+        let programs = [steps.clone(), Vec::new(), Vec::new(), Vec::new()];
+        crowd.run(&programs).unwrap();
+    }
+}
+
 #[test]
 fn clients_at_the_same_time_are_served_as_if_one_after_the_other() {
     const CASES: u32 = 40;
