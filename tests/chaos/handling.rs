@@ -114,7 +114,8 @@ impl Handling {
     ) {
         let id = me.next_id();
         let task = Task::new(me, id, &key, random);
-        let within = WAIT + task.time + me.worker.orders.answers_within();
+        let orders = &me.worker.orders;
+        let within = WAIT + task.time + orders.answers_within() + orders.kept_within();
         me.log
             .note(What::Delivered, id, within.as_nanos() as u64, &key);
         let request = request.extension(task).body(Body::default()).unwrap();

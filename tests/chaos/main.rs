@@ -43,6 +43,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use faults::Gremlin;
+use futures_util::{StreamExt, stream};
 use phases::{Outcome, Phase};
 use support::PATIENCE;
 use support::random::Random;
@@ -51,6 +52,9 @@ use variety::Variety;
 
 /// Set in the environment: this is a worker, and these are its orders.
 const WORKER: &str = "TOWER_DISTRIBUTED_LOCK_CHAOS_WORKER";
+
+/// How many phases run at the same time: each waits for most of its own.
+const AT_ONCE: usize = 2;
 
 /// How long all phases take together, if `CHAOS_SECONDS` does not say.
 const DEFAULT_SECONDS: f64 = 130.0;
@@ -196,18 +200,22 @@ async fn run(seconds: f64, seed: u64) -> bool {
              redis-server does not run with it."
         );
     }
-    let mut outcomes: Vec<Outcome> = Vec::new();
     let phases = phases();
-    let parts = phases.iter().map(|phase| phase.part).sum::<f64>() + mutants::PART;
-    for (number, phase) in phases.into_iter().enumerate() {
-        let random = random.fork();
-        if phase.sets_clock() && !has_clock || !is_chosen(phase.name) {
-            continue;
-        }
-        let time = Duration::from_secs_f64(seconds * phase.part / parts);
-        let dir = dir.join(number.to_string());
-        outcomes.push(phase.run(time, &dir, random).await);
-    }
+    let parts = phases.iter().map(|phase| phase.part).sum::<f64>() / AT_ONCE as f64 + mutants::PART;
+    let runs = phases
+        .into_iter()
+        .enumerate()
+        .filter_map(|(number, phase)| {
+            let random = random.fork();
+            if phase.sets_clock() && !has_clock || !is_chosen(phase.name) {
+                return None;
+            }
+            let time = Duration::from_secs_f64(seconds * phase.part / parts);
+            let dir = dir.join(number.to_string());
+            Some(async move { phase.run(time, &dir, random).await })
+        });
+    let runs: Vec<_> = runs.collect();
+    let mut outcomes: Vec<Outcome> = stream::iter(runs).buffered(AT_ONCE).collect().await;
     let rest = Duration::from_secs_f64(seconds * mutants::PART / parts);
     outcomes.extend(mutants::run(rest, &dir, &mut random).await);
     report::table(&outcomes);

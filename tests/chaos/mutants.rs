@@ -64,10 +64,14 @@ fn phases() -> Vec<Phase> {
     ]
 }
 
+/// In less, a mistake may not show however often it is tried.
+const LEAST: Duration = Duration::from_secs(4);
+
 /// How often a mutant is tried before it counts as not caught.
 const ROUNDS: usize = 12;
 
 pub async fn run(time: Duration, dir: &Path, random: &mut Random) -> Vec<Outcome> {
+    let time = time.max(LEAST);
     let chosen = phases().into_iter().filter(|phase| is_chosen(phase.name));
     let runs = chosen.map(|phase| {
         let (dir, mut random) = (dir.join(phase.name), random.fork());

@@ -107,6 +107,15 @@ impl Orders {
         2 * self.settings().command_timeout + self.access.topology.more_patience()
     }
 
+    /// Within what time a response is in Redis, or read from there, besides: see
+    /// `IdempotencyLayer::max_response_body`.
+    pub fn kept_within(&self) -> Duration {
+        match self.has(Variety::LongAnswers) {
+            true => 12 * self.settings().command_timeout,
+            false => Duration::ZERO,
+        }
+    }
+
     pub fn locks(&self) -> LockManager {
         let builder = self.settings().builder().quarantine(self.quarantine);
         let locks = self

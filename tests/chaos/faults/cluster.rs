@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::{Value, from_redis_value};
+use redis::{RedisResult, Value, from_redis_value};
 
 use super::{Scene, line};
 use crate::requests::KEYS;
@@ -26,6 +26,9 @@ pub(super) type Shards = BTreeMap<usize, Shard>;
 /// How long a replica may take to take over, on a machine that has other things to do.
 const TAKES_OVER: Duration = Duration::from_secs(8);
 
+/// What Valkey is asked how the moves of slots go, from 9.0 on. Others do not know it.
+const MIGRATIONS: &str = "CLUSTER GETSLOTMIGRATIONS";
+
 pub async fn disturb(scene: Arc<Scene>, may_lose: bool, mut random: Random) {
     while scene.pause(random.millis(100, 700)).await {
         let shards = settled(&scene).await;
@@ -39,23 +42,23 @@ pub async fn disturb(scene: Arc<Scene>, may_lose: bool, mut random: Random) {
         let all: Vec<usize> = (0..scene.servers.len()).collect();
         let replaced = || until(&scene, replica, "role:", "master");
         let more = random.millis(0, 700);
-        match random.below(if may_lose { 12 } else { 5 }) {
+        match random.below(if may_lose { 14 } else { 5 }) {
             0..2 => {
                 let failover = fail_over(&scene, replica);
                 scene.fault("planned failover", failover).await;
             }
             number @ 2..5 => {
-                // It does not hear of the move, and tells of the old map.
-                let deaf = (number == 4 && !may_lose).then_some(replica);
-                let name = match deaf {
-                    None => "slot moved with a pause",
-                    Some(_) => "slot moved, a server is deaf",
+                let can_at_once = scene.ask(primary, MIGRATIONS).await.is_ok();
+                let (how, name) = match number {
+                    4 if !may_lose => (Move::Deaf(replica), "slot moved, a server is deaf"),
+                    3 if can_at_once => (Move::AtOnce, "slot moved at once"),
+                    _ => (Move::Paused, "slot moved with a pause"),
                 };
                 if may_lose {
                     // A quarantine is for the locks that a primary has then, wherever they go.
                     tokio::time::sleep(2 * TTL).await;
                 }
-                let moving = move_slot(&scene, &shards, deaf, &mut random);
+                let moving = move_slot(&scene, &shards, how, &mut random);
                 scene.fault(name, moving).await;
             }
             5..7 => {
@@ -70,7 +73,11 @@ pub async fn disturb(scene: Arc<Scene>, may_lose: bool, mut random: Random) {
                 let stopped = scene.stop_until(primary, replaced(), more);
                 scene.fault("primary stopped, replaced", stopped).await;
             }
-            10 => {
+            10..12 => {
+                let cut_off = cut_off_bus(&scene, primary, replaced(), more);
+                scene.fault("primary's bus cut off", cut_off).await;
+            }
+            12 => {
                 let stopped = scene.stop(&all, random.millis(500, 2500));
                 scene.fault("all stopped", stopped).await;
             }
@@ -173,11 +180,36 @@ async fn fail_over(scene: &Scene, replica: usize) {
     until(scene, replica, "role:", "master").await;
 }
 
-/// Moves a slot with its keys, as `redis-cli --cluster reshard` does, with pauses.
-async fn move_slot(scene: &Scene, shards: &Shards, deaf: Option<usize>, random: &mut Random) {
-    let _deaf = match deaf {
-        Some(server) => Some(Deaf::new(scene.servers[server].lock().await)),
-        None => None,
+/// A primary does not hear the other servers' pings, until its replica has taken its place and for
+/// some time more. Clients can reach it all the while.
+async fn cut_off_bus(
+    scene: &Scene,
+    primary: usize,
+    replaced: impl Future<Output = ()>,
+    more: Duration,
+) {
+    // The number is that of a kind of message.
+    insist(scene, primary, "DEBUG DROP-CLUSTER-PACKET-FILTER 0").await;
+    replaced.await;
+    tokio::time::sleep(more).await;
+    insist(scene, primary, "DEBUG DROP-CLUSTER-PACKET-FILTER -1").await;
+}
+
+/// How a slot moves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Move {
+    Paused,
+    /// That server does not hear of the move, and tells of the old map.
+    Deaf(usize),
+    /// With all its keys, as Valkey can from 9.0 on.
+    AtOnce,
+}
+
+/// Moves a slot with its keys: with pauses as `redis-cli --cluster reshard` does, or at once.
+async fn move_slot(scene: &Scene, shards: &Shards, how: Move, random: &mut Random) {
+    let _deaf = match how {
+        Move::Deaf(server) => Some(Deaf::new(scene.servers[server].lock().await)),
+        Move::Paused | Move::AtOnce => None,
     };
     let asked = shards.keys().next().unwrap();
     let name = format!("CLUSTER KEYSLOT lock:{}", random.pick(&KEYS[..4]));
@@ -199,6 +231,9 @@ async fn move_slot(scene: &Scene, shards: &Shards, deaf: Option<usize>, random: 
     let target = random.pick(&others);
     let source_id = scene.command(source, "CLUSTER MYID").await;
     let target_id = scene.command(target, "CLUSTER MYID").await;
+    if how == Move::AtOnce {
+        return move_at_once(scene, slot, source, &target_id).await;
+    }
     let port = scene.ports[target];
     let import = format!("CLUSTER SETSLOT {slot} IMPORTING {source_id}");
     let migrate = format!("CLUSTER SETSLOT {slot} MIGRATING {target_id}");
@@ -228,6 +263,27 @@ async fn move_slot(scene: &Scene, shards: &Shards, deaf: Option<usize>, random: 
     insist(scene, target, &arrived).await;
     tokio::time::sleep(random.millis(0, 300)).await;
     insist(scene, source, &arrived).await;
+}
+
+async fn move_at_once(scene: &Scene, slot: u16, source: usize, target_id: &str) {
+    let range = format!("SLOTSRANGE {slot} {slot} NODE {target_id}");
+    insist(scene, source, &format!("CLUSTER MIGRATESLOTS {range}")).await;
+    let started = Instant::now();
+    while !has_ended(scene.ask(source, MIGRATIONS).await) {
+        assert!(started.elapsed() < PATIENCE, "slot {slot} does not move");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Whether no move of slots goes on, by the reply to [`MIGRATIONS`].
+fn has_ended(reply: RedisResult<Value>) -> bool {
+    let Ok(Ok(moves)) = reply.map(from_redis_value::<Vec<BTreeMap<String, Value>>>) else {
+        return false;
+    };
+    moves.iter().all(|one| {
+        let state = one.get("state").cloned().map(from_redis_value::<String>);
+        matches!(state, Some(Ok(state)) if ["success", "failed", "cancelled"].contains(&&*state))
+    })
 }
 
 /// Says it until the server does it: half a move is none.

@@ -106,10 +106,17 @@ pub async fn narrow(scene: Arc<Scene>) {
     }
 }
 
-/// One server cannot be reached, by none of the workers or by some.
+/// One server cannot be reached, by none of the workers or by some; or its address leads to another
+/// one.
 pub async fn partition(scene: Arc<Scene>, mut random: Random) {
     while scene.pause(random.millis(300, 2500)).await {
         let server = random.below(scene.servers.len() as u64) as usize;
+        if random.chance(25) {
+            let name = "an address leads to another server";
+            let misled = mislead(&scene, server, &mut random);
+            scene.fault(name, misled).await;
+            continue;
+        }
         let percent = random.pick(&[50, 100]);
         let weather = match random.below(3) {
             0 => both(Way::Hold),
@@ -140,6 +147,27 @@ pub async fn partition(scene: Arc<Scene>, mut random: Random) {
                 }
             })
             .await;
+    }
+}
+
+/// For some workers, the address of a server leads to another one. In a cluster, that may say
+/// `MOVED` to where it is asked.
+async fn mislead(scene: &Scene, server: usize, random: &mut Random) {
+    let others = 1..scene.servers.len() as u64;
+    let other = (server + random.pick(&others.collect::<Vec<_>>()) as usize) % scene.servers.len();
+    let places = scene.crew.places.iter();
+    let misled: Vec<_> = places
+        .filter(|_| random.chance(50))
+        .map(|place| &place.proxies[server])
+        .collect();
+    for target in [other, server] {
+        for proxy in &misled {
+            proxy.target.send_replace(scene.ports[target]);
+            proxy.cut(Cut::Close);
+        }
+        if target == other {
+            tokio::time::sleep(random.millis(50, 1500)).await;
+        }
     }
 }
 
