@@ -281,7 +281,8 @@ impl LockManager {
     /// alone, within `wait`.
     ///
     /// The order is that of [`acquire`](Self::acquire): a request that waits to have the lock alone
-    /// lets no later one share it before. So neither kind starves the other.
+    /// lets no later one share it before. (If its own node shares the lock, the others learn that
+    /// it waits when that is over.) So neither kind starves the other.
     ///
     /// In Redis, it is the process that shares the lock, whatever the number of its requests. It
     /// keeps its share for a moment when the last of their guards is dropped (a fiftieth of the

@@ -41,6 +41,7 @@ use quickstart::{
 };
 use readers::{
     a_killed_reader_frees_its_place_when_its_own_lease_expires,
+    a_killed_writer_that_waited_keeps_no_reader_out,
     a_reader_that_was_frozen_beyond_its_ttl_knows_that_it_lost_the_lock,
     a_writer_waits_for_the_lease_of_a_reader_that_was_killed,
     readers_are_let_in_though_one_of_those_that_wait_was_killed,
@@ -66,6 +67,7 @@ tests! {
     transfers_between_random_accounts_never_change_their_sum
     processes_killed_in_the_middle_of_transfers_change_no_sum
     a_killed_reader_frees_its_place_when_its_own_lease_expires
+    a_killed_writer_that_waited_keeps_no_reader_out
     the_renewals_of_other_readers_do_not_keep_a_killed_one_alive
     a_writer_waits_for_the_lease_of_a_reader_that_was_killed
     a_reader_that_was_frozen_beyond_its_ttl_knows_that_it_lost_the_lock

@@ -52,6 +52,24 @@ pub async fn the_renewals_of_other_readers_do_not_keep_a_killed_one_alive() {
     eventually_no_trace(&redis).await;
 }
 
+pub async fn a_killed_writer_that_waited_keeps_no_reader_out() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let mut first = Worker::start(&server, 900).await;
+    let mut writer = Worker::start(&server, 900).await;
+    let mut second = Worker::start(&server, 900).await;
+    first.share().await;
+    writer.tell("acquire").await;
+    eventually_queued(&redis, "a", 1).await;
+    writer.kill().await;
+    second.share().await;
+    assert_eq!(first.ask("look").await, "held: true, lost: false");
+    for reader in [&mut first, &mut second] {
+        assert_eq!(reader.ask("release").await, "ok");
+    }
+    eventually_no_trace(&redis).await;
+}
+
 pub async fn a_reader_that_was_frozen_beyond_its_ttl_knows_that_it_lost_the_lock() {
     let server = RedisServer::start().await;
     let redis = server.client().await;

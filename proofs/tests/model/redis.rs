@@ -328,16 +328,26 @@ impl Redis {
         token: Token,
         server: Server,
         may_queue: bool,
+        is_there: impl Fn(Process) -> bool,
     ) -> Outcome {
         self.carry_out(now_us / 1000, |redis, messages| {
+            if redis.is_shared_and_marked() {
+                redis.drop_the_gone(is_there)?;
+            }
             redis.try_share(now_us, times, token, server, may_queue, messages)
         })
     }
 
     /// Lets a reader's lease last for a whole time to live again if it still shares the lock.
-    pub fn renew_shared(&mut self, now_ms: u64, times: Times, token: Token) -> Outcome {
+    pub fn renew_shared(
+        &mut self,
+        now_ms: u64,
+        times: Times,
+        token: Token,
+        is_there: impl Fn(Process) -> bool,
+    ) -> Outcome {
         self.carry_out(now_ms, |redis, _| {
-            redis.try_renew_shared(now_ms, times, token)
+            redis.try_renew_shared(now_ms, times, token, is_there)
         })
     }
 
@@ -793,6 +803,7 @@ impl Redis {
         now_ms: u64,
         times: Times,
         token: Token,
+        is_there: impl Fn(Process) -> bool,
     ) -> Result<Reply, Failure> {
         let holder = self.read_owner()?;
         let shared = holder.filter(|holder| holder.token == Token::Shared);
@@ -800,6 +811,11 @@ impl Redis {
         let Some(shared) = shared.filter(|_| is_in) else {
             return Ok(Reply::Gone);
         };
+        let mut contended = shared.is_marked;
+        if contended {
+            self.drop_the_gone(is_there)?;
+            contended = !self.queue()?.is_empty();
+        }
         let lasts = self.lasts(now_ms, times);
         self.join_readers(token, now_ms + times.ttl_ms);
         if self.has(Mutation::RenewalProlongsAll) {
@@ -808,9 +824,28 @@ impl Redis {
             }
         }
         self.readers_expire_ms = Some(lasts);
-        let contended = shared.is_marked;
         self.set_owner(lease(Token::Shared, contended, lasts));
         Ok(Reply::Renewed { contended })
+    }
+
+    fn is_shared_and_marked(&self) -> bool {
+        let is_so = |owner: Owner| owner.token == Token::Shared && owner.is_marked;
+        !self.wrong_type.owner && self.owner.is_some_and(is_so) && !self.readers.is_empty()
+    }
+
+    /// Drops those from the head of the queue whose processes are gone.
+    fn drop_the_gone(&mut self, is_there: impl Fn(Process) -> bool) -> Result<(), Failure> {
+        while let Some(first) = self.queue()?.first().copied() {
+            match first {
+                Token::Ours { process, .. } | Token::Reader { process, .. }
+                    if is_there(process) =>
+                {
+                    break;
+                }
+                _ => drop(self.pop_queue()?),
+            }
+        }
+        Ok(())
     }
 
     /// Returns until when a shared lock lasts with one more lease.

@@ -52,6 +52,7 @@ const SCRIPTS: [&str; 9] = [
     ),
     concat!(
         include_str!("../../../src/store/redis/scripts/parts/fence.lua"),
+        include_str!("../../../src/store/redis/scripts/parts/living.lua"),
         include_str!("../../../src/store/redis/scripts/share.lua"),
         include_str!("../../../src/store/redis/scripts/parts/queue.lua"),
     ),
@@ -63,7 +64,10 @@ const SCRIPTS: [&str; 9] = [
         include_str!("../../../src/store/redis/scripts/parts/to_readers.lua"),
     ),
     include_str!("../../../src/store/redis/scripts/renew.lua"),
-    include_str!("../../../src/store/redis/scripts/renew_shared.lua"),
+    concat!(
+        include_str!("../../../src/store/redis/scripts/parts/living.lua"),
+        include_str!("../../../src/store/redis/scripts/renew_shared.lua"),
+    ),
     include_str!("../../../src/store/redis/scripts/complete.lua"),
     include_str!("../../../src/store/redis/scripts/seed.lua"),
     include_str!("../../../src/store/redis/scripts/quarantine.lua"),
@@ -208,6 +212,29 @@ fn a_reader_at_the_head_of_the_queue_joins_those_that_share() {
         one(1, SHARE),
     ];
     only_without(&steps, Script::Share, "first == waits or ", "");
+}
+
+#[test]
+fn a_renewal_drops_those_that_are_gone_and_shortens_no_lease() {
+    let renews = || {
+        let mut renews = one(1, Kind::RenewShared);
+        if let Step::Call(call) = &mut renews {
+            // The other reader's is longer.
+            call.times = TIMES[1];
+        }
+        renews
+    };
+    let garbage = Step::Happens(Event::ForeignQueues(FOREIGN[1]), 0);
+    let steps = [
+        one(0, SHARE),
+        one(1, SHARE),
+        garbage,
+        one(2, acquire(true, false)),
+    ];
+    let steps = [&steps[..], &[Step::Listens(2, false), renews()]].concat();
+    let keeps = "'shared', 'KEEPTTL')";
+    only_without(&steps, Script::RenewShared, keeps, "'shared')");
+    only_without(&steps, Script::RenewShared, "if process and ", "if ");
 }
 
 #[test]

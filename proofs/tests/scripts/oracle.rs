@@ -142,6 +142,7 @@ impl Oracle {
         };
         let lock = &mut self.locks[of.key];
         lock.last_fence = self.last_fence;
+        let is_there = |process| self.listening[usize::from(process)];
         let outcome = match done.piece {
             Piece::Take(_) => lock.take(now_ms, times, token, may_be_record),
             Piece::TakeUnread(_) => {
@@ -160,13 +161,12 @@ impl Oracle {
                     let server = done.server;
                     lock.acquire(time.clock_us(), times, token, server, queue, may_be_record)
                 }
-                Script::Share => lock.share(time.clock_us(), times, token, done.server, queue),
-                Script::RenewShared => lock.renew_shared(now_ms, times, token),
-                Script::Release => lock.release(now_ms, token),
-                Script::Grant => {
-                    let is_there = |process| self.listening[usize::from(process)];
-                    lock.grant(time.clock_us(), times, token, done.server, is_there)
+                Script::Share => {
+                    lock.share(time.clock_us(), times, token, done.server, queue, is_there)
                 }
+                Script::RenewShared => lock.renew_shared(now_ms, times, token, is_there),
+                Script::Release => lock.release(now_ms, token),
+                Script::Grant => lock.grant(time.clock_us(), times, token, done.server, is_there),
                 Script::Renew => lock.renew(now_ms, times, token),
                 Script::Complete => match of.kind {
                     Kind::Complete(record) => lock.complete(now_ms, token, record, RETENTION_MS),

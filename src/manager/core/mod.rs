@@ -102,17 +102,13 @@ impl Request<'_> {
     /// Gives up waiting. Returns the kind of error for a caller whose time is over.
     pub(super) fn give_up(mut self) -> ErrorKind {
         self.is_decided = true;
-        let number = self.number;
+        let (number, is_available) = (self.number, self.core.store.is_available());
         let overdue = self.core.with_slot(self.key, |machine| {
-            let overdue = machine.overdue();
+            let overdue = machine.overdue(is_available);
             machine.cancel(number);
             Some(overdue)
         });
-        match overdue {
-            Some(kind) if self.core.store.is_available() => kind,
-            // The lock may well be free.
-            _ => ErrorKind::Unavailable,
-        }
+        overdue.unwrap_or(ErrorKind::Unavailable)
     }
 }
 

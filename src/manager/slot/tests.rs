@@ -148,9 +148,9 @@ impl Table {
         self.on(|machine| machine.finished(grant, (), true))
     }
 
-    fn overdue(&mut self) -> ErrorKind {
+    fn overdue(&mut self, is_store_available: bool) -> ErrorKind {
         let mut kind = None;
-        self.on(|machine| kind = Some(machine.overdue()));
+        self.on(|machine| kind = Some(machine.overdue(is_store_available)));
         kind.expect("the event has happened")
     }
 
@@ -560,19 +560,23 @@ fn a_reply_that_does_not_fit_an_acquire_counts_as_a_failure() {
 fn a_wait_that_is_over_is_told_as_unavailable_while_the_store_has_not_replied() {
     let mut table = Table::new();
     table.request('a', true);
-    assert_eq!(table.overdue(), ErrorKind::Unavailable);
+    assert_eq!(table.overdue(true), ErrorKind::Unavailable);
     let effects = table.acquire_replied(1, Duration::ZERO, HELD);
     assert_eq!(effects, ["acquire 1 queue"]);
-    assert_eq!(table.overdue(), ErrorKind::TimedOut);
+    assert_eq!(table.overdue(true), ErrorKind::TimedOut);
     table.acquire_replied(1, Duration::ZERO, HELD);
     // Until now, the lock is known to have been held.
     assert_eq!(table.pass(Duration::from_secs(5)), ["acquire 1 queue"]);
-    assert_eq!(table.overdue(), ErrorKind::TimedOut);
+    assert_eq!(table.overdue(true), ErrorKind::TimedOut);
+    assert_eq!(table.overdue(false), ErrorKind::Unavailable);
     table.acquire_replied(1, Duration::ZERO, failed(true));
-    assert_eq!(table.overdue(), ErrorKind::Unavailable);
+    assert_eq!(table.overdue(true), ErrorKind::Unavailable);
     assert_eq!(table.pass(TTL), ["acquire 2 queue"]);
-    assert_eq!(table.overdue(), ErrorKind::Unavailable);
-    assert_eq!(Table::held().overdue(), ErrorKind::TimedOut);
+    assert_eq!(table.overdue(true), ErrorKind::Unavailable);
+    let mut table = Table::held();
+    for is_store_available in [true, false] {
+        assert_eq!(table.overdue(is_store_available), ErrorKind::TimedOut);
+    }
 }
 
 #[test]

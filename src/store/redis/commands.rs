@@ -464,8 +464,9 @@ fn add(
             renew
         }
         Way::RenewShared => {
-            let mut renew = script(&scripts::RENEW_SHARED, &[lock, &readers_name(lock)]);
-            renew.arg(ttl);
+            let keys = [lock, &readers_name(lock), &queue_name(lock)];
+            let mut renew = script(&scripts::RENEW_SHARED, &keys);
+            renew.arg(ttl).arg(&settings.names.inboxes);
             renew
         }
         Way::Complete => {

@@ -396,19 +396,71 @@ async fn a_reader_that_was_not_told_learns_from_its_renewal_that_it_is_wanted() 
     let locks = short_lived(900).connect(&server.url()).await.unwrap();
     let reader = locks.acquire_shared("a", WAIT).await.unwrap();
     // As a writer would, without telling it.
-    let gone = "00000000000000000000000000000001:1";
-    run(&redis, &format!("RPUSH {{lock:a}}:queue {gone}")).await;
+    let writer = inbox(&server).await;
+    run(&redis, &format!("RPUSH {{lock:a}}:queue {WRITER}")).await;
     run(&redis, "SET lock:a shared! KEEPTTL").await;
     eventually("it lets no other in", || async {
         locks.try_acquire_shared("a").await.is_err()
     })
     .await;
-    drop(reader);
+    drop((writer, reader));
     // The writer is gone: it is passed over.
     let _reader = soon("it is free", locks.acquire_shared("a", WAIT))
         .await
         .unwrap();
     assert_eq!(queue_length(&redis, "a").await, 0);
+}
+
+#[tokio::test]
+async fn a_writer_that_gave_up_keeps_no_reader_out() {
+    let server = RedisServer::start().await;
+    let locks = short_lived(900).connect(&server.url()).await.unwrap();
+    let others = minute().connect(&server.url()).await.unwrap();
+    let _reader = locks.try_acquire_shared("a").await.unwrap();
+    let mut writer = Box::pin(others.acquire("a", WAIT));
+    assert!(futures_util::poll!(&mut writer).is_pending());
+    eventually("its readers hear of it", || async {
+        locks.try_acquire_shared("a").await.is_err()
+    })
+    .await;
+    drop(writer);
+    let waits = locks.acquire_shared("a", WAIT);
+    drop(soon("a reader that waits is let in", waits).await.unwrap());
+    eventually("so is one that does not", || async {
+        locks.try_acquire_shared("a").await.is_ok()
+    })
+    .await;
+}
+
+/// The token of a process that is not there, unless something listens to its inbox.
+const WRITER: &str = "00000000000000000000000000000001:1";
+
+async fn inbox(server: &RedisServer) -> redis::aio::PubSub {
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut listens = client.get_async_pubsub().await.unwrap();
+    let (process, _) = WRITER.split_once(':').unwrap();
+    listens
+        .subscribe(format!("lock:inbox:{process}"))
+        .await
+        .unwrap();
+    listens
+}
+
+#[tokio::test]
+async fn a_renewal_drops_the_mark_of_a_writer_that_is_gone() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let locks = short_lived(900).connect(&server.url()).await.unwrap();
+    let reader = locks.acquire_shared("a", WAIT).await.unwrap();
+    run(&redis, &format!("RPUSH {{lock:a}}:queue {WRITER}")).await;
+    run(&redis, "SET lock:a shared! KEEPTTL").await;
+    eventually("it is gone", || async {
+        value(&redis, "lock:a").await.as_deref() == Some("shared")
+    })
+    .await;
+    assert_eq!(queue_length(&redis, "a").await, 0);
+    assert!(expires_in(&redis, "lock:a").await > Duration::ZERO);
+    assert!(reader.lease().is_held());
 }
 
 #[tokio::test]

@@ -274,6 +274,7 @@ impl World {
             if owner == Some(Token::Shared)
                 && self.redis.queue.first().is_some_and(is_writer)
                 && self.redis.readers.iter().all(|(reader, _)| *reader != ours(token)));
+        let is_there = |process: Process| there[usize::from(process)];
         let redis = &mut self.redis;
         let outcome = match command {
             Command::Acquire {
@@ -281,11 +282,11 @@ impl World {
                 mode: Mode::Shared,
                 queue,
                 ..
-            } => redis.share(now * 1000, times, ours(token), server, queue),
+            } => redis.share(now * 1000, times, ours(token), server, queue, is_there),
             Command::Renew {
                 token,
                 mode: Mode::Shared,
-            } => redis.renew_shared(now, times, ours(token)),
+            } => redis.renew_shared(now, times, ours(token), is_there),
             Command::Acquire { token, .. } if is_take => {
                 redis.take(now, times, ours(token), plan.records)
             }
@@ -299,7 +300,6 @@ impl World {
                 ..
             } => redis.release(now, ours(token)),
             Command::Release { token, .. } => {
-                let is_there = |process: Process| there[usize::from(process)];
                 redis.grant(now * 1000, times, ours(token), server, is_there)
             }
             Command::Complete { token, .. } => redis.complete(now, ours(token), 0, RETENTION),

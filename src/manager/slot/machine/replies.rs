@@ -154,9 +154,14 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
                 holding.valid_until = holding.valid_until.max(valid_until);
                 holding.renew_at = outcome.sent_at + self.env.rules.renewal;
                 let recheck = holding.recheck;
+                if holding.mode.is_shared() && !contended {
+                    holding.calm(outcome.sent_at);
+                }
                 self.extend_leases();
                 if contended {
                     self.contend();
+                } else {
+                    self.admit();
                 }
                 if recheck {
                     self.check();

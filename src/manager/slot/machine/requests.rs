@@ -78,18 +78,24 @@ impl<W, R, S: Default> Machine<'_, W, R, S> {
     }
 
     /// Lets those in that share the lock, and are first in line now.
-    fn admit(&mut self) {
-        if matches!(&self.slot.state, State::Holding(holding) if holding.may_admit(self.env)) {
+    pub(super) fn admit(&mut self) {
+        let State::Holding(holding) = &self.slot.state else {
+            return;
+        };
+        if holding.may_admit(self.env) && !self.slot.waiters.is_empty() {
             self.grant(GrantPath::Local);
         }
     }
 
     /// Returns the error for a waiter whose time is over. Either others held the lock, or the lock
-    /// may well be free, and the store has not replied.
-    pub(crate) fn overdue(&self) -> ErrorKind {
-        match self.slot.state {
+    /// may well be free, and the store has not replied, or cannot.
+    pub(crate) fn overdue(&self, is_store_available: bool) -> ErrorKind {
+        match &self.slot.state {
+            // For that, the store is not needed.
+            State::Holding(holding) if self.env.now < holding.valid_until => ErrorKind::TimedOut,
             State::Acquiring { attempt, .. } if attempt.unanswered => ErrorKind::Unavailable,
             State::Backoff { .. } => ErrorKind::Unavailable,
+            _ if !is_store_available => ErrorKind::Unavailable,
             _ => ErrorKind::TimedOut,
         }
     }

@@ -101,6 +101,30 @@ fn none_joins_past_a_process_that_waits() {
 }
 
 #[test]
+fn none_is_kept_out_by_a_process_that_waits_no_longer() {
+    let renewal = Command::Renew {
+        token: 1,
+        mode: SHARED,
+    };
+    let mut table = Table::shared();
+    let renewed = |table: &mut Table, contended| {
+        let reply = Ok(Reply::Renewed { contended });
+        let mut effects = table.replied(renewal, Duration::from_millis(1), reply);
+        effects.retain(|effect| effect != "extend");
+        effects
+    };
+    table.pass(Duration::from_millis(1));
+    table.notice(Notice::Contended { token: 1 });
+    table.read('c');
+    // Redis may have renewed it before that process came.
+    assert!(renewed(&mut table, false).is_empty());
+    table.pass(Duration::from_millis(2));
+    assert!(renewed(&mut table, true).is_empty());
+    assert_eq!(renewed(&mut table, false), ["grant c 7168"]);
+    assert_eq!(table.read('d'), ["grant d 7168"]);
+}
+
+#[test]
 fn a_share_that_is_wanted_from_the_beginning_admits_those_that_are_there() {
     let mut table = Table::new();
     table.read('a');
