@@ -306,9 +306,11 @@ where
 {
     let guards = match acquired {
         Ok(guards) => guards,
+        // A process that drains refuses by itself: Redis was not asked.
         Err(error)
             if error.kind() == ErrorKind::Unavailable
-                && config.on_unavailable == OnUnavailable::Proceed =>
+                && config.on_unavailable == OnUnavailable::Proceed
+                && !config.locks.is_draining() =>
         {
             request.extensions_mut().insert(Unlocked);
             let inner = service.call(request);

@@ -81,6 +81,13 @@ impl LockManager {
     }
 }
 
+impl LockManager {
+    /// Returns whether it takes no more locks.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.core.is_draining()
+    }
+}
+
 impl Core {
     /// Makes the store able to answer questions. Fails if the manager is closed.
     pub(super) fn answers_questions(self: &Arc<Self>) -> Result<(), Error> {

@@ -201,6 +201,8 @@ impl LockManager {
             }
         }
         drop(held_back);
+        // All may have been decided at once: other tasks are to have their turn.
+        tokio::task::consume_budget().await;
         let within = self.core.store.replies_within();
         let asked_at = Time::now();
         for (request, decided) in asked {

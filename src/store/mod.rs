@@ -280,11 +280,10 @@ impl Store {
     /// with its completion.
     pub(crate) fn time_to_put_aside(&self, record: &Record) -> Option<Duration> {
         match self {
-            Self::Redis(redis) if record.content.len() > LONG_RECORD => Some(redis.patience()),
-            Self::Cluster(cluster) if record.content.len() > LONG_RECORD => {
-                Some(cluster.patience())
-            }
-            Self::Redis(_) | Self::Cluster(_) | Self::Memory(_) => None,
+            _ if record.content.len() <= LONG_RECORD => None,
+            Self::Redis(redis) => Some(redis.time_to_put_aside()),
+            Self::Cluster(cluster) => Some(cluster.time_to_put_aside()),
+            Self::Memory(_) => None,
             #[cfg(all(test, feature = "properties"))]
             Self::Fake(_) => None,
         }

@@ -75,8 +75,14 @@ impl Default for LongRecords {
 }
 
 /// Returns how long it may take to write a long record, or to read one.
-pub(super) fn patience(command_timeout: Duration) -> Duration {
+fn patience(command_timeout: Duration) -> Duration {
     command_timeout * TIMEOUTS
+}
+
+/// Returns how long a record keeps its lock, until it stands in its place, or what stands for it
+/// does: after an attempt in vain, its parts are discarded first.
+pub(super) fn time_to_put_aside(command_timeout: Duration) -> Duration {
+    patience(command_timeout) + 2 * command_timeout
 }
 
 impl RedisStore {
@@ -232,8 +238,11 @@ impl RedisStore {
             .map(move |number| part_name(&self.settings.names.prefix, key, &parts.id, number))
     }
 
-    /// Returns how long it may take to write a record, or to read one.
-    pub(crate) fn patience(&self) -> Duration {
+    pub(crate) fn time_to_put_aside(&self) -> Duration {
+        time_to_put_aside(self.settings.command_timeout)
+    }
+
+    fn patience(&self) -> Duration {
         patience(self.settings.command_timeout)
     }
 

@@ -108,7 +108,6 @@ impl Pending {
             // Two servers that send commands to each other agree later.
             Redirect::Ask { .. } | Redirect::Later => {
                 self.attempts -= 1;
-                self.may_be_overtaken = true;
                 self.start_again();
                 false
             }

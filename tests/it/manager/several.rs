@@ -11,8 +11,8 @@ use super::WAIT;
 use crate::nodes::{Nodes, Store};
 use crate::support::random::Random;
 use crate::support::{
-    ClosedPort, RedisServer, eventually, eventually_no_trace, eventually_queued, minute, run,
-    short_lived, soon,
+    ClosedPort, PATIENCE, RedisServer, eventually, eventually_no_trace, eventually_queued, minute,
+    run, short_lived, soon,
 };
 
 on_every_store! {
@@ -25,6 +25,7 @@ on_every_store! {
     calls_dropped_at_any_moment_leave_no_lock
     more_keys_than_allowed_are_refused
     a_manager_that_is_closed_takes_none
+    calls_without_end_leave_time_for_other_tasks
 }
 
 mod between_nodes {
@@ -330,4 +331,29 @@ async fn where_redis_is_not_available_the_first_key_says_so() {
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert_eq!(error.key().unwrap().as_str(), "a");
     }
+}
+
+/// Of one thread: a task that never lets others run would never end.
+async fn calls_without_end_leave_time_for_other_tasks(store: Store) {
+    let locks = store.locks().await;
+    let _guard = locks.try_acquire("a").await.unwrap();
+    let (ended, ends) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        runtime.block_on(async {
+            let calls = async {
+                loop {
+                    locks.try_acquire_all(["a", "b"]).await.unwrap_err();
+                }
+            };
+            tokio::select! {
+                () = calls => {}
+                () = tokio::time::sleep(Duration::from_millis(20)) => {}
+            }
+        });
+        let _ = ended.send(());
+    });
+    let is_over = tokio::task::spawn_blocking(move || ends.recv_timeout(PATIENCE));
+    is_over.await.unwrap().expect("others have their turn");
 }

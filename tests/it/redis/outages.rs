@@ -8,7 +8,7 @@ use tower_distributed_lock::{ErrorKind, LockManager, LostReason};
 use super::{TIMEOUT, impatient, recovers, unavailable};
 use crate::support::{
     ClosedPort, Mode, PATIENCE, Proxy, RedisServer, clients, eventually, eventually_no_trace,
-    eventually_queued, run, script_calls, short_lived, soon, value,
+    eventually_queued, minute, run, script_calls, short_lived, soon, value,
 };
 
 #[tokio::test]
@@ -70,6 +70,22 @@ async fn a_server_that_never_answers_is_told_within_the_command_timeout() {
     // else.
     assert!(started.elapsed() < PATIENCE);
     drop(listener);
+}
+
+#[tokio::test]
+async fn a_wait_for_a_holder_of_the_same_process_ends_as_one_for_a_holder_also_in_an_outage() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port).await;
+    let locks = minute().connect(&proxy.url()).await.unwrap();
+    let guard = locks.try_acquire("a").await.unwrap();
+    proxy.set(Mode::Close);
+    eventually("the connection is gone", || async {
+        !locks.stats().is_store_up
+    })
+    .await;
+    let error = locks.acquire("a", Duration::from_millis(50)).await;
+    assert!(guard.lease().is_held());
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::TimedOut);
 }
 
 #[tokio::test]

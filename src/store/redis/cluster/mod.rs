@@ -466,8 +466,8 @@ impl ClusterStore {
         self.settings.replies_within() + 2 * self.settings.command_timeout
     }
 
-    pub(crate) fn patience(&self) -> Duration {
-        super::long::patience(self.settings.command_timeout)
+    pub(crate) fn time_to_put_aside(&self) -> Duration {
+        super::long::time_to_put_aside(self.settings.command_timeout)
     }
 
     pub(crate) fn is_drained(&self) -> bool {

@@ -24,7 +24,8 @@ struct Commands {
 }
 
 impl Redirected {
-    pub(in crate::store::redis) fn put(&self, pending: Pending) {
+    pub(in crate::store::redis) fn put(&self, mut pending: Pending) {
+        pending.may_be_overtaken = true;
         self.commands().waiting.push(pending);
         self.notify();
     }
@@ -71,5 +72,23 @@ impl Redirected {
 
     fn commands(&self) -> MutexGuard<'_, Commands> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Time;
+    use crate::key::LockKey;
+    use crate::store::Command;
+
+    #[test]
+    fn whatever_waits_here_may_be_overtaken() {
+        let (key, command) = (LockKey::new("a").unwrap(), Command::Check { token: 7 });
+        let redirected = Redirected::default();
+        redirected.put(Pending::new(key, command, Time::from_nanos(9)));
+        let waiting = redirected.take();
+        assert!(waiting.iter().all(|pending| pending.may_be_overtaken));
+        assert_eq!(waiting.len(), 1);
     }
 }
