@@ -7,7 +7,7 @@
 //! Place it *outside* a [`DistributedLockLayer`](crate::DistributedLockLayer): the request then
 //! runs to its end with its lock. Inside it would be wrong: the lock would be released while the
 //! work goes on. An [`IdempotencyLayer`](crate::IdempotencyLayer) needs none: it does the same for
-//! the requests that it runs.
+//! the requests that it runs, unless they run under a lock already.
 
 use std::fmt;
 use std::panic::resume_unwind;

@@ -82,8 +82,9 @@
 //! its response: for what may arrive twice.
 //!
 //! With both, put the `IdempotencyLayer` outside, by the event, and the lock inside, by the
-//! account: then duplicates do not stand in line for the account. The other order is right as well.
-//! In either order, the response that says that the account was locked (409) is never kept.
+//! account: then duplicates do not stand in line for the account, and a client that leaves does not
+//! stop its event half-way. A response that says that the account was locked (409) is not kept, if
+//! the layers between the two pass its [`Rejection`](crate::lock::Rejection) on.
 //!
 //! # Scope: whose key it is
 //!

@@ -46,6 +46,9 @@
 //!     ...  # alone with the account, also on the nodes that use this crate
 //! ```
 //!
+//! A key of several parts has its parts [escaped](crate::LockKey::join): that of the street
+//! `zürich` is `lock:streets:z%C3%BCrich`.
+//!
 //! While processes of this crate wait for a lock that one of them holds, its value ends with `!`.
 //! The value of a lock that several of them share is `shared`; it expires with the last of their
 //! leases.

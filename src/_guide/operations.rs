@@ -97,7 +97,7 @@
 //! | `lock.store.command.duration` | histogram, s | `command`, `outcome` | from a command to the reply of Redis; `acquire`, `release`, `renew`, `check`, `complete`; `ok`, `failed` |
 //! | `lock.store.up` | gauge | `server` | 1 while Redis gives locks, 0 from the first event of an outage to its last; not a number when the server is no primary of its cluster any more |
 //! | `lock.quarantine` | gauge | `server` | 1 while no lock is given, as Redis lost data |
-//! | `idempotency.requests` | counter | `name`, `outcome` | requests with a key: `first` (it ran), `replayed`, `in_progress` (409), `mismatch` (422), `failed` |
+//! | `idempotency.requests` | counter | `name`, `outcome` | requests with a key: `first` (it ran), `replayed` (also a gRPC call whose response is not kept), `in_progress` (409), `mismatch` (422), `failed` |
 //!
 //! A dashboard for Grafana and alert rules for Prometheus are in `examples/grafana` in the
 //! repository. What to do when one fires is in the [runbook](super::runbook).

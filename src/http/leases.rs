@@ -43,6 +43,11 @@ pub(crate) fn insert_secondary_lease(lease: Lease, extensions: &mut Extensions) 
     }
 }
 
+/// Returns whether the request runs under a lease already.
+pub(crate) fn has_lease(extensions: &Extensions) -> bool {
+    extensions.get::<Lease>().is_some() || extensions.get::<OuterLeases>().is_some()
+}
+
 /// Returns the lease on that key, if the request runs under one already.
 pub(crate) fn find_lease<'a>(
     extensions: &'a Extensions,

@@ -9,7 +9,9 @@ mod rejection;
 mod wait;
 
 pub(crate) use self::content::{Collected, Content, Frames, Joined, Rest};
-pub(crate) use self::leases::{find_lease, insert_lease, insert_leases, insert_secondary_lease};
+pub(crate) use self::leases::{
+    find_lease, has_lease, insert_lease, insert_leases, insert_secondary_lease,
+};
 pub use self::on_lost::OnLost;
 pub(crate) use self::protocol::Protocol;
 pub(crate) use self::rejection::{Reason, RejectedBy, RejectionResponder};

@@ -30,16 +30,21 @@ use crate::key::LockKey;
 /// # assert!(!is_contended(&Response::new(())));
 /// ```
 ///
-/// With axum, a layer outside can make the whole response of it, of any type:
+/// With axum, a layer outside can make the whole response of it, of any type. It passes the
+/// extension on: by that, an [`IdempotencyLayer`](crate::IdempotencyLayer) further outside knows
+/// that the request did not run, and does not keep the response.
 ///
 /// ```
 /// use axum::response::{IntoResponse, Response};
-/// use axum::{Json, middleware::map_response};
+/// use axum::{Extension, Json, middleware::map_response};
 /// use tower_distributed_lock::lock::Rejection;
 ///
 /// async fn in_our_form(response: Response) -> Response {
-///     match response.extensions().get::<Rejection>() {
-///         Some(rejection) => (rejection.status(), Json("try again later")).into_response(),
+///     match response.extensions().get::<Rejection>().cloned() {
+///         Some(rejection) => {
+///             let status = rejection.status();
+///             (status, Extension(rejection), Json("try again later")).into_response()
+///         }
 ///         None => response,
 ///     }
 /// }

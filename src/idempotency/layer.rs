@@ -102,8 +102,8 @@ impl IdempotencyLayer {
     /// Makes a layer for webhooks whose id is not in a header: the closure finds it in the head or
     /// the body. All else is as for [`webhook`](Self::webhook).
     ///
-    /// It returns a key, or `None` or an error (400): see [`IntoLockKey`]. The body is read first,
-    /// up to [`max_request_body`](Self::max_request_body).
+    /// It returns a key, `None` (400), or an error, which is answered as [`IntoLockKey`] says. The
+    /// body is read first, up to [`max_request_body`](Self::max_request_body).
     ///
     /// # Example
     ///

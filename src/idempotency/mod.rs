@@ -60,9 +60,9 @@
 //! | [`new(locks)`] | | the key is in the header `Idempotency-Key` of `POST` and `PATCH` requests: 1 to 255 visible ASCII characters, quoted or not |
 //! | [`webhook(locks, header)`] | | the key is in that header, in requests of any method; a key is required, and there is no fingerprint |
 //! | [`webhook_by(locks, closure)`] | | the same, with the key that the closure finds in the head or the body |
-//! | [`key(closure)`] | the header | `key(&request::Parts, &Bytes)` returns the [key](crate::key), from the body for instance, `None` (no key), or an error (400) |
+//! | [`key(closure)`] | the header | `key(&request::Parts, &Bytes)` returns the [key](crate::key), from the body for instance, `None` (no key), or an error |
 //! | [`scope(closure)`] | method and path | within what a key is unique; not found: 400, or 500 where the service cannot have it |
-//! | [`require_key(bool)`] | `false`; `true` for `webhook` | answer requests without a key with 400; otherwise they run as if this layer were not there |
+//! | [`require_key(bool)`] | `false`; `true` for `webhook` | answer requests without a key with 400, of the methods that are looked at; otherwise they run as if this layer were not there |
 //! | [`fingerprint(closure)`] | the body; nothing for `webhook` | what must be the same in all requests with one key, or the response is 422 |
 //! | [`wait(duration)`] | no waiting: 409 | how long a duplicate waits for the request that runs, to get its response: at most a day |
 //! | [`wait_for(closure)`] | the `wait` | how long this request waits, such as [`prefer_wait`] |
@@ -123,8 +123,12 @@
 //!
 //! Together, each event is handled once, and the events of one account one at a time: put this
 //! layer outside, by the event, and the lock inside, by the account, so that duplicates do not wait
-//! for the account. The other order works as well. A response by which a lock inside says that the
-//! request did not run (409, for instance) is never kept.
+//! for the account. A response by which a lock inside says that the request did not run (409, for
+//! instance) is never kept, if the layers between pass its [`Rejection`] on.
+//!
+//! The other order works as well. A run then ends with the lock outside, as all that runs under it:
+//! when that is lost, and when the client leaves, unless a [`DetachLayer`](crate::DetachLayer) is
+//! further outside.
 //!
 //! # Where to place it
 //!
@@ -154,7 +158,8 @@
 //! that time, or finds no memory there, is kept without its body.
 //!
 //! The request's body is read before the service is called, and the service runs in a task of its
-//! own: a client that leaves stops neither the work nor the storing. After an error, a panic, or a
+//! own: a client that leaves stops neither the work (unless a lock is held outside) nor the
+//! storing. After an error, a panic, or a
 //! response that is not to be [remembered](IdempotencyLayer::remember), the key is free again, and
 //! the next request runs. So it is when the process dies, once the lock's
 //! [time to live](crate::LockManagerBuilder::ttl) has passed.
@@ -175,6 +180,9 @@
 //!   [scope](IdempotencyLayer::scope): otherwise a client that repeats another's key gets the
 //!   other's response, its headers and cookies included. In a nested axum router, the path is what
 //!   the outer router has left of it: give each a scope of its own.
+//! - **Services that share a Redis share records** where path and key are the same: one would get
+//!   the other's response, and never run. Give each a [prefix](crate::LockManagerBuilder::prefix)
+//!   of its own, or put its name into the scope.
 //! - **Responses are in Redis' memory** for as long as they are kept, headers and cookies included,
 //!   as they were sent: 200 bytes for a short one.
 //! - **A stored response is final.** By default a 400 or a 404 is kept as well, as for an API. For

@@ -18,7 +18,8 @@ use crate::clock::Time;
 use crate::detach::DetachFuture;
 use crate::error::{Error, ErrorKind};
 use crate::http::{
-    Collected, Protocol, Reason, RejectedBy, RejectionKind, find_lease, insert_secondary_lease,
+    Collected, Protocol, Reason, RejectedBy, RejectionKind, find_lease, has_lease,
+    insert_secondary_lease,
 };
 use crate::key::LockKey;
 use crate::manager::{Claimed, LockGuard};
@@ -94,6 +95,8 @@ where
             }
         };
         tell(Repetition::First);
+        // What runs under a lock ends before that does. All else goes on without its client.
+        let is_detached = !has_lease(&parts.extensions);
         insert_secondary_lease(guard.lease().clone(), &mut parts.extensions);
         let request = Request::from_parts(parts, IdempotencyBody::collected(body));
         let run = Run {
@@ -102,11 +105,15 @@ where
             fingerprint,
             protocol,
             waited,
+            is_detached,
         };
         let lease = run.guard.lease().clone();
         // Boxed: on its way into its task, a future is copied several times.
-        let run = Box::pin(run.run(service, request));
-        DetachFuture::spawn(observe::in_span(&lease, run)).await
+        let run = observe::in_span(&lease, Box::pin(run.run(service, request)));
+        match is_detached {
+            true => DetachFuture::spawn(run).await,
+            false => run.await,
+        }
     }
 }
 

@@ -55,7 +55,9 @@ impl NoReplay {
     pub(super) fn repetition(&self) -> Repetition {
         match self {
             Self::Mismatch => Repetition::Mismatch,
-            Self::NotKept | Self::Unreadable(_) => Repetition::Failed,
+            // The request is done. What is missing is its response.
+            Self::NotKept => Repetition::Replayed,
+            Self::Unreadable(_) => Repetition::Failed,
         }
     }
 

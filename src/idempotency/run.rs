@@ -14,6 +14,7 @@ use super::config::Config;
 use super::read::{ResponseRead, read_response};
 use super::stored_headers::{stored_headers, stored_headers_without_body};
 use super::stored_response::{Fingerprint, StoredResponse};
+use crate::detach::DetachFuture;
 use crate::error::{Error, ErrorKind};
 use crate::http::{OnLost, Protocol, RejectedBy, Rejection, grpc};
 use crate::lease::Lease;
@@ -28,6 +29,8 @@ pub(super) struct Run {
     pub(super) protocol: Protocol,
     /// How long the request waited for the key.
     pub(super) waited: Duration,
+    /// Whether it goes on when its client leaves. If not, the storing of its response does.
+    pub(super) is_detached: bool,
 }
 
 /// What the service returned.
@@ -70,7 +73,10 @@ impl Run {
             Some(Ok(Returned {
                 response,
                 to_store: Some(stored),
-            })) => (self.store(stored).await, response),
+            })) => match self.is_detached {
+                true => (self.store(stored).await, response),
+                false => (DetachFuture::spawn(self.store(stored)).await, response),
+            },
             // The client may try again as soon as it has this response, on any node.
             Some(Ok(Returned { response, .. })) => (self.guard.release().await, response),
             Some(Err(error)) => {

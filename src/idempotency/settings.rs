@@ -23,8 +23,9 @@ impl IdempotencyLayer {
     /// is in a header, which this closure replaces. For webhooks, see
     /// [`webhook_by`](Self::webhook_by).
     ///
-    /// It returns one key, `None` (no key), or an error (400): see [`IntoLockKey`]. The body is
-    /// read first, up to [`max_request_body`](Self::max_request_body).
+    /// It returns one key, `None` (no key), or an error, which is answered as [`IntoLockKey`] says.
+    /// The body is read first, up to [`max_request_body`](Self::max_request_body). With
+    /// [`new`](Self::new), only `POST` and `PATCH` requests are looked at, as with the header.
     ///
     /// # Example
     ///
@@ -79,7 +80,8 @@ impl IdempotencyLayer {
     ///
     /// In a nested axum router, the path is what the outer router has left of it. Two senders at
     /// `/a/webhooks` and `/b/webhooks` share a scope there, unless each has a name of its own:
-    /// `.scope(|_| "a")`, or [`key::scope`](crate::key::scope).
+    /// `.scope(|_| "a")`, or [`key::scope`](crate::key::scope). So do two services on one Redis
+    /// whose paths are the same: see the [caveats](super#caveats).
     ///
     /// # Warning
     ///
@@ -106,6 +108,9 @@ impl IdempotencyLayer {
 
     /// Sets whether a request without a key is answered with 400. Default: `false`, it runs as if
     /// this layer were not there; `true` for [`webhook`](Self::webhook).
+    ///
+    /// A request of a method that is not looked at runs in either case: with
+    /// [`new`](Self::new), all but `POST` and `PATCH`.
     ///
     /// # Example
     ///
@@ -235,9 +240,13 @@ impl IdempotencyLayer {
     /// runs.
     ///
     /// A gRPC response counts as the HTTP status that its code stands for: `UNAVAILABLE`, `ABORTED`
-    /// and `CANCELLED` as 503. A response by which a
-    /// [`DistributedLockLayer`](crate::DistributedLockLayer) inside says that the request did not
-    /// run is never kept.
+    /// and `CANCELLED` as 503. The status of a stream that passes through is not known, and counts
+    /// as `OK`.
+    ///
+    /// A response by which a [`DistributedLockLayer`](crate::DistributedLockLayer) inside says that
+    /// the request did not run is never kept. It is known by the
+    /// [`Rejection`](super::Rejection) in its extensions, which a layer between the two must pass
+    /// on, and which does not come from another process.
     ///
     /// # Example
     ///
@@ -260,7 +269,8 @@ impl IdempotencyLayer {
     /// Sets how many bytes a request's body may have. Default: 1 MiB. A longer one is answered with
     /// 413.
     ///
-    /// The body is read into memory before the service inside is called.
+    /// The body is read into memory before the service inside is called. Where a layer outside has
+    /// a smaller limit, and lets the body fail there, the response is 400.
     ///
     /// # Panics
     ///
@@ -283,9 +293,10 @@ impl IdempotencyLayer {
     /// not kept.
     ///
     /// Not kept either is a body that is not there at once and whose length neither it nor a
-    /// `Content-Length` tells. It passes through untouched. The request of such a response counts
-    /// as completed: a duplicate gets its status and headers, without a body, and never runs. A
-    /// response whose body fails, or ends before its length, counts as not completed.
+    /// `Content-Length` tells. It passes through untouched. The request of a response whose body is
+    /// not kept counts as completed, however that body ends: a duplicate gets its status and
+    /// headers, without a body, and never runs. If a body that is to be kept fails, or ends before
+    /// its length, the request counts as not completed.
     ///
     /// A response of more than 16 KiB is written to Redis, and read for a duplicate, in parts of 1
     /// MiB, over a second connection, so that no lock waits behind it. The response itself waits

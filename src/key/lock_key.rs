@@ -52,8 +52,8 @@ impl Hash for LockKey {
 const SEPARATOR: &str = ":";
 /// Begins a key that was replaced by its hash.
 const HASHED: &str = "sha256:";
-/// Escaped in a joined part: the separator, the escape itself, and braces, which choose a slot in
-/// Redis Cluster.
+/// Escaped in a joined part, besides what is not ASCII: the separator, the escape itself, and
+/// braces, which choose a slot in Redis Cluster.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b':').add(b'%').add(b'{').add(b'}');
 
 impl LockKey {
@@ -111,7 +111,9 @@ impl LockKey {
     }
 
     /// Makes a key of several parts, `a:b:c`. A part's own `:`, `%`, braces and control characters
-    /// are percent-escaped, so that different parts are different locks.
+    /// are percent-escaped, so that different parts are different locks; and so is whatever is not
+    /// ASCII. `join(["streets", "zürich"])` is the key `streets:z%C3%BCrich`, and another one than
+    /// [`new("streets:zürich")`](Self::new).
     ///
     /// # Errors
     ///

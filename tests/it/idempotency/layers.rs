@@ -1,7 +1,7 @@
 //! The idempotency layer together with itself and with the lock layer.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -13,14 +13,16 @@ use tower_distributed_lock::{
 
 use super::{WAIT, with_payload};
 use crate::nodes::Nodes;
-use crate::once::{Answer, App, Runs, body, post, text};
-use crate::support::soon;
+use crate::once::{self, Answer, App, InnerRequest, Runs, body, post, text};
+use crate::support::{Gate, OnDrop, soon};
 
 on_every_store! {
     Nodes:
     applied_twice_it_looks_once
     a_lock_inside_says_that_the_request_did_not_run
     once_for_each_event_and_one_at_a_time_for_each_account
+    under_a_lock_a_run_ends_with_its_client
+    under_a_lock_a_run_ends_with_that_lock
 }
 
 async fn applied_twice_it_looks_once(nodes: Nodes) {
@@ -122,5 +124,85 @@ async fn once_for_each_event_and_one_at_a_time_for_each_account(nodes: Nodes) {
         for event in answers.chunks(10) {
             assert!(event.iter().all(|answer| answer.body == event[0].body));
         }
+    }
+}
+
+/// By its key, under the lock of an account.
+fn under_a_lock<F, R>(nodes: &Nodes, handler: F) -> App
+where
+    F: Fn(InnerRequest) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = once::Result> + Send + 'static,
+{
+    let lock = DistributedLockLayer::new(nodes.one.clone(), |_| "account").wait(WAIT);
+    let stack = ServiceBuilder::new().layer(lock).layer(nodes.layer());
+    App::of(stack.service(service_fn(handler)))
+}
+
+async fn under_a_lock_a_run_ends_with_its_client(nodes: Nodes) {
+    let (runs, gate, inside) = (Runs::default(), Gate::new(), Arc::new(AtomicUsize::new(0)));
+    let app = under_a_lock(
+        &nodes,
+        runs.then({
+            let (gate, inside) = (gate.clone(), Arc::clone(&inside));
+            move |run, _| {
+                let (gate, inside) = (gate.clone(), Arc::clone(&inside));
+                async move {
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two at a time");
+                    let _leaves = Leaves(inside);
+                    gate.pass().await;
+                    Ok(text(format!("run {run}")))
+                }
+            }
+        }),
+    );
+    let client = app.begin(post("k")).await;
+    gate.arrived().await;
+    client.abort();
+    // Another event of that account, and then this one again.
+    for (run, key) in [(2, "l"), (3, "k")] {
+        let client = app.begin(post(key)).await;
+        gate.arrived().await;
+        gate.open();
+        soon("an answer", client).await.unwrap().is_run(run);
+    }
+    app.send(post("k")).await.is_replay_of(3);
+}
+
+async fn under_a_lock_a_run_ends_with_that_lock(nodes: Nodes) {
+    let (runs, gate) = (Runs::default(), Gate::new());
+    let (note, is_dropped) = OnDrop::new();
+    let note = Arc::new(Mutex::new(Some(note)));
+    let app = under_a_lock(
+        &nodes,
+        runs.then({
+            let gate = gate.clone();
+            move |run, _| {
+                let (gate, note) = (gate.clone(), note.lock().unwrap().take());
+                async move {
+                    let _note = note;
+                    gate.pass().await;
+                    Ok(text(format!("run {run}")))
+                }
+            }
+        }),
+    );
+    let client = app.begin(post("k")).await;
+    gate.arrived().await;
+    assert!(nodes.one.force_release("account").await.unwrap());
+    soon("an answer", client).await.unwrap().is_refused(503);
+    assert!(
+        is_dropped.load(Ordering::SeqCst),
+        "it goes on without its lock"
+    );
+    gate.open();
+    app.send(post("k")).await.is_run(2);
+}
+
+/// Counts one less inside when it is dropped.
+struct Leaves(Arc<AtomicUsize>);
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
