@@ -30,8 +30,7 @@
 //!   have it alone lets no later one share it before, and one that waits to share it has its turn
 //!   among those that do not, in the order above. Where its own process shares the lock, the other
 //!   processes learn that it waits when that share ends. Each process that shares a lock has a
-//!   lease of
-//!   its own in Redis: that of one that died expires, whatever the others do.
+//!   lease of its own in Redis: that of one that died expires, whatever the others do.
 //! - **Fencing.** Every holder gets a token that is larger than any before for this key; one that
 //!   shares the lock, larger than those of all that had it alone before, and smaller than those of
 //!   all that will.
@@ -88,9 +87,9 @@
 //!
 //! **A waiting process that dies** is passed over at once if Redis has noticed, which it does when
 //! a process ends or is killed. A process that is stopped, or cut off without a word, costs those
-//! behind it two seconds (the time to live of a grant; or of a lease, if that is shorter). One that
-//! waited for a shared lock, to have it alone, keeps new readers out until those who have it are
-//! done.
+//! behind it two seconds (the time to live of a grant; or of a lease, if that is shorter). Where a
+//! lock is shared, one that waited to have it alone is passed over when a reader of another process
+//! comes; without that, those behind it wait until the lock is free.
 //!
 //! **A lock that another client deletes or overwrites, or that Redis evicts**, can have two holders
 //! for a moment. Its holder is told at once where Redis watches the key, and at the next

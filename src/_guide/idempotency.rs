@@ -122,12 +122,14 @@
 //! waits behind it. The client gets it when the parts are there, after ten times the
 //! [`command_timeout`](crate::LockManagerBuilder::command_timeout) at most. What cannot be written
 //! in that time, or finds no memory in Redis, is kept without its body: a duplicate gets the status
-//! and the headers.
+//! and the headers. That takes two more command timeouts at most.
 //!
 //! # A client that leaves
 //!
 //! It stops nothing: the handler runs to its end, and its response is kept. If the handler panics,
-//! or its response is not to be remembered, the key is free again.
+//! or its response is not to be remembered, the key is free again. A handler that runs under a lock
+//! outside of this layer ends with that, as it must not go on without it: when the client leaves,
+//! unless a [`DetachLayer`](crate::DetachLayer) is outside of both.
 //!
 //! # The type of the body
 //!

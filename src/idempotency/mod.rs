@@ -155,14 +155,14 @@
 //! connection, so that no lock waits behind it. What takes the lock's place then leads to the
 //! parts. The response waits until they are there, for ten times the
 //! [command timeout](crate::LockManagerBuilder::command_timeout) at most. What cannot be written in
-//! that time, or finds no memory there, is kept without its body.
+//! that time, or finds no memory there, is kept without its body, after two more at most.
 //!
 //! The request's body is read before the service is called, and the service runs in a task of its
-//! own: a client that leaves stops neither the work (unless a lock is held outside) nor the
-//! storing. After an error, a panic, or a
-//! response that is not to be [remembered](IdempotencyLayer::remember), the key is free again, and
-//! the next request runs. So it is when the process dies, once the lock's
-//! [time to live](crate::LockManagerBuilder::ttl) has passed.
+//! own: a client that leaves stops neither the work, unless that runs under a lock outside, nor the
+//! storing. After an error, a panic, or a response that is not to be
+//! [remembered](IdempotencyLayer::remember), the key is free again, and the next request runs. So
+//! it is when the process dies, once the lock's [time to live](crate::LockManagerBuilder::ttl) has
+//! passed.
 //!
 //! # What "once" can mean
 //!

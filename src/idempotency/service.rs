@@ -21,7 +21,7 @@ use super::once::once;
 /// is a response.
 ///
 /// The service inside must be `Clone`, and its futures `Send`: each request runs with a clone of
-/// its own, in a task of its own.
+/// its own, in a task of its own unless it is under a lock already.
 #[derive(Clone, Debug)]
 pub struct Idempotency<S> {
     inner: S,

@@ -309,7 +309,8 @@ impl DistributedLockLayer {
     /// Sets what happens to a request when Redis is not available. Default:
     /// [`OnUnavailable::Reject`], 503.
     ///
-    /// A manager that was closed rejects with 503 in any case.
+    /// A manager that was closed, or is [draining](crate::LockManager::drain), rejects with 503 in
+    /// any case.
     ///
     /// # Warning
     ///

@@ -79,9 +79,7 @@ impl LockManager {
         self.core
             .with_every_slot(|machine| machine.reject_all(&draining));
     }
-}
 
-impl LockManager {
     /// Returns whether it takes no more locks.
     pub(crate) fn is_draining(&self) -> bool {
         self.core.is_draining()

@@ -339,15 +339,9 @@ impl Redis {
     }
 
     /// Lets a reader's lease last for a whole time to live again if it still shares the lock.
-    pub fn renew_shared(
-        &mut self,
-        now_ms: u64,
-        times: Times,
-        token: Token,
-        is_there: impl Fn(Process) -> bool,
-    ) -> Outcome {
+    pub fn renew_shared(&mut self, now_ms: u64, times: Times, token: Token) -> Outcome {
         self.carry_out(now_ms, |redis, _| {
-            redis.try_renew_shared(now_ms, times, token, is_there)
+            redis.try_renew_shared(now_ms, times, token)
         })
     }
 
@@ -803,7 +797,6 @@ impl Redis {
         now_ms: u64,
         times: Times,
         token: Token,
-        is_there: impl Fn(Process) -> bool,
     ) -> Result<Reply, Failure> {
         let holder = self.read_owner()?;
         let shared = holder.filter(|holder| holder.token == Token::Shared);
@@ -811,11 +804,6 @@ impl Redis {
         let Some(shared) = shared.filter(|_| is_in) else {
             return Ok(Reply::Gone);
         };
-        let mut contended = shared.is_marked;
-        if contended {
-            self.drop_the_gone(is_there)?;
-            contended = !self.queue()?.is_empty();
-        }
         let lasts = self.lasts(now_ms, times);
         self.join_readers(token, now_ms + times.ttl_ms);
         if self.has(Mutation::RenewalProlongsAll) {
@@ -824,6 +812,7 @@ impl Redis {
             }
         }
         self.readers_expire_ms = Some(lasts);
+        let contended = shared.is_marked;
         self.set_owner(lease(Token::Shared, contended, lasts));
         Ok(Reply::Renewed { contended })
     }

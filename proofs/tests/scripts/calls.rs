@@ -232,7 +232,7 @@ impl Sources {
                 let (queue, readers) = (QUEUES[of.key], READERS[of.key]);
                 let keys: &[&str] = match script {
                     Script::Release | Script::Renew => &[lock(&of)],
-                    Script::RenewShared => &[lock(&of), readers, queue],
+                    Script::RenewShared => &[lock(&of), readers],
                     Script::Complete => &[lock(&of), queue],
                     Script::Acquire | Script::Share => &[lock(&of), queue, readers, FENCE],
                     Script::Grant => &[lock(&of), queue, FENCE, readers],
@@ -259,8 +259,7 @@ impl Sources {
                         run.arg(ttl).arg(INBOX).arg(server.floor);
                         run.arg(u8::from(queue));
                     }
-                    (_, Kind::Renew) => drop(run.arg(ttl)),
-                    (_, Kind::RenewShared) => drop(run.arg(ttl).arg(INBOX)),
+                    (_, Kind::Renew | Kind::RenewShared) => drop(run.arg(ttl)),
                     (_, Kind::Complete(record)) => {
                         run.arg(RECORDS[usize::from(record)]).arg(RETENTION_MS);
                         run.arg(INBOX);

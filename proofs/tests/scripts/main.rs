@@ -52,7 +52,6 @@ const SCRIPTS: [&str; 9] = [
     ),
     concat!(
         include_str!("../../../src/store/redis/scripts/parts/fence.lua"),
-        include_str!("../../../src/store/redis/scripts/parts/living.lua"),
         include_str!("../../../src/store/redis/scripts/share.lua"),
         include_str!("../../../src/store/redis/scripts/parts/queue.lua"),
     ),
@@ -64,10 +63,7 @@ const SCRIPTS: [&str; 9] = [
         include_str!("../../../src/store/redis/scripts/parts/to_readers.lua"),
     ),
     include_str!("../../../src/store/redis/scripts/renew.lua"),
-    concat!(
-        include_str!("../../../src/store/redis/scripts/parts/living.lua"),
-        include_str!("../../../src/store/redis/scripts/renew_shared.lua"),
-    ),
+    include_str!("../../../src/store/redis/scripts/renew_shared.lua"),
     include_str!("../../../src/store/redis/scripts/complete.lua"),
     include_str!("../../../src/store/redis/scripts/seed.lua"),
     include_str!("../../../src/store/redis/scripts/quarantine.lua"),
@@ -215,26 +211,18 @@ fn a_reader_at_the_head_of_the_queue_joins_those_that_share() {
 }
 
 #[test]
-fn a_renewal_drops_those_that_are_gone_and_shortens_no_lease() {
-    let renews = || {
-        let mut renews = one(1, Kind::RenewShared);
-        if let Step::Call(call) = &mut renews {
-            // The other reader's is longer.
-            call.times = TIMES[1];
-        }
-        renews
-    };
+fn those_that_are_gone_keep_no_reader_out() {
     let garbage = Step::Happens(Event::ForeignQueues(FOREIGN[1]), 0);
+    let gone = Step::Listens(2, false);
     let steps = [
         one(0, SHARE),
-        one(1, SHARE),
         garbage,
         one(2, acquire(true, false)),
+        gone,
+        one(1, SHARE),
     ];
-    let steps = [&steps[..], &[Step::Listens(2, false), renews()]].concat();
-    let keeps = "'shared', 'KEEPTTL')";
-    only_without(&steps, Script::RenewShared, keeps, "'shared')");
-    only_without(&steps, Script::RenewShared, "if process and ", "if ");
+    only_without(&steps, Script::Share, "if process and ", "if ");
+    only_without(&steps, Script::Share, "while first do", "while false do");
 }
 
 #[test]

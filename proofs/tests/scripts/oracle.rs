@@ -164,7 +164,7 @@ impl Oracle {
                 Script::Share => {
                     lock.share(time.clock_us(), times, token, done.server, queue, is_there)
                 }
-                Script::RenewShared => lock.renew_shared(now_ms, times, token, is_there),
+                Script::RenewShared => lock.renew_shared(now_ms, times, token),
                 Script::Release => lock.release(now_ms, token),
                 Script::Grant => lock.grant(time.clock_us(), times, token, done.server, is_there),
                 Script::Renew => lock.renew(now_ms, times, token),

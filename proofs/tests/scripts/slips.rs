@@ -4,7 +4,7 @@ use crate::Script;
 
 /// Small slips that have no name in the model, one for each thing that is compared.
 #[rustfmt::skip]
-pub(crate) const SLIPS: [(Script, &str, &str); 132] = [
+pub(crate) const SLIPS: [(Script, &str, &str); 128] = [
     // Fences.
     (Script::Seed, "* 1000000 + now[2]", "* 1000000"),
     (Script::Seed, "if not counter or tonumber(counter) < clock then", "if true then"),
@@ -87,7 +87,6 @@ pub(crate) const SLIPS: [(Script, &str, &str); 132] = [
     (Script::Grant, "number, fence, ARGV[2], waiting", "1, fence, ARGV[2], waiting"),
     (Script::Grant, "number, fence, ARGV[2], waiting", "number, fence, ARGV[2], 0"),
     // Those that share.
-    (Script::Share, "first_alive(queue, ARGV[3])", "call('LINDEX', queue, '0')"),
     (Script::Share, "[2] > 0", "[2] >= 0"),
     (Script::Share, ":%d+s?$", ":%d+$"),
     (Script::Share, "  call('DEL', readers)\n", ""),
@@ -118,10 +117,7 @@ pub(crate) const SLIPS: [(Script, &str, &str); 132] = [
     (Script::RenewShared, "+ ARGV[2], token)", ", token)"),
     (Script::RenewShared, "call('PEXPIRE', readers, lasts)\n", ""),
     (Script::RenewShared, "call('PEXPIRE', lock, lasts)\n", ""),
-    (Script::RenewShared, "waits and 3 or 2", "2"),
-    (Script::RenewShared, "waits and 3 or 2", "value == 'shared' and 2 or 3"),
-    (Script::RenewShared, "first_alive(KEYS[3], ARGV[3])", "redis.call('LINDEX', KEYS[3], '0')"),
-    (Script::RenewShared, "    call('SET', lock, 'shared', 'KEEPTTL')\n", ""),
+    (Script::RenewShared, "and 2 or 3", "and 2 or 2"),
     (Script::Acquire, "  call('ZREMRANGEBYSCORE', readers, '-inf', now)\n", ""),
     (Script::Acquire, "is_shared = first ~= nil", "is_shared = true"),
     (Script::Acquire, "is_shared and first - now or remaining", "remaining"),

@@ -56,7 +56,8 @@ pub(super) struct Holder {
 /// The hand-offs in this process that may still go before another process that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Burst {
-    begins: Time,
+    /// When another process was last heard to wait.
+    heard_at: Time,
     left: u32,
     ends: Time,
 }
@@ -64,7 +65,7 @@ pub(super) struct Burst {
 impl Burst {
     pub(super) fn begin(env: &Env<'_>) -> Self {
         Self {
-            begins: env.now,
+            heard_at: env.now,
             left: env.rules.burst,
             ends: env.now + env.rules.burst_time,
         }
@@ -183,13 +184,14 @@ impl Holding {
 
     /// Begins the burst, now that another process waits, unless one has begun.
     pub(super) fn contend(&mut self, env: &Env<'_>) {
-        self.contended.get_or_insert_with(|| Burst::begin(env));
+        let burst = self.contended.get_or_insert_with(|| Burst::begin(env));
+        burst.heard_at = env.now;
     }
 
     /// Ends the burst, as no process waited any longer when a command of that time was carried out.
     pub(super) fn calm(&mut self, sent_at: Time) {
-        // Of one that was told of later, that command may not have known.
-        self.contended = self.contended.filter(|burst| burst.begins >= sent_at);
+        // Of one that was heard of since, that command may not have known.
+        self.contended = self.contended.filter(|burst| burst.heard_at >= sent_at);
     }
 
     /// Returns the leases of the holders, and until when each is valid.

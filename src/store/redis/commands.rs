@@ -464,9 +464,8 @@ fn add(
             renew
         }
         Way::RenewShared => {
-            let keys = [lock, &readers_name(lock), &queue_name(lock)];
-            let mut renew = script(&scripts::RENEW_SHARED, &keys);
-            renew.arg(ttl).arg(&settings.names.inboxes);
+            let mut renew = script(&scripts::RENEW_SHARED, &[lock, &readers_name(lock)]);
+            renew.arg(ttl);
             renew
         }
         Way::Complete => {

@@ -41,8 +41,9 @@
 //!   lease that no request has: it expires, or is released when a message says that it is wanted.
 //! - *A writer gives up waiting.* Its release lets the readers join that are then at the head of
 //!   the queue.
-//! - *The first in the queue is gone.* The next share, or renewal of one, drops it, and a mark that
-//!   is left without a queue.
+//! - *The first in the queue is gone.* The next share drops it, and the mark if no queue is left. A
+//!   renewal does not: where a slot of a cluster is on its way, a queue that is not there would
+//!   hold it up.
 //! - *One of the readers at the head is gone.* It is passed over, or its grant expires, as a
 //!   writer's would.
 //! - *The lock is deleted, or all data is lost.* The next renewal finds it: a share of a lock that
@@ -65,7 +66,6 @@ pub(super) static ACQUIRE: Script = Script::new(concat!(
 ));
 pub(super) static SHARE: Script = Script::new(concat!(
     include_str!("scripts/parts/fence.lua"),
-    include_str!("scripts/parts/living.lua"),
     include_str!("scripts/share.lua"),
     include_str!("scripts/parts/queue.lua"),
 ));
@@ -77,10 +77,7 @@ pub(super) static GRANT: Script = Script::new(concat!(
     include_str!("scripts/parts/to_readers.lua"),
 ));
 pub(super) static RENEW: Script = Script::new(include_str!("scripts/renew.lua"));
-pub(super) static RENEW_SHARED: Script = Script::new(concat!(
-    include_str!("scripts/parts/living.lua"),
-    include_str!("scripts/renew_shared.lua"),
-));
+pub(super) static RENEW_SHARED: Script = Script::new(include_str!("scripts/renew_shared.lua"));
 pub(super) static COMPLETE: Script = Script::new(include_str!("scripts/complete.lua"));
 /// These run once for each connection, and need not be kept by Redis.
 pub(super) static SEED: Script = Script::new(include_str!("scripts/seed.lua"));

@@ -42,16 +42,16 @@ pub async fn disturb(scene: Arc<Scene>, may_lose: bool, mut random: Random) {
         let all: Vec<usize> = (0..scene.servers.len()).collect();
         let replaced = || until(&scene, replica, "role:", "master");
         let more = random.millis(0, 700);
+        let is_valkey_9 = scene.ask(primary, MIGRATIONS).await.is_ok();
         match random.below(if may_lose { 14 } else { 5 }) {
             0..2 => {
                 let failover = fail_over(&scene, replica);
                 scene.fault("planned failover", failover).await;
             }
             number @ 2..5 => {
-                let can_at_once = scene.ask(primary, MIGRATIONS).await.is_ok();
                 let (how, name) = match number {
                     4 if !may_lose => (Move::Deaf(replica), "slot moved, a server is deaf"),
-                    3 if can_at_once => (Move::AtOnce, "slot moved at once"),
+                    3 if is_valkey_9 => (Move::AtOnce, "slot moved at once"),
                     _ => (Move::Paused, "slot moved with a pause"),
                 };
                 if may_lose {
@@ -61,21 +61,24 @@ pub async fn disturb(scene: Arc<Scene>, may_lose: bool, mut random: Random) {
                 let moving = move_slot(&scene, &shards, how, &mut random);
                 scene.fault(name, moving).await;
             }
-            5..7 => {
+            5..8 => {
                 let killed = scene.kill_until(primary, replaced(), more);
                 scene.fault("primary killed", killed).await;
             }
-            7 => {
+            8 => {
                 let killed = scene.restart(&itself, random.millis(0, 300));
                 scene.fault("primary killed, back at once", killed).await;
             }
-            8..10 => {
+            // Only there can messages of all kinds be dropped.
+            9..11 if is_valkey_9 => {
+                let cut_off = cut_off_bus(&scene, primary, replaced(), more);
+                scene
+                    .fault("primary cut off from the others", cut_off)
+                    .await;
+            }
+            9..12 => {
                 let stopped = scene.stop_until(primary, replaced(), more);
                 scene.fault("primary stopped, replaced", stopped).await;
-            }
-            10..12 => {
-                let cut_off = cut_off_bus(&scene, primary, replaced(), more);
-                scene.fault("primary's bus cut off", cut_off).await;
             }
             12 => {
                 let stopped = scene.stop(&all, random.millis(500, 2500));
@@ -180,16 +183,15 @@ async fn fail_over(scene: &Scene, replica: usize) {
     until(scene, replica, "role:", "master").await;
 }
 
-/// A primary does not hear the other servers' pings, until its replica has taken its place and for
-/// some time more. Clients can reach it all the while.
+/// A primary hears nothing of the other servers, nor they of it, until its replica has taken its
+/// place and for some time more. Clients can reach it all the while.
 async fn cut_off_bus(
     scene: &Scene,
     primary: usize,
     replaced: impl Future<Output = ()>,
     more: Duration,
 ) {
-    // The number is that of a kind of message.
-    insist(scene, primary, "DEBUG DROP-CLUSTER-PACKET-FILTER 0").await;
+    insist(scene, primary, "DEBUG DROP-CLUSTER-PACKET-FILTER -2").await;
     replaced.await;
     tokio::time::sleep(more).await;
     insist(scene, primary, "DEBUG DROP-CLUSTER-PACKET-FILTER -1").await;

@@ -447,20 +447,30 @@ async fn inbox(server: &RedisServer) -> redis::aio::PubSub {
 }
 
 #[tokio::test]
-async fn a_renewal_drops_the_mark_of_a_writer_that_is_gone() {
+async fn a_reader_drops_the_mark_of_a_writer_that_is_gone() {
     let server = RedisServer::start().await;
     let redis = server.client().await;
     let locks = short_lived(900).connect(&server.url()).await.unwrap();
-    let reader = locks.acquire_shared("a", WAIT).await.unwrap();
+    let others = minute().connect(&server.url()).await.unwrap();
+    let _reader = locks.acquire_shared("a", WAIT).await.unwrap();
+    let writer = inbox(&server).await;
     run(&redis, &format!("RPUSH {{lock:a}}:queue {WRITER}")).await;
     run(&redis, "SET lock:a shared! KEEPTTL").await;
-    eventually("it is gone", || async {
-        value(&redis, "lock:a").await.as_deref() == Some("shared")
+    eventually("it lets no other in", || async {
+        locks.try_acquire_shared("a").await.is_err()
+    })
+    .await;
+    held(others.try_acquire_shared("a").await);
+    drop(writer);
+    eventually("one of another process gets in", || async {
+        others.try_acquire_shared("a").await.is_ok()
     })
     .await;
     assert_eq!(queue_length(&redis, "a").await, 0);
-    assert!(expires_in(&redis, "lock:a").await > Duration::ZERO);
-    assert!(reader.lease().is_held());
+    eventually("and then one of its own", || async {
+        locks.try_acquire_shared("a").await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]

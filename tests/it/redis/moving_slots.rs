@@ -107,6 +107,7 @@ async fn while_a_slot_moves_its_locks_are_taken_renewed_and_released() {
         let others = connect_with(&cluster, builder()).await;
         let before = locks.try_acquire("{t}:before").await.unwrap();
         let released = locks.try_acquire("{t}:released").await.unwrap();
+        let shared = locks.try_acquire_shared("{t}:shared").await.unwrap();
         let mut last = released.fencing_token().max(before.fencing_token());
         let open = Open::slot_of(cluster, "{t}").await;
         if what != "nothing" {
@@ -138,6 +139,10 @@ async fn while_a_slot_moves_its_locks_are_taken_renewed_and_released() {
         open.assert_no_key_is_at_both().await;
         for guard in [&before, &during, &guard] {
             outlives_its_first_lease(guard, ttl).await;
+        }
+        // Its lock and its readers are at one server.
+        if what != "the locks" {
+            outlives_its_first_lease(&shared, ttl).await;
         }
         is_held_by_another(&others, "{t}:before").await;
         is_held_by_another(&others, "{t}:during").await;

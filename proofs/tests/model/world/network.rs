@@ -286,7 +286,7 @@ impl World {
             Command::Renew {
                 token,
                 mode: Mode::Shared,
-            } => redis.renew_shared(now, times, ours(token), is_there),
+            } => redis.renew_shared(now, times, ours(token)),
             Command::Acquire { token, .. } if is_take => {
                 redis.take(now, times, ours(token), plan.records)
             }

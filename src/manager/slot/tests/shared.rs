@@ -120,6 +120,10 @@ fn none_is_kept_out_by_a_process_that_waits_no_longer() {
     assert!(renewed(&mut table, false).is_empty());
     table.pass(Duration::from_millis(2));
     assert!(renewed(&mut table, true).is_empty());
+    // And before another one came.
+    table.notice(Notice::Contended { token: 1 });
+    assert!(renewed(&mut table, false).is_empty());
+    table.pass(Duration::from_millis(2));
     assert_eq!(renewed(&mut table, false), ["grant c 7168"]);
     assert_eq!(table.read('d'), ["grant d 7168"]);
 }

@@ -1,5 +1,5 @@
 -- Lets a process share a lock with others, or puts its token into the queue. Begins in
--- parts/fence.lua and parts/living.lua, and goes on in parts/queue.lua.
+-- parts/fence.lua, and goes on in parts/queue.lua.
 --
 -- KEYS  1: the lock. 2: its queue. 3: its readers. 4: the counter of fences.
 -- ARGV  1: the token. 2: time to live of a lease, in ms. 3: what the name of a process's inbox
@@ -10,7 +10,16 @@ local lock, queue, readers, token = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
 local value, waits, ttl = call('GETRANGE', lock, '0', '64'), token .. 's', tonumber(ARGV[2])
 local is_free = value == '' and call('EXISTS', lock) == 0
 local is_shared = (value == 'shared' or value == 'shared!') and call('EXISTS', readers) == 1
-local first = value ~= 'shared' and is_shared and first_alive(queue, ARGV[3])
+local first = value ~= 'shared' and is_shared and call('LINDEX', queue, '0')
+-- One whose process is gone keeps no reader out.
+while first do
+  local process = string.match(first, '^(%x+):%d+s?$')
+  if process and call('PUBSUB', 'NUMSUB', ARGV[3] .. process)[2] > 0 then
+    break
+  end
+  call('LPOP', queue)
+  first = call('LINDEX', queue, '0')
+end
 if is_free then
   call('DEL', readers)
 end

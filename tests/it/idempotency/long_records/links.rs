@@ -4,14 +4,15 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use tower_distributed_lock::{LockManager, lock::RejectionKind};
+use tower::{ServiceBuilder, service_fn};
+use tower_distributed_lock::{DistributedLockLayer, LockManager, lock::RejectionKind};
 
 use super::{
     MIB, Others, app, close_others, connected, content, expire_soon, has_parts, is_replay,
-    is_short_replay, is_whole, parts, patient,
+    is_short_replay, is_whole, layer, parts, patient,
 };
-use crate::once::{Answer, Runs, post};
-use crate::support::{Mode, Proxy, RedisServer, minute, sets, soon};
+use crate::once::{Answer, App, Runs, post, text};
+use crate::support::{Mode, PATIENCE, Proxy, RedisServer, minute, sets, soon};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_lock_waits_for_a_long_record_that_is_written_or_read_over_a_slow_link() {
@@ -185,6 +186,47 @@ async fn an_answer_that_takes_longer_to_write_than_its_handler_may_hold_is_kept(
     // This takes four times as long as the hold may.
     proxy.set(Mode::Throttle(2 << 20));
     is_whole(&app.send(post("k")).await, &body);
+    proxy.set(Mode::Forward);
+    is_replay(&app.send(post("k")).await, &body);
+    assert_eq!(runs.count(), 1);
+}
+
+#[tokio::test]
+async fn one_that_takes_too_long_is_kept_without_its_body_however_short_the_hold() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port).await;
+    let limit = Duration::from_millis(300);
+    let locks = minute().command_timeout(limit).max_hold(limit);
+    let locks = locks.connect(&proxy.url()).await.unwrap();
+    let (runs, body) = (Runs::default(), content(20 * MIB));
+    let app = app(&locks, &runs, &body);
+    // Each part gets through, and all take longer than ten timeouts. What deletes them then has
+    // to wait for the last one.
+    proxy.set(Mode::Throttle(5 << 20));
+    is_whole(&app.send(post("k")).await, &body);
+    is_short_replay(&app.send(post("k")).await);
+    assert_eq!(runs.count(), 1);
+}
+
+#[tokio::test]
+async fn under_a_lock_outside_one_is_written_without_its_client() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let proxy = Proxy::start(server.port).await;
+    let locks = patient().connect(&proxy.url()).await.unwrap();
+    let (runs, body) = (Runs::default(), content(4 * MIB));
+    let handler = runs.then({
+        let body = body.clone();
+        move |_, _| std::future::ready(Ok(text(body.clone())))
+    });
+    let stack = ServiceBuilder::new()
+        .layer(DistributedLockLayer::new(locks.clone(), |_| "account").wait(PATIENCE))
+        .layer(layer(&locks).wait(PATIENCE));
+    let app = App::of(stack.service(service_fn(handler)));
+    proxy.set(Mode::Throttle(4 << 20));
+    let client = app.begin(post("k")).await;
+    has_parts(&redis, 1).await;
+    client.abort();
     proxy.set(Mode::Forward);
     is_replay(&app.send(post("k")).await, &body);
     assert_eq!(runs.count(), 1);
