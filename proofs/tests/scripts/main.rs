@@ -221,7 +221,7 @@ fn those_that_are_gone_keep_no_reader_out() {
         gone,
         one(1, SHARE),
     ];
-    only_without(&steps, Script::Share, "if process and ", "if ");
+    only_without(&steps, Script::Share, "if process and call", "if call");
     only_without(&steps, Script::Share, "while first do", "while false do");
 }
 

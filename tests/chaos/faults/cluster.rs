@@ -50,8 +50,11 @@ pub async fn disturb(scene: Arc<Scene>, may_lose: bool, mut random: Random) {
             }
             number @ 2..5 => {
                 let (how, name) = match number {
-                    4 if !may_lose => (Move::Deaf(replica), "slot moved, a server is deaf"),
                     3 if is_valkey_9 => (Move::AtOnce, "slot moved at once"),
+                    // Valkey has the replicas agree to a move.
+                    4 if !may_lose && !is_valkey_9 => {
+                        (Move::Deaf(replica), "slot moved, a server is deaf")
+                    }
                     _ => (Move::Paused, "slot moved with a pause"),
                 };
                 if may_lose {
@@ -291,8 +294,8 @@ fn has_ended(reply: RedisResult<Value>) -> bool {
 /// Says it until the server does it: half a move is none.
 async fn insist(scene: &Scene, server: usize, command: &str) {
     let started = Instant::now();
-    while scene.ask(server, command).await.is_err() {
-        assert!(started.elapsed() < PATIENCE, "in vain: {command}");
+    while let Err(error) = scene.ask(server, command).await {
+        assert!(started.elapsed() < PATIENCE, "in vain: {command}: {error}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
