@@ -54,9 +54,7 @@ impl Topology {
             Self::Sentinel => {
                 let set = SentinelSet::start(&STRICT).await;
                 for sentinel in &set.sentinels {
-                    // Twice that lies between two failovers.
-                    let often = format!("SENTINEL SET {PRIMARY} failover-timeout 2000");
-                    run(&sentinel.client().await, &often).await;
+                    fails_over_often(sentinel).await;
                 }
                 (set.servers, set.sentinels)
             }
@@ -80,6 +78,12 @@ impl Topology {
             Self::Cluster | Self::Sentinel => Settings::USUAL.ttl + Duration::from_millis(1500),
         }
     }
+}
+
+pub async fn fails_over_often(sentinel: &Sentinel) {
+    // Twice that lies between two failovers.
+    let often = format!("SENTINEL SET {PRIMARY} failover-timeout 2000");
+    run(&sentinel.client().await, &often).await;
 }
 
 /// How a worker gets to the servers: through proxies of its own.

@@ -73,10 +73,7 @@ impl SentinelSet {
 
     /// The URLs of the sentinels.
     pub fn urls(&self) -> Vec<String> {
-        let ports = self.sentinels.iter().map(|sentinel| sentinel.port);
-        ports
-            .map(|port| format!("redis://127.0.0.1:{port}"))
-            .collect()
+        self.sentinels.iter().map(Sentinel::url).collect()
     }
 
     /// The server that says that it is the primary, by the account of the sentinel of this number.
@@ -142,9 +139,24 @@ impl Sentinel {
         panic!("the sentinel did not start: see {}", dir.display());
     }
 
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
     pub async fn client(&self) -> MultiplexedConnection {
-        let url = format!("redis://127.0.0.1:{}", self.port);
-        connect_patiently(&url).await.unwrap()
+        connect_patiently(&self.url()).await.unwrap()
+    }
+
+    /// Has it forget what it knows, and watch this server.
+    pub async fn watch(&self, primary: u16) {
+        let sentinel = self.client().await;
+        for command in [
+            format!("REMOVE {PRIMARY}"),
+            format!("MONITOR {PRIMARY} 127.0.0.1 {primary} 2"),
+            format!("SET {PRIMARY} down-after-milliseconds {DOWN_AFTER_MS} parallel-syncs 2"),
+        ] {
+            super::run(&sentinel, &format!("SENTINEL {command}")).await;
+        }
     }
 
     /// Sends it a signal: see [`signal`].

@@ -9,6 +9,7 @@ use redis::from_redis_value;
 use super::{Scene, asked, line};
 use crate::support::random::Random;
 use crate::support::{PATIENCE, PRIMARY};
+use crate::topology::fails_over_often;
 
 /// How long the sentinels may take to put another in its place, on a machine that has other things
 /// to do.
@@ -28,7 +29,15 @@ pub async fn disturb(scene: Arc<Scene>, may_lose: bool, mut random: Random) {
         let replaced = || replaced(&scene, primary);
         let more = random.millis(0, 1000);
         match random.below(if may_lose { 12 } else { 2 }) {
-            0..2 => {
+            0 => {
+                let forgets = async {
+                    let sentinel = &scene.sentinels[sentinel];
+                    sentinel.watch(scene.ports[primary]).await;
+                    fails_over_often(sentinel).await;
+                };
+                scene.fault("sentinel forgets the others", forgets).await;
+            }
+            1 => {
                 let stopped = async {
                     scene.sentinels[sentinel].signal("-STOP");
                     tokio::time::sleep(random.millis(100, 1500)).await;
@@ -80,7 +89,7 @@ pub async fn disturb(scene: Arc<Scene>, may_lose: bool, mut random: Random) {
 /// Waits until all sentinels name the same primary, and the others are its replicas.
 pub(super) async fn settled(scene: &Scene) -> usize {
     let started = Instant::now();
-    let mut disagree_since = Instant::now();
+    let (mut disagree_since, mut unnamed_since) = (Instant::now(), Instant::now());
     loop {
         let named = named(scene).await;
         if let Some(primary) = named {
@@ -90,6 +99,13 @@ pub(super) async fn settled(scene: &Scene) -> usize {
             if is_well {
                 return primary;
             }
+        }
+        if named.is_some() {
+            unnamed_since = Instant::now();
+        } else if unnamed_since.elapsed() > REPLACES {
+            let primary = agree(scene).await;
+            attach(scene, primary).await;
+            unnamed_since = Instant::now();
         }
         // A failover may be under way until then.
         if let Some(primary) = named
@@ -101,8 +117,7 @@ pub(super) async fn settled(scene: &Scene) -> usize {
         if started.elapsed() > 2 * PATIENCE {
             scene.tell_all("ROLE").await;
             for sentinel in &scene.sentinels {
-                let url = format!("redis://127.0.0.1:{}", sentinel.port);
-                let said = asked(&url, &format!("SENTINEL MASTER {PRIMARY}")).await;
+                let said = asked(&sentinel.url(), &format!("SENTINEL MASTER {PRIMARY}")).await;
                 println!("sentinel {}: {said:?}", sentinel.port);
             }
             panic!("the servers do not follow one primary");
@@ -113,18 +128,40 @@ pub(super) async fn settled(scene: &Scene) -> usize {
 
 /// The primary, if all sentinels name the same.
 async fn named(scene: &Scene) -> Option<usize> {
-    let mut named = None;
+    let named = named_by_each(scene).await;
+    let first = named[0]?;
+    named.iter().all(|one| *one == Some(first)).then_some(first)
+}
+
+/// The primary that each sentinel names.
+async fn named_by_each(scene: &Scene) -> Vec<Option<usize>> {
+    let asking = format!("SENTINEL GET-MASTER-ADDR-BY-NAME {PRIMARY}");
+    let mut named = Vec::new();
     for sentinel in &scene.sentinels {
-        let url = format!("redis://127.0.0.1:{}", sentinel.port);
-        let asking = format!("SENTINEL GET-MASTER-ADDR-BY-NAME {PRIMARY}");
-        let address = asked(&url, &asking).await.ok()?;
-        let (_, port): (String, u16) = from_redis_value(address).ok()?;
-        if named.is_some_and(|named| named != port) {
-            return None;
-        }
-        named = Some(port);
+        let address = asked(&sentinel.url(), &asking).await;
+        let port = match address.map(from_redis_value::<(String, u16)>) {
+            Ok(Ok((_, port))) => Some(port),
+            _ => None,
+        };
+        named.push(scene.ports.iter().position(|known| port == Some(*known)));
     }
-    scene.ports.iter().position(|port| named == Some(*port))
+    named
+}
+
+/// A failover that was asked for, and one that sentinels have begun by themselves, may have the
+/// same number. Each sentinel then holds on to its own, and has the servers follow each other. Does
+/// what an operator does: has all watch the server that most of them name. Returns that.
+async fn agree(scene: &Scene) -> usize {
+    let named = named_by_each(scene).await;
+    let votes = |server: &usize| named.iter().filter(|one| **one == Some(*server)).count();
+    let primary = (0..scene.servers.len()).max_by_key(votes).unwrap();
+    for (sentinel, named) in scene.sentinels.iter().zip(named) {
+        if named != Some(primary) {
+            sentinel.watch(scene.ports[primary]).await;
+            fails_over_often(sentinel).await;
+        }
+    }
+    primary
 }
 
 /// Does what the sentinels do ten seconds later: has the others follow this one.
@@ -154,7 +191,7 @@ async fn replaced(scene: &Scene, before: usize) {
 
 /// As an operator does it. The old primary goes on for a while.
 async fn fail_over(scene: &Scene, sentinel: usize, primary: usize, goes_on: Duration) {
-    let url = format!("redis://127.0.0.1:{}", scene.sentinels[sentinel].port);
+    let url = scene.sentinels[sentinel].url();
     let failover = format!("SENTINEL FAILOVER {PRIMARY}");
     let started = Instant::now();
     // Another may be under way.
