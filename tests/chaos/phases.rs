@@ -144,6 +144,7 @@ impl Phase {
             servers: servers.into_iter().map(tokio::sync::Mutex::new).collect(),
             sentinels,
             password: tokio::sync::Mutex::default(),
+            moves: tokio::sync::Mutex::default(),
             log,
             dir: dir.to_owned(),
             goes_on: watch::Sender::new(true),

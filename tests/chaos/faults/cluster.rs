@@ -57,7 +57,9 @@ pub async fn disturb(scene: Arc<Scene>, may_lose: bool, mut random: Random) {
                     }
                     _ => (Move::Paused, "slot moved with a pause"),
                 };
+                let mut _moves = None;
                 if may_lose {
+                    _moves = Some(scene.moves.lock().await);
                     // A quarantine is for the locks that a primary has then, wherever they go.
                     tokio::time::sleep(2 * TTL).await;
                 }

@@ -37,6 +37,9 @@ pub struct Scene {
     pub sentinels: Vec<Sentinel>,
     /// How often the password of the workers' user was changed.
     pub password: tokio::sync::Mutex<u64>,
+    /// Locked while a slot moves in a cluster whose primaries are replaced when they stand still. A
+    /// move in the middle of which that happens is never ended, and leaves the slot half open.
+    pub moves: tokio::sync::Mutex<()>,
     pub log: Log,
     pub dir: PathBuf,
     pub goes_on: watch::Sender<bool>,

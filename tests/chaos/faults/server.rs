@@ -13,6 +13,7 @@ pub async fn disturb(scene: Arc<Scene>, mut random: Random) {
         let server = random.below(scene.servers.len() as u64) as usize;
         match random.below(9) {
             0..2 => {
+                let _no_move = scene.moves.lock().await;
                 scene
                     .fault(
                         "Redis stopped < TTL",
@@ -21,6 +22,7 @@ pub async fn disturb(scene: Arc<Scene>, mut random: Random) {
                     .await;
             }
             2 => {
+                let _no_move = scene.moves.lock().await;
                 scene
                     .fault(
                         "Redis stopped > TTL",
