@@ -153,22 +153,22 @@ pub async fn partition(scene: Arc<Scene>, mut random: Random) {
 /// For some workers, the address of a server leads to another one. In a cluster, that may say
 /// `MOVED` to where it is asked.
 async fn mislead(scene: &Scene, server: usize, random: &mut Random) {
-    let others = 1..scene.servers.len() as u64;
-    let other = (server + random.pick(&others.collect::<Vec<_>>()) as usize) % scene.servers.len();
+    let count = scene.servers.len();
+    let other = (server + 1 + random.below(count as u64 - 1) as usize) % count;
     let places = scene.crew.places.iter();
     let misled: Vec<_> = places
         .filter(|_| random.chance(50))
         .map(|place| &place.proxies[server])
         .collect();
-    for target in [other, server] {
+    let lead_to = |target: usize| {
         for proxy in &misled {
             proxy.target.send_replace(scene.ports[target]);
             proxy.cut(Cut::Close);
         }
-        if target == other {
-            tokio::time::sleep(random.millis(50, 1500)).await;
-        }
-    }
+    };
+    lead_to(other);
+    tokio::time::sleep(random.millis(50, 1500)).await;
+    lead_to(server);
 }
 
 fn both(way: Way) -> Weather {

@@ -30,11 +30,7 @@ pub async fn disturb(scene: Arc<Scene>, may_lose: bool, mut random: Random) {
         let more = random.millis(0, 1000);
         match random.below(if may_lose { 12 } else { 2 }) {
             0 => {
-                let forgets = async {
-                    let sentinel = &scene.sentinels[sentinel];
-                    sentinel.watch(scene.ports[primary]).await;
-                    fails_over_often(sentinel).await;
-                };
+                let forgets = watch_anew(&scene, sentinel, primary);
                 scene.fault("sentinel forgets the others", forgets).await;
             }
             1 => {
@@ -155,13 +151,19 @@ async fn agree(scene: &Scene) -> usize {
     let named = named_by_each(scene).await;
     let votes = |server: &usize| named.iter().filter(|one| **one == Some(*server)).count();
     let primary = (0..scene.servers.len()).max_by_key(votes).unwrap();
-    for (sentinel, named) in scene.sentinels.iter().zip(named) {
+    for (sentinel, named) in named.into_iter().enumerate() {
         if named != Some(primary) {
-            sentinel.watch(scene.ports[primary]).await;
-            fails_over_often(sentinel).await;
+            watch_anew(scene, sentinel, primary).await;
         }
     }
     primary
+}
+
+/// A sentinel forgets what it knows, and watches this server.
+async fn watch_anew(scene: &Scene, sentinel: usize, primary: usize) {
+    let sentinel = &scene.sentinels[sentinel];
+    sentinel.watch(scene.ports[primary]).await;
+    fails_over_often(sentinel).await;
 }
 
 /// Does what the sentinels do ten seconds later: has the others follow this one.

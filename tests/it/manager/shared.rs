@@ -395,10 +395,7 @@ async fn a_reader_that_was_not_told_learns_from_its_renewal_that_it_is_wanted() 
     let redis = server.client().await;
     let locks = short_lived(900).connect(&server.url()).await.unwrap();
     let reader = locks.acquire_shared("a", WAIT).await.unwrap();
-    // As a writer would, without telling it.
-    let writer = inbox(&server).await;
-    run(&redis, &format!("RPUSH {{lock:a}}:queue {WRITER}")).await;
-    run(&redis, "SET lock:a shared! KEEPTTL").await;
+    let writer = writer_that_tells_nobody(&server).await;
     eventually("it lets no other in", || async {
         locks.try_acquire_shared("a").await.is_err()
     })
@@ -432,18 +429,18 @@ async fn a_writer_that_gave_up_keeps_no_reader_out() {
     .await;
 }
 
-/// The token of a process that is not there, unless something listens to its inbox.
-const WRITER: &str = "00000000000000000000000000000001:1";
-
-async fn inbox(server: &RedisServer) -> redis::aio::PubSub {
+/// Waits for the lock `a` as a writer does, without telling those who share it. Its process is gone
+/// when this is dropped.
+async fn writer_that_tells_nobody(server: &RedisServer) -> redis::aio::PubSub {
+    let process = "00000000000000000000000000000001";
     let client = redis::Client::open(server.url()).unwrap();
-    let mut listens = client.get_async_pubsub().await.unwrap();
-    let (process, _) = WRITER.split_once(':').unwrap();
-    listens
-        .subscribe(format!("lock:inbox:{process}"))
-        .await
-        .unwrap();
-    listens
+    let mut inbox = client.get_async_pubsub().await.unwrap();
+    let channel = format!("lock:inbox:{process}");
+    inbox.subscribe(channel).await.unwrap();
+    let redis = server.client().await;
+    run(&redis, &format!("RPUSH {{lock:a}}:queue {process}:1")).await;
+    run(&redis, "SET lock:a shared! KEEPTTL").await;
+    inbox
 }
 
 #[tokio::test]
@@ -453,9 +450,7 @@ async fn a_reader_drops_the_mark_of_a_writer_that_is_gone() {
     let locks = short_lived(900).connect(&server.url()).await.unwrap();
     let others = minute().connect(&server.url()).await.unwrap();
     let _reader = locks.acquire_shared("a", WAIT).await.unwrap();
-    let writer = inbox(&server).await;
-    run(&redis, &format!("RPUSH {{lock:a}}:queue {WRITER}")).await;
-    run(&redis, "SET lock:a shared! KEEPTTL").await;
+    let writer = writer_that_tells_nobody(&server).await;
     eventually("it lets no other in", || async {
         locks.try_acquire_shared("a").await.is_err()
     })
