@@ -30,8 +30,9 @@
 //! Cluster, `+cluster|info +cluster|slots`. A user of the sentinels needs
 //! `+sentinel|get-master-addr-by-name +subscribe &+switch-master +@connection`. Where dangerous
 //! commands are taken away (`-@dangerous`), `+client|list` lets
-//! [`inspect`](crate::LockManager::inspect) tell the names of processes. Processes that share a
-//! prefix trust each other: any of them can release or overwrite what belongs to another.
+//! [`inspect`](crate::LockManager::inspect) tell the names of processes. Redis 6.2 takes all of
+//! `client` away then: give `+client|setname +client|tracking +client|caching` back. Processes that
+//! share a prefix trust each other: any of them can release or overwrite what belongs to another.
 //!
 //! # Memory and eviction
 //!

@@ -36,7 +36,8 @@ pub use managers::{connections_per_manager, knows_what_was_said, minute, short_l
 pub use mixed::mixed_load;
 pub use proxy::{Mode, Proxy};
 pub use redis_server::{
-    ClosedPort, FREE_PORT, RedisServer, connect_patiently, has_resp3, server_program, signal,
+    ClosedPort, FREE_PORT, RedisServer, connect_patiently, has_resp3, is_before_redis_7,
+    server_program, signal,
 };
 pub use sentinel::{PRIMARY, Sentinel, SentinelSet, sentinel_cut_off};
 pub use wait::{PATIENCE, eventually, soon};

@@ -51,6 +51,12 @@ fn version(program: &Path) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Whether the server is older than Redis 7.0. It has fewer settings and coarser rights, and its
+/// `SET` does not take `NX` and `GET` together.
+pub fn is_before_redis_7() -> bool {
+    version(&server_program()).contains("v=6.")
+}
+
 /// Whether servers may push messages between the replies of a connection.
 pub fn has_resp3() -> bool {
     std::env::var_os(RESP2).is_none()
@@ -211,7 +217,7 @@ async fn launch_redis(
     args: &[String],
 ) -> Option<(Child, u32)> {
     // Before Redis 7, DEBUG needed no permission, and this setting was an error.
-    let may_debug: &[&str] = match version(&server_program()).contains("v=6.") {
+    let may_debug: &[&str] = match is_before_redis_7() {
         true => &[],
         false => &["--enable-debug-command", "yes"],
     };

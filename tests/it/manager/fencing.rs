@@ -1,10 +1,11 @@
 //! Fencing tokens rise, whatever happens.
 
+use redis::aio::MultiplexedConnection;
 use tower_distributed_lock::LockManager;
 
 use super::WAIT;
 use crate::nodes::Store;
-use crate::support::{RedisServer, eventually, run, soon};
+use crate::support::{RedisServer, eventually, run, soon, text};
 
 on_every_store! {
     Store:
@@ -83,24 +84,73 @@ async fn fencing_tokens_go_on_rising_whatever_happens_to_the_data() {
     }
 }
 
+/// Returns the server's clock, in µs.
+async fn clock(redis: &MultiplexedConnection) -> u64 {
+    let time = run(redis, "TIME").await;
+    let (seconds, micros): (u64, u64) = redis::from_redis_value(time).unwrap();
+    seconds * 1_000_000 + micros
+}
+
+/// Returns by how many µs the next fence is behind the server's clock.
+async fn lag(redis: &MultiplexedConnection, locks: &LockManager) -> u64 {
+    let clock = clock(redis).await;
+    let guard = locks.try_acquire("a").await.unwrap();
+    clock.saturating_sub(guard.fencing_token() / 1024)
+}
+
 #[tokio::test]
 async fn fences_follow_the_clock_while_a_connection_lasts() {
     let server = RedisServer::start().await;
     let redis = server.client().await;
     let locks = LockManager::connect(&server.url()).await.unwrap();
-    let lag = async || {
-        let time = run(&redis, "TIME").await;
-        let (seconds, micros): (u64, u64) = redis::from_redis_value(time).unwrap();
-        let guard = locks.try_acquire("a").await.unwrap();
-        (seconds * 1_000_000 + micros).saturating_sub(guard.fencing_token() / 1024)
-    };
     // Between two seeds it falls behind.
     eventually("a fence is behind", async || {
         drop(locks.try_acquire("seeded").await.unwrap());
-        lag().await > 0
+        lag(&redis, &locks).await > 0
     })
     .await;
-    eventually("a fence is at the clock", async || lag().await == 0).await;
+    eventually("a fence is at the clock", async || {
+        lag(&redis, &locks).await == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn fences_follow_the_clock_when_the_scripts_are_flushed() {
+    let server = RedisServer::start().await;
+    let redis = server.client().await;
+    let locks = LockManager::connect(&server.url()).await.unwrap();
+    let is_to_be_raised = async || {
+        let counter = run(&redis, "GET {lock:}:fence").await;
+        let counter: u64 = redis::from_redis_value(counter).unwrap();
+        clock(&redis).await > counter + 10_000
+    };
+    let refused = async || {
+        let errors = text(&redis, "INFO errorstats").await;
+        let lines = errors.lines();
+        let refused = lines.filter_map(|line| line.strip_prefix("errorstat_NOSCRIPT:count="));
+        refused
+            .map(|count| count.parse::<u64>().unwrap())
+            .sum::<u64>()
+    };
+    for round in 0..4 {
+        run(&redis, "SCRIPT FLUSH").await;
+        eventually("the counter is to be raised", is_to_be_raised).await;
+        assert_eq!(lag(&redis, &locks).await, 0, "{round}");
+        // The next one loads the script, and releases have theirs.
+        eventually("the counter is to be raised", is_to_be_raised).await;
+        locks
+            .try_acquire("a")
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+    }
+    let before = refused().await;
+    eventually("the counter is to be raised", is_to_be_raised).await;
+    assert_eq!(lag(&redis, &locks).await, 0);
+    assert_eq!(refused().await, before);
 }
 
 #[tokio::test]

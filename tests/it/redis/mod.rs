@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use tower_distributed_lock::{Error, ErrorKind, LockManager, LockManagerBuilder};
 
-use crate::support::{eventually, soon};
+use crate::support::{eventually, is_before_redis_7, soon};
 
 pub const TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -61,6 +61,15 @@ pub fn rights_of_the_guide() -> String {
     let lines = listed.lines().skip(1);
     let words = lines.flat_map(|line| line.trim_start_matches("//!").split_whitespace());
     words.collect::<Vec<_>>().join(" ")
+}
+
+/// What takes dangerous commands away from a user. As the guide says, it gives back what Redis 6.2
+/// takes with them.
+pub fn without_dangerous() -> &'static str {
+    match is_before_redis_7() {
+        true => "-@dangerous +client|setname +client|tracking +client|caching",
+        false => "-@dangerous",
+    }
 }
 
 fn acl(user: &str) -> Vec<&str> {

@@ -277,9 +277,10 @@ async fn restarted_empty_the_lock_is_lost_and_the_next_request_works() {
 
 #[tokio::test]
 async fn a_server_that_is_loading_its_data_is_waited_for() {
-    let mut server = RedisServer::start_with(&["--dbfilename", "dump.rdb"]).await;
+    let file = ["--dbfilename", "dump.rdb", "--rdbcompression", "no"];
+    let mut server = RedisServer::start_with(&file).await;
     let redis = server.client().await;
-    run(&redis, "DEBUG POPULATE 20000").await;
+    run(&redis, "DEBUG POPULATE 2000 key 20000").await;
     run(&redis, "SAVE").await;
     let locks = LockManager::connect(&server.url()).await.unwrap();
     locks
@@ -290,15 +291,8 @@ async fn a_server_that_is_loading_its_data_is_waited_for() {
         .await
         .unwrap();
     server.kill();
-    // At a hundred µs for each key, this takes two seconds.
-    server
-        .restart_with(&[
-            "--key-load-delay",
-            "100",
-            "--loading-process-events-interval-bytes",
-            "1024",
-        ])
-        .await;
+    // At a millisecond for each key, this takes two seconds. It answers after every two megabytes.
+    server.restart_with(&["--key-load-delay", "1000"]).await;
     let error = unavailable(&locks).await;
     assert!(
         error.to_string().to_lowercase().contains("loading"),

@@ -165,15 +165,16 @@ async fn an_answer_that_redis_refuses_for_a_moment_is_replayed_to_whoever_waits_
         let running = first.begin(post(&key)).await;
         gate.arrived().await;
         run(&redis, "CONFIG SET maxmemory 1").await;
+        run(&redis, "CONFIG RESETSTAT").await;
         gate.open();
+        // Redis 6.2 does not count it as `OOM`, as a script has met it.
         eventually("Redis has refused the answer", || async {
             support::text(&redis, "INFO errorstats")
                 .await
-                .contains("OOM")
+                .contains("errorstat_")
         })
         .await;
         run(&redis, "CONFIG SET maxmemory 0").await;
-        run(&redis, "CONFIG RESETSTAT").await;
         let duplicate = match is_elsewhere {
             true => second.send(post(&key)).await,
             false => first.send(post(&key)).await,

@@ -7,7 +7,9 @@ use tower_distributed_lock::{IdempotencyLayer, LockManager, lock::RejectionKind}
 use super::{layer, record};
 use crate::idempotency::{RECORD, WAIT};
 use crate::once::{App, Runs, post};
-use crate::support::{Gate, RedisServer, eventually, expires_in, minute, run, soon};
+use crate::support::{
+    Gate, RedisServer, eventually, expires_in, is_before_redis_7, minute, run, soon,
+};
 
 #[tokio::test]
 async fn a_key_has_the_expiry_of_its_lease_while_it_runs_and_of_its_record_after() {
@@ -82,16 +84,17 @@ async fn a_record_that_cannot_be_read_is_an_error_and_left_alone() {
     let mut damaged = good.clone();
     let body = damaged.windows(5).position(|text| text == b"run 1");
     damaged[body.unwrap() + 4] = b'3';
-    for bad in [
+    // Redis 6.2 reads the place behind the take: what is empty there looks like what was released.
+    let empty = (!is_before_redis_7()).then(Vec::new);
+    for bad in empty.into_iter().chain([
         b"something else".to_vec(),
-        b"".to_vec(),
         b"TDLR".to_vec(),
         newer,
         flagged,
         damaged,
         good[..good.len() - 1].to_vec(),
         [&good[..], b"x"].concat(),
-    ] {
+    ]) {
         let set = async |value: &[u8]| {
             let mut set = redis::cmd("SET");
             let set = set.arg(RECORD).arg(value);
