@@ -8,7 +8,7 @@ use tower_distributed_lock::{ErrorKind, LockManager, LostReason};
 use super::{TIMEOUT, impatient, recovers, unavailable};
 use crate::support::{
     ClosedPort, Mode, PATIENCE, Proxy, RedisServer, clients, eventually, eventually_no_trace,
-    eventually_queued, minute, run, script_calls, short_lived, soon, value,
+    eventually_queued, knows_what_was_said, minute, run, script_calls, short_lived, soon, value,
 };
 
 #[tokio::test]
@@ -228,8 +228,10 @@ async fn a_connection_that_is_killed_costs_no_request() {
         one.connect(&server.url()).await.unwrap(),
     );
     let guard = one.try_acquire("held").await.unwrap();
-    let waiting = tokio::spawn(async move { two.acquire("held", PATIENCE).await });
+    let waiter = two.clone();
+    let waiting = tokio::spawn(async move { waiter.acquire("held", PATIENCE).await });
     eventually_queued(&redis, "held", 1).await;
+    knows_what_was_said(&two).await;
     for round in 0..20 {
         run(&redis, "CLIENT KILL TYPE normal SKIPME yes").await;
         run(&redis, "CLIENT KILL TYPE pubsub SKIPME yes").await;
