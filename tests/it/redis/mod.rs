@@ -72,7 +72,8 @@ pub fn without_dangerous() -> &'static str {
     }
 }
 
-fn acl(user: &str) -> Vec<&str> {
+/// The server's arguments for a user.
+pub fn acl(user: &str) -> Vec<&str> {
     std::iter::once("--user")
         .chain(user.split_whitespace())
         .collect()

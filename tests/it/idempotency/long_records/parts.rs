@@ -12,7 +12,7 @@ use super::{
 };
 use crate::idempotency::RECORD;
 use crate::once::{App, Runs, post, text};
-use crate::redis::{rights_of_the_guide, without_dangerous};
+use crate::redis::{acl, rights_of_the_guide, without_dangerous};
 use crate::support::{
     Mode, Proxy, RedisServer, eventually, expires_in, has_resp3, minute, run, soon, watched_keys,
 };
@@ -124,8 +124,7 @@ fn a_process_that_dies_while_it_writes_leaves_nothing_for_long() {
 async fn an_acl_user_with_just_the_rights_for_locks_keeps_long_records() {
     let (rights, less) = (rights_of_the_guide(), without_dangerous());
     let user = format!("worker on >secret {rights} {less}");
-    let user: Vec<&str> = std::iter::once("--user").chain(user.split(' ')).collect();
-    let server = RedisServer::start_with(&user).await;
+    let server = RedisServer::start_with(&acl(&user)).await;
     let redis = server.client().await;
     let url = format!("redis://worker:secret@127.0.0.1:{}", server.port);
     let locks = patient().connect(&url).await.unwrap();
